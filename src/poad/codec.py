@@ -1,0 +1,107 @@
+"""Text to token ids and back; the border between prompt and action is defined here and only here.
+
+An action's tokens are those that follow the prompt's when a space and the action are written behind
+it; prompt and action are never tokenized together, so no token straddles the border. One
+end-of-action token closes every action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from poad.batch import TokenIds
+from poad.trie import ActionTrie
+
+_ANCHOR = ":"
+
+
+class TextCodec:
+    """A tokenizer with memory: texts of a small world repeat, so each is encoded once.
+
+    Args:
+        tokenizer: a transformers tokenizer (fast or slow).
+        memory: how many texts to remember before starting afresh.
+    """
+
+    def __init__(self, tokenizer: Any, memory: int = 65_536) -> None:
+        self.tokenizer = tokenizer
+        self.end_id = _end_token(tokenizer)
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = self.end_id if pad is None else pad
+        self._memory = memory
+        self._prompts: dict[str, TokenIds] = {}
+        self._actions: dict[str, TokenIds] = {}
+        self._tries: dict[tuple[str, ...], ActionTrie] = {}
+
+    def prompt(self, text: str) -> TokenIds:
+        """Token ids of an observation, with the special tokens the model expects before it.
+
+        Raises:
+            ValueError: the observation has no tokens, so nothing could be predicted from it.
+        """
+        ids = self._prompts.get(text)
+        if ids is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+            if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
+                ids = ids[:-1]  # some tokenizers close every text; this one goes on
+            if not ids:
+                raise ValueError(
+                    f"The observation {text!r} has no tokens; a world must show some text."
+                )
+            self._remember(self._prompts, text, ids)
+        return ids
+
+    def action(self, text: str) -> TokenIds:
+        """Token ids of an action as they follow a prompt, closed by the end-of-action token."""
+        ids = self._actions.get(text)
+        if ids is None:
+            ids = (*self._continuation(text), self.end_id)
+            self._remember(self._actions, text, ids)
+        return ids
+
+    def trie(self, offered: Sequence[str]) -> ActionTrie:
+        """The offered actions as one token tree; the same object for the same offer.
+
+        Raises:
+            ValueError: no actions, or two that are the same string or the same tokens.
+        """
+        key = tuple(offered)
+        trie = self._tries.get(key)
+        if trie is None:
+            trie = ActionTrie.build([self.action(text) for text in key], key)
+            self._remember(self._tries, key, trie)
+        return trie
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What an action's tokens say, without the end token and the space before it."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as readable text."""
+        return [self.tokenizer.decode([token]) for token in token_ids]
+
+    def _continuation(self, text: str) -> TokenIds:
+        # Tokenizers that put a space before every text would give a lone action two of them, so
+        # the action is encoded behind an anchor and the anchor's tokens are taken off again.
+        def encode(piece: str) -> list[int]:
+            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+        anchor, joined = encode(_ANCHOR), encode(f"{_ANCHOR} {text}")
+        if joined[: len(anchor)] == anchor:
+            return tuple(joined[len(anchor) :])
+        return tuple(encode(f" {text}"))
+
+    def _remember(self, store: dict[Any, Any], key: Any, value: Any) -> None:
+        if len(store) >= self._memory:
+            store.clear()
+        store[key] = value
+
+
+def _end_token(tokenizer: Any) -> int:
+    """The token that closes an action: the tokenizer's end of text."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-text token to close actions with; set tokenizer.eos_token."
+        )
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,151 @@
+"""Environments and policy, turn by turn: the only place that steps worlds while training.
+
+It knows neither critic nor learner. What it hands out is a :class:`Rollout`: turns of N streams and
+the episodes that ended on the way. Its state is only seeds and actions, so that a stopped run can
+be taken up exactly: worlds are deterministic, and replaying an unfinished episode restores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from poad.batch import Turn
+from poad.policy import Memo, Observation, Policy
+
+
+class Episode(NamedTuple):
+    """What a world says of an episode when it ends."""
+
+    episode_return: float
+    length: int
+    success: bool
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Turns of N streams in time order, and the episodes that ended among them."""
+
+    streams: tuple[tuple[Turn, ...], ...]
+    episodes: tuple[Episode, ...]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """All turns, stream after stream."""
+        return [turn for stream in self.streams for turn in stream]
+
+
+@dataclass
+class Stream:
+    """One environment, its current observation, and how it came there."""
+
+    env: gym.Env[str, str]
+    seed: int
+    observation: Observation
+    actions: list[str] = field(default_factory=list)
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of a seed."""
+        prompt, info = self.env.reset(seed=seed)
+        self.seed, self.actions = seed, []
+        self.observation = observe(prompt, info)
+
+    def step(self, action: str) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Act; the caller resets after an ending."""
+        prompt, reward, terminated, truncated, info = self.env.step(action)
+        self.actions.append(action)
+        self.observation = observe(prompt, info)
+        return float(reward), terminated, truncated, info
+
+
+def observe(prompt: str, info: dict[str, Any]) -> Observation:
+    """What ``reset`` or ``step`` showed, as the policy takes it."""
+    offered = info.get("admissible_actions")
+    return Observation(prompt, None if offered is None else tuple(offered))
+
+
+def open_stream(make_env: Callable[[], gym.Env[str, str]], seed: int) -> Stream:
+    """A new environment at the start of the episode of a seed."""
+    stream = Stream(make_env(), seed, Observation(""))
+    stream.reset(seed)
+    return stream
+
+
+class Collector:
+    """N streams of episodes that go on from one rollout to the next.
+
+    Args:
+        make_env: makes one environment.
+        policy: who acts.
+        streams: N.
+        seed: the first episode's seed; each new episode takes the next.
+    """
+
+    def __init__(
+        self, make_env: Callable[[], gym.Env[str, str]], policy: Policy, streams: int, seed: int
+    ) -> None:
+        self._policy = policy
+        self._streams = [open_stream(make_env, seed + i) for i in range(streams)]
+        self._next_seed = seed + streams
+
+    def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
+        """Act ``horizon`` turns in every stream (T)."""
+        turns: list[list[Turn]] = [[] for _ in self._streams]
+        episodes: list[Episode] = []
+        memo: Memo = {}
+        for _ in range(horizon):
+            actions = self._policy.act([s.observation for s in self._streams], generator, memo=memo)
+            for stream, action, history in zip(self._streams, actions, turns, strict=True):
+                prompt = self._policy.codec.prompt(stream.observation.prompt)
+                reward, terminated, truncated, info = stream.step(action.text)
+                after = self._policy.codec.prompt(stream.observation.prompt)
+                duration = int(info.get("duration", 1))
+                history.append(Turn(prompt, action, reward, duration, terminated, truncated, after))
+                if terminated or truncated:
+                    episodes.append(episode_of(info))
+                    stream.reset(self._next_seed)
+                    self._next_seed += 1
+        return Rollout(tuple(map(tuple, turns)), tuple(episodes))
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to stand where it stands, as JSON."""
+        return {
+            "next_seed": self._next_seed,
+            "streams": [{"seed": s.seed, "actions": list(s.actions)} for s in self._streams],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Replay the unfinished episodes of :meth:`state`."""
+        self._next_seed = int(state["next_seed"])
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.reset(int(saved["seed"]))
+            for action in saved["actions"]:
+                stream.step(action)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for stream in self._streams:
+            stream.env.close()
+
+
+def episode_of(info: dict[str, Any]) -> Episode:
+    """The episode's record from the ``info`` of its last step."""
+    episode = info["episode"]
+    return Episode(float(episode["r"]), int(episode["l"]), bool(episode["success"]))
+
+
+def hold_back(
+    streams: Sequence[Sequence[Turn]],
+) -> tuple[list[tuple[Turn, ...]], list[tuple[Turn, ...]]]:
+    """Split streams behind their last ended episode: (finished turns, turns that wait)."""
+    finished, waiting = [], []
+    for stream in streams:
+        ends = [i + 1 for i, turn in enumerate(stream) if turn.terminated or turn.truncated]
+        cut = ends[-1] if ends else 0
+        finished.append(tuple(stream[:cut]))
+        waiting.append(tuple(stream[cut:]))
+    return finished, waiting

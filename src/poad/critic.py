@@ -1,0 +1,92 @@
+"""The critic V(o, w_<j): what a prompt and the beginning of an action are worth.
+
+It reads hidden states at positions. Those of the frozen body never change, so they are computed
+once in a run and remembered; those of the shared body come with the policy's own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from poad.batch import Position, pack
+from poad.models import LanguageModel
+
+
+class Critic(nn.Module):
+    """A multi-layer perceptron from hidden state to value, in float32.
+
+    The paper uses layers of 1024, 512 and 1 (arXiv 2405.15821). The last layer starts at zero, so
+    that an untrained critic says 0 everywhere instead of noise.
+
+    Args:
+        width: size H of a hidden state.
+        hidden: widths of the hidden layers; none makes it linear.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, width: int, hidden: Sequence[int], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.Tanh()]
+            width = size
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values [...] from hidden states [..., H] of any floating dtype."""
+        return self.layers(hidden.float()).squeeze(-1)
+
+
+class FrozenFeatures:
+    """Hidden states of the untrained body, each position computed once.
+
+    Args:
+        model: the language model, loaded with its frozen body.
+        budget: bytes to remember before starting afresh.
+        batch_tokens: tokens per forward pass.
+    """
+
+    def __init__(
+        self, model: LanguageModel, budget: int = 1 << 28, batch_tokens: int = 16_384
+    ) -> None:
+        self._model = model
+        self._capacity = max(1, budget // (4 * model.width))
+        self._batch_tokens = batch_tokens
+        self._index: dict[Position, int] = {}
+        self._features = torch.zeros(0, model.width, device=model.device)
+
+    def __call__(self, positions: Sequence[Position]) -> Tensor:
+        """[Q, H] float32, no gradient, for Q positions."""
+        if len(self._index) > self._capacity:
+            self._index, self._features = {}, self._features[:0]
+        unknown = list(dict.fromkeys(p for p in positions if p not in self._index))
+        if unknown:
+            packed = pack(unknown, self._model.codec.pad_id)
+            new = torch.zeros(len(unknown), self._model.width, device=self._model.device)
+            for rows in row_chunks(packed.token_ids.shape, self._batch_tokens):
+                part, kept = packed.select(rows)
+                new[kept.to(new.device)] = self._model.read_frozen(part).float()
+            for position in unknown:
+                self._index[position] = len(self._index)
+            self._features = torch.cat([self._features, new])
+        index = torch.tensor([self._index[p] for p in positions], device=self._features.device)
+        return self._features[index]
+
+
+def row_chunks(shape: Sequence[int], tokens: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Split rows into runs of at most ``tokens`` columns in all, at least one row each.
+
+    Args:
+        shape: [B, L] of the packed rows.
+        tokens: the limit.
+        rows: [B'] int64, which rows; default all.
+    """
+    rows = torch.arange(shape[0]) if rows is None else rows
+    return rows.split(max(1, tokens // shape[1]))

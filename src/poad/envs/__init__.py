@@ -1,0 +1,136 @@
+"""Text worlds: Gymnasium environments that are read and acted in through text. No torch here.
+
+`make` opens one by name, ours or yours; `known_worlds` and `world_arguments` tell what there is.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+__all__ = ["known_worlds", "make", "register_worlds", "world_arguments"]
+
+
+class _World(NamedTuple):
+    env_id: str
+    entry_point: str
+    kwargs: dict[str, Any]
+    """The constructor arguments that this name fixes."""
+    summary: str
+
+
+_WORLDS = (
+    _World(
+        "poad/TomatoSalad-v0",
+        "poad.envs.kitchen.env:KitchenEnv",
+        {"task": "tomato_salad"},
+        "Kitchen: chop a tomato, put it into the bowl, deliver it.",
+    ),
+    _World(
+        "poad/TomatoLettuceSalad-v0",
+        "poad.envs.kitchen.env:KitchenEnv",
+        {"task": "tomato_lettuce_salad"},
+        "Kitchen: deliver a bowl of chopped tomato and lettuce; an onion is in the way.",
+    ),
+)
+
+
+def register_worlds() -> None:
+    """Register our worlds with Gymnasium, as importing this module does; twice is harmless."""
+    for world in _WORLDS:
+        if world.env_id not in gymnasium.registry:
+            # Our worlds keep the order of calls themselves, and no wrapper costs no time.
+            # No max_episode_steps: TimeLimit would also truncate what has just terminated.
+            gymnasium.register(
+                world.env_id,
+                entry_point=world.entry_point,
+                kwargs=dict(world.kwargs),
+                order_enforce=False,
+            )
+
+
+def known_worlds() -> list[tuple[str, str]]:
+    """List our worlds: the name to `make` each by, and one line about it."""
+    return [(world.env_id, world.summary) for world in _WORLDS]
+
+
+def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
+    """Open a world by its registered name, or by "package.module:EnvId" for one of your own.
+
+    In the second form the module is imported first, which should register the world. `kwargs` go
+    to the world's constructor; `world_arguments` tells which it takes.
+
+    Raises:
+        ValueError: for an unknown name, a module that cannot be imported, or an argument that the
+            world does not take. The message names the alternatives.
+    """
+    spec = _spec(env_id)
+    arguments = world_arguments(env_id)
+    for name in kwargs:
+        if name not in arguments and not _takes_any_argument(spec):
+            raise ValueError(
+                f"{spec.id} takes no argument {name!r}{_close_to(name, arguments)}. "
+                f"It takes: {', '.join(arguments) or 'none'}."
+            )
+    return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+
+
+def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
+    """Map each argument of a world's constructor to its annotation and its default.
+
+    An argument without a default has `inspect.Parameter.empty` there. Arguments that the registered
+    name fixes already are left out. `env_id` and errors are as for `make`.
+    """
+    spec = _spec(env_id)
+    return {
+        parameter.name: (parameter.annotation, parameter.default)
+        for parameter in _parameters(spec)
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in spec.kwargs
+    }
+
+
+def _takes_any_argument(spec: EnvSpec) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(spec))
+
+
+def _parameters(spec: EnvSpec) -> Iterable[inspect.Parameter]:
+    entry_point = spec.entry_point
+    if entry_point is None:
+        raise ValueError(f"{spec.id} is registered without an entry point, so it cannot be made")
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    try:
+        return inspect.signature(creator, eval_str=True).parameters.values()
+    except NameError:  # annotations that exist only for a type checker
+        return inspect.signature(creator).parameters.values()
+
+
+def _spec(env_id: str) -> EnvSpec:
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"cannot import {module!r} to find the world {name!r}: {error}"
+            ) from error
+    if name not in gymnasium.registry:
+        where = f", although {module!r} was imported: does it register one?" if colon else "."
+        raise ValueError(
+            f"there is no world {name!r}{_close_to(name, gymnasium.registry)}{where} "
+            f"Known worlds: {', '.join(world.env_id for world in _WORLDS)}. "
+            'One of your own is named "package.module:EnvId".'
+        )
+    return gymnasium.registry[name]
+
+
+def _close_to(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known))
+    return f" (close: {', '.join(close)})" if close else ""
+
+
+register_worlds()

@@ -1,0 +1,146 @@
+"""The drawings: one run's curves inside its page, and several seeds in one figure.
+
+The only module that knows matplotlib, and only inside its functions: it is slow to import.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poad.run import Run
+from poad.stats import median_band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# What the drawings are coloured with, and what the page turns it into, in light and dark.
+_INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
+_THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
+
+
+def curve_svg(
+    metrics: Sequence[Mapping[str, float]],
+    key: str,
+    limits: tuple[float, float] | None = None,
+    dots: Sequence[tuple[float, float, float, float]] = (),
+    size: tuple[float, float] = (4.2, 2.3),
+) -> str:
+    """One metric against environment steps as an inline SVG that follows the page's colours.
+
+    Args:
+        metrics: as :meth:`poad.run.Run.metrics` gives them.
+        key: which metric.
+        limits: of the vertical axis; none: what the values need.
+        dots: (steps, value, lowest, highest) of points to mark with their intervals.
+        size: width and height in inches; the smaller, the larger its text once scaled to the page.
+
+    Returns:
+        The ``<svg>`` element; empty if there is nothing to draw.
+    """
+    points = [(m["env_steps"], m.get(key, math.nan)) for m in metrics]
+    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not points and not dots:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        axes.plot(xs, ys, color=_LINE, lw=1.8, marker="o" if len(xs) < 3 else None)
+        for x, y, low, high in dots:
+            axes.plot([x, x], [low, high], color=_DOT, lw=1.6)
+            axes.plot([x], [y], color=_DOT, marker="o", ms=5, lw=0)
+        axes.set_xlim(left=0)
+        if limits:
+            span = limits[1] - limits[0]
+            axes.set_ylim(limits[0] - 0.02 * span, limits[1] + 0.02 * span)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    first, last = (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
+    label = f"{key} against environment steps, from {first:.3g} to {last:.3g}"
+    return _inline(buffer.getvalue(), label)
+
+
+def _inline(svg: str, label: str) -> str:
+    """A drawing as part of a page: scaled by it, coloured by it, named for those who listen."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names would repeat within the page
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    for drawn, shown in _THEME.items():
+        svg = svg.replace(drawn, shown)
+    return svg
+
+
+def _style(axes: Axes, ink: str, grid: str, ticks: int = 5) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.grid(color=grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=ink, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def plot_learning(runs: Sequence[Run], path: str | Path) -> Path:
+    """Draw how several runs learned: a row per world, success and return by environment steps.
+
+    Runs of one world and method are seeds of one another: their median is a line, the stretch from
+    their lowest to their highest a band.
+
+    Args:
+        runs: at least one.
+        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+
+    Raises:
+        ValueError: there are no runs, or the runs of a group have nothing in common to draw.
+    """
+    if not runs:
+        raise ValueError("There is no run to draw; give at least one.")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    worlds = list(dict.fromkeys(run.config.env for run in runs))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
+        figure = Figure(figsize=(8, 2.6 * len(worlds)), layout="constrained")
+        grid = figure.subplots(len(worlds), 2, squeeze=False)
+        for row, world in zip(grid, worlds, strict=True):
+            group = [run for run in runs if run.config.env == world]
+            for axes, key in zip(row, ("success", "return"), strict=True):
+                _style(axes, "#555555", "#e6e6e6")
+                _bands(axes, group, key)
+                axes.set_title(f"{world}: {key}", fontsize=10, loc="left", parse_math=False)
+            row[0].set_ylim(-0.02, 1.02)
+        for axes in grid[-1]:
+            axes.set_xlabel("environment steps", color="#555555")
+        figure.savefig(
+            path, dpi=160, metadata={"Date": None} if Path(path).suffix == ".svg" else None
+        )
+    return Path(path)
+
+
+def _bands(axes: Axes, runs: Sequence[Run], key: str) -> None:
+    for number, method in enumerate(dict.fromkeys(run.config.credit.method for run in runs)):
+        seeds = [run.metrics() for run in runs if run.config.credit.method == method]
+        curves = [
+            ([m["env_steps"] for m in seed], [m.get(key, math.nan) for m in seed]) for seed in seeds
+        ]
+        x, middle, low, high = median_band(curves)
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+        axes.plot(x, middle, lw=1.8, color=f"C{number}", label=f"{method}, {count}")
+        axes.fill_between(x, low, high, alpha=0.2, color=f"C{number}", lw=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -1,0 +1,440 @@
+"""The agent's policy: text in, action out, and the probabilities that training needs.
+
+``act`` samples; ``decisions`` finds the decisions behind what was sampled; ``evaluate`` gives their
+log-probabilities with gradient. Which tokens are decisions is said once, in ``_decisions_of``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poad.batch import Action, Position, TokenIds, Turn
+from poad.config import ActingConfig
+from poad.decisions import DecisionTable, TokenBatch
+from poad.models import LanguageModel
+from poad.trie import ROOT, ActionTrie
+
+Scheme = Literal["trie", "score", "published"]
+Score = Literal["word", "token", "sum"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a world shows: its text, and the actions it offers (none: write freely)."""
+
+    prompt: str
+    admissible_actions: tuple[str, ...] | None = None
+
+
+class Evaluated(NamedTuple):
+    """What the policy says of a batch of decisions, with gradient."""
+
+    logprob: Tensor
+    """[Q, K] log-probability of each option; -inf where there is none."""
+    entropy: Tensor
+    """[Q] in nats, over the options or the vocabulary, whichever the decision is between."""
+    hidden: Tensor
+    """[R, H] the hidden states that were read."""
+
+
+class Choice(NamedTuple):
+    """One distribution, kept while the weights stand still."""
+
+    logprob: list[float]
+    cumulative: list[float]
+
+    def draw(self, generator: np.random.Generator, greedy: bool) -> int:
+        """Index of an option, sampled or the likeliest."""
+        if greedy:
+            return max(range(len(self.logprob)), key=self.logprob.__getitem__)
+        u = generator.random() * self.cumulative[-1]
+        return next((i for i, c in enumerate(self.cumulative) if u < c), len(self.logprob) - 1)
+
+
+Memo = dict[tuple, "Choice | Sequence[float]"]
+"""Distributions already computed. Valid only while the weights stand still: whoever acts holds it,
+one per rollout."""
+
+
+@dataclass
+class _Walker:
+    """One walk through a trie, from the root to a leaf."""
+
+    prompt: TokenIds
+    trie: ActionTrie
+    generator: np.random.Generator
+    node: int = ROOT
+    nodes: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    choice: list[bool] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    row: int = -1
+    """Its row in the decoder; -1 before the prompt is read."""
+    read: int = 0
+    """Tokens the decoder has read behind the prompt."""
+
+    def step(self, node: int, logprob: float, choice: bool) -> None:
+        self.node = node
+        self.nodes.append(node)
+        self.tokens.append(self.trie.tokens[node])
+        self.logprob.append(logprob)
+        self.choice.append(choice)
+
+
+class Policy:
+    """A language model that acts.
+
+    Args:
+        model: the language model.
+        acting: how it acts; ``auto`` means the trie, and scores per word.
+    """
+
+    def __init__(self, model: LanguageModel, acting: ActingConfig | None = None) -> None:
+        self.model = model
+        self.codec = model.codec
+        self.acting = acting = acting or ActingConfig()
+        self.scheme: Scheme = "trie" if acting.scheme == "auto" else acting.scheme
+        self.score: Score = "word" if acting.score == "auto" else acting.score
+
+    # --- acting -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Sequence[Observation],
+        generator: np.random.Generator | Sequence[np.random.Generator],
+        *,
+        greedy: bool = False,
+        memo: Memo | None = None,
+    ) -> list[Action]:
+        """Write one action for each observation.
+
+        Args:
+            observations: any number, with or without offered actions.
+            generator: the source of randomness; or one for each observation, so that what an
+                episode does depends on no other.
+            greedy: take the likeliest token (or action) instead of sampling.
+            memo: distributions to reuse and extend; only while the weights stand still.
+
+        Raises:
+            ValueError: a world offers actions that are empty, repeated or the same tokens.
+        """
+        memo = {} if memo is None else memo
+        actions: list[Action | None] = [None] * len(observations)
+        restricted = [i for i, o in enumerate(observations) if o.admissible_actions is not None]
+        free = [i for i, o in enumerate(observations) if o.admissible_actions is None]
+        walk = self._walk if self.scheme == "trie" else self._pick
+        many = len(observations)
+        each = [generator] * many if isinstance(generator, np.random.Generator) else generator
+        for indices, method in ((restricted, walk), (free, self._write)):
+            if indices:
+                chosen = [observations[i] for i in indices]
+                acted = method(chosen, [each[i] for i in indices], greedy, memo)
+                for i, action in zip(indices, acted, strict=True):
+                    actions[i] = action
+        return [action for action in actions if action is not None]
+
+    def _walk(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        memo: Memo,
+    ) -> list[Action]:
+        """Trie policy: at every node renormalize over the children and sample (ALGORITHM §4)."""
+        walkers = [
+            _Walker(*self._encode(o), generator=generator)
+            for o, generator in zip(observations, generators, strict=True)
+        ]
+        decoder = self.model.decoder()
+        waiting = [w for w in walkers if not self._advance(w, greedy, memo)]
+        while waiting:
+            self._read_nodes(waiting, decoder, memo)
+            waiting = [w for w in waiting if not self._advance(w, greedy, memo)]
+        return [
+            Action(
+                w.trie.texts[w.trie.leaves.index(w.node)],
+                tuple(w.tokens),
+                tuple(w.choice),
+                tuple(w.logprob),
+                w.trie,
+                tuple(w.nodes),
+            )
+            for w in walkers
+        ]
+
+    def _advance(self, w: _Walker, greedy: bool, memo: Memo) -> bool:
+        """Walk on as far as is known; whether the leaf was reached."""
+        while children := w.trie.children[w.node + 1]:
+            if len(children) == 1:
+                w.step(children[0], 0.0, choice=False)
+                continue
+            known = memo.get((w.prompt, w.trie, w.node))
+            if not isinstance(known, Choice):
+                return False
+            option = known.draw(w.generator, greedy)
+            w.step(children[option], known.logprob[option], choice=True)
+        return True
+
+    def _read_nodes(self, waiting: list[_Walker], decoder, memo: Memo) -> None:
+        """One forward pass for all walkers that stand at an unknown node; equal ones share it."""
+        groups: dict[tuple, list[_Walker]] = {}
+        for w in waiting:
+            groups.setdefault((w.prompt, tuple(w.tokens)), []).append(w)
+        firsts = [group[0] for group in groups.values()]
+        if firsts[0].row < 0:
+            hidden = decoder.read([(*w.prompt, *w.tokens) for w in firsts])
+        else:
+            chunks = [tuple(w.tokens[w.read :]) for w in firsts]
+            hidden = decoder.read(chunks, [w.row for w in firsts])
+        logits = self.model.logits(hidden)
+        for row, group in enumerate(groups.values()):
+            for w in group:
+                w.row, w.read = row, len(w.tokens)
+                key = (w.prompt, w.trie, w.node)
+                if key not in memo:
+                    tokens = [w.trie.tokens[c] for c in w.trie.children[w.node + 1]]
+                    scores = logits[row, tokens] / self.acting.temperature
+                    memo[key] = _choice(scores.log_softmax(-1))
+
+    def _pick(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        memo: Memo,
+    ) -> list[Action]:
+        """Whole-action policy: softmax over normalized scores of all offered actions."""
+        pairs = [self._encode(o) for o in observations]
+        table = DecisionTable()
+        unknown = {pair: self._whole(*pair, table) for pair in pairs if pair not in memo}
+        if unknown:
+            logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
+            for (prompt, trie), q in unknown.items():
+                memo[prompt, trie] = _choice(logprob[q, : len(trie.leaves)])
+        actions = []
+        for (prompt, trie), generator in zip(pairs, generators, strict=True):
+            choice = memo[prompt, trie]
+            assert isinstance(choice, Choice)
+            option = choice.draw(generator, greedy)
+            actions.append(_whole_action(trie, option, choice.logprob[option]))
+        if self.scheme == "published":
+            return self._as_tokens([prompt for prompt, _ in pairs], actions, memo)
+        return actions
+
+    def _as_tokens(
+        self, prompts: Sequence[TokenIds], actions: Sequence[Action], memo: Memo
+    ) -> list[Action]:
+        """The same actions with the full-vocabulary log-probability of each of their tokens."""
+        keys = [(p, a.token_ids) for p, a in zip(prompts, actions, strict=True)]
+        counted = {key: [True] * len(key[1]) for key in keys}
+        if not self.acting.score_end:
+            for choice in counted.values():
+                choice[-1] = False
+        unknown = [key for key in counted if key not in memo]
+        if unknown:
+            turns = [
+                Turn(prompt, Action("", tokens, tuple(counted[prompt, tokens]), ()), 0.0)
+                for prompt, tokens in unknown
+            ]
+            batch, decision, option = self.decisions(turns)
+            logprob = self.evaluate(batch).logprob.cpu()[decision, option]
+            logprob = logprob.where(decision >= 0, torch.zeros(()))
+            for key, values in zip(unknown, logprob.tolist(), strict=True):
+                memo[key] = tuple(values[: len(key[1])])
+        return [
+            replace(action, choice=tuple(counted[key]), logprob=tuple(memo[key]))
+            for key, action in zip(keys, actions, strict=True)
+        ]
+
+    def _write(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        memo: Memo,
+    ) -> list[Action]:
+        """Free writing: every token of the vocabulary, until a stop text or the budget's end."""
+        prompts = [self.codec.prompt(o.prompt) for o in observations]
+        tokens: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        decoder = self.model.decoder()
+        hidden = decoder.read(prompts)
+        writing = list(range(len(prompts)))
+        while True:
+            scores = (self.model.logits(hidden) / self.acting.temperature).log_softmax(-1)
+            cumulative = scores.double().exp().cumsum(-1)
+            u = torch.tensor([[generators[i].random()] for i in writing], dtype=torch.float64)
+            u = u.to(scores.device)
+            drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).squeeze(1)
+            drawn = drawn.clamp(max=scores.shape[1] - 1)
+            chosen = scores.argmax(-1) if greedy else drawn
+            taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
+            alive = []
+            for row, (i, token) in enumerate(zip(writing, chosen.tolist(), strict=True)):
+                tokens[i].append(token)
+                logprobs[i].append(taken[row])
+                if not self._is_over(tokens[i]):
+                    alive.append(row)
+            if not alive:
+                break
+            writing = [writing[row] for row in alive]
+            hidden = decoder.read([(tokens[i][-1],) for i in writing], alive)
+        return [
+            Action(self._spoken(ids), tuple(ids), (True,) * len(ids), tuple(values))
+            for ids, values in zip(tokens, logprobs, strict=True)
+        ]
+
+    def _is_over(self, tokens: list[int]) -> bool:
+        if tokens[-1] == self.codec.end_id or len(tokens) >= self.acting.max_action_tokens:
+            return True
+        text = self.codec.tokenizer.decode(tokens)
+        return any(stop in text for stop in self.acting.stop)
+
+    def _spoken(self, tokens: list[int]) -> str:
+        """The text of a freely written action: up to the first stop text."""
+        kept = tokens[:-1] if tokens[-1] == self.codec.end_id else tokens
+        text = self.codec.tokenizer.decode(kept)
+        for stop in self.acting.stop:
+            text = text.partition(stop)[0]
+        return text.strip()
+
+    def _encode(self, observation: Observation) -> tuple[TokenIds, ActionTrie]:
+        offered = observation.admissible_actions or ()
+        return self.codec.prompt(observation.prompt), self.codec.trie(offered)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def decisions(
+        self, turns: Sequence[Turn], also: Sequence[Position] = ()
+    ) -> tuple[TokenBatch, Tensor, Tensor]:
+        """The distinct decisions behind some turns.
+
+        Args:
+            turns: n turns that this policy acted.
+            also: further positions to read in the same rows.
+
+        Returns:
+            The batch of Q decisions; [n, D] int64, the decision behind each token, -1 where there
+            was none; [n, D] int64, the option taken. D is the longest action's token count.
+        """
+        length = max(len(turn.action.token_ids) for turn in turns)
+        decision = np.full((len(turns), length), -1)
+        option = np.zeros((len(turns), length), dtype=np.int64)
+        table = DecisionTable()
+        seen: dict[tuple, list[tuple[int, int, int]]] = {}
+        for i, turn in enumerate(turns):
+            key = (turn.prompt_ids, turn.action.trie, turn.action.token_ids)
+            if key not in seen:
+                seen[key] = list(self._decisions_of(turn, table))
+            for column, q, k in seen[key]:
+                decision[i, column] = q
+                option[i, column] = k
+        batch = table.batch(self.codec.pad_id, also)
+        return batch, torch.from_numpy(decision), torch.from_numpy(option)
+
+    def evaluate(self, batch: TokenBatch) -> Evaluated:
+        """Log-probabilities and entropies of a batch of decisions, with gradient.
+
+        An option's score is the sum of its tokens' log-probabilities over its divisor; the policy
+        is the softmax over the options (``renormalize``), or the vocabulary's own distribution.
+        """
+        hidden = self.model.read(batch.packed)
+        logits = self.model.logits(hidden)  # [R, V]
+        device = logits.device
+        if batch.read.shape[2] > 1 or bool((batch.divisor != 1).any()):
+            logits = logits.log_softmax(-1)  # elsewhere the vocabulary's normalizer cancels
+        read, token = batch.read.to(device), batch.token.to(device)
+        score = logits[read, token].masked_fill(~batch.token_mask.to(device), 0.0).sum(2)
+        score = score / batch.divisor.to(device) / self.acting.temperature
+        score = score.masked_fill(~batch.option_mask.to(device), -math.inf)
+        among = score.log_softmax(-1)
+        if bool(batch.renormalize.all()):
+            return Evaluated(among, _entropy(among), hidden)
+        everything = (logits[read[:, 0, 0]] / self.acting.temperature).log_softmax(-1)  # [Q, V]
+        picked = everything.gather(1, token[:, :, 0])
+        picked = picked.masked_fill(~batch.option_mask.to(device), -math.inf)
+        among_options = batch.renormalize.to(device)
+        logprob = torch.where(among_options[:, None], among, picked)
+        entropy = torch.where(among_options, _entropy(among), _entropy(everything))
+        return Evaluated(logprob, entropy, hidden)
+
+    def probabilities(self, observation: Observation, memo: Memo | None = None) -> list[float]:
+        """[K] probability of each offered action, in the order offered."""
+        prompt, trie = self._encode(observation)
+        memo = {} if memo is None else memo
+        known = memo.get(("probabilities", prompt, trie))
+        if known is None:
+            with torch.no_grad():
+                known = memo["probabilities", prompt, trie] = self._probabilities(prompt, trie)
+        return list(known)  # pyright: ignore[reportReturnType]
+
+    def _probabilities(self, prompt: TokenIds, trie: ActionTrie) -> list[float]:
+        table = DecisionTable()
+        if self.scheme != "trie":
+            self._whole(prompt, trie, table)
+            return self.evaluate(table.batch(self.codec.pad_id)).logprob[0].exp().tolist()
+        nodes = [n for n in range(ROOT, len(trie.tokens)) if len(trie.children[n + 1]) > 1]
+        if not nodes:
+            return [1.0]
+        for node in nodes:
+            table.at_node(prompt, trie, node)
+        logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob.tolist()
+        taken = {
+            child: logprob[q][k]
+            for q, node in enumerate(nodes)
+            for k, child in enumerate(trie.children[node + 1])
+        }
+        return [math.exp(sum(taken.get(n, 0.0) for n in trie.path(leaf))) for leaf in trie.leaves]
+
+    # --- what counts as a decision ------------------------------------------------------------
+
+    def _decisions_of(self, turn: Turn, table: DecisionTable) -> Iterator[tuple[int, int, int]]:
+        """(column, decision, option) of each decision of a turn."""
+        prompt, action, trie = turn.prompt_ids, turn.action, turn.action.trie
+        for j, choice in enumerate(action.choice):
+            if not choice:
+                continue
+            if trie is None or self.scheme == "published":
+                yield j, *table.of_vocabulary((prompt, action.token_ids[:j]), action.token_ids[j])
+            elif self.scheme == "trie":
+                parent = trie.parents[action.nodes[j]]
+                option = trie.children[parent + 1].index(action.nodes[j])
+                yield j, table.at_node(prompt, trie, parent), option
+            else:
+                yield j, self._whole(prompt, trie, table), trie.leaves.index(action.nodes[-1])
+
+    def _whole(self, prompt: TokenIds, trie: ActionTrie, table: DecisionTable) -> int:
+        return table.between_actions(prompt, trie, self.score, self.acting.score_end)
+
+
+def _choice(logprob: Tensor) -> Choice:
+    return Choice(logprob.tolist(), logprob.double().exp().cumsum(-1).tolist())
+
+
+def _whole_action(trie: ActionTrie, option: int, logprob: float) -> Action:
+    """An action chosen as one lump: one decision, recorded at its first token."""
+    nodes = trie.path(trie.leaves[option])
+    tokens = tuple(trie.tokens[n] for n in nodes)
+    rest = len(nodes) - 1
+    choice = len(trie.leaves) > 1
+    return Action(
+        trie.texts[option],
+        tokens,
+        (choice, *(False,) * rest),
+        (logprob if choice else 0.0, *(0.0,) * rest),
+        trie,
+        nodes,
+    )
+
+
+def _entropy(logprob: Tensor) -> Tensor:
+    """Entropy in nats over the last axis; options at -inf add nothing."""
+    return -(logprob.exp() * logprob.masked_fill(logprob == -math.inf, 0.0)).sum(-1)

@@ -1,0 +1,301 @@
+"""The learner: a rollout becomes credit, and credit becomes gradient steps.
+
+Clipped PPO (arXiv 1707.06347) over decision slots. Identical decisions of a rollout are computed
+once: a minibatch is a share of the distinct rows, and every turn that fell on one of its decisions
+adds its own term to the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poad.batch import Turn
+from poad.collector import Rollout, hold_back
+from poad.config import Config
+from poad.credit import Credit, Slots, Trajectory
+from poad.critic import Critic, FrozenFeatures, row_chunks
+from poad.decisions import TokenBatch
+from poad.lesson import Lesson, lay_out, read_where
+from poad.losses import (
+    approx_kl,
+    clipped_surrogate,
+    clipped_value_loss,
+    explained_variance,
+    masked_moments,
+    normalize_advantages,
+)
+from poad.methods import Method
+from poad.policy import Policy
+
+
+class _Step(NamedTuple):
+    """What one minibatch said."""
+
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    kl: float
+    clip_fraction: float
+    drift: float
+    grad_norm: float
+
+
+class PPO:
+    """Learns a policy and its critic from rollouts.
+
+    Args:
+        policy: trained in place.
+        critic: trained in place.
+        features: the frozen features the critic reads; none makes it read the policy's own body.
+        method: who gets credit.
+        config: rates, discounts and seeds.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        critic: Critic,
+        features: FrozenFeatures | None,
+        method: Method,
+        config: Config,
+    ) -> None:
+        self.policy, self.critic, self.method = policy, critic, method
+        self._features = features
+        self._config = config
+        slots = config.credit.slots
+        self._slots: Slots = method.slots if slots == "auto" else slots
+        self._groups = [policy.model.parameters(), list(critic.parameters())]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": self._groups[0], "lr": config.ppo.lr},
+                {"params": self._groups[1], "lr": config.critic.lr},
+            ],
+            eps=1e-5,
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.waiting: list[tuple[Turn, ...]] = [() for _ in range(config.streams)]
+
+    def update(self, rollout: Rollout, progress: float = 0.0) -> dict[str, float]:
+        """Learn from a rollout; what is learned is measured before each step.
+
+        Args:
+            rollout: what the policy did, as it is now.
+            progress: share of the run that is over, for annealed learning rates.
+        """
+        rate = 1.0 - progress if self._config.ppo.anneal else 1.0
+        for group, lr in zip(
+            self.optimizer.param_groups, (self._config.ppo.lr, self._config.critic.lr), strict=True
+        ):
+            group["lr"] = lr * rate
+        streams, stale = self._streams(rollout)
+        if not any(stream for stream in streams):
+            return {}
+        lesson, metrics = self._prepare(streams, stale)
+        ppo, steps, passes = self._config.ppo, [], 0
+        if ppo.recompute_logprob and lesson:
+            lesson, metrics["logprob_drift"] = self._recomputed(lesson)
+        while lesson and passes < ppo.epochs:
+            passes += 1
+            for step in self._one_pass(lesson):
+                steps.append(step)
+            if ppo.kl_stop is not None and steps[-1].kl > ppo.kl_stop:
+                break
+        if steps:
+            metrics |= _means(steps)
+            metrics.setdefault("logprob_drift", steps[0].drift)
+        return metrics | {"passes": float(passes)}
+
+    # --- from turns to terms ------------------------------------------------------------------
+
+    def _streams(self, rollout: Rollout) -> tuple[list[tuple[Turn, ...]], list[int]]:
+        """The turns to learn from, and how many of each stream an older policy acted."""
+        if self.method.uses_critic:
+            return list(rollout.streams), [0] * len(rollout.streams)
+        stale = [len(turns) for turns in self.waiting]
+        joined = [a + b for a, b in zip(self.waiting, rollout.streams, strict=True)]
+        finished, self.waiting = hold_back(joined)
+        return finished, stale
+
+    def _prepare(
+        self, streams: Sequence[Sequence[Turn]], stale: Sequence[int]
+    ) -> tuple[Lesson | None, dict[str, float]]:
+        turns = [turn for stream in streams for turn in stream]
+        readings = read_where(streams, self.method, self._slots)
+        features = self._features(readings.positions) if self._features else None
+        also = () if self._features else readings.positions
+        if not any(any(turn.action.choice) for turn in turns):
+            return None, {}
+        batch, decision, option = self.policy.decisions(turns, also)
+        value = self._values(batch, features).cpu()
+        credit_config = self._config.credit
+        by_duration = credit_config.discount == "duration"
+        trajectory, place = lay_out(streams, readings, value, credit_config.gamma, by_duration)
+        credit = self._credit(trajectory)
+        advantage = normalize_advantages(credit.advantage, credit.mask, self._config.ppo.std_floor)
+
+        def of_turns(tensor: Tensor) -> Tensor:  # [N, T, D] -> [n, D]
+            return tensor.flatten(0, 1)[place]
+
+        mask, value_mask = of_turns(credit.mask), of_turns(credit.value_mask)
+        logprob = torch.zeros(decision.shape)
+        for i, turn in enumerate(turns):
+            logprob[i, : len(turn.action.logprob)] = torch.tensor(turn.action.logprob)
+        fresh = torch.tensor(
+            [
+                t >= old
+                for stream, old in zip(streams, stale, strict=True)
+                for t in range(len(stream))
+            ]
+        )
+        position = readings.at[value_mask]
+        lesson = Lesson(
+            batch=batch,
+            readings=readings,
+            features=features,
+            decision=decision[mask],
+            option=option[mask],
+            old_logprob=logprob[mask],
+            fresh=fresh[:, None].expand_as(mask)[mask],
+            advantage=of_turns(advantage)[mask],
+            position=position,
+            target=of_turns(credit.target)[value_mask],
+            old_value=value[position],
+        )
+        _, std = masked_moments(credit.advantage, credit.mask)
+        explained = explained_variance(trajectory.value, credit.target, credit.value_mask)
+        return lesson, {"explained_variance": float(explained), "advantage_std": float(std)}
+
+    def _credit(self, trajectory: Trajectory) -> Credit:
+        credit = self._config.credit
+        return self.method.credit(
+            trajectory,
+            credit.gamma,
+            credit.lam,
+            lam_token=credit.lam_token,
+            gamma_token=credit.gamma_token,
+            slots=self._slots,
+        )
+
+    @torch.no_grad()
+    def _values(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
+        """[U] the critic as it stands."""
+        if features is not None:
+            return self.critic(features)
+        packed = batch.packed
+        value = torch.zeros(len(batch.also))
+        for rows in row_chunks(packed.token_ids.shape, self._config.ppo.micro_batch_tokens):
+            part, _, kept = batch.select(rows)
+            value[kept] = self.critic(self.policy.model.read(part.packed)[part.also]).cpu()
+        return value
+
+    @torch.no_grad()
+    def _recomputed(self, lesson: Lesson) -> tuple[Lesson, float]:
+        """The lesson with old log-probabilities from a fresh pass, and how far they had drifted."""
+        q, k, _ = lesson.batch.read.shape
+        logprob = torch.zeros(q, k)
+        shape = lesson.batch.packed.token_ids.shape
+        for rows in row_chunks(shape, self._config.ppo.micro_batch_tokens):
+            part, kept, _ = lesson.batch.select(rows)
+            logprob[kept] = self.policy.evaluate(part).logprob.cpu()
+        fresh = logprob[lesson.decision, lesson.option]
+        drift = (fresh - lesson.old_logprob)[lesson.fresh].abs()
+        largest = float(drift.max()) if len(drift) else math.nan
+        return replace(lesson, old_logprob=fresh), largest
+
+    # --- gradient steps -----------------------------------------------------------------------
+
+    def _one_pass(self, lesson: Lesson) -> list[_Step]:
+        """Every term once, in minibatches of rows; stops early on the approximate KL."""
+        ppo = self._config.ppo
+        count = len(lesson.batch.packed.token_ids)
+        parts = min(ppo.minibatches, count)
+        rows = torch.randperm(count, generator=self.generator).chunk(parts)
+        readings = torch.randperm(len(lesson.readings.positions), generator=self.generator)
+        steps: list[_Step] = []
+        for chosen, read in zip(rows, readings.tensor_split(len(rows)), strict=True):
+            steps.append(self._step(lesson, chosen, read, 1.0 / len(rows)))
+            if ppo.kl_stop is not None and steps[-1].kl > ppo.kl_stop:
+                break
+        return steps
+
+    def _step(self, lesson: Lesson, rows: Tensor, read: Tensor, share: float) -> _Step:
+        """One gradient step on some rows (and, with a frozen body, on some readings).
+
+        Sums are divided by this minibatch's expected number of terms, not by its own, so that a
+        turn weighs the same whichever minibatch its row falls into.
+        """
+        ppo = self._config.ppo
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(5)
+        drift = 0.0
+        for chunk in row_chunks(lesson.batch.packed.token_ids.shape, ppo.micro_batch_tokens, rows):
+            loss, sums, worst = self._loss(lesson, chunk, share)
+            loss.backward()
+            totals += sums
+            drift = max(drift, worst)
+        if lesson.features is not None:
+            value = self.critic(lesson.features[read])
+            loss, total = self._value_loss(lesson, read, value, share)
+            loss.backward()
+            totals[1] += total
+        norms = [torch.nn.utils.clip_grad_norm_(group, ppo.max_grad_norm) for group in self._groups]
+        if ppo.kl_stop is None or totals[3] <= ppo.kl_stop:
+            self.optimizer.step()
+        policy_loss, value_loss, entropy, kl, clipped = totals.tolist()
+        return _Step(policy_loss, value_loss, entropy, kl, clipped, drift, float(norms[0]))
+
+    def _loss(self, lesson: Lesson, rows: Tensor, share: float) -> tuple[Tensor, Tensor, float]:
+        """The loss of some rows; its parts as sums over terms; the largest log-prob difference."""
+        ppo = self._config.ppo
+        batch, kept, kept_also = lesson.batch.select(rows)
+        place = torch.full((len(lesson.batch.read),), -1)
+        place[kept] = torch.arange(len(kept))
+        mine = place[lesson.decision] >= 0
+        new = self.policy.evaluate(batch)
+        device = new.logprob.device
+        decision, option = place[lesson.decision[mine]].to(device), lesson.option[mine].to(device)
+        old, advantage = lesson.old_logprob[mine].to(device), lesson.advantage[mine].to(device)
+        logprob, entropy = new.logprob[decision, option], new.entropy[decision]
+        terms = max(1.0, len(lesson.decision) * share)
+        surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / terms
+        loss = surrogate - ppo.entropy * entropy.sum() / terms
+        value_total = 0.0
+        if lesson.features is None:
+            value = self.critic(new.hidden[batch.also.to(device)])
+            value_loss, value_total = self._value_loss(lesson, kept_also, value, share)
+            loss = loss + value_loss
+        with torch.no_grad():
+            log_ratio = logprob - old
+            clipped = ((log_ratio.exp() - 1).abs() > ppo.clip).sum() / terms
+            kl = approx_kl(logprob, old).sum() / terms
+            compared = log_ratio[lesson.fresh[mine].to(device)].abs()
+            drift = float(compared.max()) if len(compared) else 0.0
+            parts = [surrogate.item(), value_total, (entropy.sum() / terms).item(), kl, clipped]
+        return loss, torch.tensor([float(part) for part in parts]), drift
+
+    def _value_loss(
+        self, lesson: Lesson, read: Tensor, value: Tensor, share: float
+    ) -> tuple[Tensor, float]:
+        """The weighted value loss at some readings, and its unweighted mean."""
+        place = torch.full((len(lesson.readings.positions),), -1)
+        place[read] = torch.arange(len(read))
+        mine = place[lesson.position] >= 0
+        new = value[place[lesson.position[mine]].to(value.device)]
+        old, target = lesson.old_value[mine].to(new), lesson.target[mine].to(new)
+        config = self._config.critic
+        terms = max(1.0, len(lesson.position) * share)
+        loss = clipped_value_loss(new, old, target, config.clip).sum() / terms
+        return config.coefficient * loss, float(loss.detach())
+
+
+def _means(steps: Sequence[_Step]) -> dict[str, float]:
+    """Averages over an update's steps; the KL and the clipped share of its last."""
+    names = ("policy_loss", "value_loss", "entropy", "grad_norm")
+    means = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in names}
+    return means | {"kl": steps[-1].kl, "clip_fraction": steps[-1].clip_fraction}

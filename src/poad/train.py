@@ -1,0 +1,203 @@
+"""The story of one run: collect, learn, report, again.
+
+:func:`train` is a generator of metrics: whoever iterates it decides when to look and when to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poad import snapshot
+from poad.agent import Agent, load_agent
+from poad.collector import Collector, Episode, Rollout
+from poad.config import Config
+from poad.envs import make
+from poad.evaluate import evaluate, summarize
+from poad.ppo import PPO
+
+if TYPE_CHECKING:
+    from poad.run import Run
+
+Metrics = dict[str, float]
+
+
+class Clock:
+    """CPU seconds (all threads of this process) and wall seconds spent inside ``with``."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = self.last = 0.0
+
+    def __enter__(self) -> Clock:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.last = time.perf_counter() - self._wall
+        self.wall += self.last
+        self.cpu += time.process_time() - self._cpu
+
+
+class Trainer:
+    """The parts of one run, joined.
+
+    Args:
+        config: what to train; resolved on the way.
+        run: where to write, or none.
+        resume: go on from the run's newest checkpoint.
+    """
+
+    def __init__(self, config: Config, run: Run | None = None, *, resume: bool = False) -> None:
+        self.agent: Agent = load_agent(config)
+        self.config = config = self.agent.config
+        self.run = run
+        self.learner = PPO(
+            self.agent.policy, self.agent.critic, self.agent.features, self.agent.method, config
+        )
+        self.collector = Collector(
+            lambda: make(config.env, **config.env_args),
+            self.agent.policy,
+            config.streams,
+            config.seed * 1_000_003,
+        )
+        self.generator = np.random.default_rng(config.seed)
+        self.iteration = self.env_steps = self.episodes = self._saved = 0
+        self.recent: deque[Episode] = deque(maxlen=100)
+        self.collecting, self.updating = Clock(), Clock()
+        if resume:
+            self._resume()
+
+    def iterate(self) -> Metrics:
+        """One rollout and one update; their metrics."""
+        with self.collecting:
+            rollout = self.collector.collect(self.config.horizon, self.generator)
+        with self.updating:
+            learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
+        self.iteration += 1
+        self.env_steps += len(rollout.turns)
+        self.episodes += len(rollout.episodes)
+        self.recent.extend(rollout.episodes)
+        return self._metrics(rollout, learned)
+
+    def evaluate(self) -> Metrics:
+        """A sampled evaluation in the middle of training, on record like the final one."""
+        config = self.config.eval
+        records = list(
+            evaluate(
+                self.agent,
+                episodes=config.episodes,
+                seed=config.seed,
+                greedy=False,
+                streams=config.streams,
+                checkpoint=self.iteration,
+            )
+        )
+        if self.run is not None:
+            self.run.add_episodes(records)
+        summary = summarize(records)
+        return {"eval_success": summary["success_rate"], "eval_return": summary["mean_return"]}
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment, unless there is one."""
+        if self.run is None or self._saved == self.iteration:
+            return
+        tensors, state = snapshot.take(self.agent, self.learner, self.collector, self.generator)
+        self.run.save_checkpoint(self.iteration, tensors, state | self._counters())
+        self._saved = self.iteration
+
+    def _counters(self) -> dict[str, Any]:
+        clocks = (self.collecting, self.updating)
+        return {
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "recent": [list(episode) for episode in self.recent],
+            "seconds": [[clock.cpu, clock.wall] for clock in clocks],
+        }
+
+    def _resume(self) -> None:
+        assert self.run is not None
+        tensors, state = self.run.load_checkpoint()
+        snapshot.restore(tensors, state, self.agent, self.learner, self.collector, self.generator)
+        self.iteration = self._saved = state["iteration"]
+        self.env_steps, self.episodes = state["env_steps"], state["episodes"]
+        self.recent.extend(Episode(*episode) for episode in state["recent"])
+        for clock, (cpu, wall) in zip(
+            (self.collecting, self.updating), state["seconds"], strict=True
+        ):
+            clock.cpu, clock.wall = cpu, wall
+        self.run.truncate_metrics(self.iteration)
+
+    def _metrics(self, rollout: Rollout, learned: Metrics) -> Metrics:
+        def recent(field: str) -> float:
+            values = [getattr(episode, field) for episode in self.recent]
+            return float(np.mean(values)) if values else math.nan
+
+        collect, update = self.collecting, self.updating
+        return {
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "return": recent("episode_return"),
+            "success": recent("success"),
+            "length": recent("length"),
+            **{name: learned.get(name, math.nan) for name in LEARNED},
+            "collect_seconds": collect.last,
+            "update_seconds": update.last,
+            "cpu_seconds": collect.cpu + update.cpu,
+            "wall_seconds": collect.wall + update.wall,
+            "steps_per_second": len(rollout.turns) / max(1e-9, collect.last + update.last),
+        }
+
+
+LEARNED = (
+    "entropy",
+    "kl",
+    "clip_fraction",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "advantage_std",
+    "grad_norm",
+    "logprob_drift",
+    "passes",
+)
+"""The metrics of an update, in the order they are written."""
+
+
+def train(config: Config, run: Run | None = None, *, resume: bool = False) -> Iterator[Metrics]:
+    """Train an agent; iterate to go on, stop iterating to stop.
+
+    Args:
+        config: what to train.
+        run: a directory to write metrics and checkpoints to; none writes nothing.
+        resume: go on from the run's newest checkpoint, exactly where it was.
+
+    Yields:
+        The metrics of each iteration: means over the last 100 training episodes, the update's
+        losses, and seconds. docs/runs.md explains each.
+    """
+    trainer = Trainer(config, run, resume=resume)
+    config, due = trainer.config, trainer.config.eval.every
+    whole = True  # whether the trainer stands between two iterations
+    try:
+        while trainer.env_steps < config.steps:
+            whole = False
+            metrics = trainer.iterate()
+            whole = True
+            if due and trainer.iteration % due == 0:
+                metrics |= trainer.evaluate()
+            if run is not None:
+                run.log(metrics)
+            if config.checkpoint_every and trainer.iteration % config.checkpoint_every == 0:
+                trainer.save()
+            yield metrics
+    finally:
+        if whole:  # an interrupted update is not kept: the last checkpoint is exact
+            trainer.save()
+        trainer.collector.close()

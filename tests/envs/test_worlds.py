@@ -1,0 +1,99 @@
+"""Finding and opening worlds by name."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from poad.envs import known_worlds, make, register_worlds, world_arguments
+
+MODULE = """
+import gymnasium
+from poad.envs.kitchen.env import KitchenEnv
+
+class Mine(KitchenEnv):
+    def __init__(self, level: "Level", *, hint: str = "none", **kwargs):
+        super().__init__(**kwargs)
+        self.level, self.hint = level, hint
+
+class Strict(KitchenEnv):
+    def __init__(self, level: int, salt: float = 0.5):
+        super().__init__()
+
+gymnasium.register("mine/Kitchen-v0", entry_point=Mine, kwargs={"task": "tomato_salad"})
+gymnasium.register("mine/Strict-v3", entry_point=Strict)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my_worlds.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_worlds"
+    sys.modules.pop("my_worlds", None)
+    for env_id in ("mine/Kitchen-v0", "mine/Strict-v3"):
+        gymnasium.registry.pop(env_id, None)
+
+
+def test_known_worlds_have_a_name_to_make_them_by_and_a_line_about_them():
+    ids = [env_id for env_id, _ in known_worlds()]
+    assert {"poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0"} <= set(ids)
+    for env_id, summary in known_worlds():
+        assert isinstance(make(env_id), gymnasium.Env)
+        assert summary
+        assert "\n" not in summary
+
+
+def test_registering_again_changes_nothing():
+    before = dict(gymnasium.registry)
+    register_worlds()  # a warning would be an error here
+    assert dict(gymnasium.registry) == before
+
+
+def test_arguments_are_those_that_the_name_leaves_open():
+    assert world_arguments("poad/TomatoSalad-v0") == {"max_steps": (int, 200)}
+    assert vars(make("poad/TomatoSalad-v0", max_steps=9).unwrapped)["max_steps"] == 9
+
+
+def test_a_world_of_ones_own_is_imported_by_its_module(module: str):
+    env = make(f"{module}:mine/Kitchen-v0", level=3, max_steps=7)
+    assert vars(env.unwrapped)["level"] == 3
+    assert vars(env.unwrapped)["max_steps"] == 7
+    arguments = world_arguments(f"{module}:mine/Kitchen-v0")
+    assert list(arguments) == ["level", "hint"]
+    assert arguments["level"][1] is inspect.Parameter.empty
+    assert arguments["hint"][1] == "none"
+
+
+def test_an_unknown_name_names_close_ones_and_the_known_worlds():
+    with pytest.raises(ValueError) as caught:
+        make("poad/TomatoSald-v0")
+    assert "no world 'poad/TomatoSald-v0' (close: poad/TomatoSalad-v0" in str(caught.value)
+    assert all(env_id in str(caught.value) for env_id, _ in known_worlds())
+
+
+def test_a_module_without_that_world_or_without_existence_is_named(module: str):
+    with pytest.raises(ValueError, match=r"no world 'mine/Kitchn-v0' \(close: mine/Kitchen-v0"):
+        make(f"{module}:mine/Kitchn-v0")
+    with pytest.raises(ValueError, match="cannot import 'no_such_module' to find the world"):
+        make("no_such_module:mine/Kitchen-v0")
+
+
+def test_an_unknown_argument_names_what_the_world_takes(module: str):
+    with pytest.raises(ValueError, match=r"no argument 'max_step' \(close: max_steps\)"):
+        make("poad/TomatoSalad-v0", max_step=9)
+    with pytest.raises(ValueError, match="no argument 'task'"):
+        make("poad/TomatoSalad-v0", task="tomato_lettuce_salad")
+    with pytest.raises(ValueError, match="It takes: level, salt"):
+        make(f"{module}:mine/Strict-v3", level=1, pepper=2)
+
+
+def test_a_world_without_an_entry_point_cannot_be_made():
+    gymnasium.register("mine/Vector-v0", vector_entry_point="nowhere:Nothing")
+    try:
+        with pytest.raises(ValueError, match="without an entry point"):
+            make("mine/Vector-v0")
+    finally:
+        del gymnasium.registry["mine/Vector-v0"]

@@ -6,9 +6,7 @@ so any episode of an evaluation can be played again.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from poad.collector import Stream, episode_of, open_stream
 from poad.envs import make
 from poad.policy import Memo, Observation
 from poad.stats import wilson_interval
+from poad.versions import versions
 
 
 def evaluate(
@@ -99,12 +98,6 @@ def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "mean_return": float(np.mean([row[1] for row in rows])) if count else None,
         "mean_length": float(np.mean([row[2] for row in rows])) if count else None,
     }
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    packages = {name: version(name) for name in ("poad", "torch", "transformers", "gymnasium")}
-    return packages | {"python": platform.python_version()}
 
 
 class _Play:

@@ -121,7 +121,7 @@ class _Evaluation:
 
 
 def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
-    """All evaluations, newest checkpoint first, and the episode to show.
+    """All evaluations, the run's own world and newest checkpoint first, and the episode to show.
 
     The episode is the newest checkpoint's first one, sampled if there is one: not a chosen one.
     """
@@ -143,8 +143,11 @@ def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
         )
         if best is None or rank >= best:
             example, best = record, rank
-    ordered = sorted(found.values(), key=lambda e: (-_order(e.checkpoint), e.mode != "sampled"))
-    return ordered, example
+
+    def place(e: _Evaluation) -> tuple[bool, str, int, bool]:
+        return e.env != run.config.env, e.env, -_order(e.checkpoint), e.mode != "sampled"
+
+    return sorted(found.values(), key=place), example
 
 
 def _order(checkpoint: int | None) -> int:
@@ -192,7 +195,12 @@ def _status(run: Run, metrics: Sequence[Mapping[str, float]]) -> str:
 def _cards(metrics: Sequence[Mapping[str, float]], evaluations: Sequence[_Evaluation]) -> Html:
     last = metrics[-1] if metrics else {}
     cards: list[tuple[str, str, str]] = []
-    for e in [e for e in evaluations if e.checkpoint == evaluations[0].checkpoint][:2]:
+    newest = [
+        e
+        for e in evaluations
+        if (e.checkpoint, e.env) == (evaluations[0].checkpoint, evaluations[0].env)
+    ]
+    for e in newest:
         low, high = e.interval
         note = f"95 %: {_percent(low)} – {_percent(high)}, {len(e.outcomes):,} episodes"
         cards.append((f"success, {e.mode}", _percent(e.rate), note))
@@ -229,7 +237,7 @@ def _curves(
     dots = [
         (steps_at[e.checkpoint], e.rate, *e.interval)
         for e in evaluations
-        if e.mode == "sampled" and e.checkpoint in steps_at
+        if e.mode == "sampled" and e.env == evaluations[0].env and e.checkpoint in steps_at
     ]
     success = "mean of the last 100 training episodes" + (
         "; dots: evaluation, 95 %" if dots else ""

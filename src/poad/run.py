@@ -153,6 +153,13 @@ class Run:
             (self.path / "summary.json").unlink(missing_ok=True)  # no longer the outcome
         self._open_mirrors(first=iteration + 1)
 
+    def change_config(self, config: Config) -> None:
+        """Write another configuration, for going on with more steps, say."""
+        self._begin_writing()
+        with _reporting(f"write {self.path / 'config.yaml'}"):
+            write_text(self.path / "config.yaml", dump(config))
+        self.config = config
+
     def add_episodes(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append evaluation episodes, each as it comes, so that an interruption keeps the rest."""
         path = self.path / "episodes.jsonl"

@@ -1,0 +1,72 @@
+"""What ``poad envs`` prints: the worlds, a world's manual page, and whether it keeps the rules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from poad.config import ConfigError
+from poad.envs import known_worlds, make, world_arguments
+from poad.envs.check import WorldError, check_env
+
+
+def list_worlds() -> int:
+    """Print the worlds that come with poad."""
+    console = Console()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for env_id, summary in known_worlds():
+        table.add_row(f"[bold]{env_id}[/]", summary)
+    console.print(table)
+    console.print(
+        "\nA world's manual page: poad envs ID. One of your own: --env my_module:MyWorld-v0, a\n"
+        "gymnasium.Env over text; poad envs my_module:MyWorld-v0 --check tests it.",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+def show_world(env_id: str, env_args: Mapping[str, Any]) -> int:
+    """Print a world's manual page, its arguments and its first observation."""
+    console = Console()
+    env = _open(env_id, env_args)
+    console.rule(env_id, align="left")
+    console.print(inspect.getdoc(type(env.unwrapped)) or "(no manual page)", markup=False)
+    console.rule("Arguments", align="left", style="dim")
+    arguments = world_arguments(env_id)
+    for name, (annotation, default) in arguments.items():
+        kind = getattr(annotation, "__name__", annotation)
+        shown = "" if default is inspect.Parameter.empty else f" = {default!r}"
+        console.print(f"{name}: {kind}{shown}", markup=False)
+    if not arguments:
+        console.print("none")
+    console.rule("First observation", align="left", style="dim")
+    prompt, info = env.reset(seed=0)
+    console.print(prompt, markup=False, highlight=False)
+    for action in info.get("admissible_actions", ()):
+        console.print(f"  {action}", markup=False, highlight=False)
+    env.close()
+    return 0
+
+
+def check_one(env_id: str, env_args: Mapping[str, Any]) -> int:
+    """Test a world against the rules every text world keeps; 0 when it does."""
+    _open(env_id, env_args).close()
+    try:
+        check_env(lambda: make(env_id, **env_args))
+    except WorldError as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        return 1
+    print(f"{env_id} keeps all the rules of a text world.")
+    return 0
+
+
+def _open(env_id: str, env_args: Mapping[str, Any]):
+    try:
+        return make(env_id, **env_args)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

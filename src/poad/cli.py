@@ -1,0 +1,294 @@
+"""The command line: ``poad train | eval | play | envs``.
+
+Only parsing lives here; what a command does is in the module it calls, loaded when it is called, so
+that ``poad --help`` costs no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from poad.config import Config, ConfigError, load
+
+_OVERVIEW = """\
+poad: train language agents by reinforcement learning, with credit for every token
+
+  poad train   train an agent in a text world
+  poad eval    examine a trained agent, sampled and greedy
+  poad play    watch an agent turn by turn, or play yourself
+  poad envs    list the worlds, read a world's manual page, check a world of your own
+
+Start here:
+  poad train                                             tomato salad by POAD, a few seconds
+  poad train --config configs/tomato_lettuce_salad.yaml  a complete configuration from a file
+  poad train --env poad/TomatoSalad-v0 --credit.method twosome --seed 1
+  poad play runs/tomato-salad-poad-seed0
+
+Each command explains itself: poad train --help
+"""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train an agent in a text world.
+
+    A run is a directory: configuration, metrics, episodes, checkpoints and a report. Ctrl-C stops
+    after the current iteration and loses nothing; --resume goes on exactly where it was.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Path | None = None
+    """A YAML file of settings (configs/ holds complete ones); other flags override it."""
+    run: Path | None = None
+    """Directory of the new run; default runs/<world>-<method>-seed<n>."""
+    resume: Path | None = None
+    """Go on with this run instead of starting a new one; more --steps are allowed."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show nothing but errors."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Examine a trained agent: play episodes sampled and greedy, and keep every turn on record."""
+
+    run: tyro.conf.Positional[Path]
+    """The run."""
+    episodes: int = 100
+    """Episodes in each mode."""
+    checkpoint: int | None = None
+    """Iteration to take; default the newest."""
+    untrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the model as it was before training."""
+    seed: int | None = None
+    """Seed of the first episode; default the run's own (eval.seed)."""
+    env: str | None = None
+    """Another world than the one it was trained in."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that world."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one plain line per mode, nothing else."""
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Watch an agent turn by turn, with the probabilities of the offered actions; or play."""
+
+    target: tyro.conf.Positional[str]
+    """A run, or a world: its untrained model plays, or you with --human."""
+    human: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Choose the actions yourself."""
+    seed: int | None = None
+    """Seed of the episode; a run plays the episode its evaluation played."""
+    greedy: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the likeliest token instead of sampling."""
+    checkpoint: int | None = None
+    """Iteration to take; default the newest."""
+    untrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the run's model as it was before training."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world, when the target is one."""
+
+
+@dataclass(frozen=True)
+class EnvsOptions:
+    """List the worlds, or show the manual page of one."""
+
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """A world: a registered name, or package.module:EnvId."""
+    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Test whether it keeps what every text world must keep."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world."""
+
+
+def _train(options: TrainOptions) -> int:
+    from poad.launch import free_path, resume_run, train_run
+
+    if options.resume is not None:
+        if options.run is not None or options.config is not None:
+            raise ConfigError(
+                "--resume takes the run's own directory and configuration; "
+                "leave out --run and --config."
+            )
+        return resume_run(options.resume, options.settings, quiet=options.quiet)
+    path = options.run or free_path(options.settings)
+    return train_run(options.settings, path, quiet=options.quiet)
+
+
+def _eval(options: EvalOptions) -> int:
+    from poad.launch import evaluate_run
+
+    if options.episodes < 1:
+        raise ConfigError(f"--episodes {options.episodes}: must be above 0.")
+    return evaluate_run(
+        options.run,
+        options.episodes,
+        checkpoint=options.checkpoint,
+        untrained=options.untrained,
+        seed=options.seed,
+        env=options.env,
+        env_args=options.env_args,
+        quiet=options.quiet,
+    )
+
+
+def _play(options: PlayOptions) -> int:
+    is_run = Path(options.target).is_dir()
+    if options.human:
+        from poad.play import play_human
+
+        if is_run:
+            raise ConfigError(
+                f"{options.target} is a run; --human wants a world (see `poad envs`)."
+            )
+        return play_human(options.target, options.env_args, options.seed or 0)
+    from poad.play import play_run, play_untrained
+
+    if is_run or not _names_a_world(options.target):
+        return play_run(
+            Path(options.target),
+            seed=options.seed,
+            greedy=options.greedy,
+            checkpoint=options.checkpoint,
+            untrained=options.untrained,
+        )
+    config = Config(env=options.target, env_args=options.env_args)
+    return play_untrained(config, seed=options.seed or 0, greedy=options.greedy)
+
+
+def _names_a_world(target: str) -> bool:
+    from poad.envs import known_worlds
+
+    return ":" in target or target.startswith("poad/") or target in dict(known_worlds())
+
+
+def _envs(options: EnvsOptions) -> int:
+    from poad.catalogue import check_one, list_worlds, show_world
+
+    if options.env is None:
+        return list_worlds()
+    if options.check:
+        return check_one(options.env, options.env_args)
+    return show_world(options.env, options.env_args)
+
+
+_COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "train": (TrainOptions, _train),
+    "eval": (EvalOptions, _eval),
+    "play": (PlayOptions, _play),
+    "envs": (EnvsOptions, _envs),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for a failure, 2 for a mistake, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_OVERVIEW, end="")
+        return 0
+    if arguments[0] == "--version":
+        from poad.versions import versions
+
+        print(f"poad {versions()['poad']}")
+        return 0
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f" Did you mean `poad {near[0]}`?" if near else ""
+        return _fail(f"There is no command {name!r}.{hint} There are: {', '.join(_COMMANDS)}.")
+    if os.getcwd() not in sys.path:  # so that --env my_module:MyWorld-v0 finds a local module
+        sys.path.insert(0, os.getcwd())
+    try:
+        options_type, command = _COMMANDS[name]
+        return command(_parse(name, options_type, rest))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `poad … | head`
+        sys.stdout = None
+        return 0
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        return _fail(str(error))
+
+
+def _parse(name: str, options_type: type, arguments: list[str]) -> Any:
+    default = None
+    if options_type is TrainOptions:
+        base = Config()
+        if (resumed := _value_of("--resume", arguments)) is not None:
+            from poad.run import Run
+
+            base = Run.open(resumed).config
+        elif (path := _value_of("--config", arguments)) is not None:
+            base = load(path)
+        default = TrainOptions(settings=base)
+    return tyro.cli(
+        options_type,
+        prog=f"poad {name}",
+        args=arguments,
+        default=default,
+        registry=_registry(),
+    )
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What follows a flag, before tyro parses: defaults may come from there."""
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Teaches tyro to read `--env-args name=value …`; values are read as YAML."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def named_values(info: tyro.constructors.PrimitiveTypeInfo):
+        if info.type != dict[str, Any] and info.type_origin is not dict:
+            return None
+
+        def read(arguments: list[str]) -> dict[str, Any]:
+            values = {}
+            for argument in arguments:
+                name, equals, value = argument.partition("=")
+                if not (name and equals):
+                    raise ValueError(f"expected name=value, not {argument!r}")
+                values[name] = yaml.safe_load(value)
+            return values
+
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="NAME=VALUE ...",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{k}={v}" for k, v in value.items()],
+        )
+
+    return registry
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether the message is meant for the user, so that a traceback would only be in the way."""
+    return type(error).__module__.startswith("poad.")
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"poad: {message}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Commands around whole runs: train one to its report, or examine one that exists."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from poad.agent import Agent, load_agent, resolve
+from poad.config import Config, ConfigError, to_dict
+from poad.console import Progress, show_evaluation, watch
+from poad.envs import make
+from poad.evaluate import evaluate, summarize
+from poad.report import write_report
+from poad.run import Run
+from poad.train import Metrics, train
+
+MODES = {"sampled": False, "greedy": True}
+_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "mirrors")
+
+
+def check_world(config: Config) -> None:
+    """Open and close the world, so that a wrong name or argument is told before anything loads.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        make(config.env, **config.env_args).close()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def free_path(config: Config) -> Path:
+    """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered where it is taken."""
+    world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
+    world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
+    base = Path("runs") / f"{world}-{config.credit.method}-seed{config.seed}"
+    path, number = base, 2
+    while path.exists() and any(path.iterdir()):
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
+    """Train a new run from the first step to its report; the exit status."""
+    config = resolve(config)
+    check_world(config)
+    with Run.create(path, config) as run:
+        return _carry_out(run, config, resume=False, quiet=quiet)
+
+
+def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
+    """Go on with a run that was stopped; the exit status.
+
+    Args:
+        path: the run.
+        config: its configuration, perhaps with more steps or another evaluation.
+        quiet: show nothing.
+
+    Raises:
+        ConfigError: the configuration would make it another run.
+    """
+    with Run.open(path) as run:
+        before, after = to_dict(run.config), to_dict(config)
+        changed = [key for key in after if after[key] != before[key]]
+        if forbidden := [key for key in changed if key not in _MAY_CHANGE]:
+            raise ConfigError(
+                f"Resuming {path} with another {', '.join(forbidden)} would make it another run; "
+                f"only {', '.join(_MAY_CHANGE)} may change."
+            )
+        run.load_checkpoint()
+        if changed:
+            run.change_config(config)
+        return _carry_out(run, config, resume=True, quiet=quiet)
+
+
+def _carry_out(run: Run, config: Config, *, resume: bool, quiet: bool) -> int:
+    console = Console(quiet=quiet)
+    last: Metrics = run.metrics()[-1] if resume and run.metrics() else {}
+    size = f"{config.steps:,} steps, {config.streams} streams"
+    console.print(
+        f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
+        f"({config.model.name}, seed {config.seed}, {size}) into {run.path}",
+        highlight=False,
+    )
+    with _polite_interrupt() as interrupted, Progress(config.steps, quiet, console) as progress:
+        for metrics in train(config, run, resume=resume):
+            last = metrics
+            progress.update(metrics)
+            if interrupted:
+                break
+    summary: dict[str, Any] = {
+        "env": config.env,
+        "method": config.credit.method,
+        "seed": config.seed,
+        "status": "stopped" if interrupted else "finished",
+        **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},
+        "training_episodes": last.get("episodes"),
+    }
+    if not interrupted and config.eval.episodes:
+        agent = load_agent(config, run.load_checkpoint()[0])
+        console.print()
+        results = examine(run, agent, run.checkpoints()[-1], config.eval.episodes, console=console)
+        summary |= results["sampled"] | {"evaluation": results}
+    run.write_summary(summary)
+    report = write_report(run)
+    console.print(_outcome(run, report, summary), highlight=False)
+    return 130 if interrupted else 0
+
+
+def examine(
+    run: Run,
+    agent: Agent,
+    checkpoint: int | None,
+    episodes: int,
+    *,
+    seed: int | None = None,
+    env: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate sampled and greedy, keep the episodes in the run, show and return the summaries."""
+    settings = run.config.eval
+    results: dict[str, dict[str, Any]] = {}
+    for mode, greedy in MODES.items():
+        records = evaluate(
+            agent,
+            episodes=episodes,
+            seed=settings.seed if seed is None else seed,
+            greedy=greedy,
+            streams=settings.streams,
+            env=env,
+            env_args=env_args,
+            checkpoint=checkpoint,
+        )
+        rows = []
+        for record in watch(records, episodes, f"evaluating, {mode}", console.quiet, console):
+            run.add_episodes([record])
+            rows.append({key: record[key] for key in ("success", "return", "length")})
+        results[mode] = summarize(rows)
+    if not console.quiet:
+        show_evaluation(console, results)
+    return results
+
+
+def _outcome(run: Run, report: Path, summary: Mapping[str, Any]) -> str:
+    seconds = summary["cpu_seconds"]
+    used = f"{summary['env_steps'] or 0:,} steps, {seconds or 0:.1f} CPU seconds"
+    if summary["status"] == "stopped":
+        return (
+            f"\nStopped after {used}; nothing is lost. Go on with\n"
+            f"  poad train --resume {run.path}\nSo far: {report}"
+        )
+    return (
+        f"\nTrained in {used}. See {report}\n"
+        f"  poad play {run.path}                   watch it act, with probabilities and values\n"
+        f"  poad eval {run.path} --episodes 1000   examine it more closely"
+    )
+
+
+@contextmanager
+def _polite_interrupt() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a request, true once it came; the second interrupts at once."""
+    asked: list[bool] = []
+
+    def ask(*_: object) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stderr.write("\nStopping after this iteration; Ctrl-C again stops at once.\n")
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: whoever called decides about interrupts
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def load_run(path: Path, checkpoint: int | None, untrained: bool) -> tuple[Run, Agent, int | None]:
+    """A run with its agent as of a checkpoint (none: the newest), and that checkpoint's number."""
+    run = Run.open(path)
+    if untrained:
+        return run, load_agent(run.config), None
+    folder = run.checkpoint_path(checkpoint)
+    tensors, _ = run.load_checkpoint(folder)
+    return run, load_agent(run.config, tensors), int(folder.name)
+
+
+def evaluate_run(
+    path: Path,
+    episodes: int,
+    *,
+    checkpoint: int | None,
+    untrained: bool,
+    seed: int | None,
+    env: str | None,
+    env_args: Mapping[str, Any],
+    quiet: bool,
+) -> int:
+    """Examine a run that exists; the exit status."""
+    console = Console(quiet=quiet)
+    run, agent, iteration = load_run(path, checkpoint, untrained)
+    config = run.config
+    if env is not None or env_args:
+        config = replace(config, env=env or config.env, env_args=dict(env_args))
+        check_world(config)
+    which = "untrained" if iteration is None else f"checkpoint {iteration}"
+    console.print(f"Evaluating {run.path}, {which}, on [bold]{config.env}[/]", highlight=False)
+    with run:
+        results = examine(
+            run,
+            agent,
+            iteration,
+            episodes,
+            seed=seed,
+            env=config.env,
+            env_args=config.env_args,
+            console=console,
+        )
+        report = write_report(run)
+    if quiet:
+        for mode, result in results.items():
+            print(mode, *(f"{key}={value}" for key, value in result.items()))
+    console.print(
+        f"\nEvery turn is in {run.path / 'episodes.jsonl'}; see {report}", highlight=False
+    )
+    return 0

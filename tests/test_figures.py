@@ -1,0 +1,90 @@
+"""Drawings say what the metrics say."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from synthetic_run import metrics, run_of
+
+from poad.config import Config
+from poad.figures import curve_svg, plot_learning
+from poad.run import Run
+
+SVG = "{http://www.w3.org/2000/svg}"
+MADE = [metrics(i) for i in range(1, 6)]
+
+
+def line_points(svg: str) -> list[tuple[float, float]]:
+    """The points of the curve, in the drawing's own units (y grows downwards)."""
+    for path in ET.fromstring(svg).iter(f"{SVG}path"):
+        if "var(--accent)" in path.get("style", ""):
+            numbers = [
+                float(n) for n in path.get("d", "").replace("M", "").replace("L", "").split()
+            ]
+            return list(zip(numbers[::2], numbers[1::2], strict=True))
+    return []
+
+
+def test_the_curve_has_a_point_for_every_number_and_rises_as_they_do():
+    points = line_points(curve_svg(MADE, "success"))
+    assert len(points) == 4  # nothing had finished in the first iteration
+    xs, ys = zip(*points, strict=True)
+    assert list(xs) == sorted(xs)
+    assert list(ys) == sorted(ys, reverse=True)
+
+
+def test_a_drawing_scales_with_its_page_and_can_be_read_aloud():
+    root = ET.fromstring(curve_svg(MADE, "entropy"))
+    assert "viewBox" in root.attrib
+    assert {"width", "height"}.isdisjoint(root.attrib)
+    assert root.get("role") == "img"
+    assert "entropy against environment steps, from 1.04 to 0.542" in root.get("aria-label", "")
+
+
+@pytest.mark.parametrize("key", ["success", "nowhere"])
+def test_without_numbers_there_is_no_drawing(key: str):
+    assert curve_svg([metrics(1)], key) == ""
+    assert curve_svg([], key) == ""
+
+
+def test_evaluations_are_marked_even_without_a_curve():
+    svg = curve_svg([], "success", limits=(0, 1), dots=[(512, 0.9, 0.8, 0.95)])
+    assert svg.count("var(--second)") >= 2
+
+
+def test_infinite_losses_do_not_break_the_drawing():
+    broken = [{**m, "value_loss": math.inf if i else 1.0} for i, m in enumerate(MADE)]
+    assert len(line_points(curve_svg(broken, "value_loss"))) == 1
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_several_seeds_and_methods_become_one_figure(ending: str, tmp_path: Path):
+    runs = [run_of(tmp_path / f"poad{i}", seed=i, iterations=4, episodes=0) for i in range(3)]
+    runs.append(run_of(tmp_path / "ntpo", method="ntpo", iterations=6, episodes=0))
+    path = plot_learning(runs, tmp_path / f"learning.{ending}")
+    content = path.read_bytes()
+    if ending == "png":
+        assert content.startswith(b"\x89PNG")
+    else:
+        text = content.decode()
+        assert "poad, 3 seeds" in text
+        assert "ntpo, 1 seed" in text
+        assert "poad/TomatoSalad-v0: success" in text
+
+
+def test_every_world_gets_its_row(tmp_path: Path):
+    runs = [run_of(tmp_path / "first", iterations=3, episodes=0)]
+    other = Run.create(tmp_path / "second", Config(env="a_$world$"))
+    for i in range(1, 4):
+        other.log(metrics(i))
+    text = plot_learning([*runs, other], tmp_path / "learning.svg").read_text()
+    assert "a_$world$: return" in text
+    assert "poad/TomatoSalad-v0: return" in text
+
+
+def test_no_runs_make_no_figure(tmp_path: Path):
+    with pytest.raises(ValueError, match="no run to draw"):
+        plot_learning([], tmp_path / "learning.svg")

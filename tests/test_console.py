@@ -25,6 +25,13 @@ from poad.console import (
 TOTAL = 20 * 512
 
 
+@pytest.fixture(autouse=True)
+def _the_same_terminal_everywhere(monkeypatch: pytest.MonkeyPatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 def piped(width: int = 80) -> Console:
     return Console(file=io.StringIO(), width=width, force_terminal=False)
 
@@ -228,8 +235,6 @@ def test_a_terminal_without_block_letters_gets_plain_ones():
 
 
 def test_no_color_means_no_color(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
     colourful = terminal(no_color=None)
     show_turn(colourful, turn(), 1)
     assert "\x1b[1;32m" in output(colourful)

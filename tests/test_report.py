@@ -140,6 +140,13 @@ def test_an_unfinished_run_is_told_as_far_as_it_went(iterations: int, tmp_path: 
     assert ("Nothing to draw yet" in page.text) == (iterations == 1)
 
 
+def test_a_run_that_was_stopped_says_so(tmp_path: Path):
+    run = Run.create(tmp_path / "run", Config())
+    run.log(metrics(2))
+    run.write_summary({"status": "stopped"})
+    assert "Run run, stopped: 1,024 of 12,288 environment steps." in page_of(run).text
+
+
 def test_an_evaluation_that_was_repeated_counts_each_seed_once(tmp_path: Path):
     run = run_of(tmp_path / "run", episodes=10)
     run.add_episodes(episode(1_000_000 + i, success=True) for i in range(10))

@@ -76,6 +76,12 @@ def test_a_configuration_that_was_spoiled_by_hand_is_named(tmp_path: Path):
         Run.open(run.path)
 
 
+def test_a_run_may_go_on_with_another_configuration(tmp_path: Path):
+    run = Run.create(tmp_path / "run", Config(steps=512))
+    run.change_config(Config(steps=1024))
+    assert run.config == Run.open(run.path).config == Config(steps=1024)
+
+
 def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

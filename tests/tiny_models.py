@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -15,10 +27,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from transformers.utils import logging
 
-from poad.codec import TextCodec
 from poad.config import ModelConfig
-from poad.models import LanguageModel
+from poad.models import LanguageModel, load_model
 
 PROMPTS = (
     "You see a door.\nYour action:",
@@ -26,7 +38,7 @@ PROMPTS = (
     "It is dark.",
     "A tomato lies on the board; the knife is in the drawer. What do you do?",
 )
-OFFERED = (
+ACTIONS = (
     "open",
     "open door",
     "open red door",
@@ -36,90 +48,143 @@ OFFERED = (
     "take tomato",
     "wait",
 )
-"""Some begin others; shared beginnings, one word to three, choices and forced tokens."""
+"""One word to three, some the beginning of others, with forced tokens and choices."""
 
 
-def _trained(model: Any, trainer: Any, pre_tokenizer: Any, decoder: Any) -> Tokenizer:
-    tokenizer = Tokenizer(model)
+def _trained(model: Any, trainer: Any, pre_tokenizer: Any, decoder: Any) -> Any:
+    tokenizer: Any = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoder
-    texts = [*PROMPTS, *(f" {action}" for action in OFFERED)]
+    texts = [*PROMPTS, *(f" {action}" for action in ACTIONS)]
     tokenizer.train_from_iterator(texts * 3, trainer)
     return tokenizer
 
 
 def byte_level(pad: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as of GPT-2 and Qwen: no beginning of text, any string has an encoding."""
-    trainer: Any = trainers.BpeTrainer(
-        vocab_size=320,  # pyright: ignore
-        special_tokens=["<|end|>", "<|pad|>"] if pad else ["<|end|>"],  # pyright: ignore
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # pyright: ignore
-        show_progress=False,  # pyright: ignore
-    )
-    before: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = _trained(models.BPE(), trainer, before, decoders.ByteLevel())
+    """Byte-level BPE as of GPT-2 and Qwen: nothing opens a text, any string has an encoding."""
+    arguments: Any = {
+        "vocab_size": 320,
+        "special_tokens": ["<|end|>", "<|pad|>"] if pad else ["<|end|>"],
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+        "show_progress": False,
+    }
+    before = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    trainer = trainers.BpeTrainer(**arguments)
+    tokenizer = _trained(models.BPE(), trainer, before, decoders.ByteLevel())  # pyright: ignore
     special = {"eos_token": "<|end|>"} | ({"pad_token": "<|pad|>"} if pad else {})
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def sentencepiece_like(prepend: str = "always", closes: bool = False) -> PreTrainedTokenizerFast:
-    """BPE over ▁words with byte fallback as of Llama 2; ``closes``: ends every text, as T5 does."""
-    special = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    model = models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)  # pyright: ignore
-    trainer: Any = trainers.BpeTrainer(
-        vocab_size=400,  # pyright: ignore
-        special_tokens=special,  # pyright: ignore
-        show_progress=False,  # pyright: ignore
+def sentencepiece_like(
+    prepend: Literal["always", "first", "normalizer"] = "always", closes: bool = False
+) -> PreTrainedTokenizerFast:
+    """BPE over ▁words with byte fallback.
+
+    Args:
+        prepend: who puts a space before a text: the pre-tokenizer, or a normalizer (as of Llama 2).
+        closes: every text ends with the end token, as T5's do.
+    """
+    arguments: Any = {
+        "vocab_size": 400,
+        "special_tokens": ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{b:02X}>" for b in range(256))],
+        "show_progress": False,
+    }
+    bpe: Any = models.BPE
+    metaspace: Any = pre_tokenizers.Metaspace
+    parts: Any = decoders
+    tokenizer = _trained(
+        bpe(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
+        trainers.BpeTrainer(**arguments),
+        metaspace(prepend_scheme="first" if prepend == "first" else "always"),
+        parts.Sequence(
+            [parts.Replace("▁", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+        ),
     )
-    before: Any = pre_tokenizers.Metaspace(prepend_scheme=prepend)  # pyright: ignore
-    after: Any = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]  # pyright: ignore
-    )
-    tokenizer = _trained(model, trainer, before, after)
-    template: Any = processors.TemplateProcessing(
-        single="<s> $A </s>" if closes else "<s> $A",  # pyright: ignore
-        special_tokens=[("<s>", 1), ("</s>", 2)],  # pyright: ignore
-    )
-    tokenizer.post_processor = template
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-    )
+    if prepend == "normalizer":
+        tokenizer.pre_tokenizer = None
+        spaces: Any = normalizers
+        tokenizer.normalizer = spaces.Sequence([spaces.Prepend("▁"), spaces.Replace(" ", "▁")])
+    template: Any = processors.TemplateProcessing
+    single = "<s> $A </s>" if closes else "<s> $A"
+    tokenizer.post_processor = template(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
+    as_json = json.loads(tokenizer.to_str())
+    as_json["added_tokens"] = as_json["added_tokens"][:4]  # bytes are words like others
+    tokenizer = Tokenizer.from_str(json.dumps(as_json))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_LLAMA = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
-ARCHITECTURES = ("llama", "qwen3", "gpt2", "gpt_neox", "mistral")
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "bytes": byte_level,
+    "bytes_without_pad": lambda: byte_level(pad=False),
+    "pieces": sentencepiece_like,
+    "pieces_first": lambda: sentencepiece_like("first"),
+    "pieces_normalized": lambda: sentencepiece_like("normalizer"),
+    "pieces_closed": lambda: sentencepiece_like(closes=True),
+}
+
+_SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_GATED = _SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
+_QWEN = _GATED | {"head_dim": 8}
+_GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+CONFIGURATIONS: dict[str, Callable[..., Any]] = {
+    "llama": lambda **rest: LlamaConfig(**_GATED, **rest),
+    "qwen": lambda **rest: Qwen3Config(**_QWEN, **rest, tie_word_embeddings=True),
+    "gpt2": lambda **rest: GPT2Config(**_GPT2, **rest),
+    "neox": lambda **rest: GPTNeoXConfig(**_SMALL, **rest, intermediate_size=48),
+    # Two whose layers, or some of them, look back six positions only.
+    "mistral": lambda **rest: MistralConfig(**_GATED, **rest, sliding_window=6),
+    "qwen_window": lambda **rest: Qwen3Config(
+        **_QWEN, **rest, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
+}
 
 
-def config_of(name: str, vocabulary: int) -> Any:
-    """A tiny configuration; weights large enough for distributions that are not flat."""
-    common = {"vocab_size": vocabulary, "initializer_range": 0.3}
-    common |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if name == "llama":
-        return LlamaConfig(**_LLAMA, **common)
-    if name == "qwen3":
-        return Qwen3Config(**_LLAMA, **common, tie_word_embeddings=True)
-    if name == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common)
-    if name == "gpt_neox":
-        return GPTNeoXConfig(**_SMALL, **common, intermediate_size=48, rotary_pct=0.5)
-    if name == "mistral":
-        return MistralConfig(**_LLAMA, **common, sliding_window=6)
-    raise KeyError(name)
+class Zoo:
+    """Builds models into directories and loads them the way a run does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = cache(self._path)
+
+    def _path(self, architecture: str = "llama", tokenizer: str = "bytes") -> Path:
+        """A directory as `save_pretrained` leaves it; weights large enough to have opinions."""
+        words = TOKENIZERS[tokenizer]()
+        special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        config = CONFIGURATIONS[architecture](
+            vocab_size=len(words), initializer_range=0.3, **special
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            causal: Any = AutoModelForCausalLM.from_config(config)
+        path = self.folder / f"{architecture}-{tokenizer}"
+        logging.disable_progress_bar()
+        causal.save_pretrained(path)
+        logging.enable_progress_bar()
+        words.save_pretrained(path)
+        return path
+
+    def load(
+        self,
+        architecture: str = "llama",
+        tokenizer: str = "bytes",
+        tuning: Literal["full", "lora"] = "full",
+        **rest: Any,
+    ) -> LanguageModel:
+        """A fresh model. Adapters are random, so that they count, as after some training."""
+        keep_frozen = rest.pop("keep_frozen", True)
+        name = str(self.path(architecture, tokenizer))
+        config = ModelConfig(name=name, tuning=tuning, device="cpu", **rest)
+        model = load_model(config, env="", seed=0, keep_frozen=keep_frozen)
+        if tuning == "lora":
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+        return model
 
 
-def causal(name: str, vocabulary: int, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of an architecture, always the same one."""
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        config = config_of(name, vocabulary)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+def next_token_logits(model: LanguageModel, *token_ids: int) -> torch.Tensor:
+    """[V] what a plain, whole forward pass of transformers over one row says, with gradient."""
+    causal: Any = model.module
+    return causal(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1].float()

@@ -64,10 +64,10 @@ def resolve(config: Config) -> Config:
         acting = replace(acting, scheme="trie" if method.score == "trie" else "score")
     if acting.score == "auto":
         acting = replace(acting, score=method.score if method.score in get_args(Score) else "word")
-    if method.decision == "turn" and not method.spread and acting.scheme == "published":
+    if method.whole_action and acting.scheme != "score":
         raise ConfigError(
-            f"acting.scheme = published forms ratios token by token, but {method.name} decides "
-            "turn by turn; use scheme = score."
+            f"acting.scheme = {acting.scheme} decides token by token, but {method.name} credits "
+            "the action as one decision; use score."
         )
     if method.decision == "token" and acting.scheme == "score":
         raise ConfigError(

@@ -53,10 +53,20 @@ class TextCodec:
         return ids
 
     def action(self, text: str) -> TokenIds:
-        """Token ids of an action as they follow a prompt, closed by the end-of-action token."""
+        """Token ids of an action as they follow a prompt, closed by the end-of-action token.
+
+        Raises:
+            ValueError: the action is blank or has no tokens, so the agent could not write it.
+        """
         ids = self._actions.get(text)
         if ids is None:
-            ids = (*self._continuation(text), self.end_id)
+            written = self._continuation(text) if text.strip() else ()
+            if not written:
+                raise ValueError(
+                    f"The action {text!r} has no tokens; a world must offer actions with words in "
+                    "them that the tokenizer knows."
+                )
+            ids = (*written, self.end_id)
             self._remember(self._actions, text, ids)
         return ids
 
@@ -64,7 +74,7 @@ class TextCodec:
         """The offered actions as one token tree; the same object for the same offer.
 
         Raises:
-            ValueError: no actions, or two that are the same string or the same tokens.
+            ValueError: no actions, a blank one, or two that are the same string or the same tokens.
         """
         key = tuple(offered)
         trie = self._tries.get(key)

@@ -7,7 +7,8 @@ be taken up exactly: worlds are deterministic, and replaying an unfinished episo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ import numpy as np
 
 from poad.batch import Turn
 from poad.policy import Memo, Observation, Policy
+
+
+class WorldFault(RuntimeError):
+    """A world that does not keep its side; the message says which, where, and what is missing."""
 
 
 class Episode(NamedTuple):
@@ -50,16 +55,47 @@ class Stream:
 
     def reset(self, seed: int) -> None:
         """Start the episode of a seed."""
-        prompt, info = self.env.reset(seed=seed)
         self.seed, self.actions = seed, []
-        self.observation = observe(prompt, info)
+        with self._naming_the_world():
+            prompt, info = self.env.reset(seed=seed)
+            self.observation = observe(prompt, info)
 
     def step(self, action: str) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Act; the caller resets after an ending."""
-        prompt, reward, terminated, truncated, info = self.env.step(action)
+        """Act; the caller resets after an ending.
+
+        Raises:
+            WorldFault: an episode ended without saying how it went.
+            Exception: whatever the world raised, with a note on where that was.
+        """
         self.actions.append(action)
-        self.observation = observe(prompt, info)
-        return float(reward), terminated, truncated, info
+        with self._naming_the_world():
+            prompt, reward, terminated, truncated, info = self.env.step(action)
+            self.observation = observe(prompt, info)
+            reward = float(reward)
+        if terminated or truncated:
+            given = info.get("episode")
+            if not (isinstance(given, dict) and {"r", "l", "success"} <= given.keys()):
+                raise WorldFault(
+                    f"An episode ended with info['episode'] = {given!r}; it must hold r (its "
+                    f"return), l (its length) and success. {self._place()}"
+                )
+        return reward, terminated, truncated, info
+
+    def _place(self) -> str:
+        name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
+        last = f" ({self.actions[-1]!r})" if self.actions else ""
+        return (
+            f"This was the world {name!r}, seed {self.seed}, action {len(self.actions)}{last}. "
+            f"poad.check_env({name!r}) tells all that a text world must keep."
+        )
+
+    @contextmanager
+    def _naming_the_world(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(self._place())
+            raise
 
 
 def observe(prompt: str, info: dict[str, Any]) -> Observation:
@@ -92,13 +128,18 @@ class Collector:
         self._streams = [open_stream(make_env, seed + i) for i in range(streams)]
         self._next_seed = seed + streams
 
+    @property
+    def observations(self) -> list[Observation]:
+        """What each stream shows now."""
+        return [stream.observation for stream in self._streams]
+
     def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
         """Act ``horizon`` turns in every stream (T)."""
         turns: list[list[Turn]] = [[] for _ in self._streams]
         episodes: list[Episode] = []
         memo: Memo = {}
         for _ in range(horizon):
-            actions = self._policy.act([s.observation for s in self._streams], generator, memo=memo)
+            actions = self._policy.act(self.observations, generator, memo=memo)
             for stream, action, history in zip(self._streams, actions, turns, strict=True):
                 prompt = self._policy.codec.prompt(stream.observation.prompt)
                 reward, terminated, truncated, info = stream.step(action.text)

@@ -1,7 +1,7 @@
 """The critic V(o, w_<j): what a prompt and the beginning of an action are worth.
 
 It reads hidden states at positions. Those of the frozen body never change, so they are computed
-once in a run and remembered; those of the shared body come with the policy's own forward pass.
+once per rollout; those of the shared body come with the policy's own forward pass.
 """
 
 from __future__ import annotations
@@ -45,39 +45,29 @@ class Critic(nn.Module):
 
 
 class FrozenFeatures:
-    """Hidden states of the untrained body, each position computed once.
+    """Hidden states of the untrained body.
+
+    Nothing is remembered from call to call: the last bits of a hidden state depend on the batch it
+    was computed in, so a memory would let a resumed run, or one that was examined on the way,
+    drift from one that was not. One pass per rollout is cheap beside the gradient steps.
 
     Args:
         model: the language model, loaded with its frozen body.
-        budget: bytes to remember before starting afresh.
         batch_tokens: tokens per forward pass.
     """
 
-    def __init__(
-        self, model: LanguageModel, budget: int = 1 << 28, batch_tokens: int = 16_384
-    ) -> None:
+    def __init__(self, model: LanguageModel, batch_tokens: int = 16_384) -> None:
         self._model = model
-        self._capacity = max(1, budget // (4 * model.width))
         self._batch_tokens = batch_tokens
-        self._index: dict[Position, int] = {}
-        self._features = torch.zeros(0, model.width, device=model.device)
 
     def __call__(self, positions: Sequence[Position]) -> Tensor:
         """[Q, H] float32, no gradient, for Q positions."""
-        if len(self._index) > self._capacity:
-            self._index, self._features = {}, self._features[:0]
-        unknown = list(dict.fromkeys(p for p in positions if p not in self._index))
-        if unknown:
-            packed = pack(unknown, self._model.codec.pad_id)
-            new = torch.zeros(len(unknown), self._model.width, device=self._model.device)
-            for rows in row_chunks(packed.token_ids.shape, self._batch_tokens):
-                part, kept = packed.select(rows)
-                new[kept.to(new.device)] = self._model.read_frozen(part).float()
-            for position in unknown:
-                self._index[position] = len(self._index)
-            self._features = torch.cat([self._features, new])
-        index = torch.tensor([self._index[p] for p in positions], device=self._features.device)
-        return self._features[index]
+        packed = pack(positions, self._model.codec.pad_id)
+        features = torch.zeros(len(positions), self._model.width, device=self._model.device)
+        for rows in row_chunks(packed.token_ids.shape, self._batch_tokens):
+            part, kept = packed.select(rows)
+            features[kept.to(features.device)] = self._model.read_frozen(part).float()
+        return features
 
 
 def row_chunks(shape: Sequence[int], tokens: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:

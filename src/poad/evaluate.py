@@ -7,6 +7,7 @@ so any episode of an evaluation can be played again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from poad.collector import Stream, episode_of, open_stream
 from poad.envs import make
 from poad.policy import Memo, Observation
 from poad.stats import wilson_interval
+from poad.trie import ActionTrie
 from poad.versions import versions
 
 
@@ -61,7 +63,7 @@ def evaluate(
     done: dict[int, dict[str, Any]] = {}
     due = seed
     playing = []
-    for first in [s for s, _ in zip(waiting, range(streams), strict=False)]:
+    for first in list(islice(waiting, streams)):
         stream = open_stream(lambda: make(env, **(env_args or {})), first)
         playing.append(_Play(stream))
     while playing:
@@ -141,12 +143,12 @@ class _Scribe:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._described: dict[tuple[str, TokenIds], dict[str, Any]] = {}
+        self._described: dict[tuple[str, ActionTrie, TokenIds], dict[str, Any]] = {}
 
     def describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
-        key = (observation.prompt, action.token_ids)
         if action.trie is None:
             return self._describe(observation, action, memo)  # free writing hardly repeats
+        key = (observation.prompt, action.trie, action.token_ids)
         if key not in self._described:
             self._described[key] = self._describe(observation, action, memo)
         return self._described[key]

@@ -13,14 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
-from poad.agent import Agent, load_agent, resolve
+from poad.agent import Agent, load_agent
 from poad.config import Config, ConfigError, to_dict
 from poad.console import Progress, show_evaluation, watch
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
 from poad.report import write_report
 from poad.run import Run
-from poad.train import Metrics, train
+from poad.train import Metrics, Trainer
 
 MODES = {"sampled": False, "greedy": True}
 _MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "mirrors")
@@ -51,10 +51,11 @@ def free_path(config: Config) -> Path:
 
 def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
     """Train a new run from the first step to its report; the exit status."""
-    config = resolve(config)
     check_world(config)
-    with Run.create(path, config) as run:
-        return _carry_out(run, config, resume=False, quiet=quiet)
+    trainer = Trainer(config)  # before the run, so that a model that fails leaves none behind
+    with Run.create(path, trainer.config) as run:
+        trainer.run = run
+        return _carry_out(trainer, run, quiet=quiet)
 
 
 def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
@@ -76,23 +77,24 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
                 f"Resuming {path} with another {', '.join(forbidden)} would make it another run; "
                 f"only {', '.join(_MAY_CHANGE)} may change."
             )
-        run.load_checkpoint()
+        trainer = Trainer(config, run, resume=True)
         if changed:
             run.change_config(config)
-        return _carry_out(run, config, resume=True, quiet=quiet)
+        return _carry_out(trainer, run, quiet=quiet)
 
 
-def _carry_out(run: Run, config: Config, *, resume: bool, quiet: bool) -> int:
-    console = Console(quiet=quiet)
-    last: Metrics = run.metrics()[-1] if resume and run.metrics() else {}
+def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
+    console, config = Console(quiet=quiet), trainer.config
+    last: Metrics = next(reversed(run.metrics()), {})
     size = f"{config.steps:,} steps, {config.streams} streams"
     console.print(
         f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
         f"({config.model.name}, seed {config.seed}, {size}) into {run.path}",
         highlight=False,
+        soft_wrap=True,
     )
     with _polite_interrupt() as interrupted, Progress(config.steps, quiet, console) as progress:
-        for metrics in train(config, run, resume=resume):
+        for metrics in trainer.train():
             last = metrics
             progress.update(metrics)
             if interrupted:
@@ -106,13 +108,14 @@ def _carry_out(run: Run, config: Config, *, resume: bool, quiet: bool) -> int:
         "training_episodes": last.get("episodes"),
     }
     if not interrupted and config.eval.episodes:
-        agent = load_agent(config, run.load_checkpoint()[0])
         console.print()
-        results = examine(run, agent, run.checkpoints()[-1], config.eval.episodes, console=console)
+        results = examine(
+            run, trainer.agent, trainer.iteration, config.eval.episodes, console=console
+        )
         summary |= results["sampled"] | {"evaluation": results}
     run.write_summary(summary)
     report = write_report(run)
-    console.print(_outcome(run, report, summary), highlight=False)
+    console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
 
 

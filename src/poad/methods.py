@@ -47,6 +47,11 @@ class Method:
     estimator: Estimator = recursion
     """What makes advantage and target of the five sequences."""
 
+    @property
+    def whole_action(self) -> bool:
+        """Whether the action is one decision, so that only whole offered actions can be judged."""
+        return self.decision == "turn" and not self.spread
+
     def credit(
         self,
         trajectory: Trajectory,

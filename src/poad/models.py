@@ -9,16 +9,18 @@ body stands the *frozen* one, the model as it was before training.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from poad.batch import Packed, TokenIds
+from poad.batch import Packed, TokenIds, pack
 from poad.codec import TextCodec
 from poad.config import ModelConfig
 
@@ -74,8 +76,9 @@ class LanguageModel:
         self._frozen: nn.Module | None = None
         if keep_frozen and not self._adapted:
             self._frozen = copy.deepcopy(self._body).requires_grad_(False)
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        self._window = _Window.of(plain.config)
         self._check_halves(plain)
+        self._check_packing(plain)
 
     @property
     def width(self) -> int:
@@ -131,15 +134,20 @@ class LanguageModel:
 
     def decoder(self) -> Decoder:
         """A fresh incremental reader of growing rows (keys and values are kept)."""
-        return Decoder(self._body, self.codec.pad_id, self._takes_positions, self.device)
+        return Decoder(self._body, self.codec.pad_id, self._window, self.device)
 
     def _read(self, body: nn.Module, packed: Packed) -> Tensor:
         packed = packed.to(self.device)
-        mask = packed.mask.long() if packed.attention is None else packed.attention
-        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
-        if self._takes_positions:
-            arguments["position_ids"] = packed.position_ids
-        hidden = body(input_ids=packed.token_ids, **arguments).last_hidden_state
+        positions = packed.position_ids
+        mask: Any = packed.mask.long() if packed.attention is None else packed.attention
+        if packed.attention is not None and self._window is not None:
+            mask = self._window.mask(packed.attention, positions, positions)
+        hidden = body(
+            input_ids=packed.token_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
         return hidden[packed.row, packed.column]
 
     @torch.no_grad()
@@ -154,17 +162,74 @@ class LanguageModel:
                 "logits that poad does not know; training it would optimize another policy."
             )
 
+    @torch.no_grad()
+    def _check_packing(self, plain: Any) -> None:
+        """Branches of a padded tree must read as they do alone, or scores would be wrong."""
+        vocabulary = self._head.weight.shape[0]
+        a, b, c, d = (i % vocabulary for i in range(4))
+        positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
+        rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
+        alone = torch.cat(
+            [self._body(input_ids=r.to(self.device)).last_hidden_state[:, -1] for r in rows]
+        ).float()
+        try:
+            error = self.read(pack(positions, self.codec.pad_id)).float() - alone
+        except (TypeError, ValueError, RuntimeError) as trouble:
+            reason = f"it answers {str(trouble)!r}"
+        else:
+            if error.norm() <= 0.1 * alone.norm():  # a wrong mask is off by about 1, bf16 by 0.01
+                return
+            reason = "they come out different"
+        raise ModelError(
+            f"{type(plain).__name__} cannot read several actions behind one prompt: {reason}. poad "
+            "needs a transformer that takes an attention mask and position ids of its own."
+        )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Layers that look back a fixed number of positions only."""
+
+    size: int
+    mixed: bool
+    """Whether other layers see everything; such a body takes a mask for each kind."""
+
+    @classmethod
+    def of(cls, config: Any) -> _Window | None:
+        """The window a configuration asks for, if any."""
+        size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        if size is None or (kinds and "sliding_attention" not in kinds):
+            return None
+        return cls(size, mixed=bool(kinds))
+
+    def mask(self, sees: Tensor, queries: Tensor, keys: Tensor) -> Any:
+        """The attention mask a body takes.
+
+        Transformers measures a window in columns, which in a tree or behind padding are not
+        positions, and leaves prepared masks alone; so the window is cut here.
+
+        Args:
+            sees: [B, 1, Lq, Lk] bool, what a layer without a window may look at.
+            queries: [B, Lq] positions.
+            keys: [B, Lk] positions.
+        """
+        near = sees & (queries[:, None, :, None] - keys[:, None, None, :] < self.size)
+        return {"full_attention": sees, "sliding_attention": near} if self.mixed else near
+
 
 class Decoder:
     """Rows that grow: a prompt is computed once, then only what is written behind it."""
 
     def __init__(
-        self, body: nn.Module, pad_id: int, takes_positions: bool, device: torch.device
+        self, body: nn.Module, pad_id: int, window: _Window | None, device: torch.device
     ) -> None:
+        from transformers import DynamicCache
+
         self._body, self._pad_id, self._device = body, pad_id, device
-        self._takes_positions = takes_positions
-        self._cache: Any = None
+        self._window = window
+        self._cache = DynamicCache()  # told of no window: it would forget by columns
         self._mask = torch.zeros(0, 0, dtype=torch.long)
+        self._positions = self._mask
 
     @torch.no_grad()
     def read(self, chunks: Sequence[TokenIds], parents: Sequence[int] | None = None) -> Tensor:
@@ -184,23 +249,35 @@ class Decoder:
         for r, chunk in enumerate(chunks):
             ids[r, width - len(chunk) :] = torch.tensor(chunk)
             mask[r, width - len(chunk) :] = 1
-        if self._cache is None:
-            past = torch.zeros(len(chunks), 0, dtype=torch.long)
+        if parents is None:
+            past = places = torch.zeros(len(chunks), 0, dtype=torch.long)
         else:
             index = torch.tensor(parents)
             if not torch.equal(index, torch.arange(len(self._mask))):
                 self._cache.batch_select_indices(index.to(self._device))
-            past = self._mask[index]
-        self._mask = torch.cat([past, mask], 1)
+            past, places = self._mask[index], self._positions[index]
         positions = (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-        arguments: dict[str, Any] = {"attention_mask": self._mask.to(self._device)}
-        if self._takes_positions:
-            arguments["position_ids"] = positions.to(self._device)
+        self._mask = torch.cat([past, mask], 1)
+        self._positions = torch.cat([places, positions], 1)
         out = self._body(
-            input_ids=ids.to(self._device), past_key_values=self._cache, use_cache=True, **arguments
+            input_ids=ids.to(self._device),
+            attention_mask=self._attention(width),
+            position_ids=positions.to(self._device),
+            past_key_values=self._cache,
+            use_cache=True,
         )
-        self._cache = out.past_key_values
         return out.last_hidden_state[:, -1]
+
+    def _attention(self, width: int) -> Any:
+        """What the newest ``width`` columns may look at."""
+        if self._window is None:
+            return self._mask.to(self._device)
+        length = self._mask.shape[1]
+        causal = torch.ones(width, length, dtype=torch.bool).tril(length - width)
+        own = causal & ~causal.tril(length - width - 1)  # padding sees itself, as in `pack`
+        sees = ((causal & self._mask[:, None, :].bool()) | own)[:, None].to(self._device)
+        places = self._positions.to(self._device)
+        return self._window.mask(sees, places[:, -width:], places)
 
 
 def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = True) -> LanguageModel:
@@ -222,10 +299,11 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
     device = _device(config.device)
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        causal = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-        )
+        with _quiet(source):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            causal = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+            )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Expected an embedded "
@@ -237,24 +315,44 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
     return LanguageModel(causal, TextCodec(tokenizer), keep_frozen)
 
 
+@contextmanager
+def _quiet(source: str) -> Iterator[None]:
+    """No progress bar while a local directory is read; a download from the hub keeps its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() and Path(source).is_dir()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     targets = list(config.lora_targets) or _attention_projections(causal)
+    linear = {
+        n.split(".")[-1]: m for n, m in causal.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    }
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=targets,
-        fan_in_fan_out="c_attn" in targets,
+        fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(causal, lora)
+        with warnings.catch_warnings():  # peft asks transformers by a name that is going away
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return get_peft_model(causal, lora)
     except ValueError as error:
-        leaves = {n.split(".")[-1] for n, m in causal.named_modules() if isinstance(m, nn.Linear)}
         raise ModelError(
             f"No layer is called {' or '.join(targets)}; this model's linear layers are "
-            f"{', '.join(sorted(leaves))}. Set model.lora_targets."
+            f"{', '.join(sorted(linear))}. Set model.lora_targets."
         ) from error
 
 
@@ -274,9 +372,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"Unknown device {name!r}: use cpu, cuda, cuda:1 …") from error
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"Device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda or "
+            "cuda:1 … where there is a GPU."
+        ) from error
 
 
 def model_card(name: str) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Choice(NamedTuple):
         return next((i for i, c in enumerate(self.cumulative) if u < c), len(self.logprob) - 1)
 
 
+_CERTAIN = Choice([0.0], [1.0])
+"""What to do where only one action is offered; no forward pass is spent on it."""
+
 Memo = dict[tuple, "Choice | Sequence[float]"]
 """Distributions already computed. Valid only while the weights stand still: whoever acts holds it,
 one per rollout."""
@@ -214,14 +217,18 @@ class Policy:
         """Whole-action policy: softmax over normalized scores of all offered actions."""
         pairs = [self._encode(o) for o in observations]
         table = DecisionTable()
-        unknown = {pair: self._whole(*pair, table) for pair in pairs if pair not in memo}
+        unknown = {
+            (prompt, trie): self._whole(prompt, trie, table)
+            for prompt, trie in pairs
+            if len(trie.leaves) > 1 and (prompt, trie) not in memo
+        }
         if unknown:
             logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
             for (prompt, trie), q in unknown.items():
                 memo[prompt, trie] = _choice(logprob[q, : len(trie.leaves)])
         actions = []
         for (prompt, trie), generator in zip(pairs, generators, strict=True):
-            choice = memo[prompt, trie]
+            choice = memo.get((prompt, trie), _CERTAIN)
             assert isinstance(choice, Choice)
             option = choice.draw(generator, greedy)
             actions.append(_whole_action(trie, option, choice.logprob[option]))
@@ -377,13 +384,13 @@ class Policy:
         return list(known)  # pyright: ignore[reportReturnType]
 
     def _probabilities(self, prompt: TokenIds, trie: ActionTrie) -> list[float]:
+        if len(trie.leaves) == 1:
+            return [1.0]
         table = DecisionTable()
         if self.scheme != "trie":
             self._whole(prompt, trie, table)
             return self.evaluate(table.batch(self.codec.pad_id)).logprob[0].exp().tolist()
         nodes = [n for n in range(ROOT, len(trie.tokens)) if len(trie.children[n + 1]) > 1]
-        if not nodes:
-            return [1.0]
         for node in nodes:
             table.at_node(prompt, trie, node)
         logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob.tolist()

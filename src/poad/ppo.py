@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poad.batch import Turn
 from poad.collector import Rollout, hold_back
-from poad.config import Config
+from poad.config import Config, ConfigError
 from poad.credit import Credit, Slots, Trajectory
 from poad.critic import Critic, FrozenFeatures, row_chunks
 from poad.decisions import TokenBatch
@@ -111,6 +111,19 @@ class PPO:
             metrics.setdefault("logprob_drift", steps[0].drift)
         return metrics | {"passes": float(passes)}
 
+    def refuse_free_writing(self) -> None:
+        """Say so when the method cannot judge freely written actions.
+
+        Raises:
+            ConfigError: it judges whole offered actions.
+        """
+        if self.method.whole_action:
+            raise ConfigError(
+                f"credit.method = {self.method.name} chooses between offered actions, but the "
+                f"world {self._config.env} lets the agent write freely; use a method that judges "
+                "tokens, such as poad, or turn_ppo."
+            )
+
     # --- from turns to terms ------------------------------------------------------------------
 
     def _streams(self, rollout: Rollout) -> tuple[list[tuple[Turn, ...]], list[int]]:
@@ -126,6 +139,8 @@ class PPO:
         self, streams: Sequence[Sequence[Turn]], stale: Sequence[int]
     ) -> tuple[Lesson | None, dict[str, float]]:
         turns = [turn for stream in streams for turn in stream]
+        if any(turn.action.trie is None for turn in turns):
+            self.refuse_free_writing()
         readings = read_where(streams, self.method, self._slots)
         features = self._features(readings.positions) if self._features else None
         also = () if self._features else readings.positions
@@ -143,6 +158,12 @@ class PPO:
             return tensor.flatten(0, 1)[place]
 
         mask, value_mask = of_turns(credit.mask), of_turns(credit.value_mask)
+        target = of_turns(credit.target)
+        if self.method.uses_critic:
+            # A bootstrap reads a root, so a forced root learns what its turn's first slot learns.
+            first = value_mask.int().argmax(1, keepdim=True)
+            target[:, :1] = target.gather(1, first)
+            value_mask[:, 0] = True
         logprob = torch.zeros(decision.shape)
         for i, turn in enumerate(turns):
             logprob[i, : len(turn.action.logprob)] = torch.tensor(turn.action.logprob)
@@ -164,7 +185,7 @@ class PPO:
             fresh=fresh[:, None].expand_as(mask)[mask],
             advantage=of_turns(advantage)[mask],
             position=position,
-            target=of_turns(credit.target)[value_mask],
+            target=target[value_mask],
             old_value=value[position],
         )
         _, std = masked_moments(credit.advantage, credit.mask)

@@ -186,10 +186,11 @@ def _evaluation_table(evaluations: Sequence[_Evaluation]) -> list[Html]:
 
 
 def _status(run: Run, metrics: Sequence[Mapping[str, float]]) -> str:
-    if run.summary() is not None:
+    state = (run.summary() or {"status": "unfinished"}).get("status", "finished")
+    if state == "finished":
         return f"Run {run.path.name}, finished."
     done = f"{metrics[-1]['env_steps']:,.0f}" if metrics else "0"
-    return f"Run {run.path.name}, unfinished: {done} of {run.config.steps:,} environment steps."
+    return f"Run {run.path.name}, {state}: {done} of {run.config.steps:,} environment steps."
 
 
 def _cards(metrics: Sequence[Mapping[str, float]], evaluations: Sequence[_Evaluation]) -> Html:

@@ -1,6 +1,6 @@
 """The story of one run: collect, learn, report, again.
 
-:func:`train` is a generator of metrics: whoever iterates it decides when to look and when to stop.
+:func:`train` gives an iterator of metrics: whoever iterates it decides when to stop.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 
+SEEDS_PER_RUN = 1_000_003
+"""Training episodes take seeds from (2 + run seed)·1,000,003 up: no two runs share them, and none
+trains on the episodes it is examined in (from 1,000,000 up)."""
+
 
 class Clock:
     """CPU seconds (all threads of this process) and wall seconds spent inside ``with``."""
@@ -48,7 +52,7 @@ class Trainer:
 
     Args:
         config: what to train; resolved on the way.
-        run: where to write, or none.
+        run: where to write; without one (it may be set later) nothing is written.
         resume: go on from the run's newest checkpoint.
     """
 
@@ -63,14 +67,41 @@ class Trainer:
             lambda: make(config.env, **config.env_args),
             self.agent.policy,
             config.streams,
-            config.seed * 1_000_003,
+            (config.seed + 2) * SEEDS_PER_RUN,
         )
+        if any(o.admissible_actions is None for o in self.collector.observations):
+            self.learner.refuse_free_writing()
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0
         self.recent: deque[Episode] = deque(maxlen=100)
         self.collecting, self.updating = Clock(), Clock()
         if resume:
             self._resume()
+
+    def train(self) -> Iterator[Metrics]:
+        """Iterate to the end of the run, logging and saving on the way.
+
+        Closing the generator, or an error, leaves a checkpoint of the last whole iteration.
+        """
+        config, whole = self.config, True
+        due = config.eval.every if config.eval.episodes else 0
+        every = config.checkpoint_every
+        try:
+            while self.env_steps < config.steps:
+                whole = False
+                metrics = self.iterate()
+                if due and self.iteration % due == 0:
+                    metrics |= self.evaluate()
+                if self.run is not None:
+                    self.run.log(metrics)
+                whole = True
+                if every and self.iteration % every == 0:
+                    self.save()
+                yield metrics
+        finally:
+            if whole:  # an interrupted iteration is not kept: the last checkpoint is exact
+                self.save()
+            self.collector.close()
 
     def iterate(self) -> Metrics:
         """One rollout and one update; their metrics."""
@@ -182,22 +213,4 @@ def train(config: Config, run: Run | None = None, *, resume: bool = False) -> It
         The metrics of each iteration: means over the last 100 training episodes, the update's
         losses, and seconds. docs/runs.md explains each.
     """
-    trainer = Trainer(config, run, resume=resume)
-    config, due = trainer.config, trainer.config.eval.every
-    whole = True  # whether the trainer stands between two iterations
-    try:
-        while trainer.env_steps < config.steps:
-            whole = False
-            metrics = trainer.iterate()
-            whole = True
-            if due and trainer.iteration % due == 0:
-                metrics |= trainer.evaluate()
-            if run is not None:
-                run.log(metrics)
-            if config.checkpoint_every and trainer.iteration % config.checkpoint_every == 0:
-                trainer.save()
-            yield metrics
-    finally:
-        if whole:  # an interrupted update is not kept: the last checkpoint is exact
-            trainer.save()
-        trainer.collector.close()
+    return Trainer(config, run, resume=resume).train()

@@ -1,0 +1,77 @@
+# make demo: train, evaluate and watch an agent.   make test: check everything.
+# Both create .venv the first time and are quick afterwards. Needs Python >= 3.11, pip and make.
+#
+# Another Python: make demo PYTHON=python3.12
+# A small torch for CPUs only: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+# Tiny models are fastest on one thread; under contention, two spin against each other.
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Train on tomato salad (about a minute), evaluate, watch one episode
+	$(BIN)/poad train --config configs/tomato_salad.yaml --run $(DEMO)
+	$(BIN)/poad play $(DEMO)
+	@printf '%s\n' "" "How it learned, in a browser: $(DEMO)/report.html" "" \
+		"Next you could try" \
+		"  $(BIN)/poad play $(DEMO) --untrained" \
+		"      the same agent before it learned" \
+		"  $(BIN)/poad play poad/TomatoSalad-v0 --human" \
+		"      cook it yourself" \
+		"  $(BIN)/poad train --config configs/tomato_lettuce_salad.yaml" \
+		"      a harder dish, in a minute or two" \
+		"  $(BIN)/poad train --help" \
+		"      everything that can be changed"
+
+test: lint ## Check everything: linter, types, all tests
+	$(BIN)/pytest -n 2
+
+test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
+	$(BIN)/pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.installed-dev ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev ## Put the code into the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev ## Measure what benchmarks/README.md reports (takes long)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## Remove .venv and all caches; runs stay
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two installations in one venv: the demo does without the development tools, and having those
+# includes what the demo needs. A changed pyproject.toml or constraints.txt installs anew.
+define install
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "There is no '$(PYTHON)' here. poad needs Python 3.11 or newer: make demo PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "poad needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V). Name another: make demo PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes the first time, most of it for torch ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c constraints.txt -e "$(1)"
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $@

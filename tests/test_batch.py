@@ -8,18 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIGURATIONS, Zoo, next_token_logits
+from tiny_models import CONFIGURATIONS, Zoo, columns_seen, next_token_logits, tokens_seen
 from torch import Tensor
 
-from poad.batch import Packed, Position, pack
+from poad.batch import Bundles, Packed, Position, TokenIds, common, pack
 from poad.models import LanguageModel
 
 PAD = 1
 LONG, SHORT = (11, 12, 13, 14, 15, 16, 17), (21, 22)
 
-prompts = st.lists(st.integers(5, 60), min_size=1, max_size=8).map(tuple)
-# Of two tokens only, so that beginnings meet and part again.
-beginnings = st.lists(st.integers(70, 71), max_size=4).map(tuple)
+# Of few tokens, so that prompts and beginnings meet and part again.
+prompts = st.lists(st.integers(5, 7), min_size=1, max_size=8).map(tuple)
+beginnings = st.lists(st.integers(6, 8), max_size=4).map(tuple)
 
 
 @st.composite
@@ -44,9 +44,9 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def nodes(crowd: list[Position]) -> int:
-    """Distinct tokens behind prompts: one for each beginning of a beginning."""
-    return len({(p, rest[:j]) for p, rest in crowd for j in range(1, len(rest) + 1)})
+def prefixes(sequences: list[TokenIds]) -> int:
+    """Distinct tokens in context: what must be computed if nothing is computed twice."""
+    return len({sequence[:j] for sequence in sequences for j in range(1, len(sequence) + 1)})
 
 
 # --- the law ----------------------------------------------------------------------------------
@@ -57,38 +57,21 @@ def test_packed_positions_read_as_they_do_alone(zoo: Zoo, architecture):
     model = zoo.load(architecture)
 
     @settings(deadline=None, max_examples=30)
-    @given(crowds(), st.integers(1, 20))
-    def check(crowd, max_nodes):
-        same(read(model, pack(crowd, PAD, max_nodes)), read_alone(model, crowd))
+    @given(crowds(), st.integers(1, 40))
+    def check(crowd, row_tokens):
+        same(read(model, pack(crowd, PAD, row_tokens)), read_alone(model, crowd))
 
     check()
 
 
-def test_any_rows_in_any_order_read_the_same(zoo: Zoo):
-    model = zoo.load()
-
-    @settings(deadline=None, max_examples=25)
-    @given(crowds(), st.integers(1, 6), st.data())
-    def check(crowd, max_nodes, data):
-        packed = pack(crowd, PAD, max_nodes)
-        everything = read(model, packed)
-        rows = data.draw(st.permutations(range(len(packed.token_ids))))
-        rows = torch.tensor(rows[: data.draw(st.integers(1, len(rows)))])
-        part, kept = packed.select(rows)
-        assert kept.tolist() == [q for q, row in enumerate(packed.row) if row in rows]
-        same(read(model, part), everything[kept])
-
-    check()
-
-
-@settings(deadline=None, max_examples=30)
-@given(crowds(), st.integers(1, 6), st.data())
-def test_selected_rows_are_as_narrow_as_if_packed_alone(crowd, max_nodes, data):
-    packed = pack(crowd, PAD, max_nodes)
-    row = data.draw(st.integers(0, len(packed.token_ids) - 1))
-    part, _ = packed.select(torch.tensor([row]))
-    assert part.tokens == int(packed.mask[row].sum())
-    assert part.mask.all()
+@settings(deadline=None, max_examples=300)
+@given(crowds(), st.integers(1, 40))
+def test_every_position_sees_its_own_tokens_in_their_order(crowd, row_tokens):
+    packed = pack(crowd, PAD, row_tokens)
+    for q, (prompt, beginning) in enumerate(crowd):
+        assert tokens_seen(packed, q) == (*prompt, *beginning)
+        places = packed.position_ids[packed.row[q], columns_seen(packed, q)]
+        assert places.tolist() == list(range(len(places)))
 
 
 @pytest.mark.parametrize("crowd", [[(LONG, (70,)), (SHORT, (71,))], [(LONG, (70,)), (LONG, (71,))]])
@@ -113,53 +96,58 @@ def test_neighbours_do_not_matter(zoo: Zoo):
 
 
 @settings(deadline=None)
-@given(prompts, st.lists(beginnings, min_size=1, max_size=12))
+@given(
+    prompts.map(lambda prompt: (*prompt, 3, 3, 3)), st.lists(beginnings, min_size=1, max_size=12)
+)
 def test_a_prompt_and_every_shared_beginning_are_computed_once(prompt, some):
-    crowd = [(prompt, rest) for rest in some]
-    packed = pack(crowd, PAD)
-    assert packed.token_ids.shape == (1, len(prompt) + nodes(crowd))
+    packed = pack([(prompt, rest) for rest in some], PAD)
+    assert packed.token_ids.shape == (1, prefixes([(*prompt, *rest) for rest in some]))
     assert packed.mask.all()
 
 
-@settings(deadline=None)
-@given(crowds(), st.integers(1, 6))
-def test_trees_beyond_the_limit_are_split_between_beginnings(crowd, max_nodes):
-    packed = pack(crowd, PAD, max_nodes)
-    width = max(len(prompt) for prompt, _ in crowd)
-    longest = max(len(rest) for _, rest in crowd)
-    planted = packed.mask[:, width:].sum(1)
-    assert planted.max() <= max(max_nodes, longest)
-    if planted.sum() == nodes(crowd):  # nothing had to be computed twice
-        return
-    assert len(packed.token_ids) > len({prompt for prompt, _ in crowd})
+def test_prompts_that_begin_alike_share_their_beginning():
+    packed = pack([(LONG, ()), ((*LONG[:5], 3), ()), (SHORT, ())], PAD)
+    assert packed.mask.sum(1).tolist() == [len(LONG) + 1, len(SHORT)]
 
 
 @settings(deadline=None)
-@given(crowds())
-def test_the_smallest_limit_gives_rows_that_do_not_branch(crowd):
-    assert pack(crowd, PAD, max_nodes=1).attention is None
-    branches = {(p, rest[:j]) for p, rest in crowd for j in range(len(rest) + 1)}
-    forks = sum(
-        (p, (*rest, 70)) in branches and (p, (*rest, 71)) in branches for p, rest in branches
+@given(crowds(), st.integers(1, 40))
+def test_rows_grow_no_longer_than_allowed(crowd, row_tokens):
+    packed = pack(crowd, PAD, row_tokens)
+    longest = max(len(prompt) + len(rest) for prompt, rest in crowd)
+    assert packed.token_ids.shape[1] <= max(row_tokens, 2 * longest)
+    assert packed.tokens == packed.token_ids.numel()
+    assert packed.mask.any(1).all()  # no row for nothing
+    assert packed.mask.any(0).all()  # no column either
+
+
+@settings(deadline=None)
+@given(crowds(), st.integers(1, 40))
+def test_a_mask_of_its_own_is_made_only_where_a_row_branches(crowd, row_tokens):
+    packed = pack(crowd, PAD, row_tokens)
+    straight = all(
+        packed.token_ids[row, : column + 1].tolist() == [*prompt, *rest]
+        for row, column, (prompt, rest) in zip(packed.row, packed.column, crowd, strict=True)
     )
-    assert (pack(crowd, PAD).attention is None) == (forks == 0)
+    assert (packed.attention is None) == straight
 
 
-def test_prompts_end_in_one_column_and_positions_count_real_tokens():
-    packed = pack([(LONG, (70,)), (SHORT, (70, 70)), (SHORT, (71,))], PAD)
-    assert packed.token_ids.tolist() == [
-        [*LONG, 70, PAD, PAD],
-        [*[PAD] * 5, *SHORT, 71, 70, 70],
-    ]
-    assert packed.mask.tolist() == [[True] * 8 + [False] * 2, [False] * 5 + [True] * 5]
-    assert packed.position_ids[0, :8].tolist() == list(range(8))
-    assert packed.position_ids[1, 5:].tolist() == [0, 1, 2, 2, 3]
-    assert packed.row.tolist() == [0, 1, 1]
-    assert packed.column.tolist() == [7, 9, 7]
+def test_a_small_batch_looks_as_drawn():
+    packed = pack([(LONG[:3], (70,)), (SHORT, (70, 70)), (SHORT, (71,)), (SHORT, ())], PAD)
+    assert packed.token_ids.tolist() == [[*LONG[:3], 70, PAD], [*SHORT, 70, 70, 71]]
+    assert packed.mask.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert packed.position_ids[1].tolist() == [0, 1, 2, 3, 2]
+    assert packed.row.tolist() == [0, 1, 1, 1]
+    assert packed.column.tolist() == [3, 3, 4, 1]
     assert packed.attention is not None
-    sees = packed.attention[1, 0]
-    assert sees[9].nonzero().squeeze(1).tolist() == [5, 6, 8, 9]  # its branch, not its neighbour's
-    assert sees[7].nonzero().squeeze(1).tolist() == [5, 6, 7]
+    assert packed.attention.shape == (2, 1, 5, 5)
+    assert packed.attention[1, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],  # its own branch, not its neighbour's
+    ]
 
 
 def test_moving_to_a_device_keeps_everything():
@@ -169,6 +157,69 @@ def test_moving_to_a_device_keeps_everything():
         for field in fields(Packed):
             one, other = getattr(packed, field.name), getattr(moved, field.name)
             assert other is None if one is None else torch.equal(one, other)
+
+
+# --- bundles ----------------------------------------------------------------------------------
+
+
+def members(bundles: Bundles, crowd: list[Position]) -> list[list[Position]]:
+    return [
+        [position for position, bundle in zip(crowd, bundles.of, strict=True) if bundle == s]
+        for s in range(len(bundles.cost))
+    ]
+
+
+@settings(deadline=None)
+@given(crowds(), st.sampled_from([1, 2, 3, 5, None]))
+def test_a_bundle_is_of_one_prompt_and_costs_what_it_says(crowd, largest):
+    bundles = Bundles.divide(crowd, largest)
+    assert len(bundles.of) == len(crowd)
+    for cost, inside in zip(bundles.cost.tolist(), members(bundles, crowd), strict=True):
+        (prompt,) = {prompt for prompt, _ in inside}
+        behind = prefixes([rest for _, rest in inside])
+        assert cost == len(prompt) + behind
+        assert largest is None or behind <= max(largest, *(len(rest) for _, rest in inside))
+
+
+@settings(deadline=None)
+@given(crowds())
+def test_undivided_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
+    bundles = Bundles.divide(crowd, largest=None)
+    found = [inside[0][0] for inside in members(bundles, crowd)]
+    assert found == list(dict.fromkeys(prompt for prompt, _ in crowd))
+
+
+@settings(deadline=None)
+@given(crowds(), st.data())
+def test_selected_bundles_keep_their_positions(crowd, data):
+    bundles = Bundles.divide(crowd, largest=2)
+    count = len(bundles.cost)
+    chosen = data.draw(st.permutations(range(count)))[: data.draw(st.integers(1, count))]
+    part, kept = bundles.select(torch.tensor(chosen))
+    assert kept.tolist() == [q for q in range(len(crowd)) if bundles.of[q] in chosen]
+    assert part.cost.tolist() == bundles.cost[chosen].tolist()
+    inside = members(bundles, crowd)
+    assert members(part, [crowd[q] for q in kept]) == [inside[s] for s in chosen]
+
+
+@settings(deadline=None)
+@given(crowds(), st.integers(1, 60))
+def test_runs_are_of_about_equal_cost_and_leave_nothing_out(crowd, tokens):
+    bundles = Bundles.divide(crowd, largest=2)
+    order = torch.arange(len(bundles.cost)).flip(0)
+    runs = bundles.runs(tokens, order)
+    assert torch.cat(runs).tolist() == order.tolist()
+    for run in runs:
+        assert int(bundles.cost[run[1:]].sum()) < tokens  # the first may lie across the border
+    assert torch.cat(bundles.runs(tokens)).tolist() == list(range(len(bundles.cost)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "count"),
+    [((), (1,), 0), ((1, 2), (1, 2), 2), ((1, 2), (1, 2, 3), 2), ((1,), (2,), 0)],
+)
+def test_common_counts_the_tokens_until_two_sequences_part(a, b, count):
+    assert common(a, b) == common(b, a) == count
 
 
 # --- learning through it ----------------------------------------------------------------------

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from poad.batch import Packed, TokenIds
 from poad.config import ModelConfig
 from poad.models import LanguageModel, load_model
 
@@ -188,3 +189,16 @@ def next_token_logits(model: LanguageModel, *token_ids: int) -> torch.Tensor:
     """[V] what a plain, whole forward pass of transformers over one row says, with gradient."""
     causal: Any = model.module
     return causal(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1].float()
+
+
+def columns_seen(packed: Packed, reading: int) -> torch.Tensor:
+    """The columns that the model looks at where it makes a reading."""
+    row, column = int(packed.row[reading]), int(packed.column[reading])
+    if packed.attention is not None:
+        return packed.attention[row, 0, column].nonzero().squeeze(1)
+    return packed.mask[row, : column + 1].nonzero().squeeze(1)
+
+
+def tokens_seen(packed: Packed, reading: int) -> TokenIds:
+    """The tokens in them."""
+    return tuple(packed.token_ids[packed.row[reading], columns_seen(packed, reading)].tolist())

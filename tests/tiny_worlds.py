@@ -1,7 +1,7 @@
 """Small deterministic text worlds, one for each thing that a learner must get right.
 
 `poad.envs.make("tiny_worlds:tiny/Chain-v0")` opens one. Each is a row of `WORLDS`: what it shows,
-what it offers, and what an action does.
+what it offers, and what an action does. `settings` describes a small run in one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import gymnasium
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
+
+from poad.config import Config, from_dict
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ WORLDS: dict[str, Rules] = {
         lambda s: ("walk on", f"wait {s.turn} days"),
         lambda s, a: Outcome(0, 0.1 * s.turn, s.turn == 3),
     ),
+    # Offers actions at first and none later.
+    "Mixed": Rules(at_place, lambda s: TWO if s.turn < 2 else None, lambda s, a: Outcome(s.place)),
     "Broken": Rules(at_place, lambda s: TWO, fall_over),
 }
 
@@ -178,6 +182,25 @@ class SilentWorld(TinyWorld):
 def name(world: str) -> str:
     """What configurations call a world of this file."""
     return f"tiny_worlds:tiny/{world}-v0"
+
+
+def settings(world: str, **changes: Any) -> Config:
+    """A small run in a world of this file, or in any other by its whole name.
+
+    `changes` are as in a configuration file: `settings("Chain", credit={"method": "ntpo"})`.
+    """
+    small = {
+        "env": world if "/" in world else name(world),
+        "streams": 3,
+        "horizon": 5,
+        "steps": 60,
+        "model": {"name": "tiny-kitchen", "device": "cpu"},
+        "critic": {"hidden": [16]},
+        "ppo": {"epochs": 2},
+        "acting": {"max_action_tokens": 6},
+        "eval": {"episodes": 6, "streams": 4},
+    }
+    return from_dict(changes, from_dict(small))
 
 
 def _register() -> None:

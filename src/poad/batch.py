@@ -1,13 +1,13 @@
 """Turns, and the one place that lays their tokens out for a language model.
 
 Everything actor and critic compute is read at a *position*: a prompt and the beginning of an
-action. :func:`pack` puts any set of positions into as few rows as possible: a prompt once, behind
-it the tree of all beginnings that are asked for.
+action. :func:`pack` puts any set of positions into few rows: token sequences that begin alike
+become one tree, so that their common beginning is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,8 +57,8 @@ class Turn:
 class Packed:
     """B rows of L columns, and Q reading places in them.
 
-    A row is a prompt, padded on the left so that all prompts end in the same column, and then the
-    nodes of its tree, padded on the right.
+    A row is a tree of token sequences: what several of them begin with stands in it once. Rows are
+    padded on the right.
     """
 
     token_ids: Tensor
@@ -89,135 +89,157 @@ class Packed:
             token_ids, mask, position_ids, attention, self.row.to(device), self.column.to(device)
         )
 
-    def select(self, rows: Tensor) -> tuple[Packed, Tensor]:
-        """Some of the rows without the columns that only the others needed.
-
-        Args:
-            rows: [B'] int64, distinct.
-
-        Returns:
-            The smaller batch, and [Q'] int64: which readings it kept, in ascending order.
-        """
-        place = torch.full((len(self.token_ids),), -1)
-        place[rows] = torch.arange(len(rows))
-        kept = (place[self.row] >= 0).nonzero().squeeze(1)
-        used = self.mask[rows].any(0).nonzero()
-        columns = slice(int(used[0]), int(used[-1]) + 1)
-        attention = self.attention
-        if attention is not None:
-            attention = attention[rows][:, :, columns, columns]
-        return (
-            Packed(
-                self.token_ids[rows, columns],
-                self.mask[rows, columns],
-                self.position_ids[rows, columns],
-                attention,
-                place[self.row[kept]],
-                self.column[kept] - columns.start,
-            ),
-            kept,
-        )
-
 
 @dataclass
 class _Tree:
-    """A row in the making: a prompt and the nodes behind it."""
+    """A row in the making."""
 
-    prompt: TokenIds
     tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
+    chains: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Runs of nodes without a branch: first column, column behind the last, the column before the
+    first on its path (-1: none), position of the first."""
+    newest: TokenIds = ()
+    path: list[int] = field(default_factory=list)
+    """The columns of the newest sequence."""
 
     @property
     def branches(self) -> bool:
-        return any(parent != node - 1 for node, parent in enumerate(self.parents))
+        return any(parent != start - 1 for start, _, parent, _ in self.chains)
+
+    def welcomes(self, sequence: TokenIds, row_tokens: int) -> bool:
+        """Whether it pays to compute a sequence here: enough of it stands here, and there is room.
+
+        A row's attention costs the square of its length.
+        """
+        shared = common(self.newest, sequence)
+        room = max(row_tokens, 2 * len(sequence)) - len(self.tokens)
+        return 4 * shared >= len(sequence) and len(sequence) - shared <= room
+
+    def grow(self, sequence: TokenIds) -> int:
+        """Add a sequence, not before the newest in order; the column of its last token."""
+        shared = common(self.newest, sequence)
+        start, end = len(self.tokens), len(self.tokens) + len(sequence) - shared
+        if start < end:
+            self.chains.append((start, end, self.path[shared - 1] if shared else -1, shared))
+        self.tokens += sequence[shared:]
+        self.path[shared:] = range(start, end)
+        self.newest = sequence
+        return self.path[-1]
 
 
-def pack(positions: Iterable[Position], pad_id: int, max_nodes: int = 128) -> Packed:
-    """Lay positions out in rows, sharing prompts and common beginnings.
+def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 160) -> Packed:
+    """Lay positions out in rows, computing once what they have in common.
+
+    Sorted, sequences that begin alike are neighbours. Each joins the row of the one before it,
+    unless it has too little in common with that one or the row is long enough.
 
     Args:
         positions: Q positions; prompts must not be empty.
         pad_id: token written into padding; its value never matters.
-        max_nodes: a prompt whose tree would be larger goes into several rows (attention inside a
-            row costs the square of its length). A single beginning is never cut.
+        row_tokens: how long rows may grow, though always to twice a sequence that would join.
 
     Returns:
         The rows; reading q belongs to the q-th position.
     """
-    positions = list(positions)
-    by_prompt: dict[TokenIds, set[TokenIds]] = {}
-    for prompt, beginning in positions:
-        by_prompt.setdefault(prompt, set()).add(beginning)
+    sequences = [(*prompt, *beginning) for prompt, beginning in positions]
     trees: list[_Tree] = []
-    place: dict[Position, tuple[int, int]] = {}
-    for prompt, beginnings in by_prompt.items():
-        _plant(prompt, beginnings, max_nodes, trees, place)
+    place: dict[TokenIds, tuple[int, int]] = {}
+    for sequence in sorted(set(sequences)):
+        if not trees or not trees[-1].welcomes(sequence, row_tokens):
+            trees.append(_Tree())
+        place[sequence] = len(trees) - 1, trees[-1].grow(sequence)
 
-    width = max(len(tree.prompt) for tree in trees)
-    length = width + max(len(tree.tokens) for tree in trees)
-    token_ids = np.full((len(trees), length), pad_id, dtype=np.int64)
-    mask = np.zeros((len(trees), length), dtype=bool)
-    depth = np.zeros((len(trees), length), dtype=np.int64)
+    shape = len(trees), max(len(tree.tokens) for tree in trees)
+    token_ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=bool)
+    depth = np.zeros(shape, dtype=np.int64)
     for b, tree in enumerate(trees):
-        start, end = width - len(tree.prompt), width + len(tree.tokens)
-        token_ids[b, start:width] = tree.prompt
-        token_ids[b, width:end] = tree.tokens
-        mask[b, start:end] = True
-        depth[b, start:width] = np.arange(len(tree.prompt))
-        for node, parent in enumerate(tree.parents):
-            depth[b, width + node] = depth[b, width + parent] + 1
-    attention = _tree_attention(trees, mask, width) if any(t.branches for t in trees) else None
-    found = np.array([place[position] for position in positions], dtype=np.int64)
+        token_ids[b, : len(tree.tokens)] = tree.tokens
+        mask[b, : len(tree.tokens)] = True
+        for start, end, _, first in tree.chains:
+            depth[b, start:end] = np.arange(first, first + end - start)
+    found = np.array([place[sequence] for sequence in sequences], dtype=np.int64)
     return Packed(
         torch.from_numpy(token_ids),
         torch.from_numpy(mask),
         torch.from_numpy(depth),
-        attention,
+        _tree_attention(trees, shape[1]) if any(tree.branches for tree in trees) else None,
         torch.from_numpy(found[:, 0].copy()),
-        torch.from_numpy(found[:, 1] + width),
+        torch.from_numpy(found[:, 1].copy()),
     )
 
 
-def _plant(
-    prompt: TokenIds,
-    beginnings: set[TokenIds],
-    max_nodes: int,
-    trees: list[_Tree],
-    place: dict[Position, tuple[int, int]],
-) -> None:
-    """Grow the trees of one prompt; ``place`` learns (row, node) of each position, root = -1."""
-    tree = _Tree(prompt)
-    trees.append(tree)
-    place[prompt, ()] = (len(trees) - 1, -1)
-    nodes: dict[TokenIds, int] = {(): -1}  # of the newest tree
-    for beginning in sorted(beginnings, reverse=True):  # longest first: its prefixes come for free
-        if (prompt, beginning) in place:
-            continue
-        shared = len(beginning)
-        while beginning[:shared] not in nodes:
-            shared -= 1
-        if tree.tokens and len(tree.tokens) + len(beginning) - shared > max_nodes:
-            tree, shared = _Tree(prompt), 0
-            nodes = {(): -1}
-            trees.append(tree)
-        node = nodes[beginning[:shared]]
-        for end in range(shared, len(beginning)):
-            tree.tokens.append(beginning[end])
-            tree.parents.append(node)
-            node = len(tree.tokens) - 1
-            nodes[beginning[: end + 1]] = node
-            place[prompt, beginning[: end + 1]] = (len(trees) - 1, node)
-
-
-def _tree_attention(trees: Sequence[_Tree], mask: np.ndarray, width: int) -> Tensor:
-    """Who sees whom: prompts causally, nodes their prompt and their ancestors. [B, 1, L, L]."""
-    batch, length = mask.shape
-    sees = np.zeros((batch, length, length), dtype=bool)
-    sees[:, :width, :width] = np.tril(np.ones((width, width), dtype=bool))
-    for b, tree in enumerate(trees):
-        for node, parent in enumerate(tree.parents):
-            sees[b, width + node] = sees[b, width + parent]
-            sees[b, width + node, width + node] = True
-    sees &= mask[:, None, :]
+def _tree_attention(trees: Sequence[_Tree], length: int) -> Tensor:
+    """Who sees whom: a token its ancestors and itself. [B, 1, L, L]."""
+    sees = np.zeros((len(trees), length, length), dtype=bool)
     sees |= np.eye(length, dtype=bool)  # padding sees itself: a row of nothing would be NaN
+    causal = np.tri(length, dtype=bool)
+    for b, tree in enumerate(trees):
+        for start, end, parent, _ in tree.chains:
+            if parent >= 0:
+                sees[b, start:end] = sees[b, parent]
+            sees[b, start:end, start:end] = causal[: end - start, : end - start]
     return torch.from_numpy(sees[:, None])
+
+
+def common(a: TokenIds, b: TokenIds) -> int:
+    """How many tokens two sequences begin with alike."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """Q positions divided among S bundles of work, each of one prompt."""
+
+    of: Tensor
+    """[Q] int64: the bundle each position is in."""
+    cost: Tensor
+    """[S] int64: tokens to compute for each bundle on its own."""
+
+    @classmethod
+    def divide(cls, positions: Sequence[Position], largest: int | None = 128) -> Bundles:
+        """Make a bundle of every prompt, in the order the prompts come.
+
+        Args:
+            positions: any number.
+            largest: a prompt with more tokens than this behind it makes several bundles; none: one.
+        """
+        by_prompt: dict[TokenIds, list[int]] = {}
+        for q, (prompt, _) in enumerate(positions):
+            by_prompt.setdefault(prompt, []).append(q)
+        of = torch.zeros(len(positions), dtype=torch.int64)
+        cost: list[int] = []
+        for prompt, members in by_prompt.items():
+            cost.append(len(prompt))
+            before: TokenIds = ()
+            for q in sorted(members, key=lambda q: positions[q][1]):
+                beginning = positions[q][1]
+                more = len(beginning) - common(before, beginning)
+                if largest and len(prompt) < cost[-1] > len(prompt) + largest - more:
+                    cost.append(len(prompt))
+                    more = len(beginning)
+                cost[-1] += more
+                of[q] = len(cost) - 1
+                before = beginning
+        return cls(of, torch.tensor(cost))
+
+    def select(self, bundles: Tensor) -> tuple[Bundles, Tensor]:
+        """Some of the bundles, and [Q'] int64: which positions are in them, in ascending order."""
+        place = torch.full((len(self.cost),), -1)
+        place[bundles] = torch.arange(len(bundles))
+        kept = (place[self.of] >= 0).nonzero().squeeze(1)
+        return Bundles(place[self.of[kept]], self.cost[bundles]), kept
+
+    def runs(self, tokens: int, bundles: Tensor | None = None) -> list[Tensor]:
+        """Split bundles into runs of about ``tokens`` tokens, or of one bundle that is larger.
+
+        Args:
+            tokens: what a run may cost.
+            bundles: [S'] int64, which bundles; default all.
+        """
+        bundles = torch.arange(len(self.cost)) if bundles is None else bundles
+        run = (self.cost[bundles].cumsum(0) - 1) // tokens
+        return [bundles[run == r] for r in run.unique()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, _COMMANDS, n=1)
         hint = f" Did you mean `poad {near[0]}`?" if near else ""
         return _fail(f"There is no command {name!r}.{hint} There are: {', '.join(_COMMANDS)}.")
+    warnings.showwarning = _show_warning
     if os.getcwd() not in sys.path:  # so that --env my_module:MyWorld-v0 finds a local module
         sys.path.insert(0, os.getcwd())
     try:
@@ -283,6 +285,12 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 def _is_expected(error: Exception) -> bool:
     """Whether the message is meant for the user, so that a traceback would only be in the way."""
     return type(error).__module__.startswith("poad.")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """One calm line for our own warnings; those of libraries are for their developers."""
+    if category is UserWarning:
+        sys.stderr.write(f"poad: note: {message}\n")
 
 
 def _fail(message: str) -> int:

@@ -133,6 +133,11 @@ class Collector:
         """What each stream shows now."""
         return [stream.observation for stream in self._streams]
 
+    @property
+    def step_discount(self) -> float | None:
+        """The discount per primitive step that the world already put into its rewards, if any."""
+        return getattr(self._streams[0].env.unwrapped, "step_discount", None)
+
     def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
         """Act ``horizon`` turns in every stream (T)."""
         turns: list[list[Turn]] = [[] for _ in self._streams]

@@ -123,8 +123,9 @@ class PPOConfig:
     """How far a ratio may leave 1 before its gradient stops (paper: 0.2)."""
     kl_stop: float | None = 0.05
     """Stop an update's passes when the approximate KL exceeds this (paper: 0.02); none: never."""
-    entropy: float = 0.02
-    """Weight of the entropy bonus over admissible tokens (paper: 1e-4 to 1e-2)."""
+    entropy: float = 0.05
+    """Weight of the entropy bonus over admissible tokens (paper: 1e-4 to 1e-2). Times the
+    advantages' standard deviation it must outweigh what a step costs (docs/training.md)."""
     std_floor: float = 0.1
     """Advantages are divided by their standard deviation, but never by less than this: without the
     floor, near-constant returns blow step penalties up into noise."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from poad.batch import Position, pack
+from poad.batch import Bundles, Position, pack
 from poad.models import LanguageModel
 
 
@@ -62,21 +62,10 @@ class FrozenFeatures:
 
     def __call__(self, positions: Sequence[Position]) -> Tensor:
         """[Q, H] float32, no gradient, for Q positions."""
-        packed = pack(positions, self._model.codec.pad_id)
         features = torch.zeros(len(positions), self._model.width, device=self._model.device)
-        for rows in row_chunks(packed.token_ids.shape, self._batch_tokens):
-            part, kept = packed.select(rows)
-            features[kept.to(features.device)] = self._model.read_frozen(part).float()
+        bundles = Bundles.divide(positions)
+        for run in bundles.runs(self._batch_tokens):
+            _, kept = bundles.select(run)
+            packed = pack([positions[q] for q in kept.tolist()], self._model.codec.pad_id)
+            features[kept.to(features.device)] = self._model.read_frozen(packed).float()
         return features
-
-
-def row_chunks(shape: Sequence[int], tokens: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Split rows into runs of at most ``tokens`` columns in all, at least one row each.
-
-    Args:
-        shape: [B, L] of the packed rows.
-        tokens: the limit.
-        rows: [B'] int64, which rows; default all.
-    """
-    rows = torch.arange(shape[0]) if rows is None else rows
-    return rows.split(max(1, tokens // shape[1]))

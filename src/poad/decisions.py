@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from poad.batch import Packed, Position, TokenIds, pack
+from poad.batch import Bundles, Packed, Position, TokenIds, pack
 from poad.trie import ActionTrie
 
 
@@ -26,8 +27,11 @@ class TokenBatch:
     agent decides token by token, the whole action where it decides between actions.
     """
 
-    packed: Packed
-    """The rows; its readings are R positions."""
+    positions: tuple[Position, ...]
+    """R readings."""
+    bundles: Bundles
+    """How the readings may be divided; a decision lies in one bundle."""
+    pad_id: int
     read: Tensor
     """[Q, K, A] int64: the reading that predicts each token of an option."""
     token: Tensor
@@ -44,26 +48,32 @@ class TokenBatch:
     also: Tensor
     """[E] int64: the readings of further positions, where a critic on the same body reads."""
 
-    def select(self, rows: Tensor) -> tuple[TokenBatch, Tensor, Tensor]:
-        """Some rows with the decisions that lie in them.
+    @cached_property
+    def packed(self) -> Packed:
+        """The rows in which the readings lie."""
+        return pack(self.positions, self.pad_id)
+
+    def select(self, bundles: Tensor) -> tuple[TokenBatch, Tensor, Tensor]:
+        """Some bundles with the decisions that lie in them.
 
         Args:
-            rows: [B'] int64, distinct.
+            bundles: [S'] int64, distinct.
 
         Returns:
             The smaller batch; [Q'] int64: which decisions it kept, in ascending order; [E'] int64:
             which of the further positions.
         """
-        packed, readings = self.packed.select(rows)
-        place = torch.full((len(self.packed.row),), -1)
+        picked, readings = self.bundles.select(bundles)
+        place = torch.full((len(self.positions),), -1)
         place[readings] = torch.arange(len(readings))
         kept = (place[self.read[:, 0, 0]] >= 0).nonzero().squeeze(1)
-        read = place[self.read[kept]].clamp(min=0)
         also = place[self.also]
         kept_also = (also >= 0).nonzero().squeeze(1)
         batch = TokenBatch(
-            packed,
-            read,
+            tuple(self.positions[r] for r in readings.tolist()),
+            picked,
+            self.pad_id,
+            place[self.read[kept]].clamp(min=0),
             self.token[kept],
             self.token_mask[kept],
             self.option_mask[kept],
@@ -72,11 +82,6 @@ class TokenBatch:
             also[kept_also],
         )
         return batch, kept, kept_also
-
-    @property
-    def row(self) -> Tensor:
-        """[Q] int64: the row each decision lies in."""
-        return self.packed.row[self.read[:, 0, 0]]
 
 
 @dataclass
@@ -172,10 +177,12 @@ class DecisionTable:
                     read[q, k, a] = index[position]
                     token[q, k, a] = token_id
                     token_mask[q, k, a] = True
-        # Whole-action decisions must not be spread over rows: a row is what a minibatch selects.
-        packed = pack(index, pad_id, max_nodes=1_000_000 if shape[2] > 1 else 128)
+        # A whole-action decision reads all over its prompt, and must not be divided.
+        bundles = Bundles.divide(positions := tuple(index), None if shape[2] > 1 else 128)
         return TokenBatch(
-            packed,
+            positions,
+            bundles,
+            pad_id,
             torch.from_numpy(read),
             torch.from_numpy(token),
             torch.from_numpy(token_mask),

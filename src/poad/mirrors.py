@@ -110,5 +110,6 @@ def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Mi
 
 def _trackio(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Mirror:
     trackio = importlib.import_module("trackio")
-    trackio.init(project="poad", name=run_id, config=dict(config), resume="allow")
+    name = f"{path.name}-{run_id[:6]}"  # runs are told apart by name alone there
+    trackio.init(project="poad", name=name, config=dict(config), resume="allow")
     return Mirror("trackio", lambda metrics, step: trackio.log(metrics, step=step), trackio.finish)

@@ -64,6 +64,9 @@ class LanguageModel:
         codec: its tokenizer.
         keep_frozen: also keep the untrained body (a copy with full tuning; nothing extra with
             adapters, which are switched off instead).
+
+    Raises:
+        ModelError: an architecture whose probabilities would come out wrong.
     """
 
     def __init__(self, causal: nn.Module, codec: TextCodec, keep_frozen: bool = True) -> None:
@@ -290,8 +293,10 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
         keep_frozen: whether the untrained body is needed (by a critic that reads it).
 
     Raises:
-        ModelError: not found, not a causal language model, or adapters that fit no layer.
+        ModelError: not found, damaged, not a causal language model, without an end-of-text token,
+            adapters that fit no layer, or a device that is not there.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = resolve_model(config.name, env)
@@ -304,15 +309,17 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
             causal = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
             )
-    except (OSError, ValueError) as error:
+        codec = TextCodec(tokenizer)
+    except (OSError, ValueError, SafetensorError) as error:
+        local = "" if Path(source).is_dir() else "there is no such directory, and from the hub: "
         raise ModelError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Expected an embedded "
-            f"model ({', '.join(embedded_models())}), a directory, or a hub name."
+            f"Cannot load the model {name!r}: {local}{str(error).splitlines()[0]} Expected an "
+            f"embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
         ) from error
     causal.to(device)  # pyright: ignore[reportArgumentType]
     if config.tuning == "lora":
         causal = _with_adapters(causal, config)
-    return LanguageModel(causal, TextCodec(tokenizer), keep_frozen)
+    return LanguageModel(causal, codec, keep_frozen)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The learner: a rollout becomes credit, and credit becomes gradient steps.
 
 Clipped PPO (arXiv 1707.06347) over decision slots. Identical decisions of a rollout are computed
-once: a minibatch is a share of the distinct rows, and every turn that fell on one of its decisions
-adds its own term to the loss.
+once: a minibatch is a share of the distinct prompts, and every turn that fell on one of its
+decisions adds its own term to the loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from poad.batch import Turn
 from poad.collector import Rollout, hold_back
 from poad.config import Config, ConfigError
 from poad.credit import Credit, Slots, Trajectory
-from poad.critic import Critic, FrozenFeatures, row_chunks
+from poad.critic import Critic, FrozenFeatures
 from poad.decisions import TokenBatch
 from poad.lesson import Lesson, lay_out, read_where
 from poad.losses import (
@@ -208,10 +208,9 @@ class PPO:
         """[U] the critic as it stands."""
         if features is not None:
             return self.critic(features)
-        packed = batch.packed
         value = torch.zeros(len(batch.also))
-        for rows in row_chunks(packed.token_ids.shape, self._config.ppo.micro_batch_tokens):
-            part, _, kept = batch.select(rows)
+        for run in batch.bundles.runs(self._config.ppo.micro_batch_tokens):
+            part, _, kept = batch.select(run)
             value[kept] = self.critic(self.policy.model.read(part.packed)[part.also]).cpu()
         return value
 
@@ -220,9 +219,8 @@ class PPO:
         """The lesson with old log-probabilities from a fresh pass, and how far they had drifted."""
         q, k, _ = lesson.batch.read.shape
         logprob = torch.zeros(q, k)
-        shape = lesson.batch.packed.token_ids.shape
-        for rows in row_chunks(shape, self._config.ppo.micro_batch_tokens):
-            part, kept, _ = lesson.batch.select(rows)
+        for run in lesson.batch.bundles.runs(self._config.ppo.micro_batch_tokens):
+            part, kept, _ = lesson.batch.select(run)
             logprob[kept] = self.policy.evaluate(part).logprob.cpu()
         fresh = logprob[lesson.decision, lesson.option]
         drift = (fresh - lesson.old_logprob)[lesson.fresh].abs()
@@ -232,21 +230,21 @@ class PPO:
     # --- gradient steps -----------------------------------------------------------------------
 
     def _one_pass(self, lesson: Lesson) -> list[_Step]:
-        """Every term once, in minibatches of rows; stops early on the approximate KL."""
+        """Every term once, in minibatches of bundles; stops early on the approximate KL."""
         ppo = self._config.ppo
-        count = len(lesson.batch.packed.token_ids)
+        count = len(lesson.batch.bundles.cost)
         parts = min(ppo.minibatches, count)
-        rows = torch.randperm(count, generator=self.generator).chunk(parts)
+        bundles = torch.randperm(count, generator=self.generator).chunk(parts)
         readings = torch.randperm(len(lesson.readings.positions), generator=self.generator)
         steps: list[_Step] = []
-        for chosen, read in zip(rows, readings.tensor_split(len(rows)), strict=True):
-            steps.append(self._step(lesson, chosen, read, 1.0 / len(rows)))
+        for chosen, read in zip(bundles, readings.tensor_split(len(bundles)), strict=True):
+            steps.append(self._step(lesson, chosen, read, 1.0 / len(bundles)))
             if ppo.kl_stop is not None and steps[-1].kl > ppo.kl_stop:
                 break
         return steps
 
-    def _step(self, lesson: Lesson, rows: Tensor, read: Tensor, share: float) -> _Step:
-        """One gradient step on some rows (and, with a frozen body, on some readings).
+    def _step(self, lesson: Lesson, bundles: Tensor, read: Tensor, share: float) -> _Step:
+        """One gradient step on some bundles (and, with a frozen body, on some readings).
 
         Sums are divided by this minibatch's expected number of terms, not by its own, so that a
         turn weighs the same whichever minibatch its row falls into.
@@ -255,8 +253,8 @@ class PPO:
         self.optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(5)
         drift = 0.0
-        for chunk in row_chunks(lesson.batch.packed.token_ids.shape, ppo.micro_batch_tokens, rows):
-            loss, sums, worst = self._loss(lesson, chunk, share)
+        for run in lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles):
+            loss, sums, worst = self._loss(lesson, run, share)
             loss.backward()
             totals += sums
             drift = max(drift, worst)
@@ -271,10 +269,10 @@ class PPO:
         policy_loss, value_loss, entropy, kl, clipped = totals.tolist()
         return _Step(policy_loss, value_loss, entropy, kl, clipped, drift, float(norms[0]))
 
-    def _loss(self, lesson: Lesson, rows: Tensor, share: float) -> tuple[Tensor, Tensor, float]:
-        """The loss of some rows; its parts as sums over terms; the largest log-prob difference."""
+    def _loss(self, lesson: Lesson, bundles: Tensor, share: float) -> tuple[Tensor, Tensor, float]:
+        """The loss of some bundles; its parts as sums over terms; the largest drift."""
         ppo = self._config.ppo
-        batch, kept, kept_also = lesson.batch.select(rows)
+        batch, kept, kept_also = lesson.batch.select(bundles)
         place = torch.full((len(lesson.batch.read),), -1)
         place[kept] = torch.arange(len(kept))
         mine = place[lesson.decision] >= 0

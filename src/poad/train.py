@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ class Trainer:
         )
         if any(o.admissible_actions is None for o in self.collector.observations):
             self.learner.refuse_free_writing()
+        self._mind_the_discount()
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0
         self.recent: deque[Episode] = deque(maxlen=100)
@@ -140,6 +142,17 @@ class Trainer:
         tensors, state = snapshot.take(self.agent, self.learner, self.collector, self.generator)
         self.run.save_checkpoint(self.iteration, tensors, state | self._counters())
         self._saved = self.iteration
+
+    def _mind_the_discount(self) -> None:
+        """Warn of two discounts per primitive step: the world's inside a turn, ours between turns."""
+        inner, credit = self.collector.step_discount, self.config.credit
+        if credit.discount == "duration" and inner is not None and inner != credit.gamma:
+            warnings.warn(
+                f"{self.config.env} discounts by {inner} per primitive step inside an action; with "
+                f"discount = duration and gamma = {credit.gamma} the same step counts differently "
+                f"inside and between actions. Use gamma = {inner}, or discount = turn.",
+                stacklevel=2,
+            )
 
     def _counters(self) -> dict[str, Any]:
         clocks = (self.collecting, self.updating)

@@ -70,6 +70,9 @@ class KitchenEnv(gymnasium.Env[str, str]):
     * v0: first version.
     """
 
+    step_discount: Final = rules.DISCOUNT
+    """The world's own discount per primitive step, inside the reward of a macro-action."""
+
     def __init__(
         self,
         task: Literal["tomato_salad", "tomato_lettuce_salad"] = "tomato_salad",

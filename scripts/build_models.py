@@ -47,7 +47,26 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES = (Recipe("tiny-kitchen", ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")),)
+RECIPES = (
+    Recipe("tiny-kitchen", ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")),
+    Recipe(
+        "tiny-household",
+        (
+            "poad/FoodPreparation-v0",
+            "poad/Entertainment-v0",
+            "poad/Cheese-v0",
+            "poad/Hamburger-v0",
+            "poad/ApplePie-v0",
+            "poad/Pizza-v0",
+            "poad/WashingPlate-v0",
+            "poad/Laundry-v0",
+            "poad/EntertainmentSparseText-v0",
+            "poad/EntertainmentAllActions-v0",
+        ),
+        episodes=60,
+        steps=600,
+    ),
+)
 
 
 def random_turns(world: str, episodes: int, seed: int) -> list[tuple[str, str]]:
@@ -159,6 +178,20 @@ def card(making: dict[str, Any], folder: Path) -> str:
     recipe = making["recipe"]
     weights = (folder / "model.safetensors").stat().st_size / 1e6
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
+    facts = {
+        "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
+        f"{recipe['heads']} heads, tied embeddings",
+        "tokenizer": "byte-level BPE trained on the same text",
+        "training text": f"{making['turns']:,} turns ({making['distinct_prompts']} distinct "
+        f"prompts): {recipe['episodes']} episodes of each world, every action drawn uniformly "
+        "among the offered",
+        "selection": "none: every turn of every episode, in the order of the seeds, whatever "
+        "came of it",
+        "objective": f"next-token prediction, {recipe['steps']} steps of {recipe['batch']} turns; "
+        f"final loss {making['final_loss']} nats per token",
+        "seed": recipe["seed"],
+    }
+    table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
     return f"""# {recipe["name"]}
 
 A Llama of {making["parameters"]:,} parameters ({weights:.1f} MB) that knows the words of {worlds}
@@ -166,12 +199,7 @@ and nothing of their tasks. It exists so that `poad` trains within seconds on a 
 
 | | |
 |---|---|
-| architecture | Llama, {recipe["layers"]} layers of width {recipe["width"]}, {recipe["heads"]} heads, tied embeddings |
-| tokenizer | byte-level BPE trained on the same text |
-| training text | {making["turns"]:,} turns ({making["distinct_prompts"]} distinct prompts): {recipe["episodes"]} episodes of each world, every action drawn uniformly among the offered |
-| selection | none: every turn of every episode, in the order of the seeds, whatever came of it |
-| objective | next-token prediction, {recipe["steps"]} steps of {recipe["batch"]} turns; final loss {making["final_loss"]} nats per token |
-| seed | {recipe["seed"]} |
+{table}
 
 A test holds that the untrained model succeeds hardly more often than the uniformly random policy.
 Rebuild it with `make models`; the result is the same to the byte on the same versions of torch and

@@ -253,12 +253,6 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("env_id", [env_id for env_id, _ in poad.envs.known_worlds()])
-def test_our_worlds_pass(env_id: str):
-    check_env(env_id)
-    check_env(poad.envs.make(env_id), seed=7)
-
-
 def test_a_sound_world_passes_as_a_function_and_as_an_open_world():
     check_env(Corridor)
     check_env(Corridor())
@@ -300,8 +294,12 @@ def test_an_exception_of_the_world_is_kept_as_the_cause():
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_aliased_worlds_may_offer_actions_by_what_the_prompt_hides():
-    check_env(OffersByTime, aliased=True)
+def test_aliased_worlds_may_offer_actions_by_what_the_prompt_hides_and_it_is_said():
+    (said,) = check_env(OffersByTime, aliased=True)
+    assert said.startswith("allowed by aliased=True: offered actions that are no function of the")
+    assert "('walk', 'wait')" in said
+    assert "('wait', 'walk')" in said
+    assert check_env(Corridor, aliased=True) == check_env(Corridor) == ()
 
 
 def test_a_world_to_write_freely_in_passes():
@@ -339,7 +337,8 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 def test_making_and_checking_our_worlds_loads_no_torch():
     done = python(
         "import poad.envs, poad.envs.check\n"
-        "for env_id, _ in poad.envs.known_worlds(): poad.envs.check.check_env(env_id)\n"
+        "for env_id, _ in poad.envs.known_worlds():\n"
+        "    poad.envs.check.check_env(env_id, aliased='Sparse' in env_id, episodes=1)\n"
         "assert 'torch' not in sys.modules"
     )
     assert done.returncode == 0, done.stderr

@@ -464,7 +464,7 @@ def test_uniformly_random_macro_actions(
     play = random_play(kitchen)
     assert play.success == pytest.approx(success, abs=5e-6)
     assert play.mean_return == pytest.approx(mean_return, abs=5e-6)
-    assert max(play.served_at) == last_success
+    assert max(play.succeeded_at) == last_success
     assert play.truncated_at == set(range(200, 210))
 
 

@@ -3,11 +3,17 @@
 import inspect
 import sys
 from pathlib import Path
+from typing import cast
 
 import gymnasium
 import pytest
+from gymnasium.error import ResetNeeded
 
 from poad.envs import known_worlds, make, register_worlds, world_arguments
+from poad.envs.check import WorldError, check_env
+from poad.envs.text_world import TextWorld
+
+WORLDS = [env_id for env_id, _ in known_worlds()]
 
 MODULE = """
 import gymnasium
@@ -39,11 +45,47 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_known_worlds_have_a_name_to_make_them_by_and_a_line_about_them():
     ids = [env_id for env_id, _ in known_worlds()]
-    assert {"poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0"} <= set(ids)
+    assert len(set(ids)) == len(ids) >= 12
     for env_id, summary in known_worlds():
         assert isinstance(make(env_id), gymnasium.Env)
         assert summary
         assert "\n" not in summary
+
+
+@pytest.mark.parametrize("env_id", WORLDS)
+def test_our_worlds_keep_the_contract(env_id: str):
+    aliased = env_id == "poad/EntertainmentSparseText-v0"
+    said = check_env(env_id, aliased=aliased)
+    assert bool(said) == aliased
+    check_env(make(env_id), aliased=aliased, seed=7, episodes=3)
+
+
+def test_the_one_aliased_world_is_caught_unless_it_is_said_to_be():
+    with pytest.raises(WorldError, match="a function of the prompt, unless aliased=True"):
+        check_env("poad/EntertainmentSparseText-v0")
+
+
+@pytest.mark.parametrize("env_id", WORLDS)
+def test_our_worlds_have_a_manual_page_and_whole_numbers_to_observe(env_id: str):
+    env = make(env_id).unwrapped
+    first, _ = env.reset(seed=0)
+    page = type(env).__doc__ or ""
+    assert env_id in page
+    for title in ("Actions", "Observation", "Rewards", "Episode end", "Arguments"):
+        assert f"## {title}" in page
+    assert all(f"`{name}`" in page for name in world_arguments(env_id))
+    numbers = cast(TextWorld[object], env).numeric_observation()
+    assert {type(number) for number in numbers} == {int}
+    assert env.reset(seed=1)[0] == first  # a seed changes nothing
+
+
+@pytest.mark.parametrize("env_id", WORLDS)
+def test_our_worlds_never_go_on_after_an_end(env_id: str):
+    env = make(env_id, max_steps=1)
+    env.reset()
+    assert env.step("hum a tune")[3] is True
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step("hum a tune")
 
 
 def test_registering_again_changes_nothing():
@@ -54,6 +96,8 @@ def test_registering_again_changes_nothing():
 
 def test_arguments_are_those_that_the_name_leaves_open():
     assert world_arguments("poad/TomatoSalad-v0") == {"max_steps": (int, 200)}
+    both = {"max_steps": (int, 50), "distractors": (int, 0)}
+    assert world_arguments("poad/EntertainmentAllActions-v0") == both
     assert vars(make("poad/TomatoSalad-v0", max_steps=9).unwrapped)["max_steps"] == 9
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-__all__ = ["known_worlds", "make", "register_worlds", "world_arguments"]
+__all__ = ["known_worlds", "make", "register_worlds", "unseen_worlds", "world_arguments"]
 
 
 class _World(NamedTuple):
@@ -23,18 +23,40 @@ class _World(NamedTuple):
     summary: str
 
 
+def _kitchen(name: str, task: str, summary: str) -> _World:
+    entry_point = "poad.envs.kitchen.env:KitchenEnv"
+    return _World(f"poad/{name}-v0", entry_point, {"task": task}, f"Kitchen: {summary}")
+
+
+def _household(name: str, task: str, summary: str) -> _World:
+    entry_point = "poad.envs.household.env:HouseholdEnv"
+    return _World(f"poad/{name}-v0", entry_point, {"task": task}, f"Household: {summary}")
+
+
 _WORLDS = (
-    _World(
-        "poad/TomatoSalad-v0",
-        "poad.envs.kitchen.env:KitchenEnv",
-        {"task": "tomato_salad"},
-        "Kitchen: chop a tomato, put it into the bowl, deliver it.",
+    _kitchen("TomatoSalad", "tomato_salad", "chop a tomato, put it into the bowl, deliver it."),
+    _kitchen(
+        "TomatoLettuceSalad",
+        "tomato_lettuce_salad",
+        "deliver a bowl of chopped tomato and lettuce; an onion is in the way.",
     ),
-    _World(
-        "poad/TomatoLettuceSalad-v0",
-        "poad.envs.kitchen.env:KitchenEnv",
-        {"task": "tomato_lettuce_salad"},
-        "Kitchen: deliver a bowl of chopped tomato and lettuce; an onion is in the way.",
+    _household("FoodPreparation", "food_preparation", "shut the pancake into the microwave."),
+    _household("Cheese", "cheese", "the same with cheese."),
+    _household("Hamburger", "hamburger", "the same with a hamburger."),
+    _household("ApplePie", "apple_pie", "the same with an apple pie."),
+    _household("Pizza", "pizza", "the same with a pizza."),
+    _household("WashingPlate", "washing_plate", "the same with dishes and a dishwasher."),
+    _household("Laundry", "laundry", "the same with clothes and a washing machine."),
+    _household("Entertainment", "entertainment", "watch TV on the sofa with chips and milk."),
+    _household(
+        "EntertainmentSparseText",
+        "entertainment_sparse_text",
+        "the same, told so briefly that the prompt does not settle what is offered.",
+    ),
+    _household(
+        "EntertainmentAllActions",
+        "entertainment_all_actions",
+        "the same, with all 17 actions offered at any time.",
     ),
 )
 
@@ -56,6 +78,12 @@ def register_worlds() -> None:
 def known_worlds() -> list[tuple[str, str]]:
     """List our worlds: the name to `make` each by, and one line about it."""
     return [(world.env_id, world.summary) for world in _WORLDS]
+
+
+def unseen_worlds() -> list[str]:
+    """List the worlds that test a food-preparation agent on what it has not seen (the paper's)."""
+    names = ("Cheese", "Hamburger", "ApplePie", "Pizza", "WashingPlate", "Laundry")
+    return [f"poad/{name}-v0" for name in names]
 
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:

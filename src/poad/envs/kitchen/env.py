@@ -1,22 +1,19 @@
 """The kitchen as a Gymnasium environment."""
 
-import string
-from typing import Any, Final, Literal
-
-import gymnasium
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Text
+from functools import partial
+from typing import Final, Literal
 
 from poad.envs.kitchen import rules, text
+from poad.envs.kitchen.rules import Kitchen, State
+from poad.envs.text_world import Outcome, TextWorld
 
 KITCHENS: Final = {
     "tomato_salad": rules.TOMATO_SALAD,
     "tomato_lettuce_salad": rules.TOMATO_LETTUCE_SALAD,
 }
-CHARACTERS: Final = string.ascii_letters + " .,"
 
 
-class KitchenEnv(gymnasium.Env[str, str]):
+class KitchenEnv(TextWorld[State]):
     """A cook prepares a salad in a small kitchen, one spoken macro-action at a time.
 
     ## Description
@@ -80,54 +77,21 @@ class KitchenEnv(gymnasium.Env[str, str]):
     ) -> None:
         if task not in KITCHENS:
             raise ValueError(f"unknown kitchen task {task!r}; known: {', '.join(KITCHENS)}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.kitchen = KITCHENS[task]
-        self.max_steps = max_steps
-        self.observation_space = Text(max_length=256, charset=CHARACTERS)
-        self.action_space = Text(max_length=64, charset=CHARACTERS)
-        self.state = self.kitchen.start
-        """The hidden state; only tests should look."""
-        self._running = False
+        super().__init__(
+            start=self.kitchen.start,
+            view=partial(text.view, self.kitchen),
+            act=partial(_act, self.kitchen),
+            observe=partial(rules.numeric_observation, self.kitchen),
+            discount=rules.DISCOUNT,
+            max_steps=max_steps,
+        )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """Start an episode: always in the same state, whatever the seed."""
-        super().reset(seed=seed)
-        self.state = self.kitchen.start
-        self._running = True
-        self._steps, self._return, self._factor = 0, 0.0, 1.0
-        prompt, actions = text.view(self.kitchen, self.state)
-        return prompt, {"admissible_actions": actions}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Carry out one macro-action, or idle for one primitive step if it is not offered."""
-        if not self._running:
-            raise ResetNeeded("the kitchen has no episode under way: call reset() before step()")
-        offered = text.view(self.kitchen, self.state).actions
-        info: dict[str, Any] = {}
-        if action in offered:
-            done = rules.transition(self.kitchen, self.state, offered.index(action))
-        else:
-            done = rules.carry_out(self.kitchen, self.state, "S")
-            info["invalid_action"] = action
-
-        self.state = done.state
-        self._steps += len(done.rewards)
-        for reward in done.rewards:
-            self._return += self._factor * reward
-            self._factor *= rules.DISCOUNT
-        terminated = done.state.served
-        truncated = self._steps >= self.max_steps and not terminated
-        self._running = not (terminated or truncated)
-
-        prompt, actions = text.view(self.kitchen, self.state)
-        info |= {"admissible_actions": actions, "duration": len(done.rewards)}
-        if not self._running:
-            info["episode"] = {"r": self._return, "l": self._steps, "success": terminated}
-        return prompt, done.reward, terminated, truncated, info
-
-    def numeric_observation(self) -> list[int]:
-        """Give what the cook sees as numbers; see `rules.numeric_observation` for their order."""
-        return rules.numeric_observation(self.kitchen, self.state)
+def _act(kitchen: Kitchen, state: State, action: str) -> Outcome[State]:
+    offered = text.view(kitchen, state).actions
+    if action in offered:
+        done = rules.transition(kitchen, state, offered.index(action))
+    else:
+        done = rules.carry_out(kitchen, state, "S")
+    return Outcome(done.state, done.rewards, done.reward, done.state.served)

@@ -18,6 +18,7 @@ from poad.envs.kitchen.rules import (
     in_view,
     is_chopped,
 )
+from poad.envs.text_world import View
 
 
 class Thing(NamedTuple):
@@ -42,17 +43,9 @@ class Facts(NamedTuple):
     hand: Thing | None
 
 
-class View(NamedTuple):
-    """The words for one state."""
-
-    prompt: str
-    actions: tuple[str, ...]
-    """One string per macro-action, in slot order."""
-
-
 @cache
 def view(kitchen: Kitchen, state: State) -> View:
-    """Put a state into words."""
+    """Put a state into words. There is always one action per macro-action."""
     facts = see(kitchen, state)
     actions = tuple(_action(kitchen, facts, macro) for macro in kitchen.macros)
     return View(_prompt(kitchen, facts), actions)

@@ -1,4 +1,4 @@
-"""Macro-actions per second of the kitchen worlds on one core, prompts and offered actions included.
+"""Actions per second of our worlds on one core, prompts and offered actions included.
 
 The actions are drawn uniformly from those offered; episodes restart as they end.
 """
@@ -7,9 +7,7 @@ import argparse
 import random
 import time
 
-from poad.envs import make
-
-WORLDS = ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")
+from poad.envs import known_worlds, make
 
 
 def measure(env_id: str, steps: int) -> float:
@@ -25,10 +23,10 @@ def measure(env_id: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200_000, help="macro-actions per world")
+    parser.add_argument("--steps", type=int, default=100_000, help="actions per world")
     steps = parser.parse_args().steps
-    for env_id in WORLDS:
-        print(f"{env_id}: {measure(env_id, steps):,.0f} macro-actions/s over {steps:,}")
+    for env_id, _ in known_worlds():
+        print(f"{env_id}: {measure(env_id, steps):,.0f} actions/s over {steps:,}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Write docs/environments.md from the worlds themselves: `make docs`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from poad.envs import known_worlds, make, world_arguments
+
+TARGET = Path(__file__).parent.parent / "docs" / "environments.md"
+HEAD = """\
+# The worlds
+
+Generated from the worlds' docstrings by `make docs`; do not edit. In the terminal: `poad envs ID`.
+
+"""
+
+
+def page() -> str:
+    """The whole page: an overview, then the manual of each kind of world with its first scene."""
+    overview = ["| world | what |", "|---|---|"]
+    overview += [f"| `{env_id}` | {summary} |" for env_id, summary in known_worlds()]
+    kinds: dict[type, list[str]] = {}
+    for env_id, _ in known_worlds():
+        kinds.setdefault(type(make(env_id).unwrapped), []).append(env_id)
+    manuals = [manual(kind, names) for kind, names in kinds.items()]
+    return HEAD + "\n".join(overview) + "\n\n" + "\n".join(manuals)
+
+
+def manual(kind: type, names: list[str]) -> str:
+    """One kind of world: its docstring, one level down, and the first scene of its first world."""
+    lines = (inspect.getdoc(kind) or "").replace("\n## ", "\n### ").splitlines()
+    prompt, info = make(names[0]).reset(seed=0)
+    taken = ", ".join(f"`{name}`" for name in world_arguments(names[0]))
+    scene = "\n".join([prompt, *(f"  {action}" for action in info["admissible_actions"])])
+    worlds = ", ".join(f"`{name}`" for name in names)
+    return "\n".join(
+        [
+            f"## {lines[0].rstrip('.')}",
+            "",
+            f"{worlds}; arguments: {taken}.",
+            *lines[1:],
+            "",
+            f"### First scene of `{names[0]}`",
+            "",
+            "```",
+            scene,
+            "```",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
+    print(f"wrote {TARGET.name}")

@@ -1,0 +1,1 @@
+"""Life at home: `rules` without words, `tasks` as rows of data, `text` for the words, `env`."""

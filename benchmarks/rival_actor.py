@@ -1,0 +1,109 @@
+"""Acting as the published trainers do: all offered actions through the model at every turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from rival_reader import Line, Reader, Savings, ways
+
+from poad.batch import Action, TokenIds
+from poad.language_model import LanguageModel
+from poad.policy import Observation, Policy
+from poad.sampling import Choice, Memo
+from poad.trie import ROOT, ActionTrie
+
+
+@dataclass
+class _Walker:
+    """One walk through the offered actions."""
+
+    number: int
+    prompt: TokenIds
+    trie: ActionTrie
+    nodes: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+
+    @property
+    def node(self) -> int:
+        return self.nodes[-1] if self.nodes else ROOT
+
+    def key(self, shared: bool, node: int | None = None) -> tuple:
+        """What a distribution is remembered by: for all who come here, or for this walk."""
+        node = self.node if node is None else node
+        return (self.prompt, self.trie, node) if shared else (self.number, node)
+
+    def action(self) -> Action:
+        return Action(
+            self.trie.texts[self.trie.leaves.index(self.node)],
+            tuple(self.trie.tokens[n] for n in self.nodes),
+            tuple(self.trie.is_choice(n) for n in self.nodes),
+            tuple(self.logprob),
+            self.trie,
+            tuple(self.nodes),
+        )
+
+
+class Actor:
+    """The side of a policy that a collector knows."""
+
+    def __init__(self, model: LanguageModel, savings: Savings) -> None:
+        self.model, self.codec, self.savings = model, model.codec, savings
+        self.reader = Reader(model, savings)
+
+    @torch.no_grad()
+    def act(
+        self, observations: Sequence[Observation], generator: np.random.Generator, *, memo: Memo
+    ) -> list[Action]:
+        """One action for each observation."""
+        known = memo if self.savings.memo else {}
+        if self.savings.keep_keys and self.savings.chosen_path:
+            return Policy(self.model).act(observations, generator, memo=known)
+        walkers = [
+            _Walker(i, self.codec.prompt(o.prompt), self.codec.trie(o.admissible_actions or ()))
+            for i, o in enumerate(observations)
+        ]
+        while waiting := [w for w in walkers if not self._walk(w, known, generator)]:
+            self._look(waiting, known)
+        return [w.action() for w in walkers]
+
+    def _walk(self, w: _Walker, known: Memo, generator: np.random.Generator) -> bool:
+        """Go on as far as is known; whether the action is complete."""
+        while children := w.trie.children[w.node + 1]:
+            key = w.key(self.savings.memo)
+            if len(children) > 1 or (self.savings.chosen_path and not self.savings.skip_forced):
+                if key not in known:
+                    return False
+                logprob = known[key]
+                assert not isinstance(logprob, Choice)
+                option = int(generator.choice(len(children), p=np.exp(logprob)))
+            else:
+                logprob, option = [0.0], 0
+            w.nodes.append(children[option])
+            w.logprob.append(logprob[option])
+        return True
+
+    def _look(self, waiting: Sequence[_Walker], known: Memo) -> None:
+        """Read what the walkers must know to go on: one distribution each, or all they may meet."""
+        lines: list[Line] = []
+        keys, questions = [], []
+        for w in waiting:
+            start = len(lines)
+            beginnings, through, choices = ways(w.trie, self.savings.skip_forced)
+            if self.savings.chosen_path:
+                lines.append((w.prompt, w.trie.token_path(w.node)))
+                nodes, through = [w.node], dict.fromkeys(through, 0)
+            else:
+                lines += [(w.prompt, beginning) for beginning in beginnings]
+                nodes = choices
+            for node in nodes:
+                options = [
+                    (start + through[c], w.trie.tokens[c]) for c in w.trie.children[node + 1]
+                ]
+                questions.append((len(w.trie.path(node)), options))
+                keys.append(w.key(self.savings.memo, node))
+        answers = self.reader.answer(lines, questions).double().softmax(-1).log()
+        for key, (_, options), answer in zip(keys, questions, answers.tolist(), strict=True):
+            known[key] = answer[: len(options)]

@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo test test-fast lint format bench models docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ format: $(VENV)/.installed-dev ## Put the code into the house style
 
 bench: $(VENV)/.installed-dev ## Measure what benchmarks/README.md reports (takes long)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+models: $(VENV)/.installed ## Rebuild the embedded language models, the same to the byte
+	$(BIN)/python scripts/build_models.py
+
+docs: $(VENV)/.installed ## Rewrite docs/environments.md from the worlds
+	$(BIN)/python scripts/build_docs.py
 
 clean: ## Remove .venv and all caches; runs stay
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

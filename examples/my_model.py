@@ -10,8 +10,8 @@ from poad.models import ASSETS
 
 with tempfile.TemporaryDirectory() as folder:
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny-kitchen")
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, **shape)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)
+    config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads = 2, 4, 4
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""A text world of your own: poad train --env my_world:Doors-v0 (from this folder)."""
+"""A text world: poad train --env my_world:Doors-v0 --model.name tiny-kitchen (from here)."""
 
 import gymnasium
 from gymnasium.error import ResetNeeded
@@ -31,4 +31,4 @@ class Doors(gymnasium.Env[str, str]):
         return "That was it.", float(won), True, False, info
 
 
-gymnasium.register("Doors-v0", entry_point=Doors)
+gymnasium.register("Doors-v0", entry_point=f"{__name__}:Doors")

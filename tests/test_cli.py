@@ -243,3 +243,68 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     resumed = ("--steps", str((done + 1) * 32), "--eval.episodes", "1", "--quiet")
     assert main(["train", "--resume", str(path), *resumed]) == 0
     assert len(Run.open(path).metrics()) == done + 1
+
+
+def test_resume_refuses_fewer_steps_than_were_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    written = (path / "config.yaml").read_text()
+    assert "already trained 128 steps" in error_of(
+        capsys, "train", "--resume", str(path), "--steps", "64"
+    )
+    assert (path / "config.yaml").read_text() == written
+
+
+def test_other_arguments_make_another_world_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    before = (path / "report.html").read_text()
+    short = ["--episodes", "5", "--env-args", "max_steps=5", "--quiet"]
+    assert main(["eval", str(path), *short]) == 0
+    after = (path / "report.html").read_text()
+    assert "poad/TomatoSalad-v0 max_steps=5" in after
+    table = after.index("<h2>Evaluation</h2>")
+    assert after[:table] == before[: before.index("<h2>Evaluation</h2>")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("narrow", [False, True], ids=["reader gone", "narrow encoding"])
+def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path, narrow: bool) -> None:
+    path = tmp_path / "run"
+    command = [*POAD, "train", "--run", str(path), *SMALL]
+    environment = {**os.environ, **({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"} if narrow else {})}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if narrow:
+            assert "sampled" in process.stdout.read()
+        process.stdout.close()  # as `| head` does
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 0
+    summary = Run.open(path).summary()
+    assert summary is not None
+    assert summary["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "{run}", "--seed", "-4"),
+        ("play", "{run}", "--seed", "-4"),
+        ("play", "{run}", "--env-args", "max_steps=3"),
+        ("play", "{run}", "--human"),
+        ("play", "poad/TomatoSalad-v0", "--checkpoint", "3"),
+        ("train", "--env-args", "max_steps=abc"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_what_does_not_apply_is_refused(
+    trained: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = error_of(capsys, *(a.format(run=trained) for a in arguments))
+    assert "entry_point" not in said
+    assert "kwargs" not in said

@@ -145,7 +145,7 @@ def test_a_full_memory_starts_afresh_and_answers_the_same():
 
 
 def test_an_observation_without_tokens_is_refused(bytes_codec: TextCodec):
-    with pytest.raises(ValueError, match="''.*must show some text"):
+    with pytest.raises(ValueError, match=r"''.*must show some text"):
         bytes_codec.prompt("")
 
 

@@ -33,7 +33,7 @@ def collector(agent: Agent, world: str, streams: int = 3, seed: int = 10) -> Col
     return Collector(lambda: make(tiny_worlds.name(world)), agent.policy, streams, seed)
 
 
-@pytest.mark.parametrize("world", sorted(tiny_worlds.WORLDS.keys() - {"Broken"}))
+@pytest.mark.parametrize("world", sorted(tiny_worlds.WORLDS.keys() - {"Broken", "Priceless"}))
 def test_the_tiny_worlds_are_text_worlds(world: str) -> None:
     check_env(tiny_worlds.name(world), aliased=world in ("Aliased", "Novel", "Mixed"))
 
@@ -133,6 +133,13 @@ def test_a_world_that_ends_silently_is_told_so(
 ) -> None:
     with pytest.raises(WorldFault, match=r"info\['episode'\] = None.*check_env\('tiny/Silent-v0'"):
         collector(agent, "Silent").collect(10, generator)
+
+
+def test_a_reward_that_is_no_number_is_refused(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    with pytest.raises(WorldFault, match=r"reward is nan.*check_env\('tiny/Priceless-v0'"):
+        collector(agent, "Priceless").collect(1, generator)
 
 
 def test_an_episode_is_read_from_info() -> None:

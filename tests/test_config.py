@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from poad.config import Config, ConfigError, dump, from_dict, load, to_dict
@@ -60,6 +60,8 @@ def test_there_are_groups_to_test():
 
 @settings(deadline=None, max_examples=200)
 @given(configs(Config))
+@example(Config(env="\x85"))  # YAML takes these for line breaks
+@example(Config(env_args={"\u2028": "a\u2029b"}))
 def test_any_configuration_reads_back_as_it_was_written(config: Config):
     text = dump(config)
     assert from_dict(yaml.safe_load(text)) == config

@@ -188,7 +188,7 @@ def test_a_turn_shows_prompt_offers_tokens_and_reward():
     assert lines[3].startswith("get the tomato ██")
     assert lines[-3:] == [
         "tokens chop 80% the tomato 88%",
-        "values 0.41 0.52 0.53",
+        "values 0.41 (0.52) 0.53",
         "reward +0.2, 3 primitive steps",
     ]
     bars = [line.count("█") for line in lines[2:5]]
@@ -215,11 +215,13 @@ def test_a_freely_written_action_and_a_strange_one_are_told():
 def test_missing_values_are_dashes():
     text = shown(show_turn, turn(root_value=None, value=[None, math.nan, 0.5]), 1)
     assert "critic expects –" in text
-    assert "values – – 0.50" in text
+    assert "values – (–) 0.50" in text
 
 
 def test_how_an_episode_ended():
     assert "Success: terminated after 2 turns, return 1.1" in shown(show_ending, episode())
+    long = {**episode(), "length": 28}
+    assert "after 2 turns (28 primitive steps), return" in shown(show_ending, long)
     text = shown(show_ending, episode(success=False))
     assert "No success: truncated after 2 turns, return -0.3" in text
 

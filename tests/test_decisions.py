@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import tokens_seen
 from torch import Tensor
 
-from poad.batch import Packed, Position, TokenIds
+from poad.batch import Position, TokenIds
 from poad.decisions import DecisionTable, TokenBatch
 from poad.trie import ROOT, ActionTrie
 
@@ -26,24 +27,13 @@ offers = st.lists(
 )
 
 
-def read_back(packed: Packed, reading: int) -> TokenIds:
-    """All tokens that the model sees where it makes a reading."""
-    row, column = int(packed.row[reading]), int(packed.column[reading])
-    if packed.attention is None:
-        sees = packed.mask[row].clone()
-        sees[column + 1 :] = False
-    else:
-        sees = packed.attention[row, 0, column]
-    return tuple(packed.token_ids[row, sees].tolist())
-
-
 def told(batch: TokenBatch, q: int) -> list[tuple[list[tuple[TokenIds, int]], float]]:
     """What a batch says of one decision: per option its (seen tokens, token) and its divisor."""
     options = []
     for k in batch.option_mask[q].nonzero().squeeze(1).tolist():
         places = batch.token_mask[q, k].nonzero().squeeze(1).tolist()
         read, token = batch.read[q, k], batch.token[q, k]
-        path = [(read_back(batch.packed, int(read[a])), int(token[a])) for a in places]
+        path = [(tokens_seen(batch.packed, int(read[a])), int(token[a])) for a in places]
         options.append((path, float(batch.divisor[q, k])))
     return options
 
@@ -146,16 +136,16 @@ def test_every_position_is_read_once_whoever_asks():
     table.of_vocabulary((SHORT, (1,)), 2)
     batch = table.batch(PAD, also=[(SHORT, ()), (SHORT, (5,))])
     # The root, then behind 1, 1·2 and 5; the last tokens are predicted and never read.
-    assert sorted(read_back(batch.packed, r)[2:] for r in range(len(batch.packed.row))) == [
+    assert sorted(tokens_seen(batch.packed, r)[2:] for r in range(len(batch.packed.row))) == [
         *((), (1,), (1, 2), (5,))
     ]
-    assert [read_back(batch.packed, r) for r in batch.also.tolist()] == [SHORT, (*SHORT, 5)]
+    assert [tokens_seen(batch.packed, r) for r in batch.also.tolist()] == [SHORT, (*SHORT, 5)]
     assert batch.packed.token_ids.shape == (1, len(SHORT) + 3)
 
 
 @settings(deadline=None)
 @given(tables())
-def test_padding_is_masked_and_every_decision_has_two_sides_of_its_own(made):
+def test_padding_is_masked_and_points_at_real_readings(made):
     table, also = made
     batch = table.batch(PAD, also)
     q, k, _ = batch.read.shape
@@ -164,7 +154,9 @@ def test_padding_is_masked_and_every_decision_has_two_sides_of_its_own(made):
     assert torch.equal(batch.option_mask, batch.token_mask.any(2))
     assert batch.option_mask[:, 0].all()
     assert int(batch.read.max()) < len(batch.packed.row)
-    assert [read_back(batch.packed, r) for r in batch.also.tolist()] == [(*p, *b) for p, b in also]
+    assert [tokens_seen(batch.packed, r) for r in batch.also.tolist()] == [
+        (*p, *b) for p, b in also
+    ]
 
 
 @settings(deadline=None)
@@ -182,6 +174,10 @@ def test_a_decision_between_many_long_actions_is_not_divided():
     table.between_actions(SHORT, trie, "sum", False)
     batch = table.batch(PAD)
     assert batch.bundles.cost.tolist() == [len(SHORT) + 20 * 20]
+    nodes = DecisionTable()
+    for node in range(len(trie.tokens)):
+        nodes.of_vocabulary((SHORT, trie.token_path(node)), END)
+    assert len(nodes.batch(PAD).bundles.cost) > 1  # tokens are decisions of their own
 
 
 @settings(deadline=None)
@@ -200,7 +196,7 @@ def test_selected_bundles_tell_the_same_of_their_decisions(made, data):
         assert part.renormalize[q] == batch.renormalize[whole]
 
     def places(of: TokenBatch, which: Tensor) -> list[TokenIds]:
-        return [read_back(of.packed, reading) for reading in which.tolist()]
+        return [tokens_seen(of.packed, reading) for reading in which.tolist()]
 
     assert places(part, part.also) == places(batch, batch.also[kept_also])
     seen = {q for b in range(count) for q in batch.select(torch.tensor([b]))[1].tolist()}

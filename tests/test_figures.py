@@ -17,10 +17,11 @@ SVG = "{http://www.w3.org/2000/svg}"
 MADE = [metrics(i) for i in range(1, 6)]
 
 
-def line_points(svg: str) -> list[tuple[float, float]]:
-    """The points of the curve, in the drawing's own units (y grows downwards)."""
+def lines(svg: str, dotted: bool = False) -> list[tuple[float, float]]:
+    """The points of the curve, or of its dotted part, in the drawing's own units (y grows down)."""
     for path in ET.fromstring(svg).iter(f"{SVG}path"):
-        if "var(--accent)" in path.get("style", ""):
+        style = path.get("style", "")
+        if "var(--accent)" in style and ("dasharray" in style) == dotted:
             numbers = [
                 float(n) for n in path.get("d", "").replace("M", "").replace("L", "").split()
             ]
@@ -29,11 +30,24 @@ def line_points(svg: str) -> list[tuple[float, float]]:
 
 
 def test_the_curve_has_a_point_for_every_number_and_rises_as_they_do():
-    points = line_points(curve_svg(MADE, "success"))
-    assert len(points) == 4  # nothing had finished in the first iteration
+    points = lines(curve_svg(MADE, "explained_variance"))
+    assert len(points) == len(MADE)
     xs, ys = zip(*points, strict=True)
     assert list(xs) == sorted(xs)
     assert list(ys) == sorted(ys, reverse=True)
+
+
+def test_a_mean_over_100_episodes_is_dotted_before_the_100th():
+    def after(each: int) -> list[dict[str, float]]:
+        return [{**m, "episodes": each * m["iteration"]} for m in MADE]
+
+    svg = curve_svg(after(40), "success")  # 40 (no number yet), 80, 120, 160, 200
+    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (2, 3)
+    assert lines(svg, dotted=True)[-1] == lines(svg)[0]
+    svg = curve_svg(after(10), "return")
+    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (4, 0)
+    svg = curve_svg(after(10), "entropy")
+    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (0, 5)
 
 
 def test_a_drawing_scales_with_its_page_and_can_be_read_aloud():
@@ -57,7 +71,7 @@ def test_evaluations_are_marked_even_without_a_curve():
 
 def test_infinite_losses_do_not_break_the_drawing():
     broken = [{**m, "value_loss": math.inf if i else 1.0} for i, m in enumerate(MADE)]
-    assert len(line_points(curve_svg(broken, "value_loss"))) == 1
+    assert len(lines(curve_svg(broken, "value_loss"))) == 1
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
@@ -81,8 +95,15 @@ def test_every_world_gets_its_row(tmp_path: Path):
     for i in range(1, 4):
         other.log(metrics(i))
     text = plot_learning([*runs, other], tmp_path / "learning.svg").read_text()
-    assert "a_$world$: return" in text
+    assert ">a_$world$: return</text>" in text  # as it is, not as a formula
     assert "poad/TomatoSalad-v0: return" in text
+
+
+def test_other_metrics_can_be_asked_for(tmp_path: Path):
+    run = run_of(tmp_path / "run", iterations=3, episodes=0)
+    text = plot_learning([run], tmp_path / "learning.svg", keys=("entropy",)).read_text()
+    assert "poad/TomatoSalad-v0: entropy" in text
+    assert "success" not in text
 
 
 def test_no_runs_make_no_figure(tmp_path: Path):

@@ -20,7 +20,7 @@ from poad.agent import Agent, load_agent
 from poad.collector import Collector, Rollout
 from poad.config import Config, ConfigError
 from poad.envs import make
-from poad.ppo import PPO
+from poad.ppo import PPO, Divergence
 
 TOKEN_METHODS = ("poad", "ntpo", "turn_ppo", "archer_adrl", "reinforce")
 # No step is held back: gradients are compared as they are.
@@ -83,7 +83,14 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"{m}, sometimes no choice": ("Corridor", {"credit": {"method": m}}) for m in ALL_METHODS},
+    # Warm, because whole-action scores are all but certain there.
+    **{
+        f"{m}, sometimes no choice": (
+            "Corridor",
+            {"credit": {"method": m}, "acting": {"temperature": 5.0}},
+        )
+        for m in ALL_METHODS
+    },
     **{f"{m}, free": ("Journal", {"credit": {"method": m}}) for m in ("poad", "reinforce")},
     **{f"{m}, prefixes": ("Prefixes", {"credit": {"method": m}}) for m in ("poad", "turn_ppo")},
     "published": ("Lottery", {"credit": {"method": "ntpo"}, "acting": {"scheme": "published"}}),
@@ -98,7 +105,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "shared body": ("Alike", {"critic": {"body": "shared", "clip": None}}),
     "shared body, scores": (
         "Corridor",
-        {"credit": {"method": "glam"}, "critic": {"body": "shared"}},
+        {
+            "credit": {"method": "glam"},
+            "critic": {"body": "shared"},
+            "acting": {"temperature": 5.0},
+        },
     ),
     "shared body, free": ("Diary", {"critic": {"body": "shared"}}),
     "by the turn": ("Chain", {"credit": {"discount": "turn", "gamma": 0.8}}),
@@ -111,7 +122,7 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
     """Twice: where the update begins, and behind a step that clips ratios and values."""
     world, changes = CASES[case]
     config = settings(world, **changes, streams=2, horizon=6)
-    config = replace(config, ppo=replace(config.ppo, **WIDE_OPEN, entropy=0.3, clip=0.05))
+    config = replace(config, ppo=replace(config.ppo, **WIDE_OPEN, entropy=0.3, clip=0.005))
     agent, learner, worlds = build(config)
     rollout = worlds.collect(config.horizon, np.random.default_rng(1))
     push(agent, 1)
@@ -129,7 +140,7 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
         agent.critic.zero_grad()
         loss = textbook.loss(streams, before)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         found.append((mine, gradient(agent)))
         push(agent, step + 2)
 
@@ -143,7 +154,7 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
         - config.ppo.entropy * metrics["entropy"]
         + config.critic.coefficient * metrics["value_loss"]
     )
-    assert loss == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert loss == pytest.approx(sum(losses) / 2, rel=1e-5, abs=1e-6)
     assert metrics["clip_fraction"] > 0
 
 
@@ -163,7 +174,7 @@ def ended_turns(streams: Streams) -> Streams:
 def test_parts_add_up_to_the_whole(world: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches average to the whole batch; micro-batches change nothing but memory."""
     gradients = []
-    for minibatches, tokens in ((1, 16_384), (3, 16_384), (3, 1), (1, 100)):
+    for minibatches, tokens in ((1, 16_384), (3, 16_384), (1, 1)):
         config = settings(world, critic={"body": body}, horizon=6)
         config = replace(
             config,
@@ -241,6 +252,15 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = learner.update(rollout)
     assert metrics["grad_norm"] > 1e-2  # as it was before clipping
     assert all(norm <= 1e-3 * 1.001 for norm in norms)
+
+
+def test_a_gradient_that_is_no_number_moves_nothing() -> None:
+    agent, learner, worlds = build(settings("Novel"))
+    rollout = worlds.collect(5, np.random.default_rng(1))
+    before = weights(agent)
+    with pytest.raises(Divergence, match=r"not finite.*ppo\.lr"):
+        learner.update(edited(rollout, lambda _, turn: replace(turn, reward=math.inf)))
+    assert torch.equal(weights(agent), before)
 
 
 # --- sampling and learning agree ---
@@ -348,21 +368,22 @@ def test_turns_without_choice_teach_the_critic_only(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_forced_root_learns_because_a_bootstrap_reads_it() -> None:
-    """All actions begin alike, so the choice is at a later token; the root must not stay at 0."""
+    """All actions begin alike, so the choice is at a later token; the root must not stay behind."""
     config = settings(
         "Alike",
-        critic={"lr": 0.02, "clip": None},
+        critic={"hidden": [256], "clip": None},
         credit={"gamma": 0.5, "lam": 0.0},
-        ppo={"anneal": False, "epochs": 20, "kl_stop": None},
-        model={"name": "tiny-kitchen", "device": "cpu"},
+        ppo={"epochs": 20, "minibatches": 1, "kl_stop": None},
     )
     agent, learner, worlds = build(config)
     generator = np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(12):
         learner.update(worlds.collect(5, generator))
-    prompt = worlds.collect(1, generator).turns[0].prompt_ids
-    (value,) = agent.values([(prompt, ())])
-    assert value == pytest.approx(2.0, abs=0.2)  # 1 + ½ + ¼ + …
+    roots = {turn.prompt_ids: turn.reward for turn in worlds.collect(2, generator).turns}
+    assert sorted(roots.values()) == [-1.0, 1.0]
+    for prompt, reward in roots.items():
+        (value,) = agent.values([(prompt, ())])
+        assert value * reward > 0.4  # on the way to 1 - 1/2 + 1/4 - … = 2/3
 
 
 def test_frozen_features_stay_what_they_were() -> None:
@@ -386,7 +407,7 @@ def test_reinforce_uses_every_turn_once_and_only_when_its_episode_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = settings("Chain", credit={"method": "reinforce"}, streams=3, horizon=4)
-    agent, learner, worlds = build(config)
+    _, learner, worlds = build(config)
     used: list[list[Any]] = [[] for _ in range(3)]
     read_where = poad.ppo.read_where
 

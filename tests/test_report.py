@@ -190,7 +190,7 @@ def test_each_turn_shows_what_was_offered_written_and_thought(tmp_path: Path):
     first, second = page.text.split("Turn 1 ")[1].split("Turn 2 ")
     assert "reward +0.2 value of the prompt 0.41 3 primitive steps You see a tomato." in first
     assert "▸ chop the tomato 70.0 % get the tomato 25.0 % wait 5.0 %" in first
-    assert "chop p 0.80 V 0.41 ·the forced V 0.52 ·tomato p 0.88 V 0.53" in first
+    assert "chop p 0.80 V 0.41 ·the forced (V 0.52) ·tomato p 0.88 V 0.53" in first
     assert "value of the prompt – not an offered action Wait! dance" in second
     assert "V – " in second
     assert page.classes.count("token") == 4

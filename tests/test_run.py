@@ -137,6 +137,13 @@ def test_going_on_from_a_checkpoint_takes_back_what_came_after_it(tmp_path: Path
     assert again.summary() is None  # the outcome of a future that was taken back
 
 
+def test_evaluations_of_a_future_that_was_taken_back_go_too(tmp_path: Path):
+    run = Run.create(tmp_path / "run", Config())
+    run.add_episodes([episode(checkpoint=at) for at in (None, 2, 3, 4)])
+    run.truncate_metrics(3)
+    assert [record["checkpoint"] for record in run.episodes()] == [None, 2, 3]
+
+
 def test_episodes_come_back_in_order_and_an_interruption_keeps_those_before_it(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
 

@@ -110,7 +110,7 @@ def test_an_action_without_tokens_is_refused_by_name():
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_action_that_begins_another_is_refused_by_name(order):
     sequences, texts = [(1,), (1, 2)], ["open", "open door"]
-    with pytest.raises(ValueError, match="'open' is the beginning of another.*end-of-action token"):
+    with pytest.raises(ValueError, match=r"'open' is the beginning of another.*end-of-action"):
         ActionTrie.build([sequences[i] for i in order], [texts[i] for i in order])
 
 

@@ -31,7 +31,8 @@ from transformers.utils import logging
 
 from poad.batch import Packed, TokenIds
 from poad.config import ModelConfig
-from poad.models import LanguageModel, load_model
+from poad.language_model import LanguageModel
+from poad.models import load_model
 
 PROMPTS = (
     "You see a door.\nYour action:",
@@ -153,7 +154,7 @@ class Zoo:
         words = TOKENIZERS[tokenizer]()
         special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         config = CONFIGURATIONS[architecture](
-            vocab_size=len(words), initializer_range=0.3, **special
+            vocab_size=len(words), initializer_range=0.2, **special
         )
         with torch.random.fork_rng():
             torch.manual_seed(7)
@@ -189,6 +190,12 @@ def next_token_logits(model: LanguageModel, *token_ids: int) -> torch.Tensor:
     """[V] what a plain, whole forward pass of transformers over one row says, with gradient."""
     causal: Any = model.module
     return causal(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1].float()
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal to 1e-5. Of logits compare the logarithms of the probabilities instead."""
+    found, expected = (torch.as_tensor(part).detach().float() for part in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def columns_seen(packed: Packed, reading: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ what it offers, and what an action does. `settings` describes a small run in one
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -154,9 +155,12 @@ WORLDS: dict[str, Rules] = {
         lambda s, a: replace(draw(s, a), over=False),
         limit=4,
     ),
-    # All actions begin alike, so the first token is no choice.
+    # All actions begin alike, so the first token is no choice; good days and bad ones alternate.
     "Alike": Rules(
-        at_place, lambda s: ("step left", "step right"), lambda s, a: Outcome(0, 1.0), limit=50
+        at_place,
+        lambda s: ("step left", "step right"),
+        lambda s, a: Outcome(1 - s.place, 1.0 - 2.0 * s.place),
+        limit=50,
     ),
     # The same prompt, other actions.
     "Aliased": Rules(
@@ -167,6 +171,7 @@ WORLDS: dict[str, Rules] = {
     # Offers actions at first and none later.
     "Mixed": Rules(at_place, lambda s: TWO if s.turn < 2 else None, lambda s, a: Outcome(s.place)),
     "Broken": Rules(at_place, lambda s: TWO, fall_over),
+    "Priceless": Rules(at_place, lambda s: TWO, lambda s, a: Outcome(0, math.nan)),
 }
 
 
@@ -204,7 +209,7 @@ def settings(world: str, **changes: Any) -> Config:
 
 
 def _register() -> None:
-    rows = {world: (TinyWorld, rules) for world, rules in WORLDS.items()}
+    rows: dict[str, tuple[Any, Rules]] = {w: (TinyWorld, rules) for w, rules in WORLDS.items()}
     rows["Silent"] = (SilentWorld, WORLDS["Chain"])
     for world, (kind, rules) in rows.items():
         if f"tiny/{world}-v0" not in gymnasium.registry:

@@ -12,8 +12,9 @@ from torch import Tensor
 from poad.batch import Position, pack
 from poad.config import Config, ConfigError
 from poad.critic import Critic, FrozenFeatures
+from poad.language_model import LanguageModel
 from poad.methods import Method, find_method
-from poad.models import LanguageModel, load_model, resolve_model
+from poad.models import load_model, resolve_model
 from poad.policy import Policy, Score
 
 Tensors = Mapping[str, Mapping[str, Tensor]]

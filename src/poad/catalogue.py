@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from poad.config import ConfigError
+from poad.console import Screen
 from poad.envs import known_worlds, make, world_arguments
 from poad.envs.check import WorldError, check_env
 
 
 def list_worlds() -> int:
     """Print the worlds that come with poad."""
-    console = Console()
+    console = Screen()
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for env_id, summary in known_worlds():
         table.add_row(f"[bold]{env_id}[/]", summary)
@@ -32,7 +32,7 @@ def list_worlds() -> int:
 
 def show_world(env_id: str, env_args: Mapping[str, Any]) -> int:
     """Print a world's manual page, its arguments and its first observation."""
-    console = Console()
+    console = Screen()
     env = _open(env_id, env_args)
     console.rule(env_id, align="left")
     console.print(inspect.getdoc(type(env.unwrapped)) or "(no manual page)", markup=False)
@@ -53,15 +53,15 @@ def show_world(env_id: str, env_args: Mapping[str, Any]) -> int:
     return 0
 
 
-def check_one(env_id: str, env_args: Mapping[str, Any]) -> int:
+def check_one(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
     """Test a world against the rules every text world keeps; 0 when it does."""
     _open(env_id, env_args).close()
     try:
-        check_env(lambda: make(env_id, **env_args))
+        allowed = check_env(lambda: make(env_id, **env_args), aliased=aliased)
     except WorldError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        Screen(stderr=True).print(str(error), markup=False, highlight=False)
         return 1
-    print(f"{env_id} keeps all the rules of a text world.")
+    print(f"{env_id} keeps all the rules of a text world.", *allowed, sep="\n")
     return 0
 
 

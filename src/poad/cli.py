@@ -1,4 +1,4 @@
-"""The command line: ``poad train | eval | play | envs``.
+"""The command line: ``poad train | eval | play | generalize | envs``.
 
 Only parsing lives here; what a command does is in the module it calls, loaded when it is called, so
 that ``poad --help`` costs no torch.
@@ -7,6 +7,7 @@ that ``poad --help`` costs no torch.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import warnings
@@ -23,10 +24,11 @@ from poad.config import Config, ConfigError, load
 _OVERVIEW = """\
 poad: train language agents by reinforcement learning, with credit for every token
 
-  poad train   train an agent in a text world
-  poad eval    examine a trained agent, sampled and greedy
-  poad play    watch an agent turn by turn, or play yourself
-  poad envs    list the worlds, read a world's manual page, check a world of your own
+  poad train        train an agent in a text world
+  poad eval         examine a trained agent, sampled and greedy
+  poad play         watch an agent turn by turn, or play yourself
+  poad generalize   examine an agent in worlds it was not trained in
+  poad envs         list the worlds, read a world's manual page, check a world of your own
 
 Start here:
   poad train                                             tomato salad by POAD, a few seconds
@@ -100,6 +102,22 @@ class PlayOptions:
 
 
 @dataclass(frozen=True)
+class GeneralizeOptions:
+    """Examine an agent in worlds it was not trained in, next to its untrained self and others."""
+
+    run: tyro.conf.Positional[Path]
+    """The run; the table is saved in it."""
+    beside: tuple[Path, ...] = ()
+    """Other runs to put beside it: another method with the same budget, say."""
+    worlds: tuple[str, ...] = ()
+    """Where; default the six household tasks that test a food-preparation agent."""
+    episodes: int = 100
+    """Episodes per world, sampled and greedy each."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the table and nothing else."""
+
+
+@dataclass(frozen=True)
 class EnvsOptions:
     """List the worlds, or show the manual page of one."""
 
@@ -107,6 +125,8 @@ class EnvsOptions:
     """A world: a registered name, or package.module:EnvId."""
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Test whether it keeps what every text world must keep."""
+    aliased: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """When checking, allow one prompt to come with different offered actions."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world."""
 
@@ -128,8 +148,8 @@ def _train(options: TrainOptions) -> int:
 def _eval(options: EvalOptions) -> int:
     from poad.launch import evaluate_run
 
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes {options.episodes}: must be above 0.")
+    _positive(options.episodes)
+    _a_seed(options.seed)
     return evaluate_run(
         options.run,
         options.episodes,
@@ -143,18 +163,21 @@ def _eval(options: EvalOptions) -> int:
 
 
 def _play(options: PlayOptions) -> int:
-    is_run = Path(options.target).is_dir()
+    is_run = Path(options.target).is_dir() or not _names_a_world(options.target)
+    _a_seed(options.seed)
+    if is_run and options.env_args:
+        raise ConfigError("--env-args belong to a world; a run has its own (see `poad eval`).")
+    if not is_run and (options.checkpoint is not None or options.untrained):
+        raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
     if options.human:
         from poad.play import play_human
 
         if is_run:
-            raise ConfigError(
-                f"{options.target} is a run; --human wants a world (see `poad envs`)."
-            )
+            raise ConfigError(f"{options.target} is no world; --human wants one: see `poad envs`.")
         return play_human(options.target, options.env_args, options.seed or 0)
     from poad.play import play_run, play_untrained
 
-    if is_run or not _names_a_world(options.target):
+    if is_run:
         return play_run(
             Path(options.target),
             seed=options.seed,
@@ -164,6 +187,27 @@ def _play(options: PlayOptions) -> int:
         )
     config = Config(env=options.target, env_args=options.env_args)
     return play_untrained(config, seed=options.seed or 0, greedy=options.greedy)
+
+
+def _generalize(options: GeneralizeOptions) -> int:
+    from poad.envs import unseen_worlds
+    from poad.generalize import generalize_run
+
+    _positive(options.episodes)
+    worlds = options.worlds or tuple(unseen_worlds())
+    return generalize_run(
+        options.run, options.beside, worlds, options.episodes, quiet=options.quiet
+    )
+
+
+def _a_seed(seed: int | None) -> None:
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed {seed}: must not be negative.")
+
+
+def _positive(episodes: int) -> None:
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}: must be above 0.")
 
 
 def _names_a_world(target: str) -> bool:
@@ -178,7 +222,7 @@ def _envs(options: EnvsOptions) -> int:
     if options.env is None:
         return list_worlds()
     if options.check:
-        return check_one(options.env, options.env_args)
+        return check_one(options.env, options.env_args, options.aliased)
     return show_world(options.env, options.env_args)
 
 
@@ -186,6 +230,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainOptions, _train),
     "eval": (EvalOptions, _eval),
     "play": (PlayOptions, _play),
+    "generalize": (GeneralizeOptions, _generalize),
     "envs": (EnvsOptions, _envs),
 }
 
@@ -207,12 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" Did you mean `poad {near[0]}`?" if near else ""
         return _fail(f"There is no command {name!r}.{hint} There are: {', '.join(_COMMANDS)}.")
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
+            stream.reconfigure(errors="replace")
     if os.getcwd() not in sys.path:  # so that --env my_module:MyWorld-v0 finds a local module
         sys.path.insert(0, os.getcwd())
     try:
         options_type, command = _COMMANDS[name]
         return command(_parse(name, options_type, rest))
     except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. What was written before is intact.\n")
         return 130
     except BrokenPipeError:  # `poad … | head`
         sys.stdout = None

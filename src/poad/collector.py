@@ -7,6 +7,7 @@ be taken up exactly: worlds are deterministic, and replaying an unfinished episo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import gymnasium as gym
 import numpy as np
 
 from poad.batch import Turn
-from poad.policy import Memo, Observation, Policy
+from poad.policy import Observation, Policy
+from poad.sampling import Memo
 
 
 class WorldFault(RuntimeError):
@@ -64,7 +66,7 @@ class Stream:
         """Act; the caller resets after an ending.
 
         Raises:
-            WorldFault: an episode ended without saying how it went.
+            WorldFault: a reward that is no number, or an end that does not say how it went.
             Exception: whatever the world raised, with a note on where that was.
         """
         self.actions.append(action)
@@ -72,6 +74,8 @@ class Stream:
             prompt, reward, terminated, truncated, info = self.env.step(action)
             self.observation = observe(prompt, info)
             reward = float(reward)
+        if not math.isfinite(reward):
+            raise WorldFault(f"A reward is {reward}; it must be a finite number. {self._place()}")
         if terminated or truncated:
             given = info.get("episode")
             if not (isinstance(given, dict) and {"r", "l", "success"} <= given.keys()):

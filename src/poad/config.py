@@ -212,6 +212,7 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         positive("acting.temperature", c.acting.temperature),
         positive("acting.max_action_tokens", c.acting.max_action_tokens),
         positive("model.lora_rank", c.model.lora_rank),
+        ("" in c.acting.stop, "acting.stop: an empty text would end every action at once."),
         positive("ppo.lr", c.ppo.lr),
         positive("ppo.epochs", c.ppo.epochs),
         positive("ppo.minibatches", c.ppo.minibatches),
@@ -219,6 +220,11 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         positive("ppo.max_grad_norm", c.ppo.max_grad_norm),
         positive("ppo.std_floor", c.ppo.std_floor),
         positive("ppo.micro_batch_tokens", c.ppo.micro_batch_tokens),
+        positive("ppo.kl_stop", 1.0 if c.ppo.kl_stop is None else c.ppo.kl_stop),
+        positive("critic.clip", 1.0 if c.critic.clip is None else c.critic.clip),
+        positive("critic.hidden", min(c.critic.hidden, default=1)),
+        positive("model.lora_alpha", c.model.lora_alpha),
+        not_negative("critic.coefficient", c.critic.coefficient),
         positive("critic.lr", c.critic.lr),
         positive("eval.streams", c.eval.streams),
         positive("keep_checkpoints", c.keep_checkpoints),
@@ -226,6 +232,8 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         not_negative("eval.every", c.eval.every),
         not_negative("checkpoint_every", c.checkpoint_every),
         not_negative("threads", c.threads),
+        not_negative("seed", c.seed),
+        not_negative("eval.seed", c.eval.seed),
         not_negative("ppo.entropy", c.ppo.entropy),
     ]
 
@@ -270,6 +278,8 @@ def load(path: str | Path, base: Config | None = None) -> Config:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if data is None:
@@ -281,7 +291,10 @@ def load(path: str | Path, base: Config | None = None) -> Config:
 
 def dump(config: Config) -> str:
     """The configuration as YAML text that :func:`load` reads back unchanged."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # written plainly, they read as line ends
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
 
 
 def _merge(base: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any:

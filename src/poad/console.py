@@ -7,6 +7,8 @@ stays readable. Everything fits 80 columns; colours follow ``NO_COLOR``.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -23,6 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 ROWS = 8
+EARLY = 30
+"""Means over fewer finished episodes are not shown: short ones, the successes, finish first."""
 OFFERED = 8
 SPARKS = "▁▂▃▄▅▆▇█"
 # Heading, metric, width and format of the columns, alike in the live table and in plain lines.
@@ -36,6 +40,15 @@ _COLUMNS = (
     ("expl.var", "explained_variance", 8, ".2f"),
     ("steps/s", "steps_per_second", 7, ",.0f"),
 )
+
+
+class Screen(Console):
+    """A terminal, file or pipe; when the reader of a pipe is gone, the rest goes nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without output: training must not end because ``head`` did."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
@@ -57,7 +70,7 @@ class Progress:
     ) -> None:
         self._total = total_steps
         self._quiet = quiet
-        self._console = console or Console()
+        self._console = console or Screen()
         self._pause = pause
         self._history: list[Mapping[str, float]] = []
         self._shown_at = -math.inf
@@ -86,7 +99,10 @@ class Progress:
         """Show one iteration's metrics; see :func:`poad.train.train` for their names."""
         if self._quiet:
             return
-        self._history.append({key: metrics.get(key, math.nan) for _, key, _, _ in _COLUMNS})
+        row = {key: metrics.get(key, math.nan) for _, key, _, _ in _COLUMNS}
+        if metrics.get("episodes", EARLY) < EARLY:  # so far only the quick ones have finished
+            row |= {"return": math.nan, "success": math.nan}
+        self._history.append(row)
         self._due = True
         if time.monotonic() - self._shown_at >= self._pause:
             self._show()
@@ -147,7 +163,7 @@ def watch(
     console: Console | None = None,
 ) -> Iterator[Mapping[str, Any]]:
     """Pass on evaluation episodes while a bar counts them (on a terminal; nothing elsewhere)."""
-    console = console or Console()
+    console = console or Screen()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -169,7 +185,7 @@ def show_evaluation(console: Console, summaries: Mapping[str, Mapping[str, Any]]
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("actions")
-    for heading in ("success", "95 % interval", "return", "length", "episodes"):
+    for heading in ("success", "95 % interval", "return", "steps", "episodes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for mode, summary in summaries.items():
         low, high = summary["success_interval"] or (None, None)
@@ -206,7 +222,9 @@ def show_turn(console: Console, turn: Mapping[str, Any], number: int) -> None:
 def show_ending(console: Console, record: Mapping[str, Any]) -> None:
     """Print how an episode ended."""
     success = ("Success", "bold green") if record["success"] else ("No success", "bold red")
-    rest = f": {record['ending']} after {record['length']:g} turns, return {record['return']:.3g}"
+    turns = len(record["turns"])
+    steps = "" if record["length"] == turns else f" ({record['length']:g} primitive steps)"
+    rest = f": {record['ending']} after {turns} turns{steps}, return {record['return']:.3g}"
     console.print(Rule(style="dim", characters=_line(console)))
     console.print(Text.assemble(success, rest))
 
@@ -242,7 +260,10 @@ def _offered(console: Console, offered: Sequence[Sequence[Any]], action: str) ->
 
 
 def _tokens(turn: Mapping[str, Any]) -> Text:
-    """The action's tokens: a decision with its probability, a forced one dim; then the values."""
+    """The action's tokens: a decision with its probability, a forced one dim; then the values.
+
+    Values at forced tokens stand in brackets: only methods that count every token train them.
+    """
     text = Text("tokens ", style="dim")
     for piece, choice, logprob in zip(turn["pieces"], turn["choice"], turn["logprob"], strict=True):
         shown = piece.replace("\n", "\\n").strip(" ") or "''"
@@ -252,7 +273,10 @@ def _tokens(turn: Mapping[str, Any]) -> Text:
         else:
             text.append(f"{shown}  ")
     text.append("\nvalues ")
-    return text.append(" ".join(_number(value, ".2f") for value in turn["value"]))
+    for value, choice in zip(turn["value"], turn["choice"], strict=True):
+        shown = _number(value, ".2f")
+        text.append(f"{shown} " if choice else f"({shown}) ", style="not dim" if choice else "")
+    return text
 
 
 def _indented(text: Text, by: int = 2) -> Padding:

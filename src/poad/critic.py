@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from poad.batch import Bundles, Position, pack
-from poad.models import LanguageModel
+from poad.language_model import LanguageModel
 
 
 class Critic(nn.Module):

@@ -16,7 +16,8 @@ from poad.agent import Agent
 from poad.batch import Action, TokenIds
 from poad.collector import Stream, episode_of, open_stream
 from poad.envs import make
-from poad.policy import Memo, Observation
+from poad.policy import Observation
+from poad.sampling import Memo
 from poad.stats import wilson_interval
 from poad.trie import ActionTrie
 from poad.versions import versions
@@ -53,6 +54,7 @@ def evaluate(
         env, env_args = agent.config.env, agent.config.env_args
     head = {
         "env": env,
+        "env_args": dict(env_args or {}),
         "mode": "greedy" if greedy else "sampled",
         "checkpoint": checkpoint,
         "versions": versions(),

@@ -19,6 +19,10 @@ from poad.stats import median_band
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+AVERAGED, EPISODES = ("success", "return"), 100
+"""Means over the last 100 episodes. The first episodes to end are the short ones, which are the
+successful ones: while fewer have ended, the mean flatters the beginning, and is only dotted."""
+
 # What the drawings are coloured with, and what the page turns it into, in light and dark.
 _INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
 _THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
@@ -43,8 +47,11 @@ def curve_svg(
     Returns:
         The ``<svg>`` element; empty if there is nothing to draw.
     """
-    points = [(m["env_steps"], m.get(key, math.nan)) for m in metrics]
-    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    points = [
+        (m["env_steps"], m[key], m.get("episodes", 0))
+        for m in metrics
+        if math.isfinite(m["env_steps"]) and math.isfinite(m.get(key, math.nan))
+    ]
     if not points and not dots:
         return ""
     import matplotlib as mpl
@@ -54,8 +61,12 @@ def curve_svg(
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        axes.plot(xs, ys, color=_LINE, lw=1.8, marker="o" if len(xs) < 3 else None)
+        xs, ys, ended = zip(*points, strict=True) if points else ((), (), ())
+        look = {"color": _LINE, "lw": 1.8, "marker": "o" if len(xs) < 3 else None}
+        early = sum(n < EPISODES for n in ended) if key in AVERAGED else 0
+        if early:
+            axes.plot(xs[: early + 1], ys[: early + 1], ls=":", **look)
+        axes.plot(xs[early:], ys[early:], **look)
         for x, y, low, high in dots:
             axes.plot([x, x], [low, high], color=_DOT, lw=1.6)
             axes.plot([x], [y], color=_DOT, marker="o", ms=5, lw=0)
@@ -95,8 +106,10 @@ def _style(axes: Axes, ink: str, grid: str, ticks: int = 5) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def plot_learning(runs: Sequence[Run], path: str | Path) -> Path:
-    """Draw how several runs learned: a row per world, success and return by environment steps.
+def plot_learning(
+    runs: Sequence[Run], path: str | Path, keys: Sequence[str] = ("success", "return")
+) -> Path:
+    """Draw how several runs learned, by environment steps: a panel for each world and metric.
 
     Runs of one world and method are seeds of one another: their median is a line, the stretch from
     their lowest to their highest a band.
@@ -104,6 +117,7 @@ def plot_learning(runs: Sequence[Run], path: str | Path) -> Path:
     Args:
         runs: at least one.
         path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+        keys: which metrics; ``eval_success`` and ``eval_return`` where ``eval.every`` was set.
 
     Raises:
         ValueError: there are no runs, or the runs of a group have nothing in common to draw.
@@ -114,16 +128,20 @@ def plot_learning(runs: Sequence[Run], path: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     worlds = list(dict.fromkeys(run.config.env for run in runs))
+    panels = [(world, key) for world in worlds for key in keys]
+    columns = len(keys) if len(keys) > 1 else min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
-        figure = Figure(figsize=(8, 2.6 * len(worlds)), layout="constrained")
-        grid = figure.subplots(len(worlds), 2, squeeze=False)
-        for row, world in zip(grid, worlds, strict=True):
-            group = [run for run in runs if run.config.env == world]
-            for axes, key in zip(row, ("success", "return"), strict=True):
-                _style(axes, "#555555", "#e6e6e6")
-                _bands(axes, group, key)
-                axes.set_title(f"{world}: {key}", fontsize=10, loc="left", parse_math=False)
-            row[0].set_ylim(-0.02, 1.02)
+        figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (world, key) in zip(grid.flat, panels, strict=False):
+            _style(axes, "#555555", "#e6e6e6")
+            _bands(axes, [run for run in runs if run.config.env == world], key)
+            axes.set_title(f"{world}: {key}", fontsize=10, loc="left", parse_math=False)
+            if "success" in key:
+                axes.set_ylim(-0.02, 1.02)
         for axes in grid[-1]:
             axes.set_xlabel("environment steps", color="#555555")
         figure.savefig(

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from poad.agent import Agent, load_agent
 from poad.config import Config, ConfigError, to_dict
-from poad.console import Progress, show_evaluation, watch
+from poad.console import Progress, Screen, show_evaluation, watch
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
 from poad.report import write_report
@@ -35,7 +35,9 @@ def check_world(config: Config) -> None:
     try:
         make(config.env, **config.env_args).close()
     except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        given = f" with {config.env_args}" if config.env_args else ""
+        raise ConfigError(f"Cannot make {config.env}{given}: {reason}") from error
 
 
 def free_path(config: Config) -> Path:
@@ -78,15 +80,22 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
                 f"only {', '.join(_MAY_CHANGE)} may change."
             )
         trainer = Trainer(config, run, resume=True)
+        if config.steps < trainer.env_steps:
+            raise ConfigError(
+                f"{path} has already trained {trainer.env_steps:,} steps; --steps {config.steps:,} "
+                "would go back. Give more, or leave it out."
+            )
         if changed:
             run.change_config(config)
         return _carry_out(trainer, run, quiet=quiet)
 
 
 def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
-    console, config = Console(quiet=quiet), trainer.config
+    console, config = Screen(quiet=quiet), trainer.config
     last: Metrics = next(reversed(run.metrics()), {})
     size = f"{config.steps:,} steps, {config.streams} streams"
+    if trainer.env_steps >= config.steps:
+        size = f"already trained for its {trainer.env_steps:,} steps; --steps adds more"
     console.print(
         f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
         f"({config.model.name}, seed {config.seed}, {size}) into {run.path}",
@@ -109,10 +118,14 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     }
     if not interrupted and config.eval.episodes:
         console.print()
-        results = examine(
-            run, trainer.agent, trainer.iteration, config.eval.episodes, console=console
-        )
-        summary |= results["sampled"] | {"evaluation": results}
+        try:
+            results = examine(
+                run, trainer.agent, trainer.iteration, config.eval.episodes, console=console
+            )
+            summary |= results["sampled"] | {"evaluation": results}
+        except KeyboardInterrupt:  # the training is done and saved; only its evaluation is not
+            interrupted.append(True)
+            summary["status"] = "stopped"
     run.write_summary(summary)
     report = write_report(run)
     console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)
@@ -212,7 +225,7 @@ def evaluate_run(
     quiet: bool,
 ) -> int:
     """Examine a run that exists; the exit status."""
-    console = Console(quiet=quiet)
+    console = Screen(quiet=quiet)
     run, agent, iteration = load_run(path, checkpoint, untrained)
     config = run.config
     if env is not None or env_args:

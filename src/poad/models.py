@@ -1,38 +1,25 @@
-"""Load a transformers causal language model and read hidden states at positions.
+"""Find and load language models: embedded ones, directories, hub names; whole or with adapters.
 
-The only module that knows adapters (peft) and the transformers forward call. A
-:class:`LanguageModel` has two halves: a body that turns tokens into hidden states, and a head that
-turns hidden states into logits, so that logits are computed at decisions only. Beside the trained
-body stands the *frozen* one, the model as it was before training.
+The only module that knows peft.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from poad.batch import Packed, TokenIds, pack
 from poad.codec import TextCodec
 from poad.config import ModelConfig
+from poad.language_model import LanguageModel, ModelError
 
 ASSETS = Path(__file__).parent / "assets"
-_WORLD_MODELS = {
-    "poad/TomatoSalad-v0": "tiny-kitchen",
-    "poad/TomatoLettuceSalad-v0": "tiny-kitchen",
-}
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded or used; the message says what would do."""
 
 
 def embedded_models() -> list[str]:
@@ -48,239 +35,13 @@ def resolve_model(name: str, env: str) -> str:
     """
     if name != "auto":
         return name
-    if env in _WORLD_MODELS:
-        return _WORLD_MODELS[env]
+    for embedded in embedded_models():
+        if env in model_card(embedded)["recipe"]["worlds"]:
+            return embedded
     raise ModelError(
         f"No embedded model knows the words of {env!r}; name one with --model.name: a directory, "
         f"a hub name, or one of {', '.join(embedded_models())}."
     )
-
-
-class LanguageModel:
-    """A causal language model, trained in place, and its untrained self.
-
-    Args:
-        causal: a transformers causal LM, or a PEFT model around one.
-        codec: its tokenizer.
-        keep_frozen: also keep the untrained body (a copy with full tuning; nothing extra with
-            adapters, which are switched off instead).
-
-    Raises:
-        ModelError: an architecture whose probabilities would come out wrong.
-    """
-
-    def __init__(self, causal: nn.Module, codec: TextCodec, keep_frozen: bool = True) -> None:
-        self.module = causal.eval()  # never any dropout: it would move the first ratio off 1
-        self.codec = codec
-        self._adapted = hasattr(causal, "disable_adapter")
-        plain: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
-        self._body, self._head = plain.base_model, plain.get_output_embeddings()
-        self._softcap: float | None = getattr(plain.config, "final_logit_softcapping", None)
-        self._frozen: nn.Module | None = None
-        if keep_frozen and not self._adapted:
-            self._frozen = copy.deepcopy(self._body).requires_grad_(False)
-        self._window = _Window.of(plain.config)
-        self._check_halves(plain)
-        self._check_packing(plain)
-
-    @property
-    def width(self) -> int:
-        """Size H of a hidden state."""
-        return int(self._head.weight.shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._head.weight.device
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights that are trained."""
-        return [p for p in self.module.parameters() if p.requires_grad]
-
-    def state(self) -> dict[str, Tensor]:
-        """The trained weights by name, tied ones once."""
-        return {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
-
-        Raises:
-            ModelError: the names or shapes are another model's.
-        """
-        own = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
-            raise ModelError("The saved weights belong to another model or another tuning mode.")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
-
-    def read(self, packed: Packed) -> Tensor:
-        """Hidden states [Q, H] of the trained body at a batch's reading places."""
-        return self._read(self._body, packed)
-
-    @torch.no_grad()
-    def read_frozen(self, packed: Packed) -> Tensor:
-        """Hidden states [Q, H] of the untrained body; no gradient."""
-        if self._adapted:
-            with self.module.disable_adapter():  # pyright: ignore
-                return self._read(self._body, packed)
-        if self._frozen is None:
-            raise ModelError("This model was loaded without its frozen body.")
-        return self._read(self._frozen, packed)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [..., V] in float32 from hidden states [..., H]."""
-        logits = self._head(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
-
-    def decoder(self) -> Decoder:
-        """A fresh incremental reader of growing rows (keys and values are kept)."""
-        return Decoder(self._body, self.codec.pad_id, self._window, self.device)
-
-    def _read(self, body: nn.Module, packed: Packed) -> Tensor:
-        packed = packed.to(self.device)
-        positions = packed.position_ids
-        mask: Any = packed.mask.long() if packed.attention is None else packed.attention
-        if packed.attention is not None and self._window is not None:
-            mask = self._window.mask(packed.attention, positions, positions)
-        hidden = body(
-            input_ids=packed.token_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[packed.row, packed.column]
-
-    @torch.no_grad()
-    def _check_halves(self, plain: Any) -> None:
-        """Body then head must be the whole model; an architecture with extras must not pass."""
-        ids = torch.arange(4, device=self.device).remainder(self._head.weight.shape[0])[None]
-        whole = plain(input_ids=ids, use_cache=False).logits.float()
-        halves = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, halves, rtol=1e-2, atol=1e-2):
-            raise ModelError(
-                f"{type(plain).__name__} does something between its last hidden state and its "
-                "logits that poad does not know; training it would optimize another policy."
-            )
-
-    @torch.no_grad()
-    def _check_packing(self, plain: Any) -> None:
-        """Branches of a padded tree must read as they do alone, or scores would be wrong."""
-        vocabulary = self._head.weight.shape[0]
-        a, b, c, d = (i % vocabulary for i in range(4))
-        positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
-        rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
-        alone = torch.cat(
-            [self._body(input_ids=r.to(self.device)).last_hidden_state[:, -1] for r in rows]
-        ).float()
-        try:
-            error = self.read(pack(positions, self.codec.pad_id)).float() - alone
-        except (TypeError, ValueError, RuntimeError) as trouble:
-            reason = f"it answers {str(trouble)!r}"
-        else:
-            if error.norm() <= 0.1 * alone.norm():  # a wrong mask is off by about 1, bf16 by 0.01
-                return
-            reason = "they come out different"
-        raise ModelError(
-            f"{type(plain).__name__} cannot read several actions behind one prompt: {reason}. poad "
-            "needs a transformer that takes an attention mask and position ids of its own."
-        )
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Layers that look back a fixed number of positions only."""
-
-    size: int
-    mixed: bool
-    """Whether other layers see everything; such a body takes a mask for each kind."""
-
-    @classmethod
-    def of(cls, config: Any) -> _Window | None:
-        """The window a configuration asks for, if any."""
-        size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-        if size is None or (kinds and "sliding_attention" not in kinds):
-            return None
-        return cls(size, mixed=bool(kinds))
-
-    def mask(self, sees: Tensor, queries: Tensor, keys: Tensor) -> Any:
-        """The attention mask a body takes.
-
-        Transformers measures a window in columns, which in a tree or behind padding are not
-        positions, and leaves prepared masks alone; so the window is cut here.
-
-        Args:
-            sees: [B, 1, Lq, Lk] bool, what a layer without a window may look at.
-            queries: [B, Lq] positions.
-            keys: [B, Lk] positions.
-        """
-        near = sees & (queries[:, None, :, None] - keys[:, None, None, :] < self.size)
-        return {"full_attention": sees, "sliding_attention": near} if self.mixed else near
-
-
-class Decoder:
-    """Rows that grow: a prompt is computed once, then only what is written behind it."""
-
-    def __init__(
-        self, body: nn.Module, pad_id: int, window: _Window | None, device: torch.device
-    ) -> None:
-        from transformers import DynamicCache
-
-        self._body, self._pad_id, self._device = body, pad_id, device
-        self._window = window
-        self._cache = DynamicCache()  # told of no window: it would forget by columns
-        self._mask = torch.zeros(0, 0, dtype=torch.long)
-        self._positions = self._mask
-
-    @torch.no_grad()
-    def read(self, chunks: Sequence[TokenIds], parents: Sequence[int] | None = None) -> Tensor:
-        """Append tokens to rows and read the last hidden state of each.
-
-        Args:
-            chunks: R non-empty token sequences, one for each resulting row.
-            parents: the row of the previous call that each continues (rows may be dropped or
-                continued twice); none on the first call.
-
-        Returns:
-            [R, H].
-        """
-        width = max(map(len, chunks))
-        ids = torch.full((len(chunks), width), self._pad_id)
-        mask = torch.zeros(len(chunks), width, dtype=torch.long)
-        for r, chunk in enumerate(chunks):
-            ids[r, width - len(chunk) :] = torch.tensor(chunk)
-            mask[r, width - len(chunk) :] = 1
-        if parents is None:
-            past = places = torch.zeros(len(chunks), 0, dtype=torch.long)
-        else:
-            index = torch.tensor(parents)
-            if not torch.equal(index, torch.arange(len(self._mask))):
-                self._cache.batch_select_indices(index.to(self._device))
-            past, places = self._mask[index], self._positions[index]
-        positions = (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-        self._mask = torch.cat([past, mask], 1)
-        self._positions = torch.cat([places, positions], 1)
-        out = self._body(
-            input_ids=ids.to(self._device),
-            attention_mask=self._attention(width),
-            position_ids=positions.to(self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state[:, -1]
-
-    def _attention(self, width: int) -> Any:
-        """What the newest ``width`` columns may look at."""
-        if self._window is None:
-            return self._mask.to(self._device)
-        length = self._mask.shape[1]
-        causal = torch.ones(width, length, dtype=torch.bool).tril(length - width)
-        own = causal & ~causal.tril(length - width - 1)  # padding sees itself, as in `pack`
-        sees = ((causal & self._mask[:, None, :].bool()) | own)[:, None].to(self._device)
-        places = self._positions.to(self._device)
-        return self._window.mask(sees, places[:, -width:], places)
 
 
 def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = True) -> LanguageModel:

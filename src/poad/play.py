@@ -12,7 +12,7 @@ from rich.text import Text
 from poad.agent import Agent, load_agent
 from poad.collector import observe
 from poad.config import Config
-from poad.console import show_ending, show_turn
+from poad.console import Screen, show_ending, show_turn
 from poad.envs import make
 from poad.evaluate import evaluate
 from poad.launch import check_world, load_run
@@ -36,7 +36,7 @@ def play_untrained(config: Config, *, seed: int, greedy: bool) -> int:
 
 
 def _show(agent: Agent, seed: int, greedy: bool, checkpoint: int | None) -> None:
-    console = Console()
+    console = Screen()
     record = next(
         evaluate(agent, episodes=1, seed=seed, greedy=greedy, streams=1, checkpoint=checkpoint)
     )
@@ -48,7 +48,7 @@ def _show(agent: Agent, seed: int, greedy: bool, checkpoint: int | None) -> None
 def play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     """Let a person choose the actions; an empty line, Ctrl-D or Ctrl-C leaves."""
     check_world(Config(env=env_id, env_args=dict(env_args)))
-    console = Console()
+    console = Screen()
     env = make(env_id, **env_args)
     prompt, info = env.reset(seed=seed)
     console.print(

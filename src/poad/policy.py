@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch import Tensor
 from poad.batch import Action, Position, TokenIds, Turn
 from poad.config import ActingConfig
 from poad.decisions import DecisionTable, TokenBatch
-from poad.models import LanguageModel
+from poad.language_model import LanguageModel
+from poad.sampling import CERTAIN, Choice, Memo, walk, write
 from poad.trie import ROOT, ActionTrie
 
 Scheme = Literal["trie", "score", "published"]
@@ -42,53 +43,6 @@ class Evaluated(NamedTuple):
     """[Q] in nats, over the options or the vocabulary, whichever the decision is between."""
     hidden: Tensor
     """[R, H] the hidden states that were read."""
-
-
-class Choice(NamedTuple):
-    """One distribution, kept while the weights stand still."""
-
-    logprob: list[float]
-    cumulative: list[float]
-
-    def draw(self, generator: np.random.Generator, greedy: bool) -> int:
-        """Index of an option, sampled or the likeliest."""
-        if greedy:
-            return max(range(len(self.logprob)), key=self.logprob.__getitem__)
-        u = generator.random() * self.cumulative[-1]
-        return next((i for i, c in enumerate(self.cumulative) if u < c), len(self.logprob) - 1)
-
-
-_CERTAIN = Choice([0.0], [1.0])
-"""What to do where only one action is offered; no forward pass is spent on it."""
-
-Memo = dict[tuple, "Choice | Sequence[float]"]
-"""Distributions already computed. Valid only while the weights stand still: whoever acts holds it,
-one per rollout."""
-
-
-@dataclass
-class _Walker:
-    """One walk through a trie, from the root to a leaf."""
-
-    prompt: TokenIds
-    trie: ActionTrie
-    generator: np.random.Generator
-    node: int = ROOT
-    nodes: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    choice: list[bool] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
-    row: int = -1
-    """Its row in the decoder; -1 before the prompt is read."""
-    read: int = 0
-    """Tokens the decoder has read behind the prompt."""
-
-    def step(self, node: int, logprob: float, choice: bool) -> None:
-        self.node = node
-        self.nodes.append(node)
-        self.tokens.append(self.trie.tokens[node])
-        self.logprob.append(logprob)
-        self.choice.append(choice)
 
 
 class Policy:
@@ -122,7 +76,8 @@ class Policy:
         Args:
             observations: any number, with or without offered actions.
             generator: the source of randomness; or one for each observation, so that what an
-                episode does depends on no other.
+                episode does depends on no other. Where all share one, who draws first depends on
+                what the memo knows: the probabilities are the same, the actions may differ.
             greedy: take the likeliest token (or action) instead of sampling.
             memo: distributions to reuse and extend; only while the weights stand still.
 
@@ -130,110 +85,69 @@ class Policy:
             ValueError: a world offers actions that are empty, repeated or the same tokens.
         """
         memo = {} if memo is None else memo
-        actions: list[Action | None] = [None] * len(observations)
-        restricted = [i for i, o in enumerate(observations) if o.admissible_actions is not None]
-        free = [i for i, o in enumerate(observations) if o.admissible_actions is None]
-        walk = self._walk if self.scheme == "trie" else self._pick
         many = len(observations)
         each = [generator] * many if isinstance(generator, np.random.Generator) else generator
-        for indices, method in ((restricted, walk), (free, self._write)):
-            if indices:
-                chosen = [observations[i] for i in indices]
-                acted = method(chosen, [each[i] for i in indices], greedy, memo)
-                for i, action in zip(indices, acted, strict=True):
-                    actions[i] = action
-        return [action for action in actions if action is not None]
+        actions: dict[int, Action] = {}
+        for free in (False, True):
+            mine = [i for i in range(many) if (observations[i].admissible_actions is None) is free]
+            if mine:
+                seen, generators = [observations[i] for i in mine], [each[i] for i in mine]
+                act = self._write if free else self._choose
+                acted = act(seen, generators, greedy, memo)
+                actions.update(zip(mine, acted, strict=True))
+        return [actions[i] for i in range(many)]
 
-    def _walk(
+    def _choose(
         self,
         observations: Sequence[Observation],
         generators: Sequence[np.random.Generator],
         greedy: bool,
         memo: Memo,
     ) -> list[Action]:
-        """Trie policy: at every node renormalize over the children and sample (ALGORITHM §4)."""
-        walkers = [
-            _Walker(*self._encode(o), generator=generator)
-            for o, generator in zip(observations, generators, strict=True)
-        ]
-        decoder = self.model.decoder()
-        waiting = [w for w in walkers if not self._advance(w, greedy, memo)]
-        while waiting:
-            self._read_nodes(waiting, decoder, memo)
-            waiting = [w for w in waiting if not self._advance(w, greedy, memo)]
-        return [
-            Action(
-                w.trie.texts[w.trie.leaves.index(w.node)],
-                tuple(w.tokens),
-                tuple(w.choice),
-                tuple(w.logprob),
-                w.trie,
-                tuple(w.nodes),
-            )
-            for w in walkers
-        ]
+        """Among offered actions."""
+        offers = [self._encode(o) for o in observations]
+        if self.scheme == "trie":
+            return walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
+        actions = self._pick(offers, generators, greedy, memo)
+        if self.scheme == "published":
+            return self._as_tokens([prompt for prompt, _ in offers], actions, memo)
+        return actions
 
-    def _advance(self, w: _Walker, greedy: bool, memo: Memo) -> bool:
-        """Walk on as far as is known; whether the leaf was reached."""
-        while children := w.trie.children[w.node + 1]:
-            if len(children) == 1:
-                w.step(children[0], 0.0, choice=False)
-                continue
-            known = memo.get((w.prompt, w.trie, w.node))
-            if not isinstance(known, Choice):
-                return False
-            option = known.draw(w.generator, greedy)
-            w.step(children[option], known.logprob[option], choice=True)
-        return True
-
-    def _read_nodes(self, waiting: list[_Walker], decoder, memo: Memo) -> None:
-        """One forward pass for all walkers that stand at an unknown node; equal ones share it."""
-        groups: dict[tuple, list[_Walker]] = {}
-        for w in waiting:
-            groups.setdefault((w.prompt, tuple(w.tokens)), []).append(w)
-        firsts = [group[0] for group in groups.values()]
-        if firsts[0].row < 0:
-            hidden = decoder.read([(*w.prompt, *w.tokens) for w in firsts])
-        else:
-            chunks = [tuple(w.tokens[w.read :]) for w in firsts]
-            hidden = decoder.read(chunks, [w.row for w in firsts])
-        logits = self.model.logits(hidden)
-        for row, group in enumerate(groups.values()):
-            for w in group:
-                w.row, w.read = row, len(w.tokens)
-                key = (w.prompt, w.trie, w.node)
-                if key not in memo:
-                    tokens = [w.trie.tokens[c] for c in w.trie.children[w.node + 1]]
-                    scores = logits[row, tokens] / self.acting.temperature
-                    memo[key] = _choice(scores.log_softmax(-1))
+    def _write(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        _: Memo,
+    ) -> list[Action]:
+        """Freely; what is written hardly repeats, so nothing is remembered."""
+        prompts = [self.codec.prompt(o.prompt) for o in observations]
+        return write(self.model, self.acting, prompts, generators, greedy)
 
     def _pick(
         self,
-        observations: Sequence[Observation],
+        offers: Sequence[tuple[TokenIds, ActionTrie]],
         generators: Sequence[np.random.Generator],
         greedy: bool,
         memo: Memo,
     ) -> list[Action]:
         """Whole-action policy: softmax over normalized scores of all offered actions."""
-        pairs = [self._encode(o) for o in observations]
         table = DecisionTable()
         unknown = {
             (prompt, trie): self._whole(prompt, trie, table)
-            for prompt, trie in pairs
+            for prompt, trie in offers
             if len(trie.leaves) > 1 and (prompt, trie) not in memo
         }
         if unknown:
             logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
             for (prompt, trie), q in unknown.items():
-                memo[prompt, trie] = _choice(logprob[q, : len(trie.leaves)])
+                memo[prompt, trie] = Choice.of(logprob[q, : len(trie.leaves)])
         actions = []
-        for (prompt, trie), generator in zip(pairs, generators, strict=True):
-            choice = memo.get((prompt, trie), _CERTAIN)
+        for (prompt, trie), generator in zip(offers, generators, strict=True):
+            choice = memo.get((prompt, trie), CERTAIN)
             assert isinstance(choice, Choice)
             option = choice.draw(generator, greedy)
             actions.append(_whole_action(trie, option, choice.logprob[option]))
-        if self.scheme == "published":
-            return self._as_tokens([prompt for prompt, _ in pairs], actions, memo)
         return actions
 
     def _as_tokens(
@@ -260,58 +174,6 @@ class Policy:
             replace(action, choice=tuple(counted[key]), logprob=tuple(memo[key]))
             for key, action in zip(keys, actions, strict=True)
         ]
-
-    def _write(
-        self,
-        observations: Sequence[Observation],
-        generators: Sequence[np.random.Generator],
-        greedy: bool,
-        memo: Memo,
-    ) -> list[Action]:
-        """Free writing: every token of the vocabulary, until a stop text or the budget's end."""
-        prompts = [self.codec.prompt(o.prompt) for o in observations]
-        tokens: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float]] = [[] for _ in prompts]
-        decoder = self.model.decoder()
-        hidden = decoder.read(prompts)
-        writing = list(range(len(prompts)))
-        while True:
-            scores = (self.model.logits(hidden) / self.acting.temperature).log_softmax(-1)
-            cumulative = scores.double().exp().cumsum(-1)
-            u = torch.tensor([[generators[i].random()] for i in writing], dtype=torch.float64)
-            u = u.to(scores.device)
-            drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).squeeze(1)
-            drawn = drawn.clamp(max=scores.shape[1] - 1)
-            chosen = scores.argmax(-1) if greedy else drawn
-            taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
-            alive = []
-            for row, (i, token) in enumerate(zip(writing, chosen.tolist(), strict=True)):
-                tokens[i].append(token)
-                logprobs[i].append(taken[row])
-                if not self._is_over(tokens[i]):
-                    alive.append(row)
-            if not alive:
-                break
-            writing = [writing[row] for row in alive]
-            hidden = decoder.read([(tokens[i][-1],) for i in writing], alive)
-        return [
-            Action(self._spoken(ids), tuple(ids), (True,) * len(ids), tuple(values))
-            for ids, values in zip(tokens, logprobs, strict=True)
-        ]
-
-    def _is_over(self, tokens: list[int]) -> bool:
-        if tokens[-1] == self.codec.end_id or len(tokens) >= self.acting.max_action_tokens:
-            return True
-        text = self.codec.tokenizer.decode(tokens)
-        return any(stop in text for stop in self.acting.stop)
-
-    def _spoken(self, tokens: list[int]) -> str:
-        """The text of a freely written action: up to the first stop text."""
-        kept = tokens[:-1] if tokens[-1] == self.codec.end_id else tokens
-        text = self.codec.tokenizer.decode(kept)
-        for stop in self.acting.stop:
-            text = text.partition(stop)[0]
-        return text.strip()
 
     def _encode(self, observation: Observation) -> tuple[TokenIds, ActionTrie]:
         offered = observation.admissible_actions or ()
@@ -420,10 +282,6 @@ class Policy:
 
     def _whole(self, prompt: TokenIds, trie: ActionTrie, table: DecisionTable) -> int:
         return table.between_actions(prompt, trie, self.score, self.acting.score_end)
-
-
-def _choice(logprob: Tensor) -> Choice:
-    return Choice(logprob.tolist(), logprob.double().exp().cumsum(-1).tolist())
 
 
 def _whole_action(trie: ActionTrie, option: int, logprob: float) -> Action:

@@ -34,6 +34,10 @@ from poad.methods import Method
 from poad.policy import Policy
 
 
+class Divergence(ArithmeticError):
+    """Training left the numbers; the message says what to try."""
+
+
 class _Step(NamedTuple):
     """What one minibatch said."""
 
@@ -77,6 +81,7 @@ class PPO:
                 {"params": self._groups[1], "lr": config.critic.lr},
             ],
             eps=1e-5,
+            fused=True,
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.waiting: list[tuple[Turn, ...]] = [() for _ in range(config.streams)]
@@ -234,7 +239,7 @@ class PPO:
         ppo = self._config.ppo
         count = len(lesson.batch.bundles.cost)
         parts = min(ppo.minibatches, count)
-        bundles = torch.randperm(count, generator=self.generator).chunk(parts)
+        bundles = torch.randperm(count, generator=self.generator).tensor_split(parts)
         readings = torch.randperm(len(lesson.readings.positions), generator=self.generator)
         steps: list[_Step] = []
         for chosen, read in zip(bundles, readings.tensor_split(len(bundles)), strict=True):
@@ -264,6 +269,11 @@ class PPO:
             loss.backward()
             totals[1] += total
         norms = [torch.nn.utils.clip_grad_norm_(group, ppo.max_grad_norm) for group in self._groups]
+        if not all(norm.isfinite() for norm in norms):
+            raise Divergence(
+                "A gradient is not finite, so training cannot go on; the last checkpoint is "
+                "intact. Try a smaller ppo.lr or critic.lr, or model.dtype = float32."
+            )
         if ppo.kl_stop is None or totals[3] <= ppo.kl_stop:
             self.optimizer.step()
         policy_loss, value_loss, entropy, kl, clipped = totals.tolist()

@@ -126,9 +126,11 @@ def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
     The episode is the newest checkpoint's first one, sampled if there is one: not a chosen one.
     """
     found: dict[tuple[Any, ...], _Evaluation] = {}
+    home = _world(run.config.env, run.config.env_args)
     example, best = None, None
     for record in run.episodes():
-        key = (record["checkpoint"], record["mode"], record["env"])
+        world = _world(record["env"], record.get("env_args") or {})
+        key = (record["checkpoint"], record["mode"], world)
         evaluation = found.setdefault(key, _Evaluation(*key))
         evaluation.outcomes[record["seed"]] = (
             bool(record["success"]),
@@ -136,7 +138,7 @@ def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
             _number(record["length"]),
         )
         rank = (
-            record["env"] == run.config.env,
+            world == home,
             _order(record["checkpoint"]),
             record["mode"] == "sampled",
             -record["seed"],
@@ -145,9 +147,14 @@ def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
             example, best = record, rank
 
     def place(e: _Evaluation) -> tuple[bool, str, int, bool]:
-        return e.env != run.config.env, e.env, -_order(e.checkpoint), e.mode != "sampled"
+        return e.env != home, e.env, -_order(e.checkpoint), e.mode != "sampled"
 
     return sorted(found.values(), key=place), example
+
+
+def _world(env: str, env_args: Mapping[str, Any]) -> str:
+    """A world's name with its arguments; with others it is another world."""
+    return " ".join([env, *(f"{name}={value}" for name, value in sorted(env_args.items()))])
 
 
 def _order(checkpoint: int | None) -> int:
@@ -240,12 +247,11 @@ def _curves(
         for e in evaluations
         if e.mode == "sampled" and e.env == evaluations[0].env and e.checkpoint in steps_at
     ]
-    success = "mean of the last 100 training episodes" + (
-        "; dots: evaluation, 95 %" if dots else ""
-    )
+    mean = "last 100 training episodes, dotted before the 100th"
+    success = mean + ("; dots: evaluation, 95 %" if dots else "")
     large = [
         _figure("Success", success, curve_svg(metrics, "success", limits=(0, 1), dots=dots)),
-        _figure("Return", "mean of the last 100 training episodes", curve_svg(metrics, "return")),
+        _figure("Return", mean, curve_svg(metrics, "return")),
     ]
     small = [
         _figure(name, "", curve_svg(metrics, key, size=(2.8, 1.6)))
@@ -280,8 +286,9 @@ def _episode(record: Mapping[str, Any]) -> list[Html]:
     legend = tag(
         "p",
         "Below each action: its tokens. A framed token was a decision, shaded by its "
-        "probability p; a dashed one was forced. V is what the critic "
-        "thought before the token was written.",
+        "probability p; a dashed one was forced. V is what the critic thought before the token was "
+        "written; in brackets where nothing was to decide, for only methods that count every token "
+        "teach the critic there.",
         cls="soft key",
     )
     shown = [_turn(turn, number) for number, turn in enumerate(turns[:MAX_TURNS], 1)]
@@ -356,7 +363,7 @@ def _tokens(turn: Mapping[str, Any]) -> Html:
                 "span",
                 tag("span", text, cls="piece", style=f"--p:{p:.3f}"),
                 tag("small", f"p {p:.2f}" if choice else "forced"),
-                tag("small", f"V {_short(value)}"),
+                tag("small", f"V {_short(value)}" if choice else f"(V {_short(value)})"),
                 cls="token" if choice else "token forced",
             )
         )

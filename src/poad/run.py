@@ -144,12 +144,17 @@ class Run:
         return [{k: math.nan if v is None else v for k, v in line.items()} for line in lines]
 
     def truncate_metrics(self, iteration: int) -> None:
-        """Forget what was logged after ``iteration``, before training goes on from there."""
-        path = self.path / "metrics.jsonl"
+        """Forget what was logged after ``iteration``, before training goes on from there.
+
+        Evaluation episodes of later checkpoints go with the metrics.
+        """
         self._begin_writing()
-        kept = [line for line in read_lines(path) if (line.get("iteration") or 0) <= iteration]
-        with _reporting(f"write {path}"):
-            write_text(path, "".join(map(json_line, kept)))
+        for name, key in (("metrics.jsonl", "iteration"), ("episodes.jsonl", "checkpoint")):
+            path = self.path / name
+            kept = [line for line in read_lines(path) if (line.get(key) or 0) <= iteration]
+            with _reporting(f"write {path}"):
+                write_text(path, "".join(map(json_line, kept)))
+        with _reporting(f"write to {self.path}"):
             (self.path / "summary.json").unlink(missing_ok=True)  # no longer the outcome
         self._open_mirrors(first=iteration + 1)
 

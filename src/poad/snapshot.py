@@ -19,7 +19,10 @@ from poad.ppo import PPO
 def take(
     agent: Agent, learner: PPO, collector: Collector, generator: np.random.Generator
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors of a checkpoint, by file, and its JSON state."""
+    """The tensors of a checkpoint, by file, and its JSON state.
+
+    The tensors are the live ones: write or copy them before training goes on.
+    """
     optimizer = learner.optimizer.state_dict()
     moments = {
         f"{index}.{name}": tensor

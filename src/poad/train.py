@@ -144,7 +144,7 @@ class Trainer:
         self._saved = self.iteration
 
     def _mind_the_discount(self) -> None:
-        """Warn of two discounts per primitive step: the world's inside a turn, ours between turns."""
+        """Warn of two discounts per step: the world's inside a turn, ours between turns."""
         inner, credit = self.collector.step_discount, self.config.credit
         if credit.discount == "duration" and inner is not None and inner != credit.gamma:
             warnings.warn(

@@ -1,0 +1,200 @@
+"""The models that come along: small, honestly made, and ignorant of the task."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from poad.agent import Agent, load_agent
+from poad.config import Config, ModelConfig
+from poad.envs import make
+from poad.envs.text_world import TextWorld
+from poad.evaluate import evaluate, summarize
+from poad.models import ASSETS, embedded_models, load_model, model_card
+from poad.policy import Observation
+
+ROOT = Path(__file__).parents[1]
+# How often the untrained agent may succeed; uniformly random actions do in .442, .0102, .0150 and
+# .0030 of the episodes.
+BOUNDS = {
+    "poad/TomatoSalad-v0": 0.55,
+    "poad/TomatoLettuceSalad-v0": 0.03,
+    "poad/FoodPreparation-v0": 0.04,
+    "poad/Entertainment-v0": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "build_models", ROOT / "scripts" / "build_models.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_models"] = module  # where its dataclass looks for itself
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what is shipped ---
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_a_model_is_small_and_carries_no_code(name: str) -> None:
+    files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
+    with safe_open(ASSETS / name / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.float32}  # noqa: SIM118
+    model = load_model(ModelConfig(name=name), "", seed=0)
+    assert sum(p.numel() for p in model.parameters()) == model_card(name)["parameters"]
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_its_card_says_how_it_was_made(name: str) -> None:
+    card, making = (ASSETS / name / "README.md").read_text(encoding="utf-8"), model_card(name)
+    recipe = making["recipe"]
+    for figure in (recipe["episodes"], recipe["steps"], recipe["seed"], recipe["layers"]):
+        assert str(figure) in card
+    for figure in (making["turns"], making["parameters"]):
+        assert f"{figure:,}" in card
+    assert all(world in card for world in recipe["worlds"])
+    assert "uniformly" in card
+    assert "make models" in card
+
+
+# --- how it is made ---
+
+
+def test_every_shipped_model_has_its_recipe(script: ModuleType) -> None:
+    recipes = {recipe.name: json.loads(json.dumps(vars(recipe))) for recipe in script.RECIPES}
+    assert recipes == {name: model_card(name)["recipe"] for name in embedded_models()}
+
+
+def random_play(world: str, episodes: int, seed: int) -> list[tuple[str, str]]:
+    """What a uniformly random policy writes: every turn, whatever comes of it."""
+    dice, env, turns = random.Random(seed), make(world), []
+    for episode_seed in range(seed, seed + episodes):
+        prompt, info = env.reset(seed=episode_seed)
+        ended = False
+        while not ended:
+            turns.append((prompt, dice.choice(info["admissible_actions"])))
+            prompt, _, terminated, truncated, info = env.step(turns[-1][1])
+            ended = terminated or truncated
+    return turns
+
+
+def test_the_text_is_every_turn_of_every_episode_in_order(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = script.Recipe("x", tuple(BOUNDS), episodes=3, seed=11, steps=1, batch=2)
+    given: list[Any] = []
+    train_model = script.train_model
+
+    def spy(recipe: Any, codec: Any, turns: Any) -> Any:
+        given.append(turns)
+        return train_model(recipe, codec, turns)
+
+    monkeypatch.setattr(script, "train_model", spy)
+    script.build(recipe, tmp_path)
+    expected = [turn for world in BOUNDS for turn in random_play(world, 3, 11)]
+    assert given == [expected]
+    assert json.loads((tmp_path / "x" / "making.json").read_text())["turns"] == len(expected)
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_the_shipped_words_come_from_that_text(script: ModuleType, name: str) -> None:
+    making = model_card(name)
+    recipe = making["recipe"]
+    turns = [
+        turn
+        for world in recipe["worlds"]
+        for turn in random_play(world, recipe["episodes"], recipe["seed"])
+    ]
+    assert making["turns"] == len(turns)
+    assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
+    tokenizer = script.train_tokenizer(turns, recipe["vocabulary"])
+    shipped = load_model(ModelConfig(name=name), "", seed=0).codec.tokenizer
+    assert tokenizer.get_vocab() == shipped.get_vocab()
+
+
+def test_building_again_gives_the_same_bytes(script: ModuleType, tmp_path: Path) -> None:
+    recipe = script.Recipe(
+        "x",
+        ("poad/TomatoSalad-v0",),
+        episodes=2,
+        width=16,
+        layers=1,
+        heads=2,
+        inner=16,
+        steps=4,
+        batch=4,
+    )
+    built = []
+    for name in ("one", "two"):
+        script.build(recipe, tmp_path / name)
+        files = sorted((tmp_path / name / "x").iterdir())
+        built.append({path.name: path.read_bytes() for path in files})
+    assert built[0] == built[1]
+    assert "model.safetensors" in built[0]
+    assert load_model(ModelConfig(name=str(tmp_path / "one" / "x")), "", seed=0)
+
+
+# --- what it knows ---
+
+
+def success_probability(agent: Agent, world: str) -> float:
+    """Exactly: push the distribution over states forward through the primitive steps."""
+    env, memo = make(world).unwrapped, {}
+    assert isinstance(env, TextWorld)
+    limit, view, act = env.max_steps, env._view, env._act
+    states, number, chances, moves = [env.state], {env.state: 0}, [], []
+    for state in states:  # which grow on the way
+        prompt, actions = view(state)
+        chances.append(agent.policy.probabilities(Observation(prompt, actions), memo))
+        moves.append([act(state, action) for action in actions])
+        for move in moves[-1]:
+            if not move.success and move.state not in number:
+                number[move.state] = len(states)
+                states.append(move.state)
+    width = max(map(len, chances))
+    chance, steps = np.zeros((len(states), width)), np.ones((len(states), width), dtype=int)
+    following = np.full((len(states), width), -1)
+    for i, row in enumerate(moves):
+        chance[i, : len(row)] = chances[i]
+        steps[i, : len(row)] = [len(move.rewards) for move in row]
+        following[i, : len(row)] = [-1 if m.success else number[m.state] for m in row]
+    mass, success = np.zeros((limit, len(states))), 0.0
+    mass[0, 0] = 1.0
+    for step in range(limit):
+        flow, later = mass[step, :, None] * chance, step + steps
+        success += float(flow[following < 0].sum())
+        on = (following >= 0) & (later < limit)
+        np.add.at(mass, (later[on], following[on]), flow[on])
+    return success
+
+
+@pytest.mark.parametrize("world", BOUNDS)
+def test_untrained_it_succeeds_hardly_more_than_chance(world: str) -> None:
+    assert 0.0 < success_probability(load_agent(Config(env=world)), world) <= BOUNDS[world]
+
+
+def test_an_evaluation_finds_that_too() -> None:
+    world, episodes = "poad/TomatoSalad-v0", 1000
+    agent = load_agent(Config(env=world))
+    played = summarize(evaluate(agent, episodes=episodes, seed=0, greedy=False))
+    exact = success_probability(agent, world)
+    assert played["success_rate"] <= BOUNDS[world]
+    assert abs(played["success_rate"] - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)

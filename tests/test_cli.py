@@ -189,6 +189,7 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
         (("train", "--credit.gamma", "1.5"), "between 0 and 1"),
         (("train", "--ppo.entropi", "1"), "--ppo.entropy"),
         (("train", "--model.name", "no/such/model"), "Cannot load the model"),
+        (("train", "--model.name", "tiny-kitchn"), "Did you mean 'tiny-kitchen'?"),
         (("train", "--config", "missing.yaml"), "missing.yaml"),
         (("train", "--resume", "nowhere"), "nowhere is not a run"),
         (("eval", "nowhere"), "nowhere is not a run"),

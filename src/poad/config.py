@@ -163,7 +163,7 @@ class Config:
     seed: int = 0
     """Seed of everything random in the run."""
     steps: int = 12_288
-    """Turns (environment steps) to train for, over all streams."""
+    """Turns (environment steps) to train for, over all streams; the last iteration is whole."""
     streams: int = 16
     """Episodes played side by side (N)."""
     horizon: int = 32

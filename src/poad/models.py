@@ -5,6 +5,7 @@ The only module that knows peft.
 
 from __future__ import annotations
 
+import difflib
 import json
 import warnings
 from collections.abc import Iterator
@@ -62,6 +63,9 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
 
     name = resolve_model(config.name, env)
     source = str(ASSETS / name) if name in embedded_models() else name
+    near = difflib.get_close_matches(name, embedded_models(), n=1)
+    if source == name and near and not Path(name).exists():
+        raise ModelError(f"There is no embedded model {name!r}. Did you mean {near[0]!r}?")
     device = _device(config.device)
     torch.manual_seed(seed)
     try:

@@ -37,7 +37,8 @@ class Savings:
     beginnings_once: bool = False
     """Compute what rows begin with alike once: they become trees (includes `rows_once`)."""
     few_logits: bool = False
-    """Logits where a token of an action is predicted, not at every column of every row."""
+    """Logits, and the last feed-forward layer, where a token of an action is predicted, not at
+    every column of every row."""
     skip_forced: bool = False
     """Compute nothing at tokens without an alternative, nor behind the last choice."""
     keep_keys: bool = False
@@ -93,16 +94,17 @@ class Reader:
     def hidden(self, lines: Sequence[Line]) -> tuple[Tensor, list[int]]:
         """Hidden states of the untrained body at all readings of some lines."""
         packed, first = self.lay(lines)
-        return self.model.read_frozen(packed).float(), first
+        if self.savings.few_logits:
+            return self.model.read_frozen(packed).float(), first
+        whole, readings = _everywhere(packed)
+        return self.model.read_frozen(whole)[readings].float(), first
 
     def logprobs(self, packed: Packed, read: Callable[[Packed], Tensor]) -> Tensor:
         """[R, V] of the next token at the readings."""
         if self.savings.few_logits:
             return self.model.logits(read(packed)).log_softmax(-1)
-        rows, width = packed.token_ids.shape
-        row, column = torch.arange(rows * width) // width, torch.arange(rows * width) % width
-        logits = self.model.logits(read(replace(packed, row=row, column=column)))
-        return logits.log_softmax(-1)[packed.row * width + packed.column]
+        whole, readings = _everywhere(packed)
+        return self.model.logits(read(whole)).log_softmax(-1)[readings]
 
     def answer(self, lines: Sequence[Line], questions: Sequence[Question]) -> Tensor:
         """[S, K] log-probabilities among the options of each question."""
@@ -145,3 +147,10 @@ class Reader:
         beginnings, _, _ = ways(turn.action.trie, self.savings.skip_forced)
         k = turn.action.trie.leaves.index(turn.action.nodes[-1])
         return turn.prompt_ids, beginnings[k]
+
+
+def _everywhere(packed: Packed) -> tuple[Packed, Tensor]:
+    """The same rows with every column read, and where among those the readings are."""
+    rows, width = packed.token_ids.shape
+    row, column = torch.arange(rows * width) // width, torch.arange(rows * width) % width
+    return replace(packed, row=row, column=column), packed.row * width + packed.column

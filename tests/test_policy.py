@@ -22,7 +22,6 @@ from torch import Tensor
 from poad.agent import load_agent
 from poad.batch import Action, TokenIds, Turn
 from poad.config import ActingConfig, Config
-from poad.decoder import Decoder
 from poad.envs import make
 from poad.language_model import LanguageModel
 from poad.policy import Observation, Policy
@@ -363,7 +362,10 @@ def test_a_decision_costs_its_path_up_to_the_last_choice(zoo: Zoo, count):
         with counting(policy.model) as sizes:
             action = act(policy, observation, seed)
         before_last_choice = max(j for j, choice in enumerate(action.choice) if choice)
-        assert sum(sizes) == len(prompt) + before_last_choice
+        if len(sizes) > 1 or count == 50:  # far behind the prompt: walked to
+            assert sum(sizes) == len(prompt) + before_last_choice
+        else:  # close: all of them read at once
+            assert sum(sizes) <= len(prompt) + 8
         batch, _, _ = policy.decisions([turn_of(policy, observation, action)])
         assert batch.packed.tokens == len(prompt) + before_last_choice
         with counting(policy.model) as sizes:
@@ -386,7 +388,7 @@ def test_equal_observations_share_one_row(zoo: Zoo):
     with counting(policy.model) as sizes:
         policy.act([OTHER_OFFER] * 30, rng())
     prompt = policy.codec.prompt(OTHER_OFFER.prompt)
-    assert sizes == [len(prompt), 1]  # the root, then behind "open"
+    assert sizes == [len(prompt) + 1]  # the root, and behind "open"
 
 
 # --- sampling ---------------------------------------------------------------------------------
@@ -651,17 +653,9 @@ def test_further_positions_are_read_in_the_same_pass(zoo: Zoo):
             assert_same(*(each.log_softmax(-1) for each in logits))
 
 
-def test_a_hundred_offered_actions_are_one_trie_and_cost_a_path(monkeypatch: pytest.MonkeyPatch):
+def test_a_hundred_offered_actions_are_one_trie_and_cost_a_path():
     """Distractors made of the world's own words: the walk stays exact, and stays cheap."""
     agent = load_agent(Config(env="poad/FoodPreparation-v0"))
-    read, columns = Decoder.read, 0
-
-    def counting(self: Decoder, chunks: Any, parents: Any = None) -> Any:
-        nonlocal columns
-        columns += sum(map(len, chunks))
-        return read(self, chunks, parents)
-
-    monkeypatch.setattr(Decoder, "read", counting)
     computed: list[int] = []
     for distractors in (0, 97):
         prompt, info = make("poad/FoodPreparation-v0", distractors=distractors).reset(seed=0)
@@ -669,9 +663,9 @@ def test_a_hundred_offered_actions_are_one_trie_and_cost_a_path(monkeypatch: pyt
         assert len(offered) >= 5 + distractors
         seen = Observation(prompt, offered)
         assert sum(agent.policy.probabilities(seen)) == pytest.approx(1.0, abs=1e-5)
-        columns = 0
-        for seed in range(20):
-            (action,) = agent.policy.act([seen], np.random.default_rng(seed))
-            assert action.text in offered
-        computed.append(columns)
+        with counting(agent.model) as sizes:
+            for seed in range(20):
+                (action,) = agent.policy.act([seen], np.random.default_rng(seed))
+                assert action.text in offered
+        computed.append(sum(sizes))
     assert computed[1] <= 1.3 * computed[0]

@@ -127,7 +127,7 @@ class _Tree:
         return self.path[-1]
 
 
-def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 160) -> Packed:
+def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 240) -> Packed:
     """Lay positions out in rows, computing once what they have in common.
 
     Sorted, sequences that begin alike are neighbours. Each joins the row of the one before it,

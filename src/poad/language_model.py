@@ -9,6 +9,8 @@ it was before training.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +50,12 @@ class LanguageModel:
             self._frozen = copy.deepcopy(self._body).requires_grad_(False)
         self._window = Window.of(plain.config)
         self._check_halves(plain)
-        self._check_packing(plain)
+        self._sparing = True
+        try:
+            self._check_packing(plain)
+        except ModelError:  # its feed-forward layers may be of another kind
+            self._sparing = False
+            self._check_packing(plain)
 
     @property
     def width(self) -> int:
@@ -112,13 +119,22 @@ class LanguageModel:
         mask: Any = packed.mask.long() if packed.attention is None else packed.attention
         if packed.attention is not None and self._window is not None:
             mask = self._window.mask(packed.attention, positions, positions)
-        hidden = body(
-            input_ids=packed.token_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state
+        with self._sparingly(body, packed):
+            hidden = body(
+                input_ids=packed.token_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
         return hidden[packed.row, packed.column]
+
+    def _sparingly(self, body: nn.Module, packed: Packed) -> AbstractContextManager[None]:
+        """Where less than half is read, the last feed-forward layer computes only that."""
+        layer = _last_feed_forward(body) if self._sparing else None
+        places = packed.row * packed.token_ids.shape[1] + packed.column
+        if layer is None or 2 * len(places) >= packed.tokens:
+            return nullcontext()
+        return _only_at(layer, places.unique())
 
     @torch.no_grad()
     def _check_halves(self, plain: Any) -> None:
@@ -154,3 +170,38 @@ class LanguageModel:
             f"{type(plain).__name__} cannot read several actions behind one prompt: {reason}. poad "
             "needs a transformer that takes an attention mask and position ids of its own."
         )
+
+
+def _last_feed_forward(body: nn.Module) -> nn.Module | None:
+    """The feed-forward layer of the last block, if it goes by the usual names."""
+    blocks = getattr(body, "layers", None) or getattr(body, "h", None)
+    return getattr(blocks[-1], "mlp", None) if isinstance(blocks, nn.ModuleList) else None
+
+
+@contextmanager
+def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
+    """Let a layer that treats each position by itself compute some of them; the others get zeros.
+
+    Behind the last attention no position looks at another, so what is not read need not be right.
+
+    Args:
+        layer: [B, L, H] to [B, L, H].
+        places: [S] int64, distinct, into the B·L positions.
+    """
+    shape = torch.Size()
+
+    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal shape
+        shape = inputs[0].shape
+        return (inputs[0].flatten(0, 1)[None, places], *inputs[1:])
+
+    def widen(_: nn.Module, __: tuple[Tensor, ...], some: Tensor) -> Tensor:
+        every = some.new_zeros(shape).flatten(0, 1)
+        return every.index_copy(0, places, some[0]).view(shape)
+
+    handles = layer.register_forward_pre_hook(narrow), layer.register_forward_hook(widen)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -45,6 +45,10 @@ class Evaluated(NamedTuple):
     """[R, H] the hidden states that were read."""
 
 
+_NEAR = 8
+"""Tokens to all choices of an offer that cost less, added to the prompt's pass, than a pass."""
+
+
 class Policy:
     """A language model that acts.
 
@@ -107,11 +111,31 @@ class Policy:
         """Among offered actions."""
         offers = [self._encode(o) for o in observations]
         if self.scheme == "trie":
+            self._foresee(offers, memo)
             return walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
         actions = self._pick(offers, generators, greedy, memo)
         if self.scheme == "published":
             return self._as_tokens([prompt for prompt, _ in offers], actions, memo)
         return actions
+
+    def _foresee(self, offers: Sequence[tuple[TokenIds, ActionTrie]], memo: Memo) -> None:
+        """Compute all decisions of an offer in one pass where they lie close behind the prompt.
+
+        A walk waits for a pass at each choice, and reads a prompt anew when it comes to another of
+        its choices. Where few tokens lead to all of them, reading these with the prompt costs less.
+        """
+        table = DecisionTable()
+        found: dict[tuple[TokenIds, ActionTrie, int], int] = {}
+        for prompt, trie in offers:
+            choices, tokens = trie.choices
+            known = all((prompt, trie, node) in memo for node in choices)
+            if not known and tokens <= _NEAR:
+                found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
+        if found:
+            logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
+            for (prompt, trie, node), q in found.items():
+                children = trie.children[node + 1]
+                memo[prompt, trie, node] = Choice.of(logprob[q, : len(children)])
 
     def _write(
         self,

@@ -258,16 +258,15 @@ class PPO:
         self.optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(5)
         drift = 0.0
-        for run in lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles):
-            loss, sums, worst = self._loss(lesson, run, share)
-            loss.backward()
-            totals += sums
-            drift = max(drift, worst)
+        value_loss = torch.zeros(())
         if lesson.features is not None:
             value = self.critic(lesson.features[read])
-            loss, total = self._value_loss(lesson, read, value, share)
-            loss.backward()
-            totals[1] += total
+            value_loss, totals[1] = self._value_loss(lesson, read, value, share)
+        for i, run in enumerate(lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles)):
+            loss, sums, worst = self._loss(lesson, run, share)
+            (loss + value_loss if i == 0 else loss).backward()
+            totals += sums
+            drift = max(drift, worst)
         norms = [torch.nn.utils.clip_grad_norm_(group, ppo.max_grad_norm) for group in self._groups]
         if not all(norm.isfinite() for norm in norms):
             raise Divergence(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 ROOT = -1
 """The node before the first token: the end of the prompt."""
@@ -83,6 +84,12 @@ class ActionTrie:
     def token_path(self, node: int) -> tuple[int, ...]:
         """The tokens from the root to ``node``, its own included; none at the root."""
         return tuple(self.tokens[n] for n in self.path(node))
+
+    @cached_property
+    def choices(self) -> tuple[tuple[int, ...], int]:
+        """The nodes with several continuations, and how many tokens lead to any of them."""
+        nodes = tuple(n for n in range(ROOT, len(self.tokens)) if len(self.children[n + 1]) > 1)
+        return nodes, len({step for node in nodes for step in self.path(node)})
 
     def is_choice(self, node: int) -> bool:
         """Whether another token could have stood in this node's place."""

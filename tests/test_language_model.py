@@ -1,0 +1,76 @@
+"""Reading sparingly: what is not read is not computed, and what is read is the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import Zoo
+from torch import Tensor, nn
+
+from poad.batch import pack
+from poad.language_model import LanguageModel
+
+PROMPT = tuple(range(3, 23))
+POSITIONS = [(PROMPT, ()), (PROMPT, (4,)), (PROMPT, (4, 5)), ((*PROMPT, 4), ())]
+"""The second and the last are the same place."""
+
+
+def read(model: LanguageModel, sparing: bool) -> tuple[Tensor, dict[str, Tensor | None], int]:
+    """Hidden states, gradients, and how many positions the last feed-forward layer computed."""
+    model._sparing = sparing
+    blocks = getattr(model._body, "layers", None) or model._body.h
+    computed: list[int] = []
+    handle = blocks[-1].mlp.register_forward_hook(
+        lambda layer, inputs, output: computed.append(inputs[0].shape[:-1].numel())
+    )
+    model.module.zero_grad()
+    hidden = model.read(pack(POSITIONS, model.codec.pad_id))
+    handle.remove()
+    (hidden * torch.arange(hidden.numel()).view_as(hidden).sin()).sum().backward()
+    gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
+    return hidden.detach(), gradients, computed[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
+def test_reading_sparingly_gives_the_same_states_and_gradients(zoo: Zoo, kind: str) -> None:
+    model = zoo.load(kind)
+    sparing, gradients, few = read(model, True)
+    whole, expected, every = read(model, False)
+    assert (few, every) == (3, len(PROMPT) + 2)
+    torch.testing.assert_close(sparing, whole)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_mostly_read_is_computed_whole(zoo: Zoo) -> None:
+    model = zoo.load()
+    positions = [(PROMPT[:j], ()) for j in range(1, 20)]
+    computed: list[int] = []
+    layer: nn.Module = model._body.layers[-1].mlp  # pyright: ignore
+    layer.register_forward_hook(lambda _, inputs, __: computed.append(inputs[0].shape[1]))
+    model.read(pack(positions, model.codec.pad_id))
+    assert computed == [19]
+
+
+def test_a_model_whose_layers_are_of_another_kind_is_read_whole(zoo: Zoo) -> None:
+    class Whole(nn.Module):
+        """A layer of experts, say, wants the rows as they are."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            if hidden.shape[1] == 3:
+                raise RuntimeError("no whole rows")
+            return self.inner(hidden)
+
+    usual = zoo.load()
+    packed = pack(POSITIONS, usual.codec.pad_id)
+    expected = usual.read(packed)
+    causal = usual.module
+    causal.model.layers[-1].mlp = Whole(causal.model.layers[-1].mlp)  # pyright: ignore
+    other = LanguageModel(causal, usual.codec)
+    assert usual._sparing
+    assert not other._sparing
+    torch.testing.assert_close(other.read(packed), expected)

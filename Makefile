@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench models docs clean
+.PHONY: help demo test test-fast lint format bench models docs sandbox clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,12 +58,16 @@ models: $(VENV)/.installed ## Rebuild the embedded language models, the same to 
 docs: $(VENV)/.installed ## Rewrite docs/environments.md from the worlds
 	$(BIN)/python scripts/build_docs.py
 
+sandbox: $(VENV)/.installed-datasci ## Install what runs an agent's programs: scikit-learn, bubblewrap, libseccomp
+	scripts/install_sandbox.sh
+	$(BIN)/poad sandbox check
+
 clean: ## Remove .venv and all caches; runs stay
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two installations in one venv: the demo does without the development tools, and having those
-# includes what the demo needs. A changed pyproject.toml or constraints.txt installs anew.
+# Several installations in one venv: the demo does without the development tools, and having those
+# includes what the others need. A changed pyproject.toml or constraints.txt installs anew.
 define install
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "There is no '$(PYTHON)' here. poad needs Python 3.11 or newer: make demo PYTHON=..." >&2; exit 1; }
@@ -78,6 +82,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,.)
 	@touch $@
 
+$(VENV)/.installed-datasci: pyproject.toml constraints.txt
+	$(call install,.[datasci])
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(call install,.[dev])
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed $(VENV)/.installed-datasci $@

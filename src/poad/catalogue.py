@@ -1,4 +1,8 @@
-"""What ``poad envs`` prints: the worlds, a world's manual page, and whether it keeps the rules."""
+"""What ``poad envs`` and ``poad sandbox`` print.
+
+The worlds, a world's manual page, whether it keeps the rules, and what this machine offers to run
+an agent's programs in.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from poad.config import ConfigError
@@ -62,6 +67,36 @@ def check_one(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
         Screen(stderr=True).print(str(error), markup=False, highlight=False)
         return 1
     print(f"{env_id} keeps all the rules of a text world.", *allowed, sep="\n")
+    return 0
+
+
+def check_sandbox() -> int:
+    """Print the layers of the sandbox, then start it and let it prove itself; 0 when it holds."""
+    from poad.envs.datasci.sandbox import Sandbox, SandboxError, layers
+
+    console = Screen()
+    found = layers()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("layer", "here", "what it does"):
+        table.add_column(heading)
+    for layer in found:
+        mark, style = ("yes", "green") if layer.there else ("no", "bold red")
+        table.add_row(layer.name, f"[{style}]{mark}[/]", escape(layer.what))
+    console.print(table)
+    for layer in found:
+        if not layer.there:
+            console.print(f"\n[bold]{layer.name}[/]: {escape(layer.detail)}", highlight=False)
+            console.print(f"  To get it: {escape(layer.cure)}", highlight=False)
+    console.print("\nStarting a worker and attacking it ...", highlight=False)
+    try:
+        with Sandbox(workers=1) as sandbox:
+            console.print(
+                f"It holds. Programs run with isolation [bold]{sandbox.isolation}[/].",
+                highlight=False,
+            )
+    except SandboxError as error:
+        console.print(f"Programs cannot be run safely here. {escape(str(error))}", highlight=False)
+        return 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``poad train | eval | play | generalize | envs``.
+"""The command line: ``poad train | eval | play | generalize | envs | sandbox``.
 
 Only parsing lives here; what a command does is in the module it calls, loaded when it is called, so
 that ``poad --help`` costs no torch.
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -29,6 +29,7 @@ poad: train language agents by reinforcement learning, with credit for every tok
   poad play         watch an agent turn by turn, or play yourself
   poad generalize   examine an agent in worlds it was not trained in
   poad envs         list the worlds, read a world's manual page, check a world of your own
+  poad sandbox      check what this machine offers to run an agent's programs in
 
 Start here:
   poad train                                             tomato salad by POAD, a few seconds
@@ -131,6 +132,18 @@ class EnvsOptions:
     """Arguments of the world."""
 
 
+@dataclass(frozen=True)
+class SandboxOptions:
+    """Tell what this machine offers to run an agent's programs in, and how to get what is missing.
+
+    Data-science coding runs programs that nobody has read. The layers that lock them in are listed
+    one by one; then a worker is started and attacked.
+    """
+
+    do: tyro.conf.Positional[Literal["check"]] = "check"
+    """There is only this."""
+
+
 def _train(options: TrainOptions) -> int:
     from poad.launch import free_path, resume_run, train_run
 
@@ -226,12 +239,19 @@ def _envs(options: EnvsOptions) -> int:
     return show_world(options.env, options.env_args)
 
 
+def _sandbox(_: SandboxOptions) -> int:
+    from poad.catalogue import check_sandbox
+
+    return check_sandbox()
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainOptions, _train),
     "eval": (EvalOptions, _eval),
     "play": (PlayOptions, _play),
     "generalize": (GeneralizeOptions, _generalize),
     "envs": (EnvsOptions, _envs),
+    "sandbox": (SandboxOptions, _sandbox),
 }
 
 

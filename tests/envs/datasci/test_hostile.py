@@ -1,0 +1,246 @@
+"""No hostile program does harm: in both designs, started by root and by an ordinary user.
+
+The programs are in `hostile`, their traps in `trial`. Each trial is a process of its own, because
+an ordinary user's half cannot run in a root's test, and because some trials kill the trainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
+try:
+    pytest.importorskip("pyseccomp", reason="needs pip install 'poad[datasci]'")
+except RuntimeError:  # what it raises without libseccomp
+    pytest.skip("needs libseccomp", allow_module_level=True)
+if not sys.platform.startswith("linux"):
+    pytest.skip("the sandbox is Linux's", allow_module_level=True)
+
+from hostile import ATTACKS
+from trial import SECRET
+
+HERE = Path(__file__).parent
+ROOT = os.getuid() == 0
+PEOPLE = ["root", "user"] if ROOT else ["user"]
+KEPT = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+KEPT |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+CLUMSY = ("NameError", "SyntaxError", "AttributeError", "UnboundLocalError", "TypeError")
+CLUMSY += ("ArgumentError", "IndexError", "KeyError", "ValueError: not enough", "error: ")
+"""How a program fails that did not even try."""
+
+
+def closed_folder(path: Path) -> Path | None:
+    """The outermost folder on the way to a path that others may not pass."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def opened(paths: list[Path]) -> str:
+    """Shell commands for a private mount namespace in which others can reach these paths.
+
+    A closed folder on the way is covered by an empty one, into which what is needed is moved.
+    """
+    needed = {p: closed_folder(p) for p in paths if closed_folder(p)}
+    outermost = [p for p in needed if not any(o in p.parents for o in needed)]
+    lines = ["set -e", "umask 022", "spare=$(mktemp -d)"]
+    for number, path in enumerate(outermost):
+        lines += [f"mkdir $spare/{number}", f"mount --bind '{path}' $spare/{number}"]
+    for folder in sorted({str(needed[path]) for path in outermost}):
+        lines.append(f"mount -t tmpfs -o mode=0755 tmpfs '{folder}'")
+    for number, path in enumerate(outermost):
+        lines += [f"mkdir -p '{path}'", f"mount --bind $spare/{number} '{path}'"]
+        lines.append(f"umount $spare/{number}")
+    return "\n".join([*lines, "rm -r $spare", 'exec "$@"'])
+
+
+@contextlib.contextmanager
+def account() -> Iterator[int]:
+    """The number of an ordinary user: one made for these tests, or one that nobody has."""
+    name = f"poad-test-{os.getpid()}"
+    made = shutil.which("useradd") is not None and run("useradd", "--system", name) == 0
+    try:
+        yield pwd.getpwnam(name).pw_uid if made else 54_321
+    finally:
+        if made:
+            run("userdel", name)
+
+
+def run(*command: str) -> int:
+    return subprocess.run(command, capture_output=True).returncode
+
+
+@pytest.fixture(scope="session")
+def ordinary() -> Iterator[tuple[str, ...]]:
+    """What runs the rest of its command line as an ordinary user."""
+    if not ROOT:
+        yield ()
+        return
+    for tool in ("unshare", "setpriv", "mount"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} (util-linux) to become an ordinary user")
+    paths = [Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent]
+    paths += [HERE, HERE.parents[2] / "src"]
+    with account() as number:
+        line = ("unshare", "--mount", "--propagation", "private", "sh", "-c", opened(paths), "sh")
+        line += ("setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups", "--")
+        tried = subprocess.run(
+            [*line, sys.executable, "-c", "import poad"], capture_output=True, cwd="/"
+        )
+        if tried.returncode:
+            pytest.skip(f"root cannot become an ordinary user here: {tried.stderr.decode()}")
+        yield line
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A user and a folder of theirs, in which trials run."""
+
+    line: tuple[str, ...]
+    folder: Path
+    secret: str = field(default_factory=lambda: f"canary-{secrets.token_hex(8)}")
+
+    def attack(self, isolation: str, **environment: str) -> dict[str, Any]:
+        """What `trial` reports of all attacks, and what was left once it was killed."""
+        with self._start(isolation, environment) as trainer:
+            assert trainer.stdin
+            assert trainer.stdout
+            trainer.stdin.write("canary-in-standard-input")
+            trainer.stdin.close()
+            said = trainer.stdout.readline()
+            trainer.kill()
+            trainer.wait()
+            killed = time.monotonic()
+        complained = (self.folder / "complaints").read_text()
+        if not said and isolation == "bubblewrap" and "bubblewrap" in complained:
+            pytest.skip(f"no bubblewrap here: {complained.splitlines()[-1]}")
+        assert said, complained
+        assert (said, complained) == ("ready to be killed\n", ""), "a program wrote to a terminal"
+        result = json.loads((self.folder / "result.json").read_text())
+        return result | {"survivors": survivors(result.get("below", []), killed + 1)}
+
+    def _start(self, isolation: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        if self.line:
+            number = int(self.line[-3].partition("=")[2])
+            os.chown(self.folder, number, number)
+        script = str(HERE / "trial.py")
+        with (self.folder / "complaints").open("w") as complaints:
+            return subprocess.Popen(
+                [*self.line, sys.executable, script, isolation, str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                cwd=self.folder,
+                env={**KEPT, "HOME": str(self.folder), SECRET: self.secret, **environment},
+                start_new_session=True,
+            )
+
+
+def survivors(processes: list[int], end: float) -> list[int]:
+    """Those of the processes that live when time is up; killed then."""
+    while (left := [one for one in processes if alive(one)]) and time.monotonic() < end:
+        time.sleep(0.02)
+    for one in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    return left
+
+
+def alive(process: int) -> bool:
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that others can reach, with a short name, as unix sockets need."""
+    path = Path(tempfile.mkdtemp(prefix="poad-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, folder: Path) -> Stage:
+    """The stage of "root" or "user"."""
+    who = getattr(request, "param", "user")
+    return Stage(() if who == "root" else request.getfixturevalue("ordinary"), folder)
+
+
+def evidence(outcomes: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {name: outcome["evidence"] for name, outcome in outcomes.items() if outcome["evidence"]}
+
+
+def test_the_corpus_is_whole() -> None:
+    assert len({attack.slug for attack in ATTACKS}) == len(ATTACKS) >= 55
+    assert min(Counter(attack.family for attack in ATTACKS).values()) >= 10
+    assert sum(attack.wins for attack in ATTACKS) >= 55
+    for attack in ATTACKS:
+        assert attack.family == "crashes" or compile(attack.source, attack.name, "exec")
+
+
+def test_attacks_win_where_nothing_confines_them(stage: Stage) -> None:
+    """Else the corpus could not tell a sandbox from none."""
+    result = stage.attack("none")
+    assert result["isolation"] == "none"
+    assert set(result["outcomes"]) == {a.title for a in ATTACKS if a.wins}
+    lost = {name: o["message"] for name, o in result["outcomes"].items() if not o["evidence"]}
+    assert lost == {}
+
+
+@pytest.mark.parametrize("stage", PEOPLE, indirect=True)
+def test_no_attack_wins_inside_bubblewrap(stage: Stage) -> None:
+    harmless(stage.attack("bubblewrap"), "bubblewrap")
+
+
+@pytest.mark.parametrize("stage", PEOPLE, indirect=True)
+def test_no_attack_wins_where_bubblewrap_is_refused(stage: Stage) -> None:
+    """The other locks hold, and bubblewrap's own words are told."""
+    tools = stage.folder / "tools"
+    tools.mkdir()
+    (tools / "bwrap").write_text("#!/bin/sh\necho 'bwrap: no namespaces here' >&2\nexit 1\n")
+    (tools / "bwrap").chmod(0o755)
+    result = stage.attack("auto", PATH=f"{tools}:{os.environ['PATH']}")
+    assert "bwrap: no namespaces here" in " ".join(result["notes"])
+    harmless(result, "process")
+
+
+def harmless(result: Mapping[str, Any], design: str) -> None:
+    """Asserts all that must hold after the attacks."""
+    outcomes = result["outcomes"]
+    assert result["isolation"] == design
+    assert set(outcomes) == {a.title for a in ATTACKS if design in a.designs}
+    assert evidence(outcomes) == {}
+    assert result["common"] == []
+    assert {name: o["faults"] for name, o in outcomes.items() if o["faults"]} == {}
+    clumsy = {n: o["message"] for n, o in outcomes.items() if o["message"].startswith(CLUMSY)}
+    assert [n for n in clumsy if not n.startswith(("answers", "crashes", "floods"))] == []
+    assert result["lost"] == [], "a worker died"
+    assert result["left"] == [], "a program outlived its time"
+    assert len(result["below"]) >= 5, "three workers and two busy children"
+    assert result["survivors"] == [], "something lived a second after the trainer was killed"
+    assert result["changed"] == [], "honest programs answer otherwise after the attacks"
+    assert all(len(tables) == 5 for tables in result["honest"].values())

@@ -30,9 +30,12 @@ def page() -> str:
 def manual(kind: type, names: list[str]) -> str:
     """One kind of world: its docstring, one level down, and the first scene of its first world."""
     lines = (inspect.getdoc(kind) or "").replace("\n## ", "\n### ").splitlines()
-    prompt, info = make(names[0]).reset(seed=0)
+    env = make(names[0])
+    prompt, info = env.reset(seed=0)
+    env.close()
     taken = ", ".join(f"`{name}`" for name in world_arguments(names[0]))
-    scene = "\n".join([prompt, *(f"  {action}" for action in info["admissible_actions"])])
+    offered = info.get("admissible_actions", ())
+    scene = "\n".join([prompt.rstrip("\n"), *(f"  {action}" for action in offered)])
     worlds = ", ".join(f"`{name}`" for name in names)
     return "\n".join(
         [

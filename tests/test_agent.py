@@ -39,7 +39,12 @@ def leaves(tree: Any) -> set[Any]:
 def test_what_is_said_stays_said() -> None:
     said = {
         "credit": {"lam_token": 1.0, "gamma_token": 0.5, "slots": "tokens"},
-        "acting": {"scheme": "published", "score": "token"},
+        "acting": {
+            "scheme": "published",
+            "score": "token",
+            "stop": ["!"],
+            "max_action_tokens": 9,
+        },
         "model": {"name": "tiny-kitchen"},
     }
     config = from_dict(said)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
@@ -140,6 +141,31 @@ def test_a_reward_that_is_no_number_is_refused(
 ) -> None:
     with pytest.raises(WorldFault, match=r"reward is nan.*check_env\('tiny/Priceless-v0'"):
         collector(agent, "Priceless").collect(1, generator)
+
+
+def test_a_world_that_asks_is_told_each_action_before_any_is_taken(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    worlds = collector(agent, "Workshop")
+    rollout = worlds.collect(4, generator)
+    for stream, turns in zip(worlds._streams, rollout.streams, strict=True):
+        told = cast(tiny_worlds.WorkshopWorld, stream.env.unwrapped).prepared
+        assert told == [turn.action.text for turn in turns]
+
+
+def test_measures_work_notes_and_seconds_elsewhere_are_passed_on(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    worlds = collector(agent, "Workshop")
+    rollout = worlds.collect(4, generator)
+    in_time = [turns[t].action.text for t in range(4) for turns in rollout.streams]
+    assert [m["long"] for m in rollout.measures] == [float(len(text) > 3) for text in in_time]
+    assert [m.get("letters", 0) for m in rollout.measures] == [len(text) for text in in_time]
+    assert rollout.best is not None
+    assert rollout.best.text == max(in_time, key=len)
+    assert rollout.best.turn == in_time.index(rollout.best.text) + 1
+    assert rollout.cpu_elsewhere == 0.25 * 12
+    assert worlds.notes == ("one lamp is broken",)
 
 
 def test_an_episode_is_read_from_info() -> None:

@@ -31,10 +31,10 @@ def test_a_world_of_ones_own_is_learned(
     world = "my_world:Doors-v0"
     assert main(["envs", world, "--check"]) == 0
     given = ["--env", world, "--model.name", "tiny-kitchen", "--run", str(tmp_path / "run")]
-    assert main(["train", *given, "--steps", "4096", "--quiet"]) == 0
+    assert main(["train", *given, "--quiet"]) == 0
     summary = Run.open(tmp_path / "run").summary()
     assert summary is not None
-    assert summary["success_interval"][0] > 1 / 3  # better than a guess
+    assert summary["success_interval"][0] > 0.8  # a guess wins a third
     capsys.readouterr()
 
 

@@ -553,15 +553,15 @@ def test_writing_ends_where_it_should_and_nowhere_else(zoo: Zoo, tokenizer):
     policy = policy_of(zoo.load("llama", tokenizer))
     actions = policy.act([WRITE, Observation(PROMPTS[0])] * 40, rng())
     assert len({len(action.token_ids) for action in actions}) > 3
-    decode = policy.codec.tokenizer.decode
+    decode, stops = policy.codec.tokenizer.decode, policy.acting.stop or ()
     for action in actions:
         *inner, last = action.token_ids
-        assert not any(stop in decode(inner) for stop in policy.acting.stop)
+        assert not any(stop in decode(inner) for stop in stops)
         assert policy.codec.end_id not in inner
-        stopped = any(stop in decode(action.token_ids) for stop in policy.acting.stop)
+        stopped = any(stop in decode(action.token_ids) for stop in stops)
         full = len(action.token_ids) == policy.acting.max_action_tokens
         assert stopped or full or last == policy.codec.end_id
-        assert not any(stop in action.text for stop in policy.acting.stop)
+        assert not any(stop in action.text for stop in stops)
         assert decode(action.token_ids).strip().startswith(action.text)
 
 
@@ -571,8 +571,32 @@ def test_writing_computes_a_prompt_once_and_then_one_token_at_a_time(zoo: Zoo):
         actions = policy.act([WRITE] * 20, rng())
     prompt = len(policy.codec.prompt(WRITE.prompt))
     lengths = [len(action.token_ids) for action in actions]
-    assert sizes[0] <= 20 * prompt
+    assert sizes[0] == prompt  # equal prompts share it
     assert sizes[1:] == [sum(n > j for n in lengths) for j in range(1, max(lengths))]
+
+
+def test_an_action_is_handed_over_while_others_are_still_being_written(zoo: Zoo):
+    policy = policy_of(zoo.load())
+    generators = [rng(seed) for seed in range(20)]
+    whole = policy.act([WRITE] * 20, generators)
+    lengths = [len(action.token_ids) for action in whole]
+    assert min(lengths) < max(lengths)
+    with counting(policy.model) as sizes:
+        passes = {}
+        for i, action in policy.act_each([WRITE] * 20, [rng(seed) for seed in range(20)]):
+            assert action == whole[i]
+            passes[i] = len(sizes)
+    assert [passes[i] for i in range(20)] == lengths
+
+
+def test_what_one_writes_depends_on_no_prompt_beside_it(zoo: Zoo):
+    policy = policy_of(zoo.load())
+    other = Observation(PROMPTS[0])
+    alone = [policy.act([WRITE], rng(seed))[0] for seed in range(6)]
+    mixed = policy.act([WRITE, other] * 6, [rng(seed // 2) for seed in range(12)])[::2]
+    for one, beside in zip(alone, mixed, strict=True):
+        assert one.token_ids == beside.token_ids
+        assert one.logprob == pytest.approx(beside.logprob, abs=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["trie", "word", "published"])

@@ -122,7 +122,9 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
     """Twice: where the update begins, and behind a step that clips ratios and values."""
     world, changes = CASES[case]
     config = settings(world, **changes, streams=2, horizon=6)
-    config = replace(config, ppo=replace(config.ppo, **WIDE_OPEN, entropy=0.3, clip=0.005))
+    config = replace(
+        config, ppo=replace(config.ppo, **WIDE_OPEN, entropy=0.3, entropy_free=0.3, clip=0.005)
+    )
     agent, learner, worlds = build(config)
     rollout = worlds.collect(config.horizon, np.random.default_rng(1))
     push(agent, 1)
@@ -156,6 +158,29 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
     )
     assert loss == pytest.approx(sum(losses) / 2, rel=1e-5, abs=1e-6)
     assert metrics["clip_fraction"] > 0
+
+
+@pytest.mark.parametrize(("world", "free"), [("Diary", True), ("Chain", False)])
+def test_offered_and_free_decisions_have_their_own_entropy_weight(
+    world: str, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over one rollout: the other weight changes no gradient, the own one does."""
+
+    def learned(**weights: float) -> Tensor:
+        config = settings(world, streams=2, horizon=6)
+        config = replace(config, ppo=replace(config.ppo, **(WIDE_OPEN | {"epochs": 1}), **weights))
+        agent, learner, worlds = build(config)
+        rollout = worlds.collect(config.horizon, np.random.default_rng(1))
+        found: list[Tensor] = []
+        instead_of_steps(learner, monkeypatch, lambda _: found.append(gradient(agent)))
+        learner.update(rollout)
+        return found[0]
+
+    none = learned(entropy=0.0, entropy_free=0.0)
+    among, anything = learned(entropy=0.3), learned(entropy=0.0, entropy_free=0.3)
+    own, other = (anything, among) if free else (among, anything)
+    assert_close(other, none)
+    assert (own - none).norm() > 1e-3 * none.norm()
 
 
 def ended_turns(streams: Streams) -> Streams:

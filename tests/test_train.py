@@ -241,3 +241,38 @@ def test_two_discounts_per_step_are_told() -> None:
     for credit in ({"gamma": 0.9, "discount": "turn"}, {"gamma": 0.99}):
         Trainer(settings(kitchen, credit=credit))
     Trainer(settings("Chain", credit={"gamma": 0.9}))
+
+
+def test_a_world_says_how_its_actions_end() -> None:
+    with pytest.warns(UserWarning, match="one lamp is broken"):
+        trainer = Trainer(settings("Workshop", acting={"max_action_tokens": None}))
+    assert trainer.config.acting.stop == (".",)
+    assert trainer.config.acting.max_action_tokens == 5
+    usual = Trainer(settings("Diary", acting={"max_action_tokens": None})).config.acting
+    assert (usual.stop, usual.max_action_tokens) == (("\n",), 64)
+
+
+@pytest.mark.filterwarnings("ignore:one lamp is broken")
+def test_the_best_work_is_kept_and_measures_are_means(tmp_path: Path) -> None:
+    """Also where the run was stopped in between."""
+    config = settings("Workshop", checkpoint_every=1)
+    outcomes = []
+    for name, stop in (("whole", 4), ("parted", 2)):
+        with Run.create(tmp_path / name, config) as run:
+            steps = train(config, run)
+            list(islice(steps, stop))
+            steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+        if stop < 4:
+            (tmp_path / name / "best.txt").unlink()
+            with Run.open(tmp_path / name) as run:
+                list(train(config, run, resume=True))
+        state = run.load_checkpoint()[1]
+        best, text = state["best"], (tmp_path / name / "best.txt").read_text()
+        told = f"# score {best['score']:.4f}, standard deviation 0.5000, turn {best['turn']}"
+        assert text == f"{told}\n{best['text']}\n"
+        outcomes.append((text, [timeless(metrics) for metrics in run.metrics()]))
+        letters = [m["letters"] for m in state["measured"] if "letters" in m]
+        assert run.metrics()[-1]["world/letters"] == pytest.approx(sum(letters) / len(letters))
+        assert best["score"] >= max(letters)
+        assert run.metrics()[-1]["cpu_seconds"] >= 0.25 * 60
+    assert outcomes[0] == outcomes[1]

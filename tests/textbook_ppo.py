@@ -144,7 +144,9 @@ class Textbook:
                     ratio = (logprob - turn.action.logprob[j]).exp()
                     near = ratio.clamp(1 - config.ppo.clip, 1 + config.ppo.clip)
                     surrogate.append(-torch.minimum(ratio * advantage, near * advantage))
-                    entropies.append(entropy)
+                    free = turn.action.trie is None or config.acting.scheme == "published"
+                    weight = config.ppo.entropy_free if free else config.ppo.entropy
+                    entropies.append(weight * entropy)
                 value = self.values(turn.prompt_ids, turn.action.token_ids)
                 slots = credit.value_mask[s, t].nonzero().flatten().tolist()
                 for j in {0, *slots} if slots else ():
@@ -161,5 +163,5 @@ class Textbook:
         def average(losses: list[Tensor]) -> Tensor:
             return torch.stack(losses).mean() if losses else torch.zeros(())
 
-        policy = average(surrogate) - config.ppo.entropy * average(entropies)
+        policy = average(surrogate) - average(entropies)
         return policy + config.critic.coefficient * average(value_losses)

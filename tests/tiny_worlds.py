@@ -17,6 +17,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
 from poad.config import Config, from_dict
+from poad.envs import Writing
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,34 @@ class SilentWorld(TinyWorld):
         return *rest, info  # pyright: ignore[reportReturnType]
 
 
+class WorkshopWorld(TinyWorld):
+    """Measures and collects what is written, and wants to know it beforehand."""
+
+    writing = Writing(stop=(".",), tokens=5)
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(rules)
+        self.prepared: list[str] = []
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        prompt, info = super().reset(**kwargs)
+        return prompt, info | {"notes": ("one lamp is broken",)}
+
+    def prepare(self, action: str) -> None:
+        self.prepared.append(action)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        assert action in self.prepared or not self.prepared
+        *rest, info = super().step(action)
+        info["cpu_seconds"] = 0.25
+        info["measures"] = {"long": float(len(action) > 3)}
+        if action:
+            info["measures"]["letters"] = len(action)
+            info["work"] = {"file": "best.txt", "text": action, "score": len(action) + 0.0}
+            info["work"]["deviation"] = 0.5
+        return *rest, info  # pyright: ignore[reportReturnType]
+
+
 def name(world: str) -> str:
     """What configurations call a world of this file."""
     return f"tiny_worlds:tiny/{world}-v0"
@@ -211,6 +240,7 @@ def settings(world: str, **changes: Any) -> Config:
 def _register() -> None:
     rows: dict[str, tuple[Any, Rules]] = {w: (TinyWorld, rules) for w, rules in WORLDS.items()}
     rows["Silent"] = (SilentWorld, WORLDS["Chain"])
+    rows["Workshop"] = (WorkshopWorld, WORLDS["Diary"])
     for world, (kind, rules) in rows.items():
         if f"tiny/{world}-v0" not in gymnasium.registry:
             gymnasium.register(f"tiny/{world}-v0", entry_point=kind, kwargs={"rules": rules})

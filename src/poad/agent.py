@@ -12,6 +12,7 @@ from torch import Tensor
 from poad.batch import Position, pack
 from poad.config import Config, ConfigError
 from poad.critic import Critic, FrozenFeatures
+from poad.envs import writing
 from poad.language_model import LanguageModel
 from poad.methods import Method, find_method
 from poad.models import load_model, resolve_model
@@ -83,6 +84,10 @@ def resolve(config: Config) -> Config:
         rate = credit.gamma if method.gamma_token is None else method.gamma_token
         credit = replace(credit, gamma_token=rate)
     name = resolve_model(config.model.name, config.env)
+    if acting.stop is None:
+        acting = replace(acting, stop=writing(config.env).stop)
+    if acting.max_action_tokens is None:
+        acting = replace(acting, max_action_tokens=writing(config.env).tokens)
     return replace(config, acting=acting, credit=credit, model=replace(config.model, name=name))
 
 

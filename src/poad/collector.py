@@ -8,7 +8,7 @@ be taken up exactly: worlds are deterministic, and replaying an unfinished episo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,13 +16,25 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from poad.batch import Turn
+from poad.batch import Action, Turn
 from poad.policy import Observation, Policy
 from poad.sampling import Memo
 
 
 class WorldFault(RuntimeError):
     """A world that does not keep its side; the message says which, where, and what is missing."""
+
+
+class Work(NamedTuple):
+    """Something an agent made that is worth keeping: a program, say."""
+
+    file: str
+    """What to call it: `best_program.py`."""
+    text: str
+    score: float
+    deviation: float
+    turn: int
+    """Of the rollout, counted from 1 in the order the turns were taken."""
 
 
 class Episode(NamedTuple):
@@ -39,6 +51,12 @@ class Rollout:
 
     streams: tuple[tuple[Turn, ...], ...]
     episodes: tuple[Episode, ...]
+    measures: tuple[Mapping[str, float], ...] = ()
+    """What the world measured, a turn each, in the order the turns were taken."""
+    best: Work | None = None
+    """The best thing that was made, where a world calls for making things."""
+    cpu_elsewhere: float = 0.0
+    """CPU seconds that the worlds spent in other processes."""
 
     @property
     def turns(self) -> list[Turn]:
@@ -54,6 +72,8 @@ class Stream:
     seed: int
     observation: Observation
     actions: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    """What the world says the user should know."""
 
     def reset(self, seed: int) -> None:
         """Start the episode of a seed."""
@@ -61,6 +81,7 @@ class Stream:
         with self._naming_the_world():
             prompt, info = self.env.reset(seed=seed)
             self.observation = observe(prompt, info)
+        self.notes = tuple(info.get("notes", ()))
 
     def step(self, action: str) -> tuple[float, bool, bool, dict[str, Any]]:
         """Act; the caller resets after an ending.
@@ -84,6 +105,13 @@ class Stream:
                     f"return), l (its length) and success. {self._place()}"
                 )
         return reward, terminated, truncated, info
+
+    def prepare(self, action: str) -> None:
+        """Tell a world that wants to know it which action comes next; it need not wait for it."""
+        prepare = getattr(self.env.unwrapped, "prepare", None)
+        if prepare is not None:
+            with self._naming_the_world():
+                prepare(action)
 
     def _place(self) -> str:
         name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
@@ -131,6 +159,8 @@ class Collector:
         self._policy = policy
         self._streams = [open_stream(make_env, seed + i) for i in range(streams)]
         self._next_seed = seed + streams
+        self.notes = tuple(dict.fromkeys(n for stream in self._streams for n in stream.notes))
+        """What the worlds say the user should know."""
 
     @property
     def observations(self) -> list[Observation]:
@@ -146,20 +176,32 @@ class Collector:
         """Act ``horizon`` turns in every stream (T)."""
         turns: list[list[Turn]] = [[] for _ in self._streams]
         episodes: list[Episode] = []
+        diary = _Diary()
         memo: Memo = {}
         for _ in range(horizon):
-            actions = self._policy.act(self.observations, generator, memo=memo)
-            for stream, action, history in zip(self._streams, actions, turns, strict=True):
+            actions: dict[int, Action] = {}
+            for i, action in self._policy.act_each(self.observations, generator, memo=memo):
+                actions[i] = action
+                self._streams[i].prepare(action.text)
+            for i, (stream, history) in enumerate(zip(self._streams, turns, strict=True)):
+                action = actions[i]
                 prompt = self._policy.codec.prompt(stream.observation.prompt)
                 reward, terminated, truncated, info = stream.step(action.text)
                 after = self._policy.codec.prompt(stream.observation.prompt)
                 duration = int(info.get("duration", 1))
                 history.append(Turn(prompt, action, reward, duration, terminated, truncated, after))
+                diary.add(info)
                 if terminated or truncated:
                     episodes.append(episode_of(info))
                     stream.reset(self._next_seed)
                     self._next_seed += 1
-        return Rollout(tuple(map(tuple, turns)), tuple(episodes))
+        return Rollout(
+            tuple(map(tuple, turns)),
+            tuple(episodes),
+            tuple(diary.measures),
+            diary.best,
+            diary.cpu_seconds,
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything needed to stand where it stands, as JSON."""
@@ -180,6 +222,22 @@ class Collector:
         """Close the environments."""
         for stream in self._streams:
             stream.env.close()
+
+
+@dataclass
+class _Diary:
+    """What worlds tell of single turns, beside what training needs."""
+
+    measures: list[Mapping[str, float]] = field(default_factory=list)
+    best: Work | None = None
+    cpu_seconds: float = 0.0
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        self.measures.append(info.get("measures", {}))
+        self.cpu_seconds += float(info.get("cpu_seconds", 0.0))
+        made = info.get("work")
+        if made is not None and (self.best is None or made["score"] > self.best.score):
+            self.best = Work(**made, turn=len(self.measures))
 
 
 def episode_of(info: dict[str, Any]) -> Episode:

@@ -59,10 +59,12 @@ class ActingConfig:
     """Count the end-of-action token in whole-action scores."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
-    max_action_tokens: int = 64
-    """Token budget of a freely written action; running into it ends the action, not the episode."""
-    stop: tuple[str, ...] = ("\n",)
-    """Texts that end a freely written action (the model's end token always does)."""
+    max_action_tokens: int | None = None
+    """Token budget of a freely written action; running into it ends the action, not the episode.
+    None: what the world asks for, else 64."""
+    stop: tuple[str, ...] | None = None
+    """Texts that end a freely written action (the model's end token always does). None: what the
+    world asks for, else the end of the line."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ class PPOConfig:
     entropy: float = 0.05
     """Weight of the entropy bonus over admissible tokens (paper: 1e-4 to 1e-2). Times the
     advantages' standard deviation it must outweigh what a step costs (docs/training.md)."""
+    entropy_free: float = 0.0
+    """The same over the whole vocabulary, where the agent writes freely or the scheme is
+    `published`. Even little of it destroys what a small model writes."""
     std_floor: float = 0.1
     """Advantages are divided by their standard deviation, but never by less than this: without the
     floor, near-constant returns blow step penalties up into noise."""
@@ -198,6 +203,9 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
     def positive(name: str, value: float) -> tuple[bool, str]:
         return not value > 0, f"{name} = {value}: must be above 0."
 
+    def given(value: float | None) -> float:
+        return 1.0 if value is None else value
+
     def not_negative(name: str, value: float) -> tuple[bool, str]:
         return not value >= 0, f"{name} = {value}: must not be negative."
 
@@ -210,9 +218,9 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         positive("streams", c.streams),
         positive("horizon", c.horizon),
         positive("acting.temperature", c.acting.temperature),
-        positive("acting.max_action_tokens", c.acting.max_action_tokens),
+        positive("acting.max_action_tokens", given(c.acting.max_action_tokens)),
         positive("model.lora_rank", c.model.lora_rank),
-        ("" in c.acting.stop, "acting.stop: an empty text would end every action at once."),
+        ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
         positive("ppo.lr", c.ppo.lr),
         positive("ppo.epochs", c.ppo.epochs),
         positive("ppo.minibatches", c.ppo.minibatches),
@@ -220,8 +228,8 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         positive("ppo.max_grad_norm", c.ppo.max_grad_norm),
         positive("ppo.std_floor", c.ppo.std_floor),
         positive("ppo.micro_batch_tokens", c.ppo.micro_batch_tokens),
-        positive("ppo.kl_stop", 1.0 if c.ppo.kl_stop is None else c.ppo.kl_stop),
-        positive("critic.clip", 1.0 if c.critic.clip is None else c.critic.clip),
+        positive("ppo.kl_stop", given(c.ppo.kl_stop)),
+        positive("critic.clip", given(c.critic.clip)),
         positive("critic.hidden", min(c.critic.hidden, default=1)),
         positive("model.lora_alpha", c.model.lora_alpha),
         not_negative("critic.coefficient", c.critic.coefficient),
@@ -235,6 +243,7 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         not_negative("seed", c.seed),
         not_negative("eval.seed", c.eval.seed),
         not_negative("ppo.entropy", c.ppo.entropy),
+        not_negative("ppo.entropy_free", c.ppo.entropy_free),
     ]
 
 

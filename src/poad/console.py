@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ ROWS = 8
 EARLY = 30
 """Means over fewer finished episodes are not shown: short ones, the successes, finish first."""
 OFFERED = 8
+WORLD = "world/"
+"""What the names of a world's own measures begin with."""
 SPARKS = "▁▂▃▄▅▆▇█"
 # Heading, metric, width and format of the columns, alike in the live table and in plain lines.
 _COLUMNS = (
@@ -100,6 +103,7 @@ class Progress:
         if self._quiet:
             return
         row = {key: metrics.get(key, math.nan) for _, key, _, _ in _COLUMNS}
+        row |= {key: value for key, value in metrics.items() if key.startswith(WORLD)}
         if metrics.get("episodes", EARLY) < EARLY:  # so far only the quick ones have finished
             row |= {"return": math.nan, "success": math.nan}
         self._history.append(row)
@@ -112,10 +116,13 @@ class Progress:
             self._live.update(self._picture(), refresh=True)
         else:
             if self._shown_at == -math.inf:
-                headings = [f"{heading:>{width}}" for heading, _, width, _ in _COLUMNS]
+                headings = [f"{heading:>{width}}" for heading, _, width, _ in self._columns()]
                 self._console.out(*headings, f"{'ETA':>7}", highlight=False)
             last = self._history[-1]
-            cells = [f"{_number(last[key], form):>{width}}" for _, key, width, form in _COLUMNS]
+            cells = [
+                f"{_number(last.get(key), form):>{width}}"
+                for _, key, width, form in self._columns()
+            ]
             self._console.out(*cells, f"{self._remaining():>7}", highlight=False)
         self._shown_at, self._due = time.monotonic(), False
 
@@ -130,17 +137,27 @@ class Progress:
             f"{steps:,.0f} / {self._total:,} steps, ETA {self._remaining()}",
         )
         table = Table(box=None, padding=(0, 1), header_style="bold")
-        for heading, _, width, _ in _COLUMNS:
+        for heading, _, width, _ in self._columns():
             table.add_column(heading, justify="right", min_width=width - 1, no_wrap=True)
         for row in _spread(self._history, ROWS):
             style = "" if row is self._history[-1] else "dim"
-            cells = [_number(row[key], form) for _, key, _, form in _COLUMNS]
+            cells = [_number(row.get(key), form) for _, key, _, form in self._columns()]
             table.add_row(*cells, style=style)
         curve = sparkline([row["success"] for row in self._history], 40)
         last = _number(self._history[-1]["success"], ".1%")
         if not _can_draw(self._console):
             curve = ""
         return Group(bar, table, Text.assemble(" success ", (curve, "green"), f" {last}"))
+
+    def _columns(self) -> list[tuple[str, str, int, str]]:
+        """What is shown; a world's own measures take the place of two columns."""
+        found = dict.fromkeys(key for row in self._history for key in row if key.startswith(WORLD))
+        names = [key.removeprefix(WORLD) for key in found][:2]
+        own = [(name, f"{WORLD}{name}", max(7, len(name)), ".3f") for name in names]
+        if not own:
+            return list(_COLUMNS)
+        usual = [column for column in _COLUMNS if column[0] not in ("success", "expl.var")]
+        return [*usual[:3], *own, *usual[3:]]
 
     def _remaining(self) -> str:
         """Time to the end at the pace of the last iterations, as h:mm:ss or m:ss."""
@@ -198,6 +215,15 @@ def show_evaluation(console: Console, summaries: Mapping[str, Mapping[str, Any]]
             f"{summary['episodes']:,}",
         )
     console.print(table)
+
+
+def show_work(console: Console, made: Mapping[str, Any]) -> None:
+    """Print the best thing the agent made: a program, with its score and when it came."""
+    told = f" score {made['score']:.4f} ± {made['deviation']:.4f}, turn {made['turn']:,}"
+    heading = Text.assemble((made["file"], "bold"), told)
+    console.print()
+    console.print(Rule(heading, align="left", style="dim", characters=_line(console)))
+    console.print(Syntax(made["text"].strip(), Syntax.guess_lexer(made["file"]), word_wrap=True))
 
 
 def show_turn(console: Console, turn: Mapping[str, Any], number: int) -> None:

@@ -71,10 +71,13 @@ def evaluate(
     while playing:
         observations = [play.stream.observation for play in playing]
         generators = [play.generator for play in playing]
-        actions = agent.policy.act(observations, generators, greedy=greedy, memo=memo)
+        actions: dict[int, Action] = {}
+        for i, action in agent.policy.act_each(observations, generators, greedy=greedy, memo=memo):
+            actions[i] = action
+            playing[i].stream.prepare(action.text)
         still = []
-        for play, action in zip(playing, actions, strict=True):
-            record = play.step(action, scribe, memo)
+        for i, play in enumerate(playing):
+            record = play.step(actions[i], scribe, memo)
             if record is None:
                 still.append(play)
                 continue

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from poad.agent import Agent, load_agent
 from poad.config import Config, ConfigError, to_dict
-from poad.console import Progress, Screen, show_evaluation, watch
+from poad.console import Progress, Screen, show_evaluation, show_work, watch
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
 from poad.report import write_report
@@ -57,6 +57,8 @@ def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
     trainer = Trainer(config)  # before the run, so that a model that fails leaves none behind
     with Run.create(path, trainer.config) as run:
         trainer.run = run
+        if trainer.collector.notes:
+            run.add_notes(trainer.collector.notes)
         return _carry_out(trainer, run, quiet=quiet)
 
 
@@ -126,6 +128,9 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
         except KeyboardInterrupt:  # the training is done and saved; only its evaluation is not
             interrupted.append(True)
             summary["status"] = "stopped"
+    if trainer.best is not None:
+        summary["best"] = trainer.best._asdict()
+        show_work(console, summary["best"])
     run.write_summary(summary)
     report = write_report(run)
     console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)

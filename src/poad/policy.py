@@ -18,6 +18,7 @@ from torch import Tensor
 from poad.batch import Action, Position, TokenIds, Turn
 from poad.config import ActingConfig
 from poad.decisions import DecisionTable, TokenBatch
+from poad.envs import Writing
 from poad.language_model import LanguageModel
 from poad.sampling import CERTAIN, Choice, Memo, walk, write
 from poad.trie import ROOT, ActionTrie
@@ -60,7 +61,12 @@ class Policy:
     def __init__(self, model: LanguageModel, acting: ActingConfig | None = None) -> None:
         self.model = model
         self.codec = model.codec
-        self.acting = acting = acting or ActingConfig()
+        acting = acting or ActingConfig()
+        if acting.stop is None:
+            acting = replace(acting, stop=Writing().stop)
+        if acting.max_action_tokens is None:
+            acting = replace(acting, max_action_tokens=Writing().tokens)
+        self.acting = acting
         self.scheme: Scheme = "trie" if acting.scheme == "auto" else acting.scheme
         self.score: Score = "word" if acting.score == "auto" else acting.score
 
@@ -88,18 +94,35 @@ class Policy:
         Raises:
             ValueError: a world offers actions that are empty, repeated or the same tokens.
         """
+        actions = dict(self.act_each(observations, generator, greedy=greedy, memo=memo))
+        return [actions[i] for i in range(len(observations))]
+
+    @torch.no_grad()
+    def act_each(
+        self,
+        observations: Sequence[Observation],
+        generator: np.random.Generator | Sequence[np.random.Generator],
+        *,
+        greedy: bool = False,
+        memo: Memo | None = None,
+    ) -> Iterator[tuple[int, Action]]:
+        """The same, each action as soon as it is written.
+
+        What an action does can so be worked out while others are still being written.
+
+        Yields:
+            The index of an observation, and the action.
+        """
         memo = {} if memo is None else memo
         many = len(observations)
         each = [generator] * many if isinstance(generator, np.random.Generator) else generator
-        actions: dict[int, Action] = {}
         for free in (False, True):
             mine = [i for i in range(many) if (observations[i].admissible_actions is None) is free]
             if mine:
                 seen, generators = [observations[i] for i in mine], [each[i] for i in mine]
                 act = self._write if free else self._choose
-                acted = act(seen, generators, greedy, memo)
-                actions.update(zip(mine, acted, strict=True))
-        return [actions[i] for i in range(many)]
+                for place, action in act(seen, generators, greedy, memo):
+                    yield mine[place], action
 
     def _choose(
         self,
@@ -107,16 +130,17 @@ class Policy:
         generators: Sequence[np.random.Generator],
         greedy: bool,
         memo: Memo,
-    ) -> list[Action]:
+    ) -> Iterator[tuple[int, Action]]:
         """Among offered actions."""
         offers = [self._encode(o) for o in observations]
         if self.scheme == "trie":
             self._foresee(offers, memo)
-            return walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
-        actions = self._pick(offers, generators, greedy, memo)
-        if self.scheme == "published":
-            return self._as_tokens([prompt for prompt, _ in offers], actions, memo)
-        return actions
+            actions = walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
+        else:
+            actions = self._pick(offers, generators, greedy, memo)
+            if self.scheme == "published":
+                actions = self._as_tokens([prompt for prompt, _ in offers], actions, memo)
+        return enumerate(actions)
 
     def _foresee(self, offers: Sequence[tuple[TokenIds, ActionTrie]], memo: Memo) -> None:
         """Compute all decisions of an offer in one pass where they lie close behind the prompt.
@@ -143,7 +167,7 @@ class Policy:
         generators: Sequence[np.random.Generator],
         greedy: bool,
         _: Memo,
-    ) -> list[Action]:
+    ) -> Iterator[tuple[int, Action]]:
         """Freely; what is written hardly repeats, so nothing is remembered."""
         prompts = [self.codec.prompt(o.prompt) for o in observations]
         return write(self.model, self.acting, prompts, generators, greedy)

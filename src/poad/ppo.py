@@ -292,7 +292,8 @@ class PPO:
         logprob, entropy = new.logprob[decision, option], new.entropy[decision]
         terms = max(1.0, len(lesson.decision) * share)
         surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / terms
-        loss = surrogate - ppo.entropy * entropy.sum() / terms
+        among = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
+        loss = surrogate - (among[decision] * entropy).sum() / terms
         value_total = 0.0
         if lesson.features is None:
             value = self.critic(new.hidden[batch.also.to(device)])

@@ -6,6 +6,7 @@
     episodes.jsonl    a line per evaluation episode, turn by turn
     summary.json      the outcome
     checkpoints/      000024/<name>.safetensors and state.json
+    best_program.py   the best thing the agent made, where a world calls for making things
     report.html       the same, to look at
 
 Text is strict JSON (what is not a number is null) and tensors are safetensors: a run can be read by
@@ -176,6 +177,19 @@ class Run:
     def episodes(self) -> Iterator[dict[str, Any]]:
         """The evaluation episodes so far, in the order they were written."""
         return read_lines(self.path / "episodes.jsonl")
+
+    def keep(self, file: str, text: str) -> None:
+        """Write the best thing the agent has made so far, replacing the one before."""
+        path = self.path / Path(file).name
+        self._begin_writing()
+        with _reporting(f"write {path}"):
+            write_text(path, text)
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Write down what the world said of the machine, beside the versions."""
+        self._begin_writing()
+        with _reporting(f"write {self.path / 'versions.json'}"):
+            write_json(self.path / "versions.json", self.versions() | {"notes": list(notes)})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the outcome, replacing an earlier one."""

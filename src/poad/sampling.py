@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -158,8 +158,11 @@ def write(
     prompts: Sequence[TokenIds],
     generators: Sequence[np.random.Generator],
     greedy: bool,
-) -> list[Action]:
+) -> Iterator[tuple[int, Action]]:
     """Write freely: every token of the vocabulary, until a stop text or the token budget's end.
+
+    Equal prompts are computed once and share what was computed; a row leaves the batch when it is
+    over.
 
     Args:
         model: the language model.
@@ -167,30 +170,34 @@ def write(
         prompts: of each decision.
         generators: one for each.
         greedy: take the likeliest token instead of sampling.
+
+    Yields:
+        The index of a prompt and the action behind it, each as soon as it is over.
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     decoder = model.decoder()
-    hidden = decoder.read(prompts)
-    writing = list(range(len(prompts)))
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    writing, rows = list(range(len(prompts))), [distinct[prompt] for prompt in prompts]
+    hidden = decoder.read(list(distinct))[rows]
     while True:
         scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)
         chosen = scores.argmax(-1) if greedy else _draw(scores, [generators[i] for i in writing])
         taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
-        alive = []
-        for row, (i, token) in enumerate(zip(writing, chosen.tolist(), strict=True)):
+        going: list[tuple[int, int]] = []
+        for i, row, token, logprob in zip(writing, rows, chosen.tolist(), taken, strict=True):
             tokens[i].append(token)
-            logprobs[i].append(taken[row])
-            if not _is_over(model, acting, tokens[i]):
-                alive.append(row)
-        if not alive:
-            break
-        writing = [writing[row] for row in alive]
-        hidden = decoder.read([(tokens[i][-1],) for i in writing], alive)
-    return [
-        Action(_spoken(model, acting, ids), tuple(ids), (True,) * len(ids), tuple(values))
-        for ids, values in zip(tokens, logprobs, strict=True)
-    ]
+            logprobs[i].append(logprob)
+            if _is_over(model, acting, tokens[i]):
+                ids, values = tuple(tokens[i]), tuple(logprobs[i])
+                yield i, Action(_spoken(model, acting, ids), ids, (True,) * len(ids), values)
+            else:
+                going.append((i, row))
+        if not going:
+            return
+        writing = [i for i, _ in going]
+        hidden = decoder.read([(tokens[i][-1],) for i in writing], [row for _, row in going])
+        rows = list(range(len(writing)))
 
 
 def _draw(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
@@ -202,9 +209,14 @@ def _draw(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
 
 
 def _is_over(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> bool:
-    if tokens[-1] == model.codec.end_id or len(tokens) >= acting.max_action_tokens:
+    budget = acting.max_action_tokens
+    if tokens[-1] == model.codec.end_id or (budget is not None and len(tokens) >= budget):
         return True
-    text = model.codec.tokenizer.decode(tokens)
+    if not acting.stop:
+        return False
+    # The newest token completes a stop text or none does; a token is a byte of text at least.
+    reach = max(len(stop.encode()) for stop in acting.stop) + 4
+    text = model.codec.tokenizer.decode(tokens[-reach:])
     return any(stop in text for stop in acting.stop)
 
 
@@ -212,6 +224,6 @@ def _spoken(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -
     """The text of a freely written action: up to the first stop text."""
     kept = tokens[:-1] if tokens[-1] == model.codec.end_id else tokens
     text = model.codec.tokenizer.decode(kept)
-    for stop in acting.stop:
+    for stop in acting.stop or ():
         text = text.partition(stop)[0]
     return text.strip()

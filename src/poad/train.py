@@ -9,14 +9,14 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from poad import snapshot
 from poad.agent import Agent, load_agent
-from poad.collector import Collector, Episode, Rollout
+from poad.collector import Collector, Episode, Rollout, Work
 from poad.config import Config
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
@@ -30,6 +30,10 @@ Metrics = dict[str, float]
 SEEDS_PER_RUN = 1_000_003
 """Training episodes take seeds from (2 + run seed)·1,000,003 up: no two runs share them, and none
 trains on the episodes it is examined in (from 1,000,000 up)."""
+
+
+RECENT_TURNS = 200
+"""Means of what a world measures run over this many turns."""
 
 
 class Clock:
@@ -73,9 +77,14 @@ class Trainer:
         if any(o.admissible_actions is None for o in self.collector.observations):
             self.learner.refuse_free_writing()
         self._mind_the_discount()
+        for note in self.collector.notes:
+            warnings.warn(note, stacklevel=2)
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0
         self.recent: deque[Episode] = deque(maxlen=100)
+        self.measured: deque[Mapping[str, float]] = deque(maxlen=RECENT_TURNS)
+        self.best: Work | None = None
+        """The best thing the agent has made, where a world calls for making things."""
         self.collecting, self.updating = Clock(), Clock()
         if resume:
             self._resume()
@@ -112,6 +121,9 @@ class Trainer:
         with self.updating:
             learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
         self.iteration += 1
+        self.collecting.cpu += rollout.cpu_elsewhere
+        self._keep(rollout.best)
+        self.measured.extend(measures for measures in rollout.measures if measures)
         self.env_steps += len(rollout.turns)
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
@@ -154,6 +166,19 @@ class Trainer:
                 stacklevel=2,
             )
 
+    def _keep(self, made: Work | None) -> None:
+        """Keep what the agent made if it is the best so far; its turn counts from the run's."""
+        if made is None or (self.best is not None and made.score <= self.best.score):
+            return
+        self.best = made._replace(turn=self.env_steps + made.turn)
+        self._write_best()
+
+    def _write_best(self) -> None:
+        if self.run is not None and (made := self.best) is not None:
+            told = f"score {made.score:.4f}, standard deviation {made.deviation:.4f}"
+            text = f"# {told}, turn {made.turn}\n{made.text.rstrip()}\n"
+            self.run.keep(made.file, text)
+
     def _counters(self) -> dict[str, Any]:
         clocks = (self.collecting, self.updating)
         return {
@@ -161,6 +186,8 @@ class Trainer:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "recent": [list(episode) for episode in self.recent],
+            "measured": [dict(measures) for measures in self.measured],
+            "best": None if self.best is None else self.best._asdict(),
             "seconds": [[clock.cpu, clock.wall] for clock in clocks],
         }
 
@@ -171,6 +198,10 @@ class Trainer:
         self.iteration = self._saved = state["iteration"]
         self.env_steps, self.episodes = state["env_steps"], state["episodes"]
         self.recent.extend(Episode(*episode) for episode in state["recent"])
+        self.measured.extend(state["measured"])
+        if state["best"] is not None:
+            self.best = Work(**state["best"])
+            self._write_best()
         for clock, (cpu, wall) in zip(
             (self.collecting, self.updating), state["seconds"], strict=True
         ):
@@ -191,12 +222,21 @@ class Trainer:
             "success": recent("success"),
             "length": recent("length"),
             **{name: learned.get(name, math.nan) for name in LEARNED},
+            **self._measures(),
             "collect_seconds": collect.last,
             "update_seconds": update.last,
             "cpu_seconds": collect.cpu + update.cpu,
             "wall_seconds": collect.wall + update.wall,
             "steps_per_second": len(rollout.turns) / max(1e-9, collect.last + update.last),
         }
+
+    def _measures(self) -> Metrics:
+        """Means over the last turns of what the world measures, each over the turns that tell."""
+        told: dict[str, list[float]] = {}
+        for measures in self.measured:
+            for name, value in measures.items():
+                told.setdefault(f"world/{name}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in told.items()}
 
 
 LEARNED = (

@@ -12,7 +12,24 @@ from typing import Any, NamedTuple
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-__all__ = ["known_worlds", "make", "register_worlds", "unseen_worlds", "world_arguments"]
+__all__ = [
+    "Writing",
+    "known_worlds",
+    "make",
+    "register_worlds",
+    "unseen_worlds",
+    "world_arguments",
+    "writing",
+]
+
+
+class Writing(NamedTuple):
+    """How a freely written action ends, beside the model's own end of text."""
+
+    stop: tuple[str, ...] = ("\n",)
+    """Texts that end it and are no part of it."""
+    tokens: int = 64
+    """Where it is cut off."""
 
 
 class _World(NamedTuple):
@@ -57,6 +74,12 @@ _WORLDS = (
         "EntertainmentAllActions",
         "entertainment_all_actions",
         "the same, with all 17 actions offered at any time.",
+    ),
+    _World(
+        "poad/DataScience-v0",
+        "poad.envs.datasci.env:DataScienceEnv",
+        {},
+        "Programming: write a classifier for a table; it is run in a sandbox and scored.",
     ),
 )
 
@@ -120,6 +143,17 @@ def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and parameter.name not in spec.kwargs
     }
+
+
+def writing(env_id: str) -> Writing:
+    """How actions end in a world whose class says so (`writing: Final = Writing(...)`).
+
+    `env_id` and errors are as for `make`.
+    """
+    entry_point = _spec(env_id).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    asked = getattr(creator, "writing", None)
+    return asked if isinstance(asked, Writing) else Writing()
 
 
 def _takes_any_argument(spec: EnvSpec) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,20 +54,20 @@ class Actor:
         self.reader = Reader(model, savings)
 
     @torch.no_grad()
-    def act(
+    def act_each(
         self, observations: Sequence[Observation], generator: np.random.Generator, *, memo: Memo
-    ) -> list[Action]:
+    ) -> Iterable[tuple[int, Action]]:
         """One action for each observation."""
         known = memo if self.savings.memo else {}
         if self.savings.keep_keys and self.savings.chosen_path:
-            return Policy(self.model).act(observations, generator, memo=known)
+            return enumerate(Policy(self.model).act(observations, generator, memo=known))
         walkers = [
             _Walker(i, self.codec.prompt(o.prompt), self.codec.trie(o.admissible_actions or ()))
             for i, o in enumerate(observations)
         ]
         while waiting := [w for w in walkers if not self._walk(w, known, generator)]:
             self._look(waiting, known)
-        return [w.action() for w in walkers]
+        return enumerate(w.action() for w in walkers)
 
     def _walk(self, w: _Walker, known: Memo, generator: np.random.Generator) -> bool:
         """Go on as far as is known; whether the action is complete."""

@@ -42,7 +42,8 @@ class Savings:
     skip_forced: bool = False
     """Compute nothing at tokens without an alternative, nor behind the last choice."""
     keep_keys: bool = False
-    """While acting along the chosen path, keep keys and values and append to them."""
+    """While acting along the chosen path, keep keys and values and append to them, and read choices
+    that lie close with the prompt."""
 
 
 Line = tuple[TokenIds, TokenIds]

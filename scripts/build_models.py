@@ -2,29 +2,31 @@
 
 Each model learns the language of its worlds from text that a uniformly random policy wrote, and
 nothing of the task: every turn of every episode is used, in the order of the seeds, whatever came
-of it. The build is deterministic on one CPU thread; `src/poad/assets/NAME/` holds the result:
+of it. Where the agent writes freely, a grammar takes the place of that policy (`code_model.py`).
+The build is deterministic on one CPU thread; `src/poad/assets/NAME/` holds the result:
 weights (safetensors), tokenizer, configuration, `making.json` and a model card.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import code_model
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from code_model import CodeRecipe
+from tiny_llama import Row, describe, fit, new_model, save, train_bpe
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from poad.codec import TextCodec
 from poad.envs import make
 
 ASSETS = Path(__file__).parent.parent / "src" / "poad" / "assets"
-END, PAD = "<|end|>", "<|pad|>"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES = (
+RECIPES: tuple[Recipe | CodeRecipe, ...] = (
     Recipe("tiny-kitchen", ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")),
     Recipe(
         "tiny-household",
@@ -66,6 +68,7 @@ RECIPES = (
         episodes=60,
         steps=600,
     ),
+    CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
 
 
@@ -86,67 +89,29 @@ def random_turns(world: str, episodes: int, seed: int) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(turns: list[tuple[str, str]], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the worlds' words; any other text still has an encoding, byte by byte."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
-    bpe.decoder = decoders.ByteLevel()  # pyright: ignore
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,  # pyright: ignore
-        special_tokens=[END, PAD],  # pyright: ignore
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # pyright: ignore
-        show_progress=False,  # pyright: ignore
-    )
+    """A byte-level BPE of the worlds' words."""
     texts = sorted({text for prompt, action in turns for text in (prompt, f" {action}")})
-    bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
+    return train_bpe(texts, vocabulary)
 
 
 def train_model(
     recipe: Recipe, codec: TextCodec, turns: list[tuple[str, str]]
 ) -> tuple[LlamaForCausalLM, float]:
     """Next-token prediction on turns drawn uniformly; the model and its last loss in nats."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=len(codec.tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.inner,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=codec.end_id,
-        pad_token_id=codec.pad_id,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps)
-    rows = [codec.prompt(prompt) + codec.action(action) for prompt, action in turns]
-    loss = torch.zeros(())
-    for step in range(recipe.steps):
-        picked = [rows[i] for i in torch.randint(len(rows), (recipe.batch,)).tolist()]
-        length = max(map(len, picked))
-        ids = torch.full((len(picked), length), codec.pad_id)
-        mask = torch.zeros_like(ids)
-        for b, row in enumerate(picked):
-            ids[b, : len(row)] = torch.tensor(row)
-            mask[b, : len(row)] = 1
-        labels = ids.masked_fill(mask == 0, -100)
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if (step + 1) % 100 == 0:
-            print(f"  {recipe.name}: step {step + 1}/{recipe.steps}, loss {loss.item():.3f}")
-    return model, loss.item()
+    model = new_model(recipe, codec, positions=512, seed=recipe.seed)
+    rows = [(codec.prompt(prompt) + codec.action(action), 0) for prompt, action in turns]
+    losses = fit(model, drawn(rows, recipe.batch), recipe.steps, recipe.lr, recipe.name)
+    return model, losses[-1]
+
+
+def drawn(rows: list[Row], batch: int) -> Iterator[list[Row]]:
+    """Batches without end, each row drawn uniformly."""
+    while True:
+        yield [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
 
 
 def build(recipe: Recipe, out: Path) -> None:
     """Make one model and write it to ``out/NAME``."""
-    started = time.process_time()
     turns = [
         turn
         for world in recipe.worlds
@@ -156,21 +121,16 @@ def build(recipe: Recipe, out: Path) -> None:
     codec = TextCodec(tokenizer)
     print(f"{recipe.name}: {len(turns)} turns, vocabulary {len(tokenizer)}")
     model, loss = train_model(recipe, codec, turns)
-    folder = out / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = sum(p.numel() for p in model.parameters())
     making = {
         "recipe": asdict(recipe),
         "turns": len(turns),
         "distinct_prompts": len({prompt for prompt, _ in turns}),
-        "parameters": size,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss": round(loss, 4),
     }
-    (folder / "making.json").write_text(json.dumps(making, indent=2) + "\n")
-    (folder / "README.md").write_text(card(making, folder))
-    print(f"{recipe.name}: {size:,} parameters, {time.process_time() - started:.0f} CPU seconds")
+    folder = out / recipe.name
+    save(folder, model, tokenizer)
+    describe(folder, making, card(making, folder))
 
 
 def card(making: dict[str, Any], folder: Path) -> str:
@@ -219,7 +179,12 @@ def main() -> None:
         parser.error(f"unknown model {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     torch.set_num_threads(1)
     for name in arguments.names or known:
-        build(known[name], arguments.out)
+        recipe, started = known[name], time.process_time()
+        if isinstance(recipe, CodeRecipe):
+            code_model.build(recipe, arguments.out)
+        else:
+            build(recipe, arguments.out)
+        print(f"{name}: {time.process_time() - started:.0f} CPU seconds")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import math
 import random
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +21,15 @@ from safetensors import safe_open
 from poad.agent import Agent, load_agent
 from poad.config import Config, ModelConfig
 from poad.envs import make
+from poad.envs.datasci.sandbox import Sandbox, SandboxError
 from poad.envs.text_world import TextWorld
 from poad.evaluate import evaluate, summarize
 from poad.models import ASSETS, embedded_models, load_model, model_card
 from poad.policy import Observation
 
 ROOT = Path(__file__).parents[1]
+CODE = "tiny-code"
+WORDS_OF_WORLDS = [name for name in embedded_models() if name != CODE]
 # How often the untrained agent may succeed; uniformly random actions do in .442, .0102, .0150 and
 # .0030 of the episodes.
 BOUNDS = {
@@ -37,14 +42,17 @@ BOUNDS = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "build_models", ROOT / "scripts" / "build_models.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_models"] = module  # where its dataclass looks for itself
-    spec.loader.exec_module(module)
+    folder = ROOT / "scripts"
+    sys.path.insert(0, str(folder))  # its neighbours there
+    try:
+        spec = importlib.util.spec_from_file_location("build_models", folder / "build_models.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["build_models"] = module  # where its dataclass looks for itself
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
     return module
 
 
@@ -54,15 +62,16 @@ def script() -> ModuleType:
 @pytest.mark.parametrize("name", embedded_models())
 def test_a_model_is_small_and_carries_no_code(name: str) -> None:
     files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+    megabytes, dtype = (8, torch.float16) if name == CODE else (2, torch.float32)
+    assert sum(path.stat().st_size for path in files) <= megabytes * 10**6
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     with safe_open(ASSETS / name / "model.safetensors", "pt") as weights:
-        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.float32}  # noqa: SIM118
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {dtype}  # noqa: SIM118
     model = load_model(ModelConfig(name=name), "", seed=0)
     assert sum(p.numel() for p in model.parameters()) == model_card(name)["parameters"]
 
 
-@pytest.mark.parametrize("name", embedded_models())
+@pytest.mark.parametrize("name", WORDS_OF_WORLDS)
 def test_its_card_says_how_it_was_made(name: str) -> None:
     card, making = (ASSETS / name / "README.md").read_text(encoding="utf-8"), model_card(name)
     recipe = making["recipe"]
@@ -114,7 +123,7 @@ def test_the_text_is_every_turn_of_every_episode_in_order(
     assert json.loads((tmp_path / "x" / "making.json").read_text())["turns"] == len(expected)
 
 
-@pytest.mark.parametrize("name", embedded_models())
+@pytest.mark.parametrize("name", WORDS_OF_WORLDS)
 def test_the_shipped_words_come_from_that_text(script: ModuleType, name: str) -> None:
     making = model_card(name)
     recipe = making["recipe"]
@@ -198,3 +207,106 @@ def test_an_evaluation_finds_that_too() -> None:
     exact = success_probability(agent, world)
     assert played["success_rate"] <= BOUNDS[world]
     assert abs(played["success_rate"] - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)
+
+
+# --- the code model, whose text comes from a grammar ---
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
+    try:
+        with Sandbox() as workers:
+            yield workers
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+def test_the_code_model_s_card_says_how_it_was_made_and_what_it_does() -> None:
+    card, making = (ASSETS / CODE / "README.md").read_text(encoding="utf-8"), model_card(CODE)
+    recipe = making["recipe"]
+    for figure in (making["turns"], making["repairs"], making["parameters"], recipe["programs"]):
+        assert f"{figure:,}" in card
+    for name, number in recipe["samples"]:
+        found = making["measured"][name]
+        assert found["programs"] == number
+        assert f"| {name} | {number} | {found['executable']:.1%} |" in card
+    assert recipe["worlds"] == ["poad/DataScience-v0"]
+    assert "uniformly" in card
+    assert "make models" in card
+
+
+def test_about_half_of_its_programs_run_and_score_no_better_than_the_grammar_s() -> None:
+    for found in model_card(CODE)["measured"].values():
+        runs, error = found["executable"], 0.1 / math.sqrt(found["programs"] / 4)
+        assert 0.35 <= runs <= 0.75
+        assert found["score"] <= found["grammar_score"] + 3 * error
+        assert found["reward"] == pytest.approx(runs * found["score"] - (1 - runs), abs=2e-3)
+        assert found["grammar_executable"] >= 0.97
+
+
+def test_what_the_card_says_is_what_it_does(script: ModuleType, sandbox: Sandbox) -> None:
+    code, said, number = script.code_model, model_card(CODE)["measured"]["iris"], 60
+    recipe = script.CodeRecipe("x", (), samples=(("iris", number),), seed=7)
+    found = code.measure(ASSETS / CODE, recipe, sandbox)["iris"]
+    spread = math.sqrt(said["executable"] * (1 - said["executable"]) / number)
+    assert abs(found["executable"] - said["executable"]) <= 4 * spread
+    assert abs(found["score"] - said["score"]) <= 0.1
+
+
+def test_its_bodies_are_short_enough_and_end_where_it_stops_writing(script: ModuleType) -> None:
+    turns = script.code_model.first_turns(
+        script.CodeRecipe("x", (), programs=300), random.Random(3)
+    )
+    codec = load_model(ModelConfig(name=CODE), "", seed=0).codec
+    lengths = []
+    for prompt, body in turns:
+        ids, read = script.code_model.row(codec, prompt, body)
+        assert ids[:read] == codec.prompt(prompt)
+        assert ids[-1] == codec.end_id
+        assert codec.end_id not in ids[:-1]
+        assert codec.tokenizer.decode(ids[read:-1]) == body
+        lengths.append(len(ids) - read)
+    assert max(lengths) <= 120
+    assert 25 <= sorted(lengths)[150] <= 90
+
+
+def test_a_repair_shows_what_was_broken_and_why(script: ModuleType, sandbox: Sandbox) -> None:
+    recipe = script.CodeRecipe("x", (), repairs=25)
+    turns = script.code_model.repair_turns(recipe, random.Random(4), sandbox)
+    assert len(turns) >= 23
+    for prompt, body in turns:
+        shown = re.fullmatch(r"def build_model\(.*\n((?s:.*?))\n# (\w+): .*\n(?s:.*)", prompt)
+        assert shown is not None
+        assert shown[1] != body
+        assert shown[2].endswith(("Error", "Exception"))
+        assert "/" not in shown[2]
+
+
+def test_building_the_code_model_again_gives_the_same_bytes(
+    script: ModuleType, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    size = {"width": 16, "layers": 1, "heads": 2, "inner": 16, "vocabulary": 400}
+    recipe = script.CodeRecipe(
+        "x", ("w",), programs=30, repairs=6, steps=3, samples=(("iris", 3),), **size
+    )
+    built = []
+    for name in ("one", "two"):
+        script.code_model.build(recipe, tmp_path / name)
+        built.append({path.name: path.read_bytes() for path in (tmp_path / name / "x").iterdir()})
+    assert built[0] == built[1]
+    assert {"model.safetensors", "making.json", "README.md"} <= set(built[0])
+
+
+@pytest.mark.slow
+def test_the_code_model_s_words_come_from_its_text(script: ModuleType, sandbox: Sandbox) -> None:
+    making = model_card(CODE)
+    recipe = script.CodeRecipe(**making["recipe"])
+    rng = random.Random(recipe.seed)
+    turns = script.code_model.first_turns(recipe, rng)
+    turns += script.code_model.repair_turns(recipe, rng, sandbox)
+    assert making["turns"] == len(turns)
+    assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
+    tokenizer = script.code_model.train_tokenizer(turns, recipe.vocabulary)
+    shipped = load_model(ModelConfig(name=CODE), "", seed=0).codec.tokenizer
+    assert tokenizer.get_vocab() == shipped.get_vocab()

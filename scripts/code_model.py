@@ -1,0 +1,278 @@
+"""The embedded code model: what it reads, how it is fitted, and what its programs do untrained.
+
+It reads bodies from the grammar behind prompts about data sets that do not exist, some bodies with
+a planted fault, and repairs: the prompt after a failure, with the error that the sandbox really
+reported, answered by the body without the fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from code_grammar import draw_body, draw_data, plant_fault
+from tiny_llama import Row, describe, fit, new_model, save, train_bpe
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from poad.codec import TextCodec
+from poad.config import ActingConfig, ModelConfig
+from poad.envs.datasci import datasets
+from poad.envs.datasci.judge import Judge
+from poad.envs.datasci.sandbox import Sandbox
+from poad.envs.datasci.text import program, prompt
+from poad.models import load_model
+from poad.policy import Observation, Policy
+
+WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
+"""What a token may reach across at most: a line break with its indentation, a name with its
+underscores, a number, brackets and quotes in a row. So a common name is one token."""
+LONGEST = 128
+"""Tokens that a program may have when the model is measured."""
+
+Turn = tuple[str, str]
+"""A prompt, and the body that follows it."""
+
+
+@dataclass(frozen=True)
+class CodeRecipe:
+    """How the code model is made."""
+
+    name: str
+    worlds: tuple[str, ...]
+    programs: int = 6500
+    """Bodies behind a first prompt."""
+    faults: float = 0.2
+    """The share of them with a planted fault."""
+    repairs: int = 2000
+    """Bodies behind the prompt that follows a failure; broken programs that run are left out."""
+    vocabulary: int = 1000
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    inner: int = 672
+    steps: int = 1300
+    batch: int = 8
+    lr: float = 2e-3
+    seed: int = 0
+    samples: tuple[tuple[str, int], ...] = (
+        ("balance-scale-125", 500),
+        ("balance-scale", 200),
+        ("breast-cancer", 100),
+        ("wine", 100),
+        ("iris", 100),
+        ("digits", 50),
+    )
+    """Data sets and numbers of programs in the measurement."""
+
+
+# --- what it reads ---
+
+
+def first_turns(recipe: CodeRecipe, rng: Random) -> list[Turn]:
+    """Bodies behind first prompts, some of them with a fault."""
+    turns = []
+    for _ in range(recipe.programs):
+        body = draw_body(rng)
+        faulty = rng.random() < recipe.faults
+        written = plant_fault(rng, body)[1] if faulty else body.text
+        turns.append((prompt(*draw_data(rng)), written))
+    return turns
+
+
+def repair_turns(recipe: CodeRecipe, rng: Random, sandbox: Sandbox) -> list[Turn]:
+    """Bodies behind prompts that show a broken version of them and the error it really gave."""
+    judge = Judge(made_up_table(), sandbox, seeds=(0,))
+    drawn = []
+    for _ in range(recipe.repairs):
+        body = draw_body(rng)
+        broken = plant_fault(rng, body)[1]
+        judge.prepare(program(broken))
+        drawn.append((body.text, broken, draw_data(rng)))
+    turns = []
+    for text, broken, data in drawn:
+        verdict = judge.verdict(program(broken))
+        if verdict.score is None:
+            turns.append((prompt(*data, previous=(broken, verdict.message)), text))
+    return turns
+
+
+def made_up_table() -> datasets.Table:
+    """Numbers without meaning, for programs that are to fail: 120 rows, 4 columns, 3 classes."""
+    x = np.random.RandomState(0).normal(size=(120, 4))
+    return datasets.Table("made-up", "made up", x, np.arange(120) % 3, ("a", "b", "c"))
+
+
+# --- how it is made ---
+
+
+def build(recipe: CodeRecipe, out: Path) -> None:
+    """Make the model, measure it, and write it to ``out/NAME``."""
+    rng = Random(recipe.seed)
+    with Sandbox() as sandbox:
+        first = first_turns(recipe, rng)
+        repairs = repair_turns(recipe, rng, sandbox)
+        turns = first + repairs
+        tokenizer = train_tokenizer(turns, recipe.vocabulary)
+        print(f"{recipe.name}: {len(turns)} turns, vocabulary {len(tokenizer)}")
+        model, loss = train_model(recipe, TextCodec(tokenizer), turns)
+        lengths = [len(tokenizer(body)["input_ids"]) for _, body in first]
+        making = {
+            "recipe": asdict(recipe),
+            "turns": len(turns),
+            "repairs": len(repairs),
+            "distinct_prompts": len({shown for shown, _ in turns}),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "final_loss": round(loss, 4),
+            "tokens": {
+                "5 %": int(np.percentile(lengths, 5)),
+                "median": int(np.median(lengths)),
+                "95 %": int(np.percentile(lengths, 95)),
+                "longest": max(lengths),
+            },
+        }
+        folder = out / recipe.name
+        save(folder, model.half(), tokenizer)
+        making["measured"] = measure(folder, recipe, sandbox)
+    describe(folder, making, card(making, folder))
+
+
+def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of prompts, bodies and errors."""
+    return train_bpe(sorted({text for turn in turns for text in turn}), vocabulary, WORDS)
+
+
+def train_model(
+    recipe: CodeRecipe, codec: TextCodec, turns: list[Turn]
+) -> tuple[LlamaForCausalLM, float]:
+    """Next-token prediction of bodies and their end; the model and the mean of its last losses."""
+    model = new_model(recipe, codec, positions=1024, seed=recipe.seed)
+    rows = [row(codec, *turn) for turn in turns]
+    batches = alike(rows, recipe.batch)
+    losses = fit(model, batches, recipe.steps, recipe.lr, recipe.name)
+    return model, float(np.mean(losses[-100:]))
+
+
+def row(codec: TextCodec, shown: str, body: str) -> Row:
+    """A turn as a policy meets it: the prompt is given; the body is written, then the end token."""
+    read = codec.prompt(shown)
+    written = codec.tokenizer(body, add_special_tokens=False)["input_ids"]
+    return (*read, *written, codec.end_id), len(read)
+
+
+def alike(rows: Sequence[Row], batch: int, pool: int = 20) -> Iterator[list[Row]]:
+    """Batches without end, every row once per pass; of similar lengths, to pad little."""
+    while True:
+        order = torch.randperm(len(rows)).tolist()
+        for start in range(0, len(order), batch * pool):
+            near = sorted(order[start : start + batch * pool], key=lambda i: len(rows[i][0]))
+            chunks = [near[i : i + batch] for i in range(0, len(near), batch)]
+            for i in torch.randperm(len(chunks)).tolist():
+                yield [rows[j] for j in chunks[i]]
+
+
+# --- what it can do ---
+
+
+def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dict[str, float]]:
+    """Run programs that the untrained model wrote at temperature 1, and as many of the grammar.
+
+    Returns, for each data set: the number of programs, the share that runs, the mean reward with
+    failures at -1, the mean score of those that run; the last two also of the grammar's bodies
+    without faults.
+    """
+    model = load_model(ModelConfig(name=str(folder), device="cpu"), "", seed=0)
+    policy = Policy(model, ActingConfig(max_action_tokens=LONGEST, stop=()))
+    generator, rng = np.random.default_rng(recipe.seed), Random(recipe.seed + 1)
+    measured = {}
+    for name, number in recipe.samples:
+        table = datasets.load(name)
+        shown = prompt(table.title, *table.x.shape, len(table.classes))
+        actions = policy.act([Observation(shown)] * number, generator)
+        own = scores([action.text for action in actions], table, sandbox)
+        drawn = scores([draw_body(rng).text for _ in range(number)], table, sandbox)
+        measured[name] = {
+            "programs": number,
+            "executable": share(own),
+            "reward": mean([-1.0 if score is None else score for score in own]),
+            "score": mean(own),
+            "grammar_executable": share(drawn),
+            "grammar_score": mean(drawn),
+        }
+        print(f"  {name}: {measured[name]}")
+    return measured
+
+
+def scores(bodies: Sequence[str], table: datasets.Table, sandbox: Sandbox) -> list[float | None]:
+    """Mean ROC-AUC of each program; None where it fails."""
+    judge = Judge(table, sandbox)
+    sources = [program(body) for body in bodies]
+    for source in sources:
+        judge.prepare(source)
+    return [judge.verdict(source).score for source in sources]
+
+
+def share(found: Sequence[float | None]) -> float:
+    """How many of the programs have a score."""
+    return mean([float(score is not None) for score in found])
+
+
+def mean(found: Sequence[float | None]) -> float:
+    """Of those that are there, to three digits, which other machines will agree on."""
+    return round(float(np.mean([score for score in found if score is not None] or [0.0])), 3)
+
+
+def card(making: dict[str, Any], folder: Path) -> str:
+    """The model card."""
+    recipe, tokens = making["recipe"], making["tokens"]
+    weights = (folder / "model.safetensors").stat().st_size / 1e6
+    worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
+    facts = {
+        "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
+        f"{recipe['heads']} heads, tied embeddings, 1024 positions; weights in half precision",
+        "tokenizer": f"byte-level BPE of up to {recipe['vocabulary']} tokens, trained on the same "
+        "text; a common name is one token",
+        "training text": f"{making['turns']:,} turns ({making['distinct_prompts']:,} distinct "
+        f"prompts): {recipe['programs']:,} bodies from the grammar in `scripts/code_grammar.py`, "
+        f"{recipe['faults']:.0%} of them with a planted fault, and {making['repairs']:,} repairs: "
+        "a broken program with the error it really gave, then the program without the fault",
+        "selection": "none: forms, estimators, transformers and settings are drawn uniformly, "
+        "whatever they would score; the data sets in the prompts are made up",
+        "bodies": f"{tokens['5 %']} to {tokens['95 %']} tokens (5 % to 95 %), half of them up to "
+        f"{tokens['median']}, the longest {tokens['longest']}",
+        "objective": f"next-token prediction of bodies and their end, {recipe['steps']} steps of "
+        f"{recipe['batch']} turns; final loss {making['final_loss']} nats per token",
+        "seed": recipe["seed"],
+    }
+    table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    measured = "\n".join(
+        f"| {name} | {m['programs']} | {m['executable']:.1%} | {m['reward']:.3f} | "
+        f"{m['score']:.3f} | {m['grammar_executable']:.1%} | {m['grammar_score']:.3f} |"
+        for name, m in making["measured"].items()
+    )
+    return f"""# {recipe["name"]}
+
+A Llama of {making["parameters"]:,} parameters ({weights:.1f} MB) that knows how programs for
+{worlds} are written and nothing of what they score. It exists so that `poad` trains on a CPU,
+offline.
+
+| | |
+|---|---|
+{table}
+
+What it writes untrained at temperature 1, up to {LONGEST} tokens, run in the sandbox; beside it as
+many bodies of the grammar without a fault. The reward counts a failure as -1, the score is the mean
+ROC-AUC of the programs that run.
+
+| data set | programs | run | reward | score | grammar: run | score |
+|---|---|---|---|---|---|---|
+{measured}
+
+A test holds that about half of its programs run, and that those score no better than the grammar's.
+Rebuild it with `make models`; the result is the same to the byte on the same versions of torch,
+tokenizers and scikit-learn with one thread. The programs need scikit-learn 1.8 or newer.
+"""

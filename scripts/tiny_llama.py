@@ -1,0 +1,121 @@
+"""What all embedded models are made of: a byte-level BPE and a small Llama."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from poad.codec import TextCodec
+
+END, PAD = "<|end|>", "<|pad|>"
+
+
+class Shape(Protocol):
+    """What a recipe says of the model's size."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def layers(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def inner(self) -> int: ...  # noqa: D102
+
+
+def train_bpe(
+    texts: Iterable[str], vocabulary: int, words: str | None = None
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; text that it has never seen still has an encoding, byte by byte.
+
+    Args:
+        texts: in a fixed order.
+        vocabulary: the most tokens it may have.
+        words: a regular expression for what no token reaches beyond; default: that of GPT-2.
+    """
+    bpe = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    if words is not None:
+        split = pre_tokenizers.Split(Regex(words), behavior="isolated")
+        byte_level = pre_tokenizers.Sequence([split, byte_level])
+    bpe.pre_tokenizer = byte_level
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
+
+
+def new_model(shape: Shape, codec: TextCodec, positions: int, seed: int) -> LlamaForCausalLM:
+    """A Llama with random weights and tied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(codec.tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=codec.end_id,
+        pad_token_id=codec.pad_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+Row = tuple[Sequence[int], int]
+"""Token ids, and how many of them are read without being learned."""
+
+
+def fit(
+    model: LlamaForCausalLM, batches: Iterator[list[Row]], steps: int, lr: float, name: str
+) -> list[float]:
+    """Next-token prediction, one step for each batch; the losses in nats per learned token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    losses = []
+    for step in range(steps):
+        rows = next(batches)
+        length = max(len(row) for row, _ in rows)
+        ids = torch.full((len(rows), length), model.config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, -100)
+        for b, (row, read) in enumerate(rows):
+            ids[b, : len(row)] = torch.tensor(row)
+            mask[b, : len(row)] = 1
+            labels[b, read : len(row)] = ids[b, read : len(row)]
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            print(f"  {name}: step {step + 1}/{steps}, loss {losses[-1]:.3f}")
+    return losses
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write weights, tokenizer and configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def describe(folder: Path, making: Mapping[str, Any], card: str) -> None:
+    """Write down how a model was made, for programs and for people."""
+    (folder / "making.json").write_text(json.dumps(making, indent=2) + "\n")
+    (folder / "README.md").write_text(card)

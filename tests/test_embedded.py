@@ -242,9 +242,11 @@ def test_about_half_of_its_programs_run_and_score_no_better_than_the_grammar_s()
         assert 0.35 <= runs <= 0.75
         assert found["score"] <= found["grammar_score"] + 3 * error
         assert found["reward"] == pytest.approx(runs * found["score"] - (1 - runs), abs=2e-3)
-        assert found["grammar_executable"] >= 0.97
+        rare = 3 * math.sqrt(0.03 * 0.97 / found["programs"])
+        assert found["grammar_executable"] >= 0.97 - rare
 
 
+@pytest.mark.slow
 def test_what_the_card_says_is_what_it_does(script: ModuleType, sandbox: Sandbox) -> None:
     code, said, number = script.code_model, model_card(CODE)["measured"]["iris"], 60
     recipe = script.CodeRecipe("x", (), samples=(("iris", number),), seed=7)

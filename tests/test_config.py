@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,17 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from poad.config import Config, ConfigError, dump, from_dict, load, to_dict
+from poad.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    PPOConfig,
+    PromptConfig,
+    dump,
+    from_dict,
+    load,
+    to_dict,
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -47,7 +58,20 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 def configs(kind: Any) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(kind)
-    return st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
+    built = st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
+    return built.map(without_contradictions)
+
+
+def without_contradictions(group: Any) -> Any:
+    """The same settings, less what makes no sense together."""
+    if isinstance(group, ModelConfig) and group.tuning == "full":
+        dtype = "float32" if group.dtype == "float16" else group.dtype
+        return replace(group, quantize="none", dtype=dtype, lora_dropout=0.0)
+    if isinstance(group, PPOConfig) and not group.recompute_logprob:
+        return replace(group, importance_cap=None)
+    if isinstance(group, PromptConfig) and not group.thinking_close.strip():
+        return replace(group, thinking_close="so:")
+    return group
 
 
 def groups() -> list[str]:
@@ -254,3 +278,18 @@ def test_an_empty_file_is_the_default(content: str, tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text(content)
     assert load(path) == Config()
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"model": {"quantize": "4bit"}}, r"model\.quantize = 4bit.*model\.tuning = lora"),
+        ({"model": {"dtype": "float16"}}, r"model\.dtype = float16.*bfloat16"),
+        ({"model": {"lora_dropout": 0.1}}, r"model\.lora_dropout.*no adapters"),
+        ({"ppo": {"importance_cap": 2.0}}, r"ppo\.importance_cap.*recompute_logprob"),
+        ({"prompt": {"thinking_close": " "}}, r"prompt\.thinking_close.*blank"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(data: dict[str, Any], named: str):
+    with pytest.raises(ConfigError, match=named):
+        from_dict(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import Zoo
@@ -74,3 +76,85 @@ def test_a_model_whose_layers_are_of_another_kind_is_read_whole(zoo: Zoo) -> Non
     assert usual._sparing
     assert not other._sparing
     torch.testing.assert_close(other.read(packed), expected)
+
+
+# --- less memory, other kernels -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "neox", "mistral"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_layers_computed_again_give_the_same_gradients(zoo: Zoo, kind: str, tuning: Any) -> None:
+    found = []
+    for recompute in (False, True):
+        model = zoo.load(kind, tuning=tuning, gradient_checkpointing=recompute)
+        hidden = model.read(pack(POSITIONS, model.codec.pad_id))
+        (hidden * torch.arange(hidden.numel()).view_as(hidden).sin()).sum().backward()
+        gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
+        found.append((hidden.detach(), gradients))
+    (kept, expected), (again, gradients) = found
+    torch.testing.assert_close(again, kept)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_computed_again_keep_less(zoo: Zoo) -> None:
+    """Counts what autograd holds on to between forward and backward pass."""
+    held = []
+    for recompute in (False, True):
+        model, sizes = zoo.load(gradient_checkpointing=recompute), []
+        packed = pack([(tuple(range(3, 60)), ())], model.codec.pad_id)
+
+        def hold(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            model.read(packed)
+        held.append(sum(sizes))
+    assert held[1] < 0.7 * held[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen_window"])
+def test_without_branches_the_same_is_read(zoo: Zoo, kind: str) -> None:
+    model = zoo.load(kind)
+    tree = pack([*POSITIONS, (PROMPT, (7, 8))], model.codec.pad_id)
+    assert tree.attention is not None
+    expected = model.read(tree)
+    model._branching = False
+    torch.testing.assert_close(model.read(tree), expected, atol=1e-5, rtol=1e-5)
+
+
+# --- dropout and the untrained model ------------------------------------------------------------
+
+
+def test_adapters_drop_in_gradient_steps_only_and_the_same_for_a_seed(zoo: Zoo) -> None:
+    model = zoo.load(tuning="lora", lora_dropout=0.5)
+    packed = pack(POSITIONS, model.codec.pad_id)
+    quiet = model.read(packed)
+    found = []
+    for seed in (1, 1, 2):
+        with model.dropping(lambda seed=seed: seed):
+            found.append(model.read(packed))
+    assert model.drops
+    assert torch.equal(model.read(packed), quiet)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], quiet)
+    assert not torch.allclose(found[0], found[2])
+    assert not zoo.load(tuning="lora").drops
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_untrained_model_is_still_there_after_training(
+    zoo: Zoo, kind: str, tuning: Any
+) -> None:
+    """Tied (qwen) or not, its probabilities stay what the plain model said before."""
+    model = zoo.load(kind, tuning=tuning, keep_frozen=False, keep_reference=True)
+    before = zoo.load(kind)
+    packed = pack(POSITIONS, model.codec.pad_id)
+    expected = before.logits(before.read(packed))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    torch.testing.assert_close(model.frozen_logits(model.read_frozen(packed)), expected)
+    assert not torch.allclose(model.logits(model.read(packed)), expected, atol=0.1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import poad.ppo
 from poad.agent import Agent, load_agent
+from poad.batch import Turn
 from poad.collector import Collector, Rollout
 from poad.config import Config, ConfigError
 from poad.envs import make
@@ -24,7 +25,7 @@ from poad.ppo import PPO, Divergence
 
 TOKEN_METHODS = ("poad", "ntpo", "turn_ppo", "archer_adrl", "reinforce")
 # No step is held back: gradients are compared as they are.
-WIDE_OPEN = {"kl_stop": None, "max_grad_norm": 1e9, "minibatches": 1}
+WIDE_OPEN = {"kl_stop": None, "drift_stop": None, "max_grad_norm": 1e9, "minibatches": 1}
 
 
 def build(config: Config) -> tuple[Agent, PPO, Collector]:
@@ -312,7 +313,10 @@ def test_recomputing_takes_the_ratio_from_the_policy_as_it_stands() -> None:
     """After the weights moved behind the sampler's back, the drift shows and the ratio is 1."""
     found = {}
     for recompute in (False, True):
-        config = settings("Novel", ppo={"recompute_logprob": recompute, "minibatches": 1})
+        config = settings(
+            "Novel",
+            ppo={"recompute_logprob": recompute, "minibatches": 1, "drift_stop": None},
+        )
         config = replace(config, ppo=replace(config.ppo, epochs=1, kl_stop=None))
         agent, learner, worlds = build(config)
         rollout = worlds.collect(5, np.random.default_rng(2))
@@ -516,3 +520,107 @@ def test_whole_actions_must_be_offered(method: str) -> None:
     rollout = worlds.collect(5, np.random.default_rng(1))
     with pytest.raises(ConfigError, match=f"{method} .*tiny/Mixed-v0.* write freely.*poad"):
         learner.update(rollout)
+
+
+# --- sampler and learner apart, and the untrained model ---
+
+
+def shift(rollout: Rollout, by: float) -> Rollout:
+    """The rollout as a sampler would record it whose log-probabilities are off by a constant."""
+
+    def moved(turn: Turn) -> Turn:
+        logprob = tuple(
+            value + by if choice else value
+            for value, choice in zip(turn.action.logprob, turn.action.choice, strict=True)
+        )
+        return replace(turn, action=replace(turn.action, logprob=logprob))
+
+    return replace(rollout, streams=tuple(tuple(map(moved, turns)) for turns in rollout.streams))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_sampler_that_computes_something_else_stops_the_training(recompute: bool) -> None:
+    config = settings("Novel", ppo={"drift_stop": 0.2, "recompute_logprob": recompute})
+    for by, stops in ((0.15, False), (-0.25, True)):
+        agent, learner, worlds = build(config)
+        before = weights(agent)
+        rollout = shift(worlds.collect(4, np.random.default_rng(2)), by)
+        if stops:
+            with pytest.raises(Divergence, match=r"differ by 0\.25 .*drift_stop allows 0\.2"):
+                learner.update(rollout)
+            assert torch.equal(weights(agent), before)
+        else:
+            metrics = learner.update(rollout)
+            assert metrics["logprob_drift_mean"] == pytest.approx(0.15, abs=1e-4)
+            assert metrics["logprob_drift"] == pytest.approx(0.15, abs=1e-4)
+            assert not torch.equal(weights(agent), before)
+
+
+@pytest.mark.parametrize(
+    ("by", "weight"), [(-0.3, 1.2), (-0.1, math.exp(0.1)), (0.4, math.exp(-0.4))]
+)
+def test_another_sampler_is_corrected_for_up_to_the_cap(
+    by: float, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term weighs what the learner's probability is over the sampler's, and 1.2 at most."""
+    found = []
+    for cap, moved in ((None, 0.0), (1.2, by)):
+        ppo = {"recompute_logprob": True, "importance_cap": cap, "drift_stop": None}
+        ppo |= {"entropy": 0.0, "entropy_free": 0.0, "epochs": 1, "minibatches": 1}
+        config = settings("Novel", ppo=ppo | {"max_grad_norm": 1e9})
+        agent, learner, worlds = build(config)
+        rollout = shift(worlds.collect(4, np.random.default_rng(2)), moved)
+        instead_of_steps(learner, monkeypatch, lambda _, agent=agent: found.append(policy(agent)))
+        learner.update(rollout)
+    plain, corrected = found
+    torch.testing.assert_close(corrected, weight * plain, rtol=1e-3, atol=1e-6)
+
+
+def policy(agent: Agent) -> Tensor:
+    """The gradient of the policy's weights."""
+    return torch.cat([p.grad.flatten() for p in agent.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_penalty_is_the_divergence_from_the_untrained_model(tuning: str) -> None:
+    ppo = {"kl_reference": 0.1, "epochs": 1, "minibatches": 1, "kl_stop": None}
+    agent, learner, worlds = build(settings("Novel", ppo=ppo, model={"tuning": tuning}))
+    rollout = worlds.collect(6, np.random.default_rng(2))
+    at_home = learner.update(rollout)["kl_reference"]
+    push(agent, 1)
+    rollout = worlds.collect(6, np.random.default_rng(3))
+    batch, decision, option = agent.policy.decisions(rollout.turns)
+    mine = decision >= 0
+    with torch.no_grad():
+        now, before = (
+            agent.policy.evaluate(batch, reference=untrained).logprob[decision[mine], option[mine]]
+            for untrained in (False, True)
+        )
+    ratio = before - now
+    away = learner.update(rollout)["kl_reference"]
+    assert at_home == pytest.approx(0, abs=1e-6)
+    assert away == pytest.approx(float((ratio.exp() - 1 - ratio).mean()), rel=1e-3)
+    assert away > 1e-4
+
+
+def test_the_penalty_pulls_back_to_the_untrained_model() -> None:
+    """Where nothing else is to be learned, a strong penalty brings the policy home."""
+    away = []
+    for weight in (0.0, 10.0):
+        ppo = {"kl_reference": weight, "entropy": 0.0, "entropy_free": 0.0, "epochs": 4}
+        ppo |= {"lr": 3e-3, "kl_stop": None, "anneal": False, "std_floor": 1e6, "clip": 1e6}
+        agent, learner, worlds = build(settings("Novel", ppo=ppo))
+        home = load_agent(agent.config)
+        push(agent, 1)
+        for k in range(6):
+            learner.update(worlds.collect(6, np.random.default_rng(k)))
+        rollout = worlds.collect(12, np.random.default_rng(9))
+        batch, decision, option = agent.policy.decisions(rollout.turns)
+        mine = decision >= 0
+        with torch.no_grad():
+            now, before = (
+                one.policy.evaluate(batch).logprob[decision[mine], option[mine]]
+                for one in (agent, home)
+            )
+        away.append(float((now - before).abs().mean()))
+    assert away[1] < 0.5 * away[0]

@@ -174,10 +174,10 @@ class Zoo:
         **rest: Any,
     ) -> LanguageModel:
         """A fresh model. Adapters are random, so that they count, as after some training."""
-        keep_frozen = rest.pop("keep_frozen", True)
+        keep = {"keep_frozen": True} | {k: rest.pop(k) for k in list(rest) if k.startswith("keep")}
         name = str(self.path(architecture, tokenizer))
         config = ModelConfig(name=name, tuning=tuning, device="cpu", **rest)
-        model = load_model(config, env="", seed=0, keep_frozen=keep_frozen)
+        model = load_model(config, env="", seed=0, **keep)
         if tuning == "lora":
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():

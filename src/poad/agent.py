@@ -105,7 +105,8 @@ def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
     if config.threads:
         torch.set_num_threads(config.threads)
     frozen = config.critic.body == "frozen"
-    model = load_model(config.model, config.env, config.seed, keep_frozen=frozen)
+    reference = config.ppo.kl_reference > 0
+    model = load_model(config.model, config.env, config.seed, frozen, reference)
     policy = Policy(model, config.acting)
     critic = Critic(model.width, config.critic.hidden, config.seed).to(model.device)
     features = FrozenFeatures(model) if frozen else None

@@ -80,6 +80,16 @@ class Packed:
         """Columns to compute, padding included."""
         return self.token_ids.numel()
 
+    def linear(self, pad_id: int) -> Packed:
+        """The same readings in rows without branches: each branch gets a row of its own."""
+        if self.attention is None:
+            return self
+        sequences = [
+            tuple(self.token_ids[b, self.attention[b, 0, c]].tolist())
+            for b, c in zip(self.row.tolist(), self.column.tolist(), strict=True)
+        ]
+        return pack([(sequence, ()) for sequence in sequences], pad_id, branching=False)
+
     def to(self, device: torch.device) -> Packed:
         """The same rows on another device."""
         attention = None if self.attention is None else self.attention.to(device)
@@ -106,12 +116,14 @@ class _Tree:
     def branches(self) -> bool:
         return any(parent != start - 1 for start, _, parent, _ in self.chains)
 
-    def welcomes(self, sequence: TokenIds, row_tokens: int) -> bool:
+    def welcomes(self, sequence: TokenIds, row_tokens: int, branching: bool) -> bool:
         """Whether it pays to compute a sequence here: enough of it stands here, and there is room.
 
         A row's attention costs the square of its length.
         """
         shared = common(self.newest, sequence)
+        if not branching:
+            return shared == len(self.newest)
         room = max(row_tokens, 2 * len(sequence)) - len(self.tokens)
         return 4 * shared >= len(sequence) and len(sequence) - shared <= room
 
@@ -127,7 +139,9 @@ class _Tree:
         return self.path[-1]
 
 
-def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 240) -> Packed:
+def pack(
+    positions: Sequence[Position], pad_id: int, row_tokens: int = 240, branching: bool = True
+) -> Packed:
     """Lay positions out in rows, computing once what they have in common.
 
     Sorted, sequences that begin alike are neighbours. Each joins the row of the one before it,
@@ -137,6 +151,7 @@ def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 240) -> P
         positions: Q positions; prompts must not be empty.
         pad_id: token written into padding; its value never matters.
         row_tokens: how long rows may grow, though always to twice a sequence that would join.
+        branching: whether rows may be trees; otherwise only beginnings join their continuation.
 
     Returns:
         The rows; reading q belongs to the q-th position.
@@ -145,7 +160,7 @@ def pack(positions: Sequence[Position], pad_id: int, row_tokens: int = 240) -> P
     trees: list[_Tree] = []
     place: dict[TokenIds, tuple[int, int]] = {}
     for sequence in sorted(set(sequences)):
-        if not trees or not trees[-1].welcomes(sequence, row_tokens):
+        if not trees or not trees[-1].welcomes(sequence, row_tokens, branching):
             trees.append(_Tree())
         place[sequence] = len(trees) - 1, trees[-1].grow(sequence)
 

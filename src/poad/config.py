@@ -35,12 +35,46 @@ class ModelConfig:
     """Rank of the adapters (paper: 8)."""
     lora_alpha: int = 16
     """Scale of the adapters; their output is multiplied by alpha / rank (paper: 16)."""
+    lora_dropout: float = 0.0
+    """Share of the adapters' inputs dropped in gradient steps; never while acting or comparing."""
     lora_targets: tuple[str, ...] = ()
     """Names of the layers that get adapters; empty: the query and value projections (paper)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the model's weights. The critic is always float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the model's weights. Adapters and critic are always float32."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Keep the frozen base in 8 bits or 4 (NF4) and train adapters on it (QLoRA); needs `pip
+    install 'poad[quantize]'`."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel. `flash_attention_2` takes no mask of ours, so actions that branch behind a
+    prompt get rows of their own."""
+    gradient_checkpointing: bool = False
+    """Compute the layers again in the backward pass instead of keeping them: less memory, about a
+    third more time."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How an observation becomes the model's prompt."""
+
+    format: Literal["plain", "chat"] = "plain"
+    """`plain`: the text as the world shows it. `chat`: through the model's chat template."""
+    system: str | None = None
+    """What stands before everything: the system message, or in a plain prompt its first lines."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Turns to show before the first, each an observation and the action to take there."""
+    history: Literal["none", "last", "episode"] = "none"
+    """`last`: show the last turns of the episode before the observation. `episode`: all of them, as
+    one growing sequence whose beginning is computed once."""
+    last: int = 4
+    """Turns shown with history = last."""
+    thinking: int = 0
+    """Tokens the agent may write freely before each action; they are trained like the action's."""
+    thinking_open: str = "<think>\n"
+    """What opens its thoughts."""
+    thinking_close: str = "\n</think>\n\n"
+    """What closes them: written by the agent, or for it when its tokens are used up."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +175,14 @@ class PPOConfig:
     recompute_logprob: bool = False
     """Take the ratio's denominator from a fresh pass before the update instead of the
     log-probability recorded while sampling."""
+    importance_cap: float | None = None
+    """With recompute_logprob, weigh every term by the fresh over the recorded probability, but by
+    this at most (truncated importance sampling): for samplers that compute otherwise."""
+    drift_stop: float | None = 0.1
+    """Stop when sampler and learner, before any step, differ in log-probability by more than this
+    on average: then one of them computes something else. None: never."""
+    kl_reference: float = 0.0
+    """Weight of the KL penalty that keeps the policy near the untrained model."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +216,7 @@ class Config:
     horizon: int = 32
     """Turns per stream and iteration (T)."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -220,6 +263,11 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         positive("acting.temperature", c.acting.temperature),
         positive("acting.max_action_tokens", given(c.acting.max_action_tokens)),
         positive("model.lora_rank", c.model.lora_rank),
+        unit("model.lora_dropout", c.model.lora_dropout),
+        positive("prompt.last", c.prompt.last),
+        not_negative("prompt.thinking", c.prompt.thinking),
+        (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
+        *_contradictions(c),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
         positive("ppo.lr", c.ppo.lr),
         positive("ppo.epochs", c.ppo.epochs),
@@ -244,6 +292,35 @@ def _range_checks(c: Config) -> list[tuple[bool, str]]:
         not_negative("eval.seed", c.eval.seed),
         not_negative("ppo.entropy", c.ppo.entropy),
         not_negative("ppo.entropy_free", c.ppo.entropy_free),
+        not_negative("ppo.kl_reference", c.ppo.kl_reference),
+        positive("ppo.importance_cap", given(c.ppo.importance_cap)),
+        positive("ppo.drift_stop", given(c.ppo.drift_stop)),
+    ]
+
+
+def _contradictions(c: Config) -> list[tuple[bool, str]]:
+    """Settings that are fine alone and make no sense together."""
+    full, capped = c.model.tuning == "full", c.ppo.importance_cap is not None
+    return [
+        (
+            full and c.model.quantize != "none",
+            f"model.quantize = {c.model.quantize}: a quantized base cannot be trained itself; use "
+            "model.tuning = lora.",
+        ),
+        (
+            full and c.model.dtype == "float16",
+            "model.dtype = float16: whole weights would underflow in training; use bfloat16 or "
+            "float32, or model.tuning = lora.",
+        ),
+        (
+            full and c.model.lora_dropout > 0,
+            "model.lora_dropout: there are no adapters with model.tuning = full.",
+        ),
+        (
+            capped and not c.ppo.recompute_logprob,
+            "ppo.importance_cap: needs ppo.recompute_logprob, which tells what the sampler's "
+            "log-probabilities should have been.",
+        ),
     ]
 
 

@@ -9,12 +9,14 @@ it was before training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from poad.batch import Packed, pack
 from poad.codec import TextCodec
@@ -33,22 +35,44 @@ class LanguageModel:
         codec: its tokenizer.
         keep_frozen: also keep the untrained body (a copy with full tuning; nothing extra with
             adapters, which are switched off instead).
+        keep_reference: also keep the untrained head, so that :meth:`frozen_logits` can be asked.
+        branching: whether rows may be trees; some attention kernels take no mask of ours.
+        recompute: compute the layers again in the backward pass instead of keeping what they made
+            (gradient checkpointing, arXiv 1604.06174).
 
     Raises:
         ModelError: an architecture whose probabilities would come out wrong.
     """
 
-    def __init__(self, causal: nn.Module, codec: TextCodec, keep_frozen: bool = True) -> None:
-        self.module = causal.eval()  # never any dropout: it would move the first ratio off 1
+    def __init__(
+        self,
+        causal: nn.Module,
+        codec: TextCodec,
+        keep_frozen: bool = True,
+        keep_reference: bool = False,
+        branching: bool = True,
+        recompute: bool = False,
+    ) -> None:
+        self.module = causal.eval()  # dropout (but `dropping`) would move the first ratio off 1
         self.codec = codec
         self._adapted = hasattr(causal, "disable_adapter")
         plain: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
         self._body, self._head = plain.base_model, plain.get_output_embeddings()
         self._softcap: float | None = getattr(plain.config, "final_logit_softcapping", None)
         self._frozen: nn.Module | None = None
-        if keep_frozen and not self._adapted:
-            self._frozen = copy.deepcopy(self._body).requires_grad_(False)
+        self._frozen_head: nn.Module | None = None
+        if not self._adapted and (keep_frozen or keep_reference):
+            kept = (self._body, self._head if keep_reference else None)
+            self._frozen, self._frozen_head = copy.deepcopy(kept)  # what is tied stays tied
+            for half in filter(None, (self._frozen, self._frozen_head)):
+                half.requires_grad_(False)
         self._window = Window.of(plain.config)
+        self._branching = branching
+        self._dropouts = [
+            module
+            for name, module in causal.named_modules()
+            if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
+        ]
         self._check_halves(plain)
         self._sparing = True
         try:
@@ -56,6 +80,8 @@ class LanguageModel:
         except ModelError:  # its feed-forward layers may be of another kind
             self._sparing = False
             self._check_packing(plain)
+        if recompute:
+            self._recompute_layers(plain)
 
     @property
     def width(self) -> int:
@@ -104,16 +130,54 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., V] in float32 from hidden states [..., H]."""
-        logits = self._head(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return self._capped(self._head(hidden).float())
+
+    @torch.no_grad()
+    def frozen_logits(self, hidden: Tensor) -> Tensor:
+        """The untrained model's logits [..., V] from :meth:`read_frozen`'s hidden states."""
+        if self._adapted:
+            with self.module.disable_adapter():  # pyright: ignore
+                return self.logits(hidden)
+        if self._frozen_head is None:
+            raise ModelError("This model was loaded without its untrained head.")
+        return self._capped(self._frozen_head(hidden).float())
+
+    @property
+    def drops(self) -> bool:
+        """Whether its adapters have dropout."""
+        return bool(self._dropouts)
+
+    @contextmanager
+    def dropping(self, seed: Callable[[], int]) -> Iterator[None]:
+        """With the adapters' dropout, if they have any; a gradient step's business alone.
+
+        Args:
+            seed: asked for what is dropped, so that a resumed run drops the same.
+        """
+        if not self._dropouts:
+            yield
+            return
+        torch.manual_seed(seed())
+        for module in self._dropouts:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in self._dropouts:
+                module.eval()
 
     def decoder(self) -> Decoder:
         """A fresh incremental reader of growing rows (keys and values are kept)."""
         return Decoder(self._body, self.codec.pad_id, self._window, self.device)
 
+    def _capped(self, logits: Tensor) -> Tensor:
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
     def _read(self, body: nn.Module, packed: Packed) -> Tensor:
+        if not self._branching:
+            packed = packed.linear(self.codec.pad_id)
         packed = packed.to(self.device)
         positions = packed.position_ids
         mask: Any = packed.mask.long() if packed.attention is None else packed.attention
@@ -135,6 +199,17 @@ class LanguageModel:
         if layer is None or 2 * len(places) >= packed.tokens:
             return nullcontext()
         return _only_at(layer, places.unique())
+
+    def _recompute_layers(self, plain: Any) -> None:
+        blocks = _blocks(self._body)
+        if blocks is None:
+            raise ModelError(
+                f"The layers of {type(plain).__name__} are not where poad looks for them; train it "
+                "with model.gradient_checkpointing = false."
+            )
+        # What is left out of the last layer while it is read sparingly could not be recomputed.
+        for block in blocks[:-1] if self._sparing else blocks:
+            block.forward = partial(_recomputed, block.forward)
 
     @torch.no_grad()
     def _check_halves(self, plain: Any) -> None:
@@ -172,10 +247,22 @@ class LanguageModel:
         )
 
 
-def _last_feed_forward(body: nn.Module) -> nn.Module | None:
-    """The feed-forward layer of the last block, if it goes by the usual names."""
+def _blocks(body: nn.Module) -> nn.ModuleList | None:
+    """The layers of a body, if they go by the usual names."""
     blocks = getattr(body, "layers", None) or getattr(body, "h", None)
-    return getattr(blocks[-1], "mlp", None) if isinstance(blocks, nn.ModuleList) else None
+    return blocks if isinstance(blocks, nn.ModuleList) else None
+
+
+def _last_feed_forward(body: nn.Module) -> nn.Module | None:
+    blocks = _blocks(body)
+    return None if blocks is None else getattr(blocks[-1], "mlp", None)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer whose inner results are forgotten and computed again for the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager

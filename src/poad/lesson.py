@@ -44,6 +44,8 @@ class Lesson:
     older)."""
     advantage: Tensor
     """[S] normalized."""
+    reference: Tensor | None
+    """[S] the untrained model's log-probability; none when nothing is asked of it."""
     position: Tensor
     """[W] int64, into U."""
     target: Tensor

@@ -6,6 +6,7 @@ The only module that knows peft.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -45,7 +46,13 @@ def resolve_model(name: str, env: str) -> str:
     )
 
 
-def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = True) -> LanguageModel:
+def load_model(
+    config: ModelConfig,
+    env: str,
+    seed: int,
+    keep_frozen: bool = True,
+    keep_reference: bool = False,
+) -> LanguageModel:
     """Load the model a run asks for.
 
     Args:
@@ -53,10 +60,11 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
         env: the world's id, for ``name="auto"``.
         seed: of the adapters' initial weights.
         keep_frozen: whether the untrained body is needed (by a critic that reads it).
+        keep_reference: whether the untrained model's probabilities are needed.
 
     Raises:
         ModelError: not found, damaged, not a causal language model, without an end-of-text token,
-            adapters that fit no layer, or a device that is not there.
+            adapters that fit no layer, a device that is not there, or a missing package.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,24 +75,62 @@ def load_model(config: ModelConfig, env: str, seed: int, keep_frozen: bool = Tru
     if source == name and near and not Path(name).exists():
         raise ModelError(f"There is no embedded model {name!r}. Did you mean {near[0]!r}?")
     device = _device(config.device)
+    options = _loading(config, device)
     torch.manual_seed(seed)
     try:
         with _quiet(source):
             tokenizer = AutoTokenizer.from_pretrained(source)
-            causal = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-            )
+            causal = AutoModelForCausalLM.from_pretrained(source, **options)
         codec = TextCodec(tokenizer)
+    except ImportError as error:
+        raise ModelError(
+            f"Cannot load the model {name!r} with model.attention = {config.attention} and "
+            f"model.quantize = {config.quantize}: {str(error).strip().splitlines()[0]}"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         local = "" if Path(source).is_dir() else "there is no such directory, and from the hub: "
         raise ModelError(
             f"Cannot load the model {name!r}: {local}{str(error).splitlines()[0]} Expected an "
             f"embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
         ) from error
-    causal.to(device)  # pyright: ignore[reportArgumentType]
+    if config.quantize == "none":
+        causal.to(device)  # pyright: ignore[reportArgumentType]
     if config.tuning == "lora":
         causal = _with_adapters(causal, config)
-    return LanguageModel(causal, codec, keep_frozen)
+    return LanguageModel(
+        causal,
+        codec,
+        keep_frozen,
+        keep_reference,
+        branching=config.attention != "flash_attention_2",
+        recompute=config.gradient_checkpointing,
+    )
+
+
+def _loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """How transformers is to load the weights."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
+    if config.attention == "flash_attention_2" and device.type == "cpu":
+        raise ModelError("model.attention = flash_attention_2 runs on GPUs only; use sdpa.")
+    if config.quantize == "none":
+        return options
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantize = {config.quantize} needs bitsandbytes: pip install 'poad[quantize]'."
+        )
+    from transformers import BitsAndBytesConfig
+
+    if config.quantize == "8bit":
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    else:  # as QLoRA, arXiv 2305.14314
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return options | {"quantization_config": quantization, "device_map": {"": device}}
 
 
 @contextmanager
@@ -113,6 +159,7 @@ def _with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
         target_modules=targets,
         fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",

@@ -257,14 +257,22 @@ class Policy:
         batch = table.batch(self.codec.pad_id, also)
         return batch, torch.from_numpy(decision), torch.from_numpy(option)
 
-    def evaluate(self, batch: TokenBatch) -> Evaluated:
+    def evaluate(self, batch: TokenBatch, reference: bool = False) -> Evaluated:
         """Log-probabilities and entropies of a batch of decisions, with gradient.
 
         An option's score is the sum of its tokens' log-probabilities over its divisor; the policy
         is the softmax over the options (``renormalize``), or the vocabulary's own distribution.
+
+        Args:
+            batch: the decisions.
+            reference: ask the untrained model instead; then there is no gradient.
         """
-        hidden = self.model.read(batch.packed)
-        logits = self.model.logits(hidden)  # [R, V]
+        if reference:
+            hidden = self.model.read_frozen(batch.packed)
+            logits = self.model.frozen_logits(hidden)
+        else:
+            hidden = self.model.read(batch.packed)
+            logits = self.model.logits(hidden)  # [R, V]
         device = logits.device
         if batch.read.shape[2] > 1 or bool((batch.divisor != 1).any()):
             logits = logits.log_softmax(-1)  # elsewhere the vocabulary's normalizer cancels

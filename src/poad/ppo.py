@@ -46,8 +46,23 @@ class _Step(NamedTuple):
     entropy: float
     kl: float
     clip_fraction: float
-    drift: float
+    kl_reference: float
     grad_norm: float
+
+
+class Drift(NamedTuple):
+    """How far the learner's log-probabilities are from the sampler's before it has learned."""
+
+    largest: float
+    mean: float
+
+    @classmethod
+    def between(cls, learner: Tensor, sampler: Tensor) -> Drift:
+        """Of S terms that the policy sampled as it is."""
+        distance = (learner - sampler).abs()
+        if not len(distance):
+            return cls(math.nan, math.nan)
+        return cls(float(distance.max()), float(distance.mean()))
 
 
 class PPO:
@@ -85,6 +100,7 @@ class PPO:
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.waiting: list[tuple[Turn, ...]] = [() for _ in range(config.streams)]
+        self._drift: Drift | None = None
 
     def update(self, rollout: Rollout, progress: float = 0.0) -> dict[str, float]:
         """Learn from a rollout; what is learned is measured before each step.
@@ -103,8 +119,9 @@ class PPO:
             return {}
         lesson, metrics = self._prepare(streams, stale)
         ppo, steps, passes = self._config.ppo, [], 0
-        if ppo.recompute_logprob and lesson:
-            lesson, metrics["logprob_drift"] = self._recomputed(lesson)
+        self._drift = None
+        if lesson and (ppo.recompute_logprob or self.policy.model.drops):
+            lesson = self._recomputed(lesson)
         while lesson and passes < ppo.epochs:
             passes += 1
             for step in self._one_pass(lesson):
@@ -113,7 +130,11 @@ class PPO:
                 break
         if steps:
             metrics |= _means(steps)
-            metrics.setdefault("logprob_drift", steps[0].drift)
+        if self._drift is not None:
+            metrics |= {
+                "logprob_drift": self._drift.largest,
+                "logprob_drift_mean": self._drift.mean,
+            }
         return metrics | {"passes": float(passes)}
 
     def refuse_free_writing(self) -> None:
@@ -189,6 +210,7 @@ class PPO:
             old_logprob=logprob[mask],
             fresh=fresh[:, None].expand_as(mask)[mask],
             advantage=of_turns(advantage)[mask],
+            reference=self._reference(batch, decision[mask], option[mask]),
             position=position,
             target=target[value_mask],
             old_value=value[position],
@@ -220,17 +242,50 @@ class PPO:
         return value
 
     @torch.no_grad()
-    def _recomputed(self, lesson: Lesson) -> tuple[Lesson, float]:
-        """The lesson with old log-probabilities from a fresh pass, and how far they had drifted."""
-        q, k, _ = lesson.batch.read.shape
+    def _logprob(
+        self, batch: TokenBatch, decision: Tensor, option: Tensor, reference: bool = False
+    ) -> Tensor:
+        """[S] log-probabilities of terms as the policy, or the untrained model, sees them now."""
+        q, k, _ = batch.read.shape
         logprob = torch.zeros(q, k)
-        for run in lesson.batch.bundles.runs(self._config.ppo.micro_batch_tokens):
-            part, kept, _ = lesson.batch.select(run)
-            logprob[kept] = self.policy.evaluate(part).logprob.cpu()
-        fresh = logprob[lesson.decision, lesson.option]
-        drift = (fresh - lesson.old_logprob)[lesson.fresh].abs()
-        largest = float(drift.max()) if len(drift) else math.nan
-        return replace(lesson, old_logprob=fresh), largest
+        for run in batch.bundles.runs(self._config.ppo.micro_batch_tokens):
+            part, kept, _ = batch.select(run)
+            logprob[kept] = self.policy.evaluate(part, reference=reference).logprob.cpu()
+        return logprob[decision, option]
+
+    def _reference(self, batch: TokenBatch, decision: Tensor, option: Tensor) -> Tensor | None:
+        if not self._config.ppo.kl_reference:
+            return None
+        return self._logprob(batch, decision, option, reference=True)
+
+    def _recomputed(self, lesson: Lesson) -> Lesson:
+        """The lesson, compared with a fresh pass; if so configured, learned from what that says.
+
+        Where the sampler computes otherwise, its samples are another policy's, and the ratio of
+        both, cut off, puts their weight right (truncated importance sampling).
+        """
+        ppo = self._config.ppo
+        fresh = self._logprob(lesson.batch, lesson.decision, lesson.option)
+        self._mind_the_drift(Drift.between(fresh[lesson.fresh], lesson.old_logprob[lesson.fresh]))
+        if not ppo.recompute_logprob:
+            return lesson
+        advantage = lesson.advantage
+        if ppo.importance_cap is not None:
+            weight = (fresh - lesson.old_logprob).exp().clamp(max=ppo.importance_cap)
+            advantage = advantage * weight
+        return replace(lesson, old_logprob=fresh, advantage=advantage)
+
+    def _mind_the_drift(self, drift: Drift) -> None:
+        """Keep how far sampler and learner are apart; refuse to learn when it is too far."""
+        self._drift, limit = drift, self._config.ppo.drift_stop
+        if limit is not None and drift.mean > limit:
+            raise Divergence(
+                f"Sampler and learner differ by {drift.mean:.3g} in log-probability on average "
+                f"({drift.largest:.3g} at most) before any step, so what was sampled is another "
+                f"policy's; ppo.drift_stop allows {limit:g}. Try model.dtype = float32 or "
+                "model.attention = eager; or learn all the same with ppo.recompute_logprob and "
+                "ppo.importance_cap = 2, and a higher ppo.drift_stop."
+            )
 
     # --- gradient steps -----------------------------------------------------------------------
 
@@ -256,17 +311,21 @@ class PPO:
         """
         ppo = self._config.ppo
         self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(5)
-        drift = 0.0
+        totals = torch.zeros(6)
+        compared: list[tuple[Tensor, Tensor]] = []
         value_loss = torch.zeros(())
         if lesson.features is not None:
             value = self.critic(lesson.features[read])
             value_loss, totals[1] = self._value_loss(lesson, read, value, share)
         for i, run in enumerate(lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles)):
-            loss, sums, worst = self._loss(lesson, run, share)
+            with self.policy.model.dropping(self._any_seed):
+                loss, sums, pair = self._loss(lesson, run, share)
             (loss + value_loss if i == 0 else loss).backward()
             totals += sums
-            drift = max(drift, worst)
+            compared.append(pair)
+        if self._drift is None:
+            learner, sampler = map(torch.cat, zip(*compared, strict=True))
+            self._mind_the_drift(Drift.between(learner, sampler))
         norms = [torch.nn.utils.clip_grad_norm_(group, ppo.max_grad_norm) for group in self._groups]
         if not all(norm.isfinite() for norm in norms):
             raise Divergence(
@@ -275,11 +334,15 @@ class PPO:
             )
         if ppo.kl_stop is None or totals[3] <= ppo.kl_stop:
             self.optimizer.step()
-        policy_loss, value_loss, entropy, kl, clipped = totals.tolist()
-        return _Step(policy_loss, value_loss, entropy, kl, clipped, drift, float(norms[0]))
+        return _Step._make([*totals.tolist(), float(norms[0])])
 
-    def _loss(self, lesson: Lesson, bundles: Tensor, share: float) -> tuple[Tensor, Tensor, float]:
-        """The loss of some bundles; its parts as sums over terms; the largest drift."""
+    def _any_seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.generator))
+
+    def _loss(
+        self, lesson: Lesson, bundles: Tensor, share: float
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The loss of some bundles; its parts as sums over terms; log-probabilities to compare."""
         ppo = self._config.ppo
         batch, kept, kept_also = lesson.batch.select(bundles)
         place = torch.full((len(lesson.batch.read),), -1)
@@ -294,6 +357,12 @@ class PPO:
         surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / terms
         among = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
         loss = surrogate - (among[decision] * entropy).sum() / terms
+        away = 0.0
+        if lesson.reference is not None:
+            # KL(policy, reference) from samples: r - 1 - log r, never negative (Schulman's k3).
+            ratio = lesson.reference[mine].to(device) - logprob
+            penalty = (ratio.exp() - 1 - ratio).sum() / terms
+            loss, away = loss + ppo.kl_reference * penalty, penalty.item()
         value_total = 0.0
         if lesson.features is None:
             value = self.critic(new.hidden[batch.also.to(device)])
@@ -303,10 +372,11 @@ class PPO:
             log_ratio = logprob - old
             clipped = ((log_ratio.exp() - 1).abs() > ppo.clip).sum() / terms
             kl = approx_kl(logprob, old).sum() / terms
-            compared = log_ratio[lesson.fresh[mine].to(device)].abs()
-            drift = float(compared.max()) if len(compared) else 0.0
-            parts = [surrogate.item(), value_total, (entropy.sum() / terms).item(), kl, clipped]
-        return loss, torch.tensor([float(part) for part in parts]), drift
+            fresh = lesson.fresh[mine].to(device)
+            spread = (entropy.sum() / terms).item()
+            parts = [surrogate.item(), value_total, spread, kl, clipped, away]
+        sums = torch.tensor([float(part) for part in parts])
+        return loss, sums, (logprob.detach()[fresh], old[fresh])
 
     def _value_loss(
         self, lesson: Lesson, read: Tensor, value: Tensor, share: float
@@ -325,6 +395,6 @@ class PPO:
 
 def _means(steps: Sequence[_Step]) -> dict[str, float]:
     """Averages over an update's steps; the KL and the clipped share of its last."""
-    names = ("policy_loss", "value_loss", "entropy", "grad_norm")
+    names = ("policy_loss", "value_loss", "entropy", "kl_reference", "grad_norm")
     means = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in names}
     return means | {"kl": steps[-1].kl, "clip_fraction": steps[-1].clip_fraction}

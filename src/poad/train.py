@@ -248,7 +248,9 @@ LEARNED = (
     "explained_variance",
     "advantage_std",
     "grad_norm",
+    "kl_reference",
     "logprob_drift",
+    "logprob_drift_mean",
     "passes",
 )
 """The metrics of an update, in the order they are written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -175,14 +176,45 @@ def members(bundles: Bundles, crowd: list[Position]) -> list[list[Position]]:
 
 @settings(deadline=None)
 @given(crowds(), st.sampled_from([1, 2, 3, 5, None]))
-def test_a_bundle_is_of_one_prompt_and_costs_what_it_says(crowd, largest):
+def test_a_bundle_is_of_what_begins_with_one_prompt_and_costs_what_it_says(crowd, largest):
     bundles = Bundles.divide(crowd, largest)
     assert len(bundles.of) == len(crowd)
     for cost, inside in zip(bundles.cost.tolist(), members(bundles, crowd), strict=True):
-        (prompt,) = {prompt for prompt, _ in inside}
-        behind = prefixes([rest for _, rest in inside])
-        assert cost == len(prompt) + behind
-        assert largest is None or behind <= max(largest, *(len(rest) for _, rest in inside))
+        sequences = [(*prompt, *beginning) for prompt, beginning in inside]
+        prompts = {prompt for prompt, _ in crowd}
+        homes = [min((p for p in prompts if s[: len(p)] == p), key=len) for s, _ in inside]
+        assert len(set(homes)) == 1
+        if largest is None:
+            assert len({prompt for prompt, _ in inside}) == 1
+        # The prompt is computed whole, however little of it its bundle reads.
+        root = inside[0][0] if largest is None else homes[0]
+        assert cost == prefixes([root, *sequences])
+
+
+@settings(deadline=None)
+@given(crowds(), st.sampled_from([1, 2, 3, 5]))
+def test_where_a_bundle_ends_it_has_enough_that_the_next_does_not_share(crowd, largest):
+    bundles = Bundles.divide(crowd, largest)
+    alone = Bundles.divide(crowd, 10**6)
+    for inside in members(alone, crowd):
+        parts: dict[int, list[TokenIds]] = {}
+        for sequence, q in sorted(((*p, *b), crowd.index((p, b))) for p, b in inside):
+            parts.setdefault(int(bundles.of[q]), []).append(sequence)
+        ordered = list(parts.values())
+        for one, other in pairwise(ordered):
+            shared = common(one[-1], other[0])
+            assert prefixes([*one, other[0]]) > shared + largest
+
+
+def test_an_episode_that_grows_is_one_bundle_and_computed_once():
+    """Ten turns, each prompt the last one with its action and a new text: no token twice."""
+    whole = tuple(range(400))
+    turns: list[Position] = [(whole[: 40 * t + 30], whole[40 * t + 30 :][:5]) for t in range(10)]
+    bundles = Bundles.divide(turns)
+    assert bundles.cost.tolist() == [395]
+    packed = pack(turns, PAD)
+    assert packed.token_ids.shape == (1, 395)
+    assert packed.attention is None
 
 
 @settings(deadline=None)

@@ -26,6 +26,7 @@ from poad.envs.text_world import TextWorld
 from poad.evaluate import evaluate, summarize
 from poad.models import ASSETS, embedded_models, load_model, model_card
 from poad.policy import Observation
+from poad.sampling import Memo
 
 ROOT = Path(__file__).parents[1]
 CODE = "tiny-code"
@@ -166,7 +167,7 @@ def test_building_again_gives_the_same_bytes(script: ModuleType, tmp_path: Path)
 
 def success_probability(agent: Agent, world: str) -> float:
     """Exactly: push the distribution over states forward through the primitive steps."""
-    env, memo = make(world).unwrapped, {}
+    env, memo = make(world).unwrapped, Memo()
     assert isinstance(env, TextWorld)
     limit, view, act = env.max_steps, env._view, env._act
     states, number, chances, moves = [env.state], {env.state: 0}, [], []

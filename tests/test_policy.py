@@ -277,7 +277,7 @@ def test_what_is_acted_was_offered_token_for_token(zoo: Zoo, scheme):
 
 def test_along_the_trie_a_token_is_a_choice_where_it_has_a_rival(zoo: Zoo):
     policy = policy_of(zoo.load())
-    found = {a.text: a.choice for a in policy.act([OFFER] * 400, rng(), memo={})}
+    found = {a.text: a.choice for a in policy.act([OFFER] * 400, rng(), memo=Memo())}
     # Forced are: door behind red and blue, most of the rest of look, chop, take and wait, and the
     # end wherever nothing goes on. Only behind "open" the end has rivals.
     assert found["open"] == (True, True)
@@ -470,7 +470,7 @@ def test_with_a_generator_each_what_one_does_depends_on_no_other(zoo: Zoo, schem
 def test_a_memo_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
     policy = policy_of(zoo.load(), scheme)
     offers = [o for o in MIXED if o.admissible_actions]
-    memo: Memo = {}
+    memo = Memo()
     for seed in range(60):  # in other company
         policy.act(offers[:: 1 - 2 * (seed % 2)], rng(seed), memo=memo)
     each = range(3, 3 + len(offers))
@@ -485,7 +485,7 @@ def test_a_memo_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
 
 def test_probabilities_are_remembered_too(zoo: Zoo):
     policy = policy_of(zoo.load())
-    memo: Memo = {}
+    memo = Memo()
     first = policy.probabilities(OFFER, memo)
     with counting(policy.model) as sizes:
         assert policy.probabilities(OFFER, memo) == first

@@ -151,7 +151,9 @@ class Zoo:
 
     def _path(self, architecture: str = "llama", tokenizer: str = "bytes") -> Path:
         """A directory as `save_pretrained` leaves it; weights large enough to have opinions."""
-        words = TOKENIZERS[tokenizer]()
+        from chats import TEMPLATES, chatting
+
+        words = chatting(tokenizer) if tokenizer in TEMPLATES else TOKENIZERS[tokenizer]()
         special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         config = CONFIGURATIONS[architecture](
             vocab_size=len(words), initializer_range=0.2, **special
@@ -174,7 +176,7 @@ class Zoo:
         **rest: Any,
     ) -> LanguageModel:
         """A fresh model. Adapters are random, so that they count, as after some training."""
-        keep = {"keep_frozen": True} | {k: rest.pop(k) for k in list(rest) if k.startswith("keep")}
+        keep: dict[str, Any] = {k: rest.pop(k) for k in list(rest) if k.startswith("keep")}
         name = str(self.path(architecture, tokenizer))
         config = ModelConfig(name=name, tuning=tuning, device="cpu", **rest)
         model = load_model(config, env="", seed=0, **keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -17,6 +18,7 @@ from poad.language_model import LanguageModel
 from poad.methods import Method, find_method
 from poad.models import load_model, resolve_model
 from poad.policy import Policy, Score
+from poad.prompts import codec_for
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Named groups of named tensors, as a checkpoint holds them."""
@@ -76,6 +78,11 @@ def resolve(config: Config) -> Config:
             f"acting.scheme = score makes the whole action one decision, but {method.name} credits "
             "its tokens; use trie (exact) or published (as the paper's code)."
         )
+    if config.prompt.thinking and acting.scheme != "trie":
+        raise ConfigError(
+            f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking has no place "
+            "before them; use acting.scheme = trie and a method that judges tokens, such as poad."
+        )
     if credit.slots == "auto":
         credit = replace(credit, slots=method.slots)
     if credit.lam_token is None:
@@ -106,8 +113,15 @@ def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
         torch.set_num_threads(config.threads)
     frozen = config.critic.body == "frozen"
     reference = config.ppo.kl_reference > 0
-    model = load_model(config.model, config.env, config.seed, frozen, reference)
-    policy = Policy(model, config.acting)
+    model = load_model(
+        config.model,
+        config.env,
+        config.seed,
+        frozen,
+        reference,
+        partial(codec_for, config=config.prompt),
+    )
+    policy = Policy(model, config.acting, config.prompt)
     critic = Critic(model.width, config.critic.hidden, config.seed).to(model.device)
     features = FrozenFeatures(model) if frozen else None
     agent = Agent(config, _method(config), model, policy, critic, features)

@@ -7,7 +7,7 @@ become one tree, so that their common beginning is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,9 @@ class Action:
     trie: ActionTrie | None = None
     """The offered actions it was chosen from; none when written freely."""
     nodes: tuple[int, ...] = ()
-    """[n] its path in the trie."""
+    """[n] its path in the trie; -1 at thoughts."""
+    thought: int = 0
+    """How many of the tokens, the first, are thoughts before the action."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,22 @@ def common(a: TokenIds, b: TokenIds) -> int:
     return min(len(a), len(b))
 
 
+def _sequence(position: Position) -> TokenIds:
+    prompt, beginning = position
+    return (*prompt, *beginning)
+
+
+def _homes(prompts: Iterable[TokenIds]) -> dict[TokenIds, TokenIds]:
+    """For each prompt the shortest one that it begins with."""
+    homes: dict[TokenIds, TokenIds] = {}
+    root: TokenIds | None = None
+    for prompt in sorted(prompts):  # what begins with a prompt comes right behind it
+        if root is None or prompt[: len(root)] != root:
+            root = prompt
+        homes[prompt] = root
+    return homes
+
+
 @dataclass(frozen=True)
 class Bundles:
     """Q positions divided among S bundles of work, each of one prompt."""
@@ -218,27 +236,33 @@ class Bundles:
     def divide(cls, positions: Sequence[Position], largest: int | None = 128) -> Bundles:
         """Make a bundle of every prompt, in the order the prompts come.
 
+        A prompt that begins with another one (an episode that grows) is in the other's bundle, so
+        that what they have in common is computed together.
+
         Args:
             positions: any number.
-            largest: a prompt with more tokens than this behind it makes several bundles; none: one.
+            largest: how many tokens a bundle may have that a sequence which branches off does not
+                share; such a sequence begins another bundle. None: one bundle for each prompt.
         """
-        by_prompt: dict[TokenIds, list[int]] = {}
+        prompts = dict.fromkeys(prompt for prompt, _ in positions)
+        home = {prompt: prompt for prompt in prompts} if largest is None else _homes(prompts)
+        by_home: dict[TokenIds, list[int]] = {}
         for q, (prompt, _) in enumerate(positions):
-            by_prompt.setdefault(prompt, []).append(q)
+            by_home.setdefault(home[prompt], []).append(q)
         of = torch.zeros(len(positions), dtype=torch.int64)
         cost: list[int] = []
-        for prompt, members in by_prompt.items():
-            cost.append(len(prompt))
-            before: TokenIds = ()
-            for q in sorted(members, key=lambda q: positions[q][1]):
-                beginning = positions[q][1]
-                more = len(beginning) - common(before, beginning)
-                if largest and len(prompt) < cost[-1] > len(prompt) + largest - more:
-                    cost.append(len(prompt))
-                    more = len(beginning)
+        for root, members in by_home.items():
+            cost.append(len(root))
+            before = root
+            for sequence, q in sorted((_sequence(positions[q]), q) for q in members):
+                shared = common(before, sequence)
+                more = len(sequence) - shared
+                if largest is not None and len(root) < cost[-1] > shared + largest - more:
+                    cost.append(0)
+                    more = len(sequence)
                 cost[-1] += more
                 of[q] = len(cost) - 1
-                before = beginning
+                before = sequence
         return cls(of, torch.tensor(cost))
 
     def select(self, bundles: Tensor) -> tuple[Bundles, Tensor]:

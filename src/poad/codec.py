@@ -1,8 +1,8 @@
 """Text to token ids and back; the border between prompt and action is defined here and only here.
 
-An action's tokens are those that follow the prompt's when a space and the action are written behind
-it; prompt and action are never tokenized together, so no token straddles the border. One
-end-of-action token closes every action.
+An action's tokens are those that follow the prompt's when the opening (a space, in plain prompts)
+and the action are written behind it; prompt and action are never tokenized together, so no token
+straddles the border. One end-of-action token closes every action.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from poad.batch import TokenIds
 from poad.trie import ActionTrie
 
-_ANCHOR = ":"
+_ANCHORS = (":", "\n")
 
 
 class TextCodec:
@@ -22,11 +22,20 @@ class TextCodec:
     Args:
         tokenizer: a transformers tokenizer (fast or slow).
         memory: how many texts to remember before starting afresh.
+        opening: what stands between a prompt and the action behind it; it belongs to the action.
+        end_id: the token that closes an action; none: the tokenizer's end of text.
     """
 
-    def __init__(self, tokenizer: Any, memory: int = 65_536) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        memory: int = 65_536,
+        opening: str = " ",
+        end_id: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.end_id = _end_token(tokenizer)
+        self.opening = opening
+        self.end_id = _end_token(tokenizer) if end_id is None else end_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
         self._memory = memory
@@ -52,6 +61,31 @@ class TextCodec:
             self._remember(self._prompts, text, ids)
         return ids
 
+    def following(self, text: str) -> TokenIds:
+        """Token ids of a text as it follows others: nothing is put before it.
+
+        Some tokenizers put a space before every text that stands alone, so it is encoded behind an
+        anchor, and the anchor's tokens are taken off again, where they do not merge with it.
+        """
+
+        def encode(piece: str) -> list[int]:
+            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+        for mark in _ANCHORS:
+            anchor, joined = encode(mark), encode(mark + text)
+            if joined[: len(anchor)] == anchor:
+                return tuple(joined[len(anchor) :])
+        return tuple(encode(text))
+
+    def rendered(self, text: str) -> TokenIds:
+        """Token ids of a text that already holds the special tokens it needs."""
+        key = "\0" + text
+        ids = self._prompts.get(key)
+        if ids is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            self._remember(self._prompts, key, ids)
+        return ids
+
     def action(self, text: str) -> TokenIds:
         """Token ids of an action as they follow a prompt, closed by the end-of-action token.
 
@@ -60,7 +94,7 @@ class TextCodec:
         """
         ids = self._actions.get(text)
         if ids is None:
-            written = self._continuation(text) if text.strip() else ()
+            written = self.following(self.opening + text) if text.strip() else ()
             if not written:
                 raise ValueError(
                     f"The action {text!r} has no tokens; a world must offer actions with words in "
@@ -90,17 +124,6 @@ class TextCodec:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as readable text."""
         return [self.tokenizer.decode([token]) for token in token_ids]
-
-    def _continuation(self, text: str) -> TokenIds:
-        # Tokenizers that put a space before every text would give a lone action two of them, so
-        # the action is encoded behind an anchor and the anchor's tokens are taken off again.
-        def encode(piece: str) -> list[int]:
-            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-
-        anchor, joined = encode(_ANCHOR), encode(f"{_ANCHOR} {text}")
-        if joined[: len(anchor)] == anchor:
-            return tuple(joined[len(anchor) :])
-        return tuple(encode(f" {text}"))
 
     def _remember(self, store: dict[Any, Any], key: Any, value: Any) -> None:
         if len(store) >= self._memory:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from poad.batch import Action, Turn
+from poad.batch import Action, TokenIds, Turn
 from poad.policy import Observation, Policy
+from poad.prompts import Dialogue
 from poad.sampling import Memo
 
 
@@ -69,9 +70,10 @@ class Stream:
     """One environment, its current observation, and how it came there."""
 
     env: gym.Env[str, str]
-    seed: int
-    observation: Observation
-    actions: list[str] = field(default_factory=list)
+    dialogue: Dialogue
+    seed: int = 0
+    observation: Observation = field(default_factory=lambda: Observation(""))
+    actions: list[Action] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     """What the world says the user should know."""
 
@@ -80,10 +82,10 @@ class Stream:
         self.seed, self.actions = seed, []
         with self._naming_the_world():
             prompt, info = self.env.reset(seed=seed)
-            self.observation = observe(prompt, info)
+        self.observation = observe(prompt, info, self.dialogue.begin(prompt))
         self.notes = tuple(info.get("notes", ()))
 
-    def step(self, action: str) -> tuple[float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
         """Act; the caller resets after an ending.
 
         Raises:
@@ -92,9 +94,9 @@ class Stream:
         """
         self.actions.append(action)
         with self._naming_the_world():
-            prompt, reward, terminated, truncated, info = self.env.step(action)
-            self.observation = observe(prompt, info)
+            prompt, reward, terminated, truncated, info = self.env.step(action.text)
             reward = float(reward)
+        self.observation = observe(prompt, info, self.dialogue.go_on(action, prompt))
         if not math.isfinite(reward):
             raise WorldFault(f"A reward is {reward}; it must be a finite number. {self._place()}")
         if terminated or truncated:
@@ -115,7 +117,7 @@ class Stream:
 
     def _place(self) -> str:
         name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
-        last = f" ({self.actions[-1]!r})" if self.actions else ""
+        last = f" ({self.actions[-1].text!r})" if self.actions else ""
         return (
             f"This was the world {name!r}, seed {self.seed}, action {len(self.actions)}{last}. "
             f"poad.check_env({name!r}) tells all that a text world must keep."
@@ -130,15 +132,15 @@ class Stream:
             raise
 
 
-def observe(prompt: str, info: dict[str, Any]) -> Observation:
+def observe(prompt: str, info: dict[str, Any], prompt_ids: TokenIds | None = None) -> Observation:
     """What ``reset`` or ``step`` showed, as the policy takes it."""
     offered = info.get("admissible_actions")
-    return Observation(prompt, None if offered is None else tuple(offered))
+    return Observation(prompt, None if offered is None else tuple(offered), prompt_ids)
 
 
-def open_stream(make_env: Callable[[], gym.Env[str, str]], seed: int) -> Stream:
-    """A new environment at the start of the episode of a seed."""
-    stream = Stream(make_env(), seed, Observation(""))
+def open_stream(make_env: Callable[[], gym.Env[str, str]], policy: Policy, seed: int) -> Stream:
+    """A new environment at the start of the episode of a seed, as a policy reads it."""
+    stream = Stream(make_env(), policy.dialogue())
     stream.reset(seed)
     return stream
 
@@ -157,7 +159,7 @@ class Collector:
         self, make_env: Callable[[], gym.Env[str, str]], policy: Policy, streams: int, seed: int
     ) -> None:
         self._policy = policy
-        self._streams = [open_stream(make_env, seed + i) for i in range(streams)]
+        self._streams = [open_stream(make_env, policy, seed + i) for i in range(streams)]
         self._next_seed = seed + streams
         self.notes = tuple(dict.fromkeys(n for stream in self._streams for n in stream.notes))
         """What the worlds say the user should know."""
@@ -172,12 +174,17 @@ class Collector:
         """The discount per primitive step that the world already put into its rewards, if any."""
         return getattr(self._streams[0].env.unwrapped, "step_discount", None)
 
+    @property
+    def rewritten(self) -> str | None:
+        """What the prompt's format changed in what was already written, if anything."""
+        return next((s.dialogue.rewritten for s in self._streams if s.dialogue.rewritten), None)
+
     def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
         """Act ``horizon`` turns in every stream (T)."""
         turns: list[list[Turn]] = [[] for _ in self._streams]
         episodes: list[Episode] = []
         diary = _Diary()
-        memo: Memo = {}
+        memo = Memo()
         for _ in range(horizon):
             actions: dict[int, Action] = {}
             for i, action in self._policy.act_each(self.observations, generator, memo=memo):
@@ -185,9 +192,9 @@ class Collector:
                 self._streams[i].prepare(action.text)
             for i, (stream, history) in enumerate(zip(self._streams, turns, strict=True)):
                 action = actions[i]
-                prompt = self._policy.codec.prompt(stream.observation.prompt)
-                reward, terminated, truncated, info = stream.step(action.text)
-                after = self._policy.codec.prompt(stream.observation.prompt)
+                prompt = self._policy.prompt_ids(stream.observation)
+                reward, terminated, truncated, info = stream.step(action)
+                after = self._policy.prompt_ids(stream.observation)
                 duration = int(info.get("duration", 1))
                 history.append(Turn(prompt, action, reward, duration, terminated, truncated, after))
                 diary.add(info)
@@ -207,7 +214,14 @@ class Collector:
         """Everything needed to stand where it stands, as JSON."""
         return {
             "next_seed": self._next_seed,
-            "streams": [{"seed": s.seed, "actions": list(s.actions)} for s in self._streams],
+            "streams": [
+                {
+                    "seed": s.seed,
+                    "actions": [a.text for a in s.actions],
+                    "tokens": [list(a.token_ids) for a in s.actions],
+                }
+                for s in self._streams
+            ],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -215,8 +229,8 @@ class Collector:
         self._next_seed = int(state["next_seed"])
         for stream, saved in zip(self._streams, state["streams"], strict=True):
             stream.reset(int(saved["seed"]))
-            for action in saved["actions"]:
-                stream.step(action)
+            for text, tokens in zip(saved["actions"], saved["tokens"], strict=True):
+                stream.step(Action(text, tuple(tokens), (), ()))
 
     def close(self) -> None:
         """Close the environments."""

@@ -7,6 +7,7 @@ so any episode of an evaluation can be played again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -60,13 +61,13 @@ def evaluate(
         "versions": versions(),
     }
     scribe = _Scribe(agent)
-    memo: Memo = {}
+    memo = Memo()
     waiting = iter(range(seed, seed + episodes))
     done: dict[int, dict[str, Any]] = {}
     due = seed
     playing = []
     for first in list(islice(waiting, streams)):
-        stream = open_stream(lambda: make(env, **(env_args or {})), first)
+        stream = open_stream(lambda: make(env, **(env_args or {})), agent.policy, first)
         playing.append(_Play(stream))
     while playing:
         observations = [play.stream.observation for play in playing]
@@ -123,7 +124,7 @@ class _Play:
     def step(self, action: Action, scribe: _Scribe, memo: Memo) -> dict[str, Any] | None:
         """Act; the episode's record when this ended it."""
         thought = scribe.describe(self.stream.observation, action, memo)
-        reward, terminated, truncated, info = self.stream.step(action.text)
+        reward, terminated, truncated, info = self.stream.step(action)
         outcome = {
             "reward": reward,
             "duration": int(info.get("duration", 1)),
@@ -148,23 +149,23 @@ class _Scribe:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._described: dict[tuple[str, ActionTrie, TokenIds], dict[str, Any]] = {}
+        self._described: dict[tuple[TokenIds, ActionTrie, TokenIds], dict[str, Any]] = {}
 
     def describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
         if action.trie is None:
             return self._describe(observation, action, memo)  # free writing hardly repeats
-        key = (observation.prompt, action.trie, action.token_ids)
+        key = (self._agent.policy.prompt_ids(observation), action.trie, action.token_ids)
         if key not in self._described:
             self._described[key] = self._describe(observation, action, memo)
         return self._described[key]
 
     def _describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
         codec, policy = self._agent.model.codec, self._agent.policy
-        prompt = codec.prompt(observation.prompt)
-        tokens = action.token_ids
+        prompt, tokens = policy.prompt_ids(observation), action.token_ids
+        decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
         value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
         offered = observation.admissible_actions
-        chances = None if offered is None else policy.probabilities(observation, memo)
+        chances = None if offered is None else policy.probabilities(decided, memo)
         return {
             "prompt": observation.prompt,
             "offered": None if chances is None else list(map(list, zip(offered or (), chances))),  # noqa: B905

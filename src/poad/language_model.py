@@ -166,9 +166,18 @@ class LanguageModel:
             for module in self._dropouts:
                 module.eval()
 
-    def decoder(self) -> Decoder:
-        """A fresh incremental reader of growing rows (keys and values are kept)."""
-        return Decoder(self._body, self.codec.pad_id, self._window, self.device)
+    def decoder(self, remember: bool = False) -> Decoder:
+        """A fresh incremental reader of growing rows (keys and values are kept).
+
+        Args:
+            remember: also those of rows that ended, for prompts that go on from them.
+        """
+        return Decoder(self._body, self.codec.pad_id, self._window, self.device, remember)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a sequence that it has learned to read; none where nothing says so."""
+        return getattr(self._body.config, "max_position_embeddings", None)
 
     def _capped(self, logits: Tensor) -> Tensor:
         if self._softcap is not None:

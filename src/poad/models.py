@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def load_model(
     seed: int,
     keep_frozen: bool = True,
     keep_reference: bool = False,
+    make_codec: Callable[[Any], TextCodec] = TextCodec,
 ) -> LanguageModel:
     """Load the model a run asks for.
 
@@ -61,6 +62,7 @@ def load_model(
         seed: of the adapters' initial weights.
         keep_frozen: whether the untrained body is needed (by a critic that reads it).
         keep_reference: whether the untrained model's probabilities are needed.
+        make_codec: from its tokenizer.
 
     Raises:
         ModelError: not found, damaged, not a causal language model, without an end-of-text token,
@@ -81,7 +83,6 @@ def load_model(
         with _quiet(source):
             tokenizer = AutoTokenizer.from_pretrained(source)
             causal = AutoModelForCausalLM.from_pretrained(source, **options)
-        codec = TextCodec(tokenizer)
     except ImportError as error:
         raise ModelError(
             f"Cannot load the model {name!r} with model.attention = {config.attention} and "
@@ -93,6 +94,10 @@ def load_model(
             f"Cannot load the model {name!r}: {local}{str(error).splitlines()[0]} Expected an "
             f"embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
         ) from error
+    try:
+        codec = make_codec(tokenizer)
+    except ValueError as error:
+        raise ModelError(f"The tokenizer of {name!r} cannot be used: {error}") from error
     if config.quantize == "none":
         causal.to(device)  # pyright: ignore[reportArgumentType]
     if config.tuning == "lora":

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from poad.batch import Action, Position, TokenIds, Turn
-from poad.config import ActingConfig
+from poad.config import ActingConfig, PromptConfig
 from poad.decisions import DecisionTable, TokenBatch
 from poad.envs import Writing
 from poad.language_model import LanguageModel
+from poad.prompts import Dialogue
 from poad.sampling import CERTAIN, Choice, Memo, walk, write
 from poad.trie import ROOT, ActionTrie
 
@@ -33,6 +34,8 @@ class Observation:
 
     prompt: str
     admissible_actions: tuple[str, ...] | None = None
+    prompt_ids: TokenIds | None = None
+    """The prompt as the model reads it; none: as at an episode's beginning."""
 
 
 class Evaluated(NamedTuple):
@@ -56,11 +59,18 @@ class Policy:
     Args:
         model: the language model.
         acting: how it acts; ``auto`` means the trie, and scores per word.
+        prompt: how observations become prompts; the model's codec must be made for it.
     """
 
-    def __init__(self, model: LanguageModel, acting: ActingConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        acting: ActingConfig | None = None,
+        prompt: PromptConfig | None = None,
+    ) -> None:
         self.model = model
         self.codec = model.codec
+        self.prompt = prompt or PromptConfig()
         acting = acting or ActingConfig()
         if acting.stop is None:
             acting = replace(acting, stop=Writing().stop)
@@ -69,6 +79,19 @@ class Policy:
         self.acting = acting
         self.scheme: Scheme = "trie" if acting.scheme == "auto" else acting.scheme
         self.score: Score = "word" if acting.score == "auto" else acting.score
+
+    def dialogue(self) -> Dialogue:
+        """What makes one stream's prompts."""
+        longest = self.model.longest
+        if longest is not None:
+            longest -= (self.acting.max_action_tokens or 0) + self.prompt.thinking
+        return Dialogue(self.codec, self.prompt, longest)
+
+    def prompt_ids(self, observation: Observation) -> TokenIds:
+        """The prompt that the model reads."""
+        if observation.prompt_ids is not None:
+            return observation.prompt_ids
+        return self.dialogue().begin(observation.prompt)
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -113,16 +136,57 @@ class Policy:
         Yields:
             The index of an observation, and the action.
         """
-        memo = {} if memo is None else memo
+        memo = Memo() if memo is None else memo
+        if memo.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
+            memo.decoder = self.model.decoder(remember=True)
         many = len(observations)
         each = [generator] * many if isinstance(generator, np.random.Generator) else generator
+        thoughts = self._think(observations, each, greedy, memo) if self.prompt.thinking else None
+        if thoughts is not None:
+            observations = [
+                replace(o, prompt_ids=(*self.prompt_ids(o), *thought.token_ids))
+                for o, thought in zip(observations, thoughts, strict=True)
+            ]
         for free in (False, True):
             mine = [i for i in range(many) if (observations[i].admissible_actions is None) is free]
             if mine:
                 seen, generators = [observations[i] for i in mine], [each[i] for i in mine]
                 act = self._write if free else self._choose
                 for place, action in act(seen, generators, greedy, memo):
-                    yield mine[place], action
+                    i = mine[place]
+                    yield i, action if thoughts is None else _behind(thoughts[i], action)
+
+    def _think(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        memo: Memo,
+    ) -> list[Action]:
+        """Thoughts, closed by the agent or, with tokens that are no choice of its own, for it."""
+        close = self.prompt.thinking_close
+        mark = close.strip()
+        acting = replace(self.acting, stop=(mark,), max_action_tokens=self.prompt.thinking)
+        prompts = [self.prompt_ids(o) for o in observations]
+        found = dict(write(self.model, acting, prompts, generators, greedy, memo.decoder))
+        thoughts = []
+        for thought in (found[i] for i in range(len(prompts))):
+            text = self.codec.tokenizer.decode(list(thought.token_ids))
+            _, closed, after = text.partition(mark)
+            missing = close[len(close.rstrip()) :].removeprefix(after) if closed else close
+            forced = self.codec.following(missing) if missing else ()
+            many = len(thought.token_ids) + len(forced)
+            thoughts.append(
+                replace(
+                    thought,
+                    token_ids=(*thought.token_ids, *forced),
+                    choice=(*thought.choice, *(False for _ in forced)),
+                    logprob=(*thought.logprob, *(0.0 for _ in forced)),
+                    nodes=(-1,) * many,
+                    thought=many,
+                )
+            )
+        return thoughts
 
     def _choose(
         self,
@@ -166,11 +230,11 @@ class Policy:
         observations: Sequence[Observation],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        _: Memo,
+        memo: Memo,
     ) -> Iterator[tuple[int, Action]]:
-        """Freely; what is written hardly repeats, so nothing is remembered."""
-        prompts = [self.codec.prompt(o.prompt) for o in observations]
-        return write(self.model, self.acting, prompts, generators, greedy)
+        """Freely; what is written hardly repeats, so no distribution is remembered."""
+        prompts = [self.prompt_ids(o) for o in observations]
+        return write(self.model, self.acting, prompts, generators, greedy, memo.decoder)
 
     def _pick(
         self,
@@ -225,7 +289,7 @@ class Policy:
 
     def _encode(self, observation: Observation) -> tuple[TokenIds, ActionTrie]:
         offered = observation.admissible_actions or ()
-        return self.codec.prompt(observation.prompt), self.codec.trie(offered)
+        return self.prompt_ids(observation), self.codec.trie(offered)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -294,7 +358,7 @@ class Policy:
     def probabilities(self, observation: Observation, memo: Memo | None = None) -> list[float]:
         """[K] probability of each offered action, in the order offered."""
         prompt, trie = self._encode(observation)
-        memo = {} if memo is None else memo
+        memo = Memo() if memo is None else memo
         known = memo.get(("probabilities", prompt, trie))
         if known is None:
             with torch.no_grad():
@@ -324,15 +388,16 @@ class Policy:
     def _decisions_of(self, turn: Turn, table: DecisionTable) -> Iterator[tuple[int, int, int]]:
         """(column, decision, option) of each decision of a turn."""
         prompt, action, trie = turn.prompt_ids, turn.action, turn.action.trie
+        behind = (*prompt, *action.token_ids[: action.thought])
         for j, choice in enumerate(action.choice):
             if not choice:
                 continue
-            if trie is None or self.scheme == "published":
+            if trie is None or self.scheme == "published" or j < action.thought:
                 yield j, *table.of_vocabulary((prompt, action.token_ids[:j]), action.token_ids[j])
             elif self.scheme == "trie":
                 parent = trie.parents[action.nodes[j]]
                 option = trie.children[parent + 1].index(action.nodes[j])
-                yield j, table.at_node(prompt, trie, parent), option
+                yield j, table.at_node(behind, trie, parent), option
             else:
                 yield j, self._whole(prompt, trie, table), trie.leaves.index(action.nodes[-1])
 
@@ -353,6 +418,18 @@ def _whole_action(trie: ActionTrie, option: int, logprob: float) -> Action:
         (logprob if choice else 0.0, *(0.0,) * rest),
         trie,
         nodes,
+    )
+
+
+def _behind(thought: Action, action: Action) -> Action:
+    """Thoughts and the action after them, as one action."""
+    return replace(
+        action,
+        token_ids=(*thought.token_ids, *action.token_ids),
+        choice=(*thought.choice, *action.choice),
+        logprob=(*thought.logprob, *action.logprob),
+        nodes=(*thought.nodes, *action.nodes) if action.trie is not None else (),
+        thought=thought.thought,
     )
 
 

@@ -39,9 +39,15 @@ class Choice(NamedTuple):
 CERTAIN = Choice([0.0], [1.0])
 """What to do where only one action is offered; no forward pass is spent on it."""
 
-Memo = dict[tuple, "Choice | Sequence[float]"]
-"""Distributions already computed. Valid only while the weights stand still: whoever acts holds it,
-one per rollout."""
+
+class Memo(dict[tuple, "Choice | Sequence[float]"]):
+    """Distributions already computed, and what was read for prompts that grow.
+
+    Valid only while the weights stand still: whoever acts holds it, one per rollout.
+    """
+
+    decoder: Decoder | None = None
+    """Remembers the rows it has read, where prompts grow."""
 
 
 @dataclass
@@ -117,7 +123,7 @@ def walk(
         _Walker(prompt, trie, generator)
         for (prompt, trie), generator in zip(offers, generators, strict=True)
     ]
-    decoder = model.decoder()
+    decoder = memo.decoder or model.decoder()
     waiting = [w for w in walkers if not w.advance(greedy, memo)]
     while waiting:
         _read_nodes(model, temperature, waiting, decoder, memo)
@@ -138,7 +144,7 @@ def _read_nodes(
         groups.setdefault((w.prompt, tuple(w.tokens)), []).append(w)
     firsts = [group[0] for group in groups.values()]
     if firsts[0].row < 0:
-        hidden = decoder.read([(*w.prompt, *w.tokens) for w in firsts])
+        hidden = decoder.start([(*w.prompt, *w.tokens) for w in firsts])
     else:
         chunks = [tuple(w.tokens[w.read :]) for w in firsts]
         hidden = decoder.read(chunks, [w.row for w in firsts])
@@ -158,6 +164,7 @@ def write(
     prompts: Sequence[TokenIds],
     generators: Sequence[np.random.Generator],
     greedy: bool,
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[int, Action]]:
     """Write freely: every token of the vocabulary, until a stop text or the token budget's end.
 
@@ -170,16 +177,17 @@ def write(
         prompts: of each decision.
         generators: one for each.
         greedy: take the likeliest token instead of sampling.
+        decoder: one that remembers; none: a fresh one.
 
     Yields:
         The index of a prompt and the action behind it, each as soon as it is over.
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
-    decoder = model.decoder()
+    decoder = decoder or model.decoder()
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     writing, rows = list(range(len(prompts))), [distinct[prompt] for prompt in prompts]
-    hidden = decoder.read(list(distinct))[rows]
+    hidden = decoder.start(list(distinct))[rows]
     while True:
         scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)
         chosen = scores.argmax(-1) if greedy else _draw(scores, [generators[i] for i in writing])

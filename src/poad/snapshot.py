@@ -75,6 +75,7 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
         "token_ids": action.token_ids,
         "choice": action.choice,
         "logprob": action.logprob,
+        "thought": action.thought,
         "reward": turn.reward,
         "duration": turn.duration,
         "next_prompt_ids": turn.next_prompt_ids,
@@ -87,11 +88,13 @@ def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
         tuple(saved["token_ids"]),
         tuple(saved["choice"]),
         tuple(saved["logprob"]),
+        thought=saved["thought"],
     )
     if saved["offered"] is not None:
         trie = codec.trie(saved["offered"])
         leaf = trie.leaves[trie.texts.index(action.text)]
-        action = replace(action, trie=trie, nodes=trie.path(leaf))
+        nodes = (*(-1 for _ in range(action.thought)), *trie.path(leaf))
+        action = replace(action, trie=trie, nodes=nodes)
     return Turn(
         tuple(saved["prompt_ids"]),
         action,

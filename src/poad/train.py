@@ -86,6 +86,7 @@ class Trainer:
         self.best: Work | None = None
         """The best thing the agent has made, where a world calls for making things."""
         self.collecting, self.updating = Clock(), Clock()
+        self._told = False
         if resume:
             self._resume()
 
@@ -118,6 +119,9 @@ class Trainer:
         """One rollout and one update; their metrics."""
         with self.collecting:
             rollout = self.collector.collect(self.config.horizon, self.generator)
+        if self.collector.rewritten and not self._told:
+            self._told = True
+            warnings.warn(self.collector.rewritten, stacklevel=2)
         with self.updating:
             learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
         self.iteration += 1

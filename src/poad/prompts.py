@@ -1,0 +1,217 @@
+"""What the model reads: an episode's texts and actions as one prompt after another.
+
+A world shows texts, and a model expects them in a form: plain, or through its chat template, with
+what comes before them. A :class:`Dialogue` makes each turn's prompt. With ``history = episode`` it
+grows by token ids: what was sampled stays as it was sampled, and only what is new is encoded. Some
+templates write earlier turns anew (they cut thoughts, say); that is noticed, told, and a new
+segment begins with what the template wants now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from poad.batch import Action, TokenIds, common
+from poad.codec import TextCodec
+from poad.config import PromptConfig
+
+_MARK = "open"
+"""A word that no template changes."""
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be made as configured; the message says what would do."""
+
+
+def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
+    """The codec whose border between prompt and action is the one these prompts call for.
+
+    Behind a chat template's prompt an action begins as the template begins it, and ends with the
+    token by which the template ends it.
+
+    Raises:
+        PromptError: the model has no chat template, or it takes no system message.
+    """
+    end_id, opening = None, " "
+    if config.format == "chat":
+        opening, closing = _chat_border(tokenizer, config)
+        ids = tokenizer(closing.lstrip(), add_special_tokens=False)["input_ids"]
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        end_id = next((i for i in ids[:1] if i in special), None)
+    if config.thinking:
+        opening = "" if config.thinking_close[-1].isspace() else " "
+    return TextCodec(tokenizer, opening=opening, end_id=end_id)
+
+
+class Dialogue:
+    """One stream of episodes, prompt by prompt.
+
+    Args:
+        codec: made by :func:`codec_for` with the same configuration.
+        config: the form of the prompts.
+        longest: tokens that a prompt and an action may take together; none: any number.
+    """
+
+    def __init__(self, codec: TextCodec, config: PromptConfig, longest: int | None = None) -> None:
+        self._codec, self._config, self._longest = codec, config, longest
+        self._turns: list[tuple[str, str]] = []
+        self._shown = self._text = ""
+        self._ids: TokenIds = ()
+        self.rewritten: str | None = None
+        """What the template last changed in what was already written, in words; none: nothing."""
+
+    def begin(self, shown: str) -> TokenIds:
+        """The first prompt of an episode.
+
+        Args:
+            shown: the world's text.
+        """
+        self._turns = []
+        return self._start(shown)
+
+    def go_on(self, action: Action, shown: str) -> TokenIds:
+        """The prompt after an action.
+
+        Args:
+            action: what was written behind the last prompt.
+            shown: the world's text now.
+        """
+        if self._config.history == "none":
+            return self._start(shown)
+        self._turns.append((self._shown, self._said(action)))
+        if self._config.history == "last":
+            del self._turns[: -self._config.last]
+            return self._start(shown)
+        text = self._render(shown)
+        bridge = self._bridge(text, action)
+        if bridge is None:
+            self.rewritten = self._difference(text, action)
+            return self._start(shown)
+        kept, beyond = action.token_ids, bridge
+        if kept and kept[-1] == self._codec.end_id:
+            end = self._codec.tokenizer.decode([self._codec.end_id])
+            if beyond.startswith(end):
+                beyond = beyond.removeprefix(end)
+            else:  # a plain text goes on where a chat would close the turn
+                kept = kept[:-1]
+        self._shown, self._text = shown, text
+        self._ids = (*self._ids, *kept, *self._codec.following(beyond))
+        if self._too_long(self._ids):
+            return self._start(shown)
+        return self._ids
+
+    def _start(self, shown: str) -> TokenIds:
+        """A new segment; where everything is too long, the oldest turns are left out."""
+        self._shown = shown
+        while True:
+            self._text = self._render(shown)
+            self._ids = self._encode(self._text)
+            if not (self._turns and self._too_long(self._ids)):
+                return self._ids
+            # Half of them, so that the next turns find room and grow again.
+            del self._turns[: (len(self._turns) + 1) // 2]
+
+    def _too_long(self, ids: TokenIds) -> bool:
+        return self._longest is not None and len(ids) > self._longest
+
+    def _encode(self, text: str) -> TokenIds:
+        chat = self._config.format == "chat"
+        return self._codec.rendered(text) if chat else self._codec.prompt(text)
+
+    def _said(self, action: Action) -> str:
+        """An action as a later prompt shows it, thoughts included."""
+        tokens = action.token_ids
+        if tokens and tokens[-1] == self._codec.end_id:
+            tokens = tokens[:-1]
+        said = self._codec.tokenizer.decode(list(tokens)).strip()
+        return self._config.thinking_open + said if self._config.thinking else said
+
+    def _render(self, shown: str) -> str:
+        turns = [*self._config.examples, *self._turns]
+        if self._config.format == "chat":
+            text = _chat(self._codec.tokenizer, _messages(self._config.system, turns, shown))
+        else:
+            before = [] if self._config.system is None else [self._config.system]
+            text = "\n\n".join([*before, *(_plain(*turn) for turn in turns), shown])
+        if not self._config.thinking:
+            return text
+        gap = "" if text[-1:].isspace() else "\n"
+        return text + gap + self._config.thinking_open
+
+    def _bridge(self, text: str, action: Action) -> str | None:
+        """What a text has behind the last prompt and the action; none if it begins otherwise."""
+        if not text.startswith(self._text):
+            return None
+        said = self._said(action).removeprefix(self._config.thinking_open).strip()
+        rest = text[len(self._text) :]
+        before, found, after = rest.partition(said)
+        if before.strip() or not (found or not said):
+            return None
+        tokens = [t for t in action.token_ids if t != self._codec.end_id]
+        written = self._codec.tokenizer.decode(tokens)
+        return after.removeprefix(written[len(written.rstrip()) :])
+
+    def _difference(self, text: str, action: Action) -> str:
+        """In words, which tokens a text has otherwise than what was read and written."""
+        before, after = (*self._ids, *action.token_ids), self._encode(text)
+        same = common(before, after)
+
+        def some(ids: Sequence[int]) -> str:
+            pieces = self._codec.pieces(ids[same : same + 8])
+            return " ".join(map(repr, pieces)) or "nothing"
+
+        return (
+            f"The prompt's format writes earlier turns anew: from token {same} on, {some(before)} "
+            f"became {some(after)}. A new segment begins there, so what was computed for the turns "
+            "before is computed again."
+        )
+
+
+def _plain(shown: str, said: str) -> str:
+    gap = "" if shown[-1:].isspace() else " " if "\n" not in said else "\n"
+    return f"{shown}{gap}{said}"
+
+
+def _messages(
+    system: str | None, turns: Sequence[tuple[str, str]], shown: str | None
+) -> list[dict[str, str]]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for seen, said in turns:
+        messages.append({"role": "user", "content": seen})
+        messages.append({"role": "assistant", "content": said})
+    if shown is not None:
+        messages.append({"role": "user", "content": shown})
+    return messages
+
+
+def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Messages through the chat template; behind a user's, the beginning of an answer."""
+    from jinja2 import TemplateError
+
+    asks = messages[-1]["role"] == "user"
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+    except (TemplateError, ValueError) as error:
+        system = any(message["role"] == "system" for message in messages)
+        hint = " Perhaps it takes no system message: leave prompt.system out." if system else ""
+        raise PromptError(
+            f"The model's chat template refuses these messages: {error}{hint} "
+            "prompt.format = plain needs no template."
+        ) from error
+
+
+def _chat_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
+    """What the template puts before and behind an answer."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise PromptError(
+            "prompt.format = chat: this model's tokenizer has no chat template. Use an instruct "
+            "model, or prompt.format = plain."
+        )
+    turns = [*config.examples, (_MARK, _MARK)]
+    asked = _chat(tokenizer, _messages(config.system, turns[:-1], _MARK))
+    answered = _chat(tokenizer, _messages(config.system, turns, None))
+    if answered.startswith(asked):
+        before, _, behind = answered[len(asked) :].partition(_MARK)
+        return before, behind
+    return "", answered.rpartition(_MARK)[2]  # it asks with words that it later leaves out

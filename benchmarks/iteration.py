@@ -48,7 +48,14 @@ ALL = Savings(**dict.fromkeys(NAMES, True))
 
 def settings(world: str, micro_batch: int, **ppo: Any) -> Config:
     """4 environments, 32 steps, 5 epochs of 2 minibatches, no early stop."""
-    ppo = {"epochs": 5, "minibatches": 2, "kl_stop": None, "anneal": False} | ppo
+    # The same rollout is learned from again and again, by weights that have moved on.
+    ppo = {
+        "epochs": 5,
+        "minibatches": 2,
+        "kl_stop": None,
+        "anneal": False,
+        "drift_stop": None,
+    } | ppo
     learner = PPOConfig(micro_batch_tokens=micro_batch, **ppo)
     name = ModelConfig(name="tiny-kitchen", device="cpu")  # its tokenizer; the weights are ours
     return resolve(Config(env=world, streams=4, horizon=32, model=name, ppo=learner))

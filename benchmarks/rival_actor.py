@@ -52,13 +52,15 @@ class Actor:
     def __init__(self, model: LanguageModel, savings: Savings) -> None:
         self.model, self.codec, self.savings = model, model.codec, savings
         self.reader = Reader(model, savings)
+        own = Policy(model)
+        self.dialogue, self.prompt_ids = own.dialogue, own.prompt_ids
 
     @torch.no_grad()
     def act_each(
         self, observations: Sequence[Observation], generator: np.random.Generator, *, memo: Memo
     ) -> Iterable[tuple[int, Action]]:
         """One action for each observation."""
-        known = memo if self.savings.memo else {}
+        known = memo if self.savings.memo else Memo()
         if self.savings.keep_keys and self.savings.chosen_path:
             return enumerate(Policy(self.model).act(observations, generator, memo=known))
         walkers = [

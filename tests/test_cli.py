@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     assert summary["episodes"] == 2
     assert len(summary["success_interval"]) == 2
     assert summary["cpu_seconds"] > 0
+    assert 0 <= summary["logprob_drift"]["mean"] <= summary["logprob_drift"]["largest"] <= 1e-5
     assert run.checkpoints() == [2]
     assert "<svg" in (trained / "report.html").read_text()
 

@@ -80,8 +80,9 @@ def resolve(config: Config) -> Config:
         )
     if config.prompt.thinking and acting.scheme != "trie":
         raise ConfigError(
-            f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking has no place "
-            "before them; use acting.scheme = trie and a method that judges tokens, such as poad."
+            f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking has no "
+            "place before them; use acting.scheme = trie and a method that judges tokens, such as "
+            "poad."
         )
     if credit.slots == "auto":
         credit = replace(credit, slots=method.slots)

@@ -1,4 +1,4 @@
-"""The command line: ``poad train | eval | play | generalize | envs | sandbox``.
+"""The command line: ``poad train | plan | eval | play | generalize | export | envs | sandbox``.
 
 Only parsing lives here; what a command does is in the module it calls, loaded when it is called, so
 that ``poad --help`` costs no torch.
@@ -25,9 +25,11 @@ _OVERVIEW = """\
 poad: train language agents by reinforcement learning, with credit for every token
 
   poad train        train an agent in a text world
+  poad plan         predict memory and time of a training before anything is loaded
   poad eval         examine a trained agent, sampled and greedy
   poad play         watch an agent turn by turn, or play yourself
   poad generalize   examine an agent in worlds it was not trained in
+  poad export       write what a run learned as a model that others load
   poad envs         list the worlds, read a world's manual page, check a world of your own
   poad sandbox      check what this machine offers to run an agent's programs in
 
@@ -61,6 +63,22 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """Predict memory and time of a training before any weights are loaded.
+
+    Takes the settings of `poad train`. Exit status 1 if it does not fit; then what to change.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Path | None = None
+    """A YAML file of settings (configs/ holds complete ones); other flags override it."""
+    memory: str | None = None
+    """What the machine has, as 24GB or 80GiB; default what this one has."""
+    flops: float | None = None
+    """Operations per second it sustains in matrix products, as 150e12; default: measured here."""
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """Examine a trained agent: play episodes sampled and greedy, and keep every turn on record."""
 
@@ -78,6 +96,20 @@ class EvalOptions:
     """Another world than the one it was trained in."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of that world."""
+    model: Path | None = None
+    """Examine this exported model in the run's world instead of the run's own weights; the critic
+    is the run's."""
+    language: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Examine language instead: the model before and after training on the tasks below, with the
+    Language Model Evaluation Harness."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the harness; default arc_challenge hellaswag piqa mmlu."""
+    task_folder: Path | None = None
+    """A directory with tasks of your own, described as the harness does."""
+    limit: int | None = None
+    """Only so many items of each task."""
+    text: Path | None = None
+    """Instead of tasks: how well this text is predicted; needs neither harness nor network."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one plain line per mode, nothing else."""
 
@@ -116,6 +148,20 @@ class GeneralizeOptions:
     """Episodes per world, sampled and greedy each."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the table and nothing else."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write what a run learned as a model in the Hugging Face layout, with a card."""
+
+    run: tyro.conf.Positional[Path]
+    """The run."""
+    to: Path
+    """A directory that does not exist yet or is empty."""
+    checkpoint: int | None = None
+    """Iteration to take; default the newest."""
+    adapter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write the adapters alone, for PEFT, instead of merging them (model.tuning = lora)."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +204,25 @@ def _train(options: TrainOptions) -> int:
     return train_run(options.settings, path, quiet=options.quiet)
 
 
+def _plan(options: PlanOptions) -> int:
+    from poad.launch import check_world
+    from poad.plan import show
+
+    check_world(options.settings)
+    return show(options.settings, options.memory, options.flops)
+
+
 def _eval(options: EvalOptions) -> int:
     from poad.launch import evaluate_run
 
     _positive(options.episodes)
     _a_seed(options.seed)
+    if options.model is not None and (options.untrained or options.checkpoint is not None):
+        raise ConfigError("--model replaces the weights; leave out --untrained and --checkpoint.")
+    if options.language:
+        return _language(options)
+    if options.tasks or options.task_folder or options.limit is not None or options.text:
+        raise ConfigError("--tasks, --task-folder, --limit and --text belong to --language.")
     return evaluate_run(
         options.run,
         options.episodes,
@@ -171,7 +231,37 @@ def _eval(options: EvalOptions) -> int:
         seed=options.seed,
         env=options.env,
         env_args=options.env_args,
+        model=options.model,
         quiet=options.quiet,
+    )
+
+
+def _language(options: EvalOptions) -> int:
+    from poad.language import TASKS, examine_tasks, examine_text
+
+    if options.env is not None or options.env_args or options.untrained:
+        raise ConfigError(
+            "--language plays no episodes and always looks at the untrained model too; leave out "
+            "--env, --env-args and --untrained."
+        )
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit {options.limit}: must be above 0.")
+    if options.text is None:
+        tasks = options.tasks or TASKS
+        if options.task_folder is not None and not options.tasks:
+            raise ConfigError("--task-folder: name the tasks in it to examine, with --tasks.")
+        return examine_tasks(
+            options.run,
+            tasks,
+            checkpoint=options.checkpoint,
+            model=options.model,
+            limit=options.limit,
+            folder=options.task_folder,
+        )
+    if options.tasks or options.task_folder is not None or options.limit is not None:
+        raise ConfigError("--text stands for itself; leave out --tasks, --task-folder and --limit.")
+    return examine_text(
+        options.run, options.text, checkpoint=options.checkpoint, model=options.model
     )
 
 
@@ -213,6 +303,14 @@ def _generalize(options: GeneralizeOptions) -> int:
     )
 
 
+def _export(options: ExportOptions) -> int:
+    from poad.launch import export_run
+
+    return export_run(
+        options.run, options.to, checkpoint=options.checkpoint, adapter=options.adapter
+    )
+
+
 def _a_seed(seed: int | None) -> None:
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed {seed}: must not be negative.")
@@ -247,9 +345,11 @@ def _sandbox(_: SandboxOptions) -> int:
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainOptions, _train),
+    "plan": (PlanOptions, _plan),
     "eval": (EvalOptions, _eval),
     "play": (PlayOptions, _play),
     "generalize": (GeneralizeOptions, _generalize),
+    "export": (ExportOptions, _export),
     "envs": (EnvsOptions, _envs),
     "sandbox": (SandboxOptions, _sandbox),
 }
@@ -294,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(name: str, options_type: type, arguments: list[str]) -> Any:
     default = None
-    if options_type is TrainOptions:
+    if options_type in (TrainOptions, PlanOptions):
         base = Config()
         if (resumed := _value_of("--resume", arguments)) is not None:
             from poad.run import Run
@@ -302,7 +402,7 @@ def _parse(name: str, options_type: type, arguments: list[str]) -> Any:
             base = Run.open(resumed).config
         elif (path := _value_of("--config", arguments)) is not None:
             base = load(path)
-        default = TrainOptions(settings=base)
+        default = options_type(settings=base)
     return tyro.cli(
         options_type,
         prog=f"poad {name}",

@@ -44,7 +44,7 @@ class ModelConfig:
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """Keep the frozen base in 8 bits or 4 (NF4) and train adapters on it (QLoRA); needs `pip
     install 'poad[quantize]'`."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel. `flash_attention_2` takes no mask of ours, so actions that branch behind a
     prompt get rows of their own."""
     gradient_checkpointing: bool = False

@@ -54,6 +54,9 @@ class LanguageModel:
         recompute: bool = False,
     ) -> None:
         self.module = causal.eval()  # dropout (but `dropping`) would move the first ratio off 1
+        for module in causal.modules():
+            if type(module).__name__ == "Linear4bit":  # in eval mode it may forget its gradient
+                module.training = True
         self.codec = codec
         self._adapted = hasattr(causal, "disable_adapter")
         plain: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore

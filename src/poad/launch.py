@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from poad.config import Config, ConfigError, to_dict
 from poad.console import Progress, Screen, show_evaluation, show_work, watch
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
+from poad.export import export, refuse_taken, with_exported
+from poad.plan import hindsight
 from poad.report import write_report
 from poad.run import Run
+from poad.storage import append_line
 from poad.train import Metrics, Trainer
 
 MODES = {"sampled": False, "greedy": True}
@@ -131,10 +135,24 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     if trainer.best is not None:
         summary["best"] = trainer.best._asdict()
         show_work(console, summary["best"])
+    summary["logprob_drift"] = _drift(run.metrics())
+    if (planned := hindsight(config, run.metrics())) is not None:
+        summary["plan"] = planned
     run.write_summary(summary)
     report = write_report(run)
     console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
+
+
+def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
+    """How far sampler and learner were apart over the whole run, in log-probability."""
+    largest, means = (
+        [m[name] for m in metrics if math.isfinite(m.get(name, math.nan))]
+        for name in ("logprob_drift", "logprob_drift_mean")
+    )
+    if not largest or not means:
+        return None
+    return {"largest": max(largest), "mean": sum(means) / len(means)}
 
 
 def examine(
@@ -146,10 +164,12 @@ def examine(
     seed: int | None = None,
     env: str | None = None,
     env_args: Mapping[str, Any] | None = None,
+    keep: Callable[[Mapping[str, Any]], None] | None = None,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate sampled and greedy, keep the episodes in the run, show and return the summaries."""
     settings = run.config.eval
+    keep = keep or (lambda record: run.add_episodes([record]))
     results: dict[str, dict[str, Any]] = {}
     for mode, greedy in MODES.items():
         records = evaluate(
@@ -164,7 +184,7 @@ def examine(
         )
         rows = []
         for record in watch(records, episodes, f"evaluating, {mode}", console.quiet, console):
-            run.add_episodes([record])
+            keep(record)
             rows.append({key: record[key] for key in ("success", "return", "length")})
         results[mode] = summarize(rows)
     if not console.quiet:
@@ -227,16 +247,21 @@ def evaluate_run(
     seed: int | None,
     env: str | None,
     env_args: Mapping[str, Any],
+    model: Path | None = None,
     quiet: bool,
 ) -> int:
-    """Examine a run that exists; the exit status."""
+    """Examine a run that exists, or an exported model in its place; the exit status."""
     console = Screen(quiet=quiet)
     run, agent, iteration = load_run(path, checkpoint, untrained)
+    if model is not None:
+        agent = with_exported(agent, model)
     config = run.config
     if env is not None or env_args:
         config = replace(config, env=env or config.env, env_args=dict(env_args))
         check_world(config)
     which = "untrained" if iteration is None else f"checkpoint {iteration}"
+    which = which if model is None else f"the model {model}"
+    episodes_file = run.path / ("episodes.jsonl" if model is None else "exported.jsonl")
     console.print(f"Evaluating {run.path}, {which}, on [bold]{config.env}[/]", highlight=False)
     with run:
         results = examine(
@@ -247,6 +272,9 @@ def evaluate_run(
             seed=seed,
             env=config.env,
             env_args=config.env_args,
+            keep=None
+            if model is None  # an export's episodes are not the checkpoint's: they stand apart
+            else lambda record: append_line(episodes_file, {**record, "model": str(model)}),
             console=console,
         )
         report = write_report(run)
@@ -254,6 +282,21 @@ def evaluate_run(
         for mode, result in results.items():
             print(mode, *(f"{key}={value}" for key, value in result.items()))
     console.print(
-        f"\nEvery turn is in {run.path / 'episodes.jsonl'}; see {report}", highlight=False
+        f"\nEvery turn is in {episodes_file}; see {report}", highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def export_run(path: Path, to: Path, *, checkpoint: int | None, adapter: bool) -> int:
+    """Write what a run learned as a model that others load; the exit status."""
+    refuse_taken(to)
+    run, agent, iteration = load_run(path, checkpoint, untrained=False)
+    export(run, agent, iteration, to, adapter=adapter)
+    what = "adapters" if adapter else "model"
+    Screen().print(
+        f"Exported the {what} of {run.path}, checkpoint {iteration}, to {to}\n"
+        f"  poad eval {run.path} --model {to}   play it in the run's world",
+        highlight=False,
+        soft_wrap=True,
     )
     return 0

@@ -282,8 +282,8 @@ class PPO:
             raise Divergence(
                 f"Sampler and learner differ by {drift.mean:.3g} in log-probability on average "
                 f"({drift.largest:.3g} at most) before any step, so what was sampled is another "
-                f"policy's; ppo.drift_stop allows {limit:g}. Try model.dtype = float32 or "
-                "model.attention = eager; or learn all the same with ppo.recompute_logprob and "
+                f"policy's; ppo.drift_stop allows {limit:g}. Try model.dtype = float32; or "
+                "learn all the same with ppo.recompute_logprob and "
                 "ppo.importance_cap = 2, and a higher ppo.drift_stop."
             )
 

@@ -1,0 +1,28 @@
+"""A run whose weights were changed at random instead of trained: it acts, and acts otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from synthetic_run import metrics
+
+from poad.agent import load_agent
+from poad.config import Config
+from poad.run import Run
+
+
+def run_of(path: Path, config: Config) -> Run:
+    """A run of one iteration, with a checkpoint and an evaluation to quote."""
+    agent = load_agent(config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in (*agent.model.parameters(), *agent.critic.parameters()):
+            p.add_((torch.randn(p.shape, generator=generator) * 0.05).to(p.dtype))
+    with Run.create(path, agent.config) as run:
+        run.log(metrics(1))
+        run.save_checkpoint(1, agent.tensors(), {})
+        result = {"success_rate": 0.75, "success_interval": [0.5, 0.9], "mean_return": 0.2}
+        result |= {"mean_length": 9.0, "episodes": 4}
+        run.write_summary({"iteration": 1, "evaluation": {"sampled": result}})
+    return run

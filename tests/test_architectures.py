@@ -1,4 +1,4 @@
-"""Real architectures, tiny and random, act and learn: whole or adapted, in full or half precision."""
+"""Real architectures, tiny and random, act and learn: whole or adapted, in full or half."""
 
 from __future__ import annotations
 

@@ -93,6 +93,9 @@ class ActingConfig:
     """Count the end-of-action token in whole-action scores."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in training alike."""
+    engine: Literal["own", "transformers"] = "own"
+    """What writes freely while training: our decoder, or transformers' continuous batching (a paged
+    cache, for many long rows on a GPU). Evaluations always use our own."""
     max_action_tokens: int | None = None
     """Token budget of a freely written action; running into it ends the action, not the episode.
     None: what the world asks for, else 64."""

@@ -60,6 +60,8 @@ class LanguageModel:
         self.codec = codec
         self._adapted = hasattr(causal, "disable_adapter")
         plain: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
+        self.plain = plain
+        """The transformers model itself, adapters inside."""
         self._body, self._head = plain.base_model, plain.get_output_embeddings()
         self._softcap: float | None = getattr(plain.config, "final_logit_softcapping", None)
         self._frozen: nn.Module | None = None

@@ -18,6 +18,7 @@ from torch import Tensor
 from poad.batch import Action, Position, TokenIds, Turn
 from poad.config import ActingConfig, PromptConfig
 from poad.decisions import DecisionTable, TokenBatch
+from poad.engine import write_with_transformers
 from poad.envs import Writing
 from poad.language_model import LanguageModel
 from poad.prompts import Dialogue
@@ -168,7 +169,7 @@ class Policy:
         mark = close.strip()
         acting = replace(self.acting, stop=(mark,), max_action_tokens=self.prompt.thinking)
         prompts = [self.prompt_ids(o) for o in observations]
-        found = dict(write(self.model, acting, prompts, generators, greedy, memo.decoder))
+        found = dict(self._freely(acting, prompts, generators, greedy, memo))
         thoughts = []
         for thought in (found[i] for i in range(len(prompts))):
             text = self.codec.tokenizer.decode(list(thought.token_ids))
@@ -234,7 +235,21 @@ class Policy:
     ) -> Iterator[tuple[int, Action]]:
         """Freely; what is written hardly repeats, so no distribution is remembered."""
         prompts = [self.prompt_ids(o) for o in observations]
-        return write(self.model, self.acting, prompts, generators, greedy, memo.decoder)
+        return self._freely(self.acting, prompts, generators, greedy, memo)
+
+    def _freely(
+        self,
+        acting: ActingConfig,
+        prompts: Sequence[TokenIds],
+        generators: Sequence[np.random.Generator],
+        greedy: bool,
+        memo: Memo,
+    ) -> Iterator[tuple[int, Action]]:
+        # The engine has one seed for all: where each has its own source, we write ourselves.
+        shared = all(generator is generators[0] for generator in generators)
+        if acting.engine == "transformers" and shared and not greedy:
+            return write_with_transformers(self.model, acting, prompts, generators[0])
+        return write(self.model, acting, prompts, generators, greedy, memo.decoder)
 
     def _pick(
         self,

@@ -196,9 +196,9 @@ def write(
         for i, row, token, logprob in zip(writing, rows, chosen.tolist(), taken, strict=True):
             tokens[i].append(token)
             logprobs[i].append(logprob)
-            if _is_over(model, acting, tokens[i]):
+            if is_over(model, acting, tokens[i]):
                 ids, values = tuple(tokens[i]), tuple(logprobs[i])
-                yield i, Action(_spoken(model, acting, ids), ids, (True,) * len(ids), values)
+                yield i, Action(spoken(model, acting, ids), ids, (True,) * len(ids), values)
             else:
                 going.append((i, row))
         if not going:
@@ -216,7 +216,8 @@ def _draw(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     return drawn.clamp(max=logprob.shape[1] - 1)
 
 
-def _is_over(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> bool:
+def is_over(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> bool:
+    """Whether the newest token ends a freely written action."""
     budget = acting.max_action_tokens
     if tokens[-1] == model.codec.end_id or (budget is not None and len(tokens) >= budget):
         return True
@@ -228,7 +229,7 @@ def _is_over(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) 
     return any(stop in text for stop in acting.stop)
 
 
-def _spoken(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> str:
+def spoken(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> str:
     """The text of a freely written action: up to the first stop text."""
     kept = tokens[:-1] if tokens[-1] == model.codec.end_id else tokens
     text = model.codec.tokenizer.decode(kept)

@@ -165,9 +165,9 @@ def _passing(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     """What comes and goes: while updating, and while acting.
 
     Activations of a micro-batch of m tokens in rows of L, after Korthikanti et al. (arXiv
-    2205.05198): m·c bytes, c counted by :func:`poad.survey.model_shape`; kernels that keep the
-    attention matrix add layers·heads·m·L numbers twice. With checkpointing, one hidden state per
-    layer and token, and c of a single layer. On top come the largest intermediate results of the
+    2205.05198): m·c bytes, c counted by :func:`poad.survey.model_shape`, for kernels that keep no
+    attention matrix. With checkpointing, one hidden state per layer and token, and c of a single
+    layer. On top come the largest intermediate results of the
     backward pass and the attention mask, a byte and a number for every pair of tokens in a row.
     """
     number = getattr(torch, config.model.dtype).itemsize
@@ -176,11 +176,8 @@ def _passing(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     readings = math.ceil(sample.readings * tokens / max(1, sample.updating))
     row = max(240, 2 * sample.longest) if sample.offered else sample.longest
     each = shape.saved
-    eager = shape.heads * row * (4 + number) if config.model.attention == "eager" else 0
     if config.model.gradient_checkpointing:
-        each = shape.layers * shape.width * number + math.ceil(each / shape.layers) + eager
-    else:
-        each += shape.layers * eager
+        each = shape.layers * shape.width * number + math.ceil(each / shape.layers)
     working = 2 * shape.feed * number + row * (1 + number)
     unpacked = shape.largest * number if config.model.quantize != "none" else 0
     note = f"{tokens:,} tokens" + (", layer by layer" * config.model.gradient_checkpointing)
@@ -285,8 +282,6 @@ def _alternatives(c: Config) -> Iterator[tuple[str, Config]]:
     if not c.model.gradient_checkpointing:
         again = replace(c.model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing = true", replace(c, model=again)
-    if c.model.attention == "eager":
-        yield "model.attention = sdpa", replace(c, model=replace(c.model, attention="sdpa"))
     if c.ppo.micro_batch_tokens > 2048:
         fewer = max(2048, c.ppo.micro_batch_tokens // 4)
         ppo = replace(c.ppo, micro_batch_tokens=fewer)

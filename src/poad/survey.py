@@ -52,7 +52,6 @@ class Shape:
     """Low-rank, float32; 0 with full tuning."""
     layers: int
     width: int
-    heads: int
     feed: int
     """Largest output of a linear layer of the body, in numbers a token."""
     cached: int
@@ -69,8 +68,8 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
     GPT layer in 16 bits is 34 bytes a token and unit of width, plus 5·heads bytes for each pair of
     tokens. Here it is counted: what torch's graph keeps in a forward pass on `meta`, for this very
     architecture, precision and tuning. Their second term belongs to attention kernels that keep the
-    whole matrix (:func:`poad.plan.predict` adds it for `eager`). Where the pass cannot be made
-    without memory, their 34 is taken.
+    whole matrix; those used here do not. Where the pass cannot be made without memory, their 34 is
+    taken.
 
     Args:
         config: which model and how it is tuned; whether it fits anywhere does not matter.
@@ -115,7 +114,6 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
         "largest": max(m.weight.numel() for m in linear),
         "layers": int(text.num_hidden_layers),
         "width": width,
-        "heads": heads,
         "feed": max(m.nf if isinstance(m, Conv1D) else m.out_features for m in linear),
         "cached": 2 * int(text.num_hidden_layers) * keys * per_head,
         "vocabulary": int(head.weight.shape[0]),

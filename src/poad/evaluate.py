@@ -34,6 +34,7 @@ def evaluate(
     env: str | None = None,
     env_args: Mapping[str, Any] | None = None,
     checkpoint: int | None = None,
+    turns: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Play episodes and record them.
 
@@ -46,6 +47,7 @@ def evaluate(
         env: another world than the agent's own, with ``env_args``.
         env_args: arguments of that world.
         checkpoint: what to write into the records as the agent's iteration.
+        turns: keep every turn; without, the list of turns stays empty.
 
     Yields:
         One record per episode, in the order of the seeds; ready for JSON. docs/runs.md lists its
@@ -60,7 +62,7 @@ def evaluate(
         "checkpoint": checkpoint,
         "versions": versions(),
     }
-    scribe = _Scribe(agent)
+    scribe = _Scribe(agent) if turns else None
     memo = Memo()
     waiting = iter(range(seed, seed + episodes))
     done: dict[int, dict[str, Any]] = {}
@@ -121,16 +123,17 @@ class _Play:
         self.turns = []
         self.generator = np.random.default_rng(seed)
 
-    def step(self, action: Action, scribe: _Scribe, memo: Memo) -> dict[str, Any] | None:
+    def step(self, action: Action, scribe: _Scribe | None, memo: Memo) -> dict[str, Any] | None:
         """Act; the episode's record when this ended it."""
-        thought = scribe.describe(self.stream.observation, action, memo)
+        thought = scribe and scribe.describe(self.stream.observation, action, memo)
         reward, terminated, truncated, info = self.stream.step(action)
         outcome = {
             "reward": reward,
             "duration": int(info.get("duration", 1)),
             "invalid": "invalid_action" in info,
         }
-        self.turns.append(thought | outcome)
+        if thought is not None:
+            self.turns.append(thought | outcome)
         if not (terminated or truncated):
             return None
         episode = episode_of(info)

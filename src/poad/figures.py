@@ -1,4 +1,4 @@
-"""The drawings: one run's curves inside its page, and several seeds in one figure.
+"""The drawings: one run's curves inside its page, several seeds in one figure, and the theory.
 
 The only module that knows matplotlib, and only inside its functions: it is slow to import.
 """
@@ -162,3 +162,48 @@ def _bands(axes: Axes, runs: Sequence[Run], key: str) -> None:
         axes.fill_between(x, low, high, alpha=0.2, color=f"C{number}", lw=0)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def plot_theory(
+    gaps: Mapping[float, tuple[Sequence[int], Sequence[float], Sequence[float]]],
+    shares: Mapping[str, Sequence[float]],
+    gamma_token: float,
+    path: str | Path,
+) -> Path:
+    """Draw what naive token-level discounting does: its gap by length, and whom it deceives.
+
+    Args:
+        gaps: by γ_w: lengths, the measured gap (dots) and the closed form (line).
+        shares: by the sign of the values: the share of states whose greedy action is not the
+            optimum, by the length of the optimal action, from 1 token; NaN where there is none.
+        gamma_token: the γ_w of the shares.
+        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
+        figure = Figure(figsize=(8, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(5, 4))
+        for axes in (left, right):
+            _style(axes, "#555555", "#e6e6e6")
+        for number, (gamma, (length, measured, closed)) in enumerate(gaps.items()):
+            color, every = f"C{number}", max(1, len(length) // 25)
+            left.plot(length, closed, lw=1.2, color=color, label=f"{gamma:g}")
+            left.plot(length[::every], measured[::every], "o", ms=3, color=color)
+        left.set_title("1 − Q_NTPO(first token) / Q(action)", fontsize=10, loc="left")
+        left.set_xlabel("tokens of the action; dots: measured, lines: 1 − γ_w^(n−1)", color="#555")
+        left.legend(frameon=False, fontsize=8, title="γ_w", title_fontsize=8, loc="center right")
+        for number, (sign, heights) in enumerate(shares.items()):
+            lengths = range(1, len(heights) + 1)
+            right.plot(lengths, heights, "o-", ms=4, color=f"C{3 * number}", label=f"values {sign}")
+        right.set_ylim(0, 1)
+        right.set_title(
+            f"NTPO's greedy action is not optimal, γ_w {gamma_token:g}", fontsize=10, loc="left"
+        )
+        right.set_xlabel("tokens of the optimal action", color="#555")
+        right.set_ylabel("share of states", color="#555")
+        right.legend(frameon=False, fontsize=8)
+        svg = Path(path).suffix == ".svg"
+        figure.savefig(path, dpi=120, metadata={"Date": None} if svg else None)
+    return Path(path)

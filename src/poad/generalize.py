@@ -101,6 +101,7 @@ def _examine(
         env=world,
         env_args={},
         checkpoint=row.checkpoint,
+        turns=settings.turns,
     )
     label = f"{row.label} in {world}{', greedy' if greedy else ''}"
     outcomes = []

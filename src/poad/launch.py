@@ -181,6 +181,7 @@ def examine(
             env=env,
             env_args=env_args,
             checkpoint=checkpoint,
+            turns=settings.turns,
         )
         rows = []
         for record in watch(records, episodes, f"evaluating, {mode}", console.quiet, console):

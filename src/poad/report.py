@@ -55,9 +55,8 @@ def write_report(run: Run) -> Path:
         ),
     ]
     path = run.path / "report.html"
-    page = _page(title, body).encode("utf-8", "xmlcharrefreplace").decode("utf-8")
     try:
-        write_text(path, page)
+        write_text(path, page(title, body))
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
     return path
@@ -78,10 +77,11 @@ def tag(name: str, *children: str, cls: str = "", **attributes: str) -> Html:
     return Html(f"<{name}{written}>{inner}</{name}>")
 
 
-def _page(title: str, body: Iterable[Html]) -> str:
+def page(title: str, body: Iterable[Html]) -> str:
+    """A whole page that fetches nothing and runs nothing."""
     css = (Path(__file__).with_name("report.css")).read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is fetched, nothing runs
-    return "\n".join(
+    text = "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
@@ -92,6 +92,7 @@ def _page(title: str, body: Iterable[Html]) -> str:
             "</body>\n</html>\n",
         ]
     )
+    return text.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
 
 
 # Evaluations, from the episodes themselves.
@@ -143,7 +144,7 @@ def _examine(run: Run) -> tuple[list[_Evaluation], dict[str, Any] | None]:
             record["mode"] == "sampled",
             -record["seed"],
         )
-        if best is None or rank >= best:
+        if record["turns"] and (best is None or rank >= best):
             example, best = record, rank
 
     def place(e: _Evaluation) -> tuple[bool, str, int, bool]:

@@ -144,6 +144,7 @@ class Trainer:
                 greedy=False,
                 streams=config.streams,
                 checkpoint=self.iteration,
+                turns=config.turns,
             )
         )
         if self.run is not None:

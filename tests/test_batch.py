@@ -206,15 +206,42 @@ def test_where_a_bundle_ends_it_has_enough_that_the_next_does_not_share(crowd, l
             assert prefixes([*one, other[0]]) > shared + largest
 
 
-def test_an_episode_that_grows_is_one_bundle_and_computed_once():
+@pytest.mark.parametrize("step", [40, 200])
+def test_an_episode_that_grows_is_one_bundle_and_computed_once(step: int):
     """Ten turns, each prompt the last one with its action and a new text: no token twice."""
-    whole = tuple(range(400))
-    turns: list[Position] = [(whole[: 40 * t + 30], whole[40 * t + 30 :][:5]) for t in range(10)]
+    whole = tuple(range(10 * step))
+    turns: list[Position] = [
+        (whole[: step * t + 30], whole[step * t + 30 :][:5]) for t in range(10)
+    ]
     bundles = Bundles.divide(turns)
-    assert bundles.cost.tolist() == [395]
+    assert bundles.cost.tolist() == [9 * step + 35]
     packed = pack(turns, PAD)
-    assert packed.token_ids.shape == (1, 395)
+    assert packed.token_ids.shape == (1, 9 * step + 35)
     assert packed.attention is None
+
+
+def test_episodes_that_part_are_bundles_of_their_own():
+    """Three of them from one beginning: what they share is computed three times, not more."""
+    turns: list[Position] = [
+        ((*range(50), *([70 + e] * 200 * (t > 0)), *range(80, 80 + 200 * (t > 1))), (t,))
+        for e in range(3)
+        for t in range(3)
+    ]
+    bundles = Bundles.divide(turns)
+    assert len(bundles.cost) == 3
+    assert int(bundles.cost.sum()) <= 3 * 453
+
+
+def test_without_branches_each_branch_is_paid_for():
+    """Costs bound what one forward pass computes, also where trees become rows."""
+    branches: list[Position] = [(tuple(range(500)), (500 + i,)) for i in range(40)]
+    bundles = Bundles.divide(branches, branching=False)
+    assert int(bundles.cost.sum()) == 500 + 1 + 39 * 501
+    for run in bundles.runs(2000):
+        kept = bundles.select(run)[1].tolist()
+        packed = pack([branches[q] for q in kept], PAD).linear(PAD)
+        assert packed.tokens <= 2000 + 129 * 501
+        assert packed.attention is None
 
 
 @settings(deadline=None)

@@ -41,6 +41,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(arguments)
     if origin is types.UnionType:
         return st.none() | values(next(a for a in arguments if a is not type(None)))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return st.tuples(*map(values, arguments))
     if origin is tuple:
         return st.lists(values(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
@@ -288,6 +290,7 @@ def test_an_empty_file_is_the_default(content: str, tmp_path: Path):
         ({"model": {"lora_dropout": 0.1}}, r"model\.lora_dropout.*no adapters"),
         ({"ppo": {"importance_cap": 2.0}}, r"ppo\.importance_cap.*recompute_logprob"),
         ({"prompt": {"thinking_close": " "}}, r"prompt\.thinking_close.*blank"),
+        ({"prompt": {"examples": [["alone"]]}}, r"prompt\.examples = \['alone'\] needs 2 entries"),
     ],
 )
 def test_settings_that_make_no_sense_together_are_refused(data: dict[str, Any], named: str):

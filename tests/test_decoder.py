@@ -102,3 +102,18 @@ def test_little_in_common_is_not_worth_a_pass(zoo: Zoo) -> None:
     sizes, decoder = counted(model), model.decoder()
     decoder.start([(*LONG[:5], 61), (*LONG[:5], 62)])
     assert sizes == [12]
+
+
+def test_a_row_that_pauses_for_a_turn_is_remembered(zoo: Zoo) -> None:
+    """An action that needs no reading leaves its stream out once, and its prompt goes on later."""
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder(remember=True)
+    one, other = (3, *LONG[:40]), (4, *LONG[:40])
+    decoder.start([one, other])
+    decoder.start([(*other, 9)])
+    decoder.start([(*one, 9), (*other, 9, 9)])
+    assert sizes == [82, 1, 2]
+    decoder.start([(*other, 9, 9, 9)])
+    decoder.start([(*other, 9, 9, 9, 9)])
+    decoder.start([(*one, 9, 9)])  # twice left out, it is forgotten
+    assert sizes[3:] == [1, 1, 43]

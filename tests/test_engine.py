@@ -70,14 +70,15 @@ def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo) -> Non
 
 def test_where_each_episode_has_its_own_source_we_write_ourselves(zoo: Zoo) -> None:
     model = zoo.load()
-    observations = [Observation(prompt) for prompt in PROMPTS]
-    both = [
-        Policy(model, replace(ACTING, engine=engine)).act(
-            observations, [np.random.default_rng(i) for i in range(4)]
-        )
-        for engine in ("own", "transformers")
-    ]
-    assert both[0] == both[1]
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        observations = [Observation(prompt) for prompt in prompts]
+        both = [
+            Policy(model, replace(ACTING, engine=engine)).act(
+                observations, [np.random.default_rng(i) for i in range(len(prompts))]
+            )
+            for engine in ("own", "transformers")
+        ]
+        assert both[0] == both[1]
 
 
 def test_it_trains() -> None:

@@ -10,7 +10,7 @@ from tiny_models import Zoo
 from torch import Tensor, nn
 
 from poad.batch import pack
-from poad.language_model import LanguageModel
+from poad.language_model import LanguageModel, ModelError
 
 PROMPT = tuple(range(3, 23))
 POSITIONS = [(PROMPT, ()), (PROMPT, (4,)), (PROMPT, (4, 5)), ((*PROMPT, 4), ())]
@@ -120,8 +120,14 @@ def test_without_branches_the_same_is_read(zoo: Zoo, kind: str) -> None:
     tree = pack([*POSITIONS, (PROMPT, (7, 8))], model.codec.pad_id)
     assert tree.attention is not None
     expected = model.read(tree)
-    model._branching = False
+    model.branching = False
     torch.testing.assert_close(model.read(tree), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_and_a_kernel_without_masks_are_refused(zoo: Zoo) -> None:
+    model = zoo.load("mistral")
+    with pytest.raises(ModelError, match=r"looks back 6 tokens.*use sdpa"):
+        LanguageModel(model.module, model.codec, branching=False)
 
 
 # --- dropout and the untrained model ------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import torch
 from naive_credit import ALL_METHODS
 from textbook_ppo import Streams, Textbook
+from tiny_models import Zoo
 from tiny_worlds import settings
 from torch import Tensor
 
@@ -624,3 +625,21 @@ def test_the_penalty_pulls_back_to_the_untrained_model() -> None:
             )
         away.append(float((now - before).abs().mean()))
     assert away[1] < 0.5 * away[0]
+
+
+def test_what_is_recomputed_drops_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout and gradient checkpointing go together: the backward pass sees the same layers."""
+    found: list[Tensor] = []
+    for recompute in (False, True):
+        model = {"name": str(zoo.path()), "tuning": "lora", "lora_dropout": 0.5}
+        model |= {"gradient_checkpointing": recompute}
+        agent, learner, worlds = build(settings("Novel", model=model, ppo={"epochs": 1}))
+        rollout = worlds.collect(4, np.random.default_rng(2))
+        push(agent, 1)  # adapters begin at zero, where nothing dropped shows
+        learner._config = replace(
+            learner._config, ppo=replace(learner._config.ppo, drift_stop=None, minibatches=1)
+        )
+        instead_of_steps(learner, monkeypatch, lambda _, agent=agent: found.append(policy(agent)))
+        learner.update(rollout)
+    assert found[0].norm() > 1e-3
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

@@ -139,7 +139,7 @@ def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: 
             expected = chat(template, *said)
         assert codec.tokenizer.decode(after) == expected
         before = after
-    assert talk.rewritten is None
+    assert talk.note is None
 
 
 @settings(deadline=None, max_examples=40)
@@ -159,10 +159,10 @@ def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
         ids = tuple(t % count for t in tokens)
         text = codec.tokenizer.decode(list(ids)).strip()
         after = talk.go_on(Action(text, ids, (), ()), shown)
-        if talk.rewritten is None:
+        if talk.note is None:
             kept = ids[:-1] if ids[-1] == codec.end_id else ids
             assert after[: len(before) + len(kept)] == (*before, *kept)
-        talk.rewritten = None
+        talk.note = None
         before = after
 
 
@@ -173,6 +173,44 @@ def test_a_stop_text_is_not_said_twice() -> None:
     after = talk.go_on(Action("here", written.token_ids, (), ()), "And now?")
     assert codec.tokenizer.decode(after) == "Where? here\n\nAnd now?"
     assert after[: len(first) + 6] == (*first, *written.token_ids)
+
+
+def test_an_action_without_a_word_leaves_a_gap_and_no_error() -> None:
+    for talk, codec in (plain(history="episode"), dialogue(history="episode")):
+        before = talk.begin("Well?")
+        after = talk.go_on(Action("", (codec.end_id,), (True,), (0.0,)), "And now?")
+        assert after[: len(before)] == before
+        assert codec.tokenizer.decode(after).count("And now?") == 1
+
+
+@pytest.mark.parametrize("template", [None, "marked", "spaced"])
+@pytest.mark.parametrize("marks", [("<think>\n", "\n</think>\n\n"), ("Think: ", " Act:")])
+def test_an_episode_of_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
+    form = {"history": "episode", "thinking": 9}
+    form |= {"thinking_open": marks[0], "thinking_close": marks[1]}
+    talk, codec = plain(**form) if template is None else dialogue(template, **form)
+    before = talk.begin(TEXTS[0])
+    for text in TEXTS[1:]:
+        said = letter_by_letter(codec, f"hm{marks[1]}{codec.opening}open", end=False)
+        own = said.token_ids[len(codec.opening) :]  # a thought needs no opening
+        after = talk.go_on(Action("open", own, (), ()), text)
+        assert after[: len(before) + len(own)] == (*before, *own)
+        before = after
+    assert talk.note is None
+
+
+def test_a_prompt_that_is_too_long_alone_loses_its_beginning_and_says_so() -> None:
+    config = PromptConfig(history="episode")
+    codec = codec_for(byte_level(), config)
+    talk = Dialogue(codec, config, longest=12)
+    text = "A very long story, told twice. The end"
+    ids = talk.begin(text)
+    assert len(ids) == 12
+    assert codec.tokenizer.decode(ids) == text[-len(codec.tokenizer.decode(ids)) :]
+    assert talk.note is not None
+    assert "too long" in talk.note
+    with pytest.raises(PromptError, match=r"no room for a prompt: lower prompt\.thinking"):
+        Dialogue(codec, config, longest=0)
 
 
 def test_only_the_last_turns_are_shown() -> None:
@@ -208,10 +246,10 @@ def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> Non
     assert codec.tokenizer.decode(after) == chat("forgetful", TEXTS[0], "open", TEXTS[1]) + (
         "<think>\n"
     )
-    assert talk.rewritten is not None
-    assert "'<'" in talk.rewritten or "<think" in talk.rewritten
+    assert talk.note is not None
+    assert "'<'" in talk.note or "<think" in talk.note
     same = next(i for i, (x, y) in enumerate(zip(first, after, strict=False)) if x != y)
-    assert f"from token {same} on" in talk.rewritten
+    assert f"from token {same} on" in talk.note
 
 
 def test_a_template_that_keeps_thoughts_goes_on() -> None:
@@ -220,7 +258,7 @@ def test_a_template_that_keeps_thoughts_goes_on() -> None:
     written = letter_by_letter(codec, "hm\n</think>\n\nopen")
     after = talk.go_on(written, TEXTS[1])
     assert after[: len(first) + len(written.token_ids)] == (*first, *written.token_ids)
-    assert talk.rewritten is None
+    assert talk.note is None
 
 
 def test_a_template_that_pretends_to_have_thought_is_told() -> None:
@@ -228,8 +266,8 @@ def test_a_template_that_pretends_to_have_thought_is_told() -> None:
     talk.begin(TEXTS[0])
     after = talk.go_on(letter_by_letter(codec, "open"), TEXTS[1])
     assert codec.tokenizer.decode(after) == chat("pretending", TEXTS[0], "open", TEXTS[1])
-    assert talk.rewritten is not None
-    assert "'open'" in talk.rewritten or "'o'" in talk.rewritten
+    assert talk.note is not None
+    assert "'open'" in talk.note or "'o'" in talk.note
 
 
 # --- what cannot be ---------------------------------------------------------------------------
@@ -300,6 +338,21 @@ def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
         assert action.text in action.trie.texts
         assert behind == agent.model.codec.action(action.text)
         assert len(action.nodes) == len(action.token_ids) == len(action.logprob)
+
+
+def test_offered_actions_do_not_read_a_growing_prompt_again(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tokens to all choices or many: each token of an episode is read once while acting."""
+    monkeypatch.setattr("poad.decoder._WORTH", 1)
+    _, agent, _, worlds = team(zoo, "poad/TomatoSalad-v0", "episode", streams=1)
+    sizes: list[int] = []
+    agent.model._body.register_forward_pre_hook(
+        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
+    assert not any(turn.terminated or turn.truncated for turn in turns)
+    assert sum(sizes) <= len(turns[-1].prompt_ids) + len(turns[-1].action.token_ids)
 
 
 def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(

@@ -124,8 +124,9 @@ class _Tree:
         A row's attention costs the square of its length.
         """
         shared = common(self.newest, sequence)
-        if not branching:
-            return shared == len(self.newest)
+        goes_on = shared == len(self.newest)
+        if not branching or (goes_on and shared == len(self.tokens)):
+            return goes_on
         room = max(row_tokens, 2 * len(sequence)) - len(self.tokens)
         return 4 * shared >= len(sequence) and len(sequence) - shared <= room
 
@@ -225,7 +226,7 @@ def _homes(prompts: Iterable[TokenIds]) -> dict[TokenIds, TokenIds]:
 
 @dataclass(frozen=True)
 class Bundles:
-    """Q positions divided among S bundles of work, each of one prompt."""
+    """Q positions divided among S bundles of work, each of what begins with one prompt."""
 
     of: Tensor
     """[Q] int64: the bundle each position is in."""
@@ -233,7 +234,9 @@ class Bundles:
     """[S] int64: tokens to compute for each bundle on its own."""
 
     @classmethod
-    def divide(cls, positions: Sequence[Position], largest: int | None = 128) -> Bundles:
+    def divide(
+        cls, positions: Sequence[Position], largest: int | None = 128, branching: bool = True
+    ) -> Bundles:
         """Make a bundle of every prompt, in the order the prompts come.
 
         A prompt that begins with another one (an episode that grows) is in the other's bundle, so
@@ -242,7 +245,8 @@ class Bundles:
         Args:
             positions: any number.
             largest: how many tokens a bundle may have that a sequence which branches off does not
-                share; such a sequence begins another bundle. None: one bundle for each prompt.
+                share, or so; more make another bundle. None: one bundle for each prompt.
+            branching: whether rows may be trees; otherwise what branches off is computed whole.
         """
         prompts = dict.fromkeys(prompt for prompt, _ in positions)
         home = {prompt: prompt for prompt in prompts} if largest is None else _homes(prompts)
@@ -256,8 +260,10 @@ class Bundles:
             before = root
             for sequence, q in sorted((_sequence(positions[q]), q) for q in members):
                 shared = common(before, sequence)
-                more = len(sequence) - shared
-                if largest is not None and len(root) < cost[-1] > shared + largest - more:
+                goes_on = shared == len(before)
+                more = len(sequence) - (shared if branching or goes_on else 0)
+                own = cost[-1] - shared  # what the bundle has beside it
+                if largest is not None and not goes_on and largest - more < own >= largest // 2:
                     cost.append(0)
                     more = len(sequence)
                 cost[-1] += more

@@ -23,6 +23,7 @@ class TextCodec:
         tokenizer: a transformers tokenizer (fast or slow).
         memory: how many texts to remember before starting afresh.
         opening: what stands between a prompt and the action behind it; it belongs to the action.
+        lead: what stands between an observation and what is said to it, thoughts included.
         end_id: the token that closes an action; none: the tokenizer's end of text.
     """
 
@@ -31,10 +32,11 @@ class TextCodec:
         tokenizer: Any,
         memory: int = 65_536,
         opening: str = " ",
+        lead: str = " ",
         end_id: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.opening = opening
+        self.opening, self.lead = opening, lead
         self.end_id = _end_token(tokenizer) if end_id is None else end_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad

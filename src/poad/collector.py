@@ -175,9 +175,9 @@ class Collector:
         return getattr(self._streams[0].env.unwrapped, "step_discount", None)
 
     @property
-    def rewritten(self) -> str | None:
-        """What the prompt's format changed in what was already written, if anything."""
-        return next((s.dialogue.rewritten for s in self._streams if s.dialogue.rewritten), None)
+    def prompt_note(self) -> str | None:
+        """What about the prompts is not as one would expect, if anything."""
+        return next((s.dialogue.note for s in self._streams if s.dialogue.note), None)
 
     def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
         """Act ``horizon`` turns in every stream (T)."""

@@ -446,6 +446,8 @@ def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
         inner = next(a for a in args if a is not type(None))
         return None if value is None else _convert(inner, value, name, where)
     if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{where}: {name} = {value!r} needs {len(args)} entries.")
         return tuple(_convert(args[0], item, name, where) for item in value)
     if origin is dict and isinstance(value, Mapping):
         return dict(value)

@@ -63,7 +63,7 @@ class FrozenFeatures:
     def __call__(self, positions: Sequence[Position]) -> Tensor:
         """[Q, H] float32, no gradient, for Q positions."""
         features = torch.zeros(len(positions), self._model.width, device=self._model.device)
-        bundles = Bundles.divide(positions)
+        bundles = Bundles.divide(positions, branching=self._model.branching)
         for run in bundles.runs(self._batch_tokens):
             _, kept = bundles.select(run)
             packed = pack([positions[q] for q in kept.tolist()], self._model.codec.pad_id)

@@ -141,12 +141,15 @@ class DecisionTable:
             self._made[q].divisor.append(1.0)
         return q, self._options[q, token]
 
-    def batch(self, pad_id: int, also: Sequence[Position] = ()) -> TokenBatch:
+    def batch(
+        self, pad_id: int, also: Sequence[Position] = (), branching: bool = True
+    ) -> TokenBatch:
         """Pad all decisions into one batch; every position is read once.
 
         Args:
             pad_id: token written into padding.
             also: further positions to read.
+            branching: whether the model can read trees.
 
         Raises:
             ValueError: there is no decision.
@@ -178,7 +181,9 @@ class DecisionTable:
                     token[q, k, a] = token_id
                     token_mask[q, k, a] = True
         # A whole-action decision reads all over its prompt, and must not be divided.
-        bundles = Bundles.divide(positions := tuple(index), None if shape[2] > 1 else 128)
+        bundles = Bundles.divide(
+            positions := tuple(index), None if shape[2] > 1 else 128, branching
+        )
         return TokenBatch(
             positions,
             bundles,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class _Kept:
 
     tokens: TokenIds
     layers: list[tuple[Tensor, ...]]
+    idle: bool = False
+    """Whether the last rows went on without it."""
 
 
 class Decoder:
@@ -110,6 +112,10 @@ class Decoder:
                 beginnings = [(known[0], shared)] * len(sequences)
         if any(shared for _, shared in beginnings):
             self._go_on_from(beginnings)
+        used = {id(kept) for kept, _ in beginnings}
+        self._kept = [
+            replace(kept, idle=True) for kept in known if not kept.idle and id(kept) not in used
+        ]
         chunks = [s[shared:] for s, (_, shared) in zip(sequences, beginnings, strict=True)]
         return self.read(chunks, range(len(chunks)) if self._tokens else None)
 

@@ -72,7 +72,13 @@ class LanguageModel:
             for half in filter(None, (self._frozen, self._frozen_head)):
                 half.requires_grad_(False)
         self._window = Window.of(plain.config)
-        self._branching = branching
+        self.branching = branching
+        """Whether rows may be trees."""
+        if self._window is not None and not branching:
+            raise ModelError(
+                f"{type(plain).__name__} looks back {self._window.size} tokens in some layers, "
+                "which model.attention = flash_attention_2 cannot be told; use sdpa."
+            )
         self._dropouts = [
             module
             for name, module in causal.named_modules()
@@ -190,7 +196,7 @@ class LanguageModel:
         return logits
 
     def _read(self, body: nn.Module, packed: Packed) -> Tensor:
-        if not self._branching:
+        if not self.branching:
             packed = packed.linear(self.codec.pad_id)
         packed = packed.to(self.device)
         positions = packed.position_ids

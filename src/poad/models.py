@@ -46,6 +46,11 @@ def resolve_model(name: str, env: str) -> str:
     )
 
 
+def where(name: str) -> str:
+    """What transformers is to load: an embedded model's directory, or the name as it is."""
+    return str(ASSETS / name) if name in embedded_models() else name
+
+
 def load_model(
     config: ModelConfig,
     env: str,
@@ -72,7 +77,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = resolve_model(config.name, env)
-    source = str(ASSETS / name) if name in embedded_models() else name
+    source = where(name)
     near = difflib.get_close_matches(name, embedded_models(), n=1)
     if source == name and near and not Path(name).exists():
         raise ModelError(f"There is no embedded model {name!r}. Did you mean {near[0]!r}?")

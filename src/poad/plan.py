@@ -189,7 +189,9 @@ def _passing(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     # While acting no row waits for another, and an evaluation may play more of them.
     rows = max(config.streams, config.eval.streams if config.eval.episodes else 0)
     rows = min(rows, sample.prompts) if sample.offered else rows
-    cached = rows * sample.longest * shape.cached * number
+    # Where prompts grow, what was read is kept beside the rows that go on from it.
+    copies = 2 if config.prompt.history == "episode" or config.prompt.thinking else 1
+    cached = copies * rows * sample.longest * shape.cached * number
     yield Part("KV cache", cached, "acting", f"{rows} rows of {sample.longest} tokens")
     reading = min(rows, sample.prompts) * sample.longest
     hidden = reading * (4 * shape.width + 3 * shape.feed) * number + rows * sample.longest**2
@@ -388,6 +390,8 @@ def _times(plan: Plan, config: Config, given: bool) -> Iterator[str]:
         f"{'as given' if given else 'as measured now'}, of which {acting:.0f} % are reached while "
         f"acting, {updating:.0f} % while updating"
     )
+    if config.acting.engine != "own":
+        yield f"acting.engine = {config.acting.engine} is not reckoned with: acting as by our own"
 
 
 def _bytes(size: float) -> str:

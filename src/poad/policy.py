@@ -140,6 +140,11 @@ class Policy:
         memo = Memo() if memo is None else memo
         if memo.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
             memo.decoder = self.model.decoder(remember=True)
+        by_engine = self.acting.engine == "transformers" and not greedy
+        # It has one seed for all: where each has its own source, we write ourselves.
+        memo.engine = (
+            generator if by_engine and isinstance(generator, np.random.Generator) else None
+        )
         many = len(observations)
         each = [generator] * many if isinstance(generator, np.random.Generator) else generator
         thoughts = self._think(observations, each, greedy, memo) if self.prompt.thinking else None
@@ -199,7 +204,8 @@ class Policy:
         """Among offered actions."""
         offers = [self._encode(o) for o in observations]
         if self.scheme == "trie":
-            self._foresee(offers, memo)
+            if memo.decoder is None:
+                self._foresee(offers, memo)
             actions = walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
         else:
             actions = self._pick(offers, generators, greedy, memo)
@@ -245,10 +251,8 @@ class Policy:
         greedy: bool,
         memo: Memo,
     ) -> Iterator[tuple[int, Action]]:
-        # The engine has one seed for all: where each has its own source, we write ourselves.
-        shared = all(generator is generators[0] for generator in generators)
-        if acting.engine == "transformers" and shared and not greedy:
-            return write_with_transformers(self.model, acting, prompts, generators[0])
+        if memo.engine is not None:
+            return write_with_transformers(self.model, acting, prompts, memo.engine)
         return write(self.model, acting, prompts, generators, greedy, memo.decoder)
 
     def _pick(
@@ -333,7 +337,7 @@ class Policy:
             for column, q, k in seen[key]:
                 decision[i, column] = q
                 option[i, column] = k
-        batch = table.batch(self.codec.pad_id, also)
+        batch = table.batch(self.codec.pad_id, also, branching=self.model.branching)
         return batch, torch.from_numpy(decision), torch.from_numpy(option)
 
     def evaluate(self, batch: TokenBatch, reference: bool = False) -> Evaluated:

@@ -320,7 +320,7 @@ class PPO:
         for i, run in enumerate(lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles)):
             with self.policy.model.dropping(self._any_seed):
                 loss, sums, pair = self._loss(lesson, run, share)
-            (loss + value_loss if i == 0 else loss).backward()
+                (loss + value_loss if i == 0 else loss).backward()
             totals += sums
             compared.append(pair)
         if self._drift is None:

@@ -33,15 +33,16 @@ def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
     Raises:
         PromptError: the model has no chat template, or it takes no system message.
     """
-    end_id, opening = None, " "
+    end_id, opening, lead = None, " ", " "
     if config.format == "chat":
-        opening, closing = _chat_border(tokenizer, config)
+        lead, closing = _chat_border(tokenizer, config)
+        opening = lead
         ids = tokenizer(closing.lstrip(), add_special_tokens=False)["input_ids"]
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         end_id = next((i for i in ids[:1] if i in special), None)
     if config.thinking:
         opening = "" if config.thinking_close[-1].isspace() else " "
-    return TextCodec(tokenizer, opening=opening, end_id=end_id)
+    return TextCodec(tokenizer, opening=opening, lead=lead, end_id=end_id)
 
 
 class Dialogue:
@@ -50,16 +51,24 @@ class Dialogue:
     Args:
         codec: made by :func:`codec_for` with the same configuration.
         config: the form of the prompts.
-        longest: tokens that a prompt and an action may take together; none: any number.
+        longest: tokens that a prompt may have; none: any number.
+
+    Raises:
+        PromptError: there is no room for a prompt at all.
     """
 
     def __init__(self, codec: TextCodec, config: PromptConfig, longest: int | None = None) -> None:
+        if longest is not None and longest < 1:
+            raise PromptError(
+                "The model reads no more tokens than an action and its thoughts may have, so there "
+                "is no room for a prompt: lower prompt.thinking or acting.max_action_tokens."
+            )
         self._codec, self._config, self._longest = codec, config, longest
         self._turns: list[tuple[str, str]] = []
         self._shown = self._text = ""
         self._ids: TokenIds = ()
-        self.rewritten: str | None = None
-        """What the template last changed in what was already written, in words; none: nothing."""
+        self.note: str | None = None
+        """In words, what about these prompts is not as one would expect; none: nothing."""
 
     def begin(self, shown: str) -> TokenIds:
         """The first prompt of an episode.
@@ -86,7 +95,7 @@ class Dialogue:
         text = self._render(shown)
         bridge = self._bridge(text, action)
         if bridge is None:
-            self.rewritten = self._difference(text, action)
+            self.note = self._difference(text, action)
             return self._start(shown)
         kept, beyond = action.token_ids, bridge
         if kept and kept[-1] == self._codec.end_id:
@@ -107,10 +116,22 @@ class Dialogue:
         while True:
             self._text = self._render(shown)
             self._ids = self._encode(self._text)
-            if not (self._turns and self._too_long(self._ids)):
+            if not self._too_long(self._ids):
                 return self._ids
+            if not self._turns:
+                return self._cut()
             # Half of them, so that the next turns find room and grow again.
             del self._turns[: (len(self._turns) + 1) // 2]
+
+    def _cut(self) -> TokenIds:
+        """The end of a prompt that is too long alone; nothing can grow behind it."""
+        assert self._longest is not None
+        self.note = (
+            f"A prompt of {len(self._ids)} tokens is too long: with an action behind it the model "
+            f"reads {self._longest} at most. Its first tokens are left out."
+        )
+        self._ids = self._ids[-self._longest :]
+        return self._ids
 
     def _too_long(self, ids: TokenIds) -> bool:
         return self._longest is not None and len(ids) > self._longest
@@ -133,11 +154,13 @@ class Dialogue:
             text = _chat(self._codec.tokenizer, _messages(self._config.system, turns, shown))
         else:
             before = [] if self._config.system is None else [self._config.system]
-            text = "\n\n".join([*before, *(_plain(*turn) for turn in turns), shown])
+            told = [f"{seen}{_gap(seen, said)}{said}" for seen, said in turns]
+            text = "\n\n".join([*before, *told, shown])
+        opened = self._config.thinking_open
         if not self._config.thinking:
             return text
-        gap = "" if text[-1:].isspace() else "\n"
-        return text + gap + self._config.thinking_open
+        lead = self._codec.lead if self._config.format == "chat" else _gap(text, opened)
+        return text + lead + opened
 
     def _bridge(self, text: str, action: Action) -> str | None:
         """What a text has behind the last prompt and the action; none if it begins otherwise."""
@@ -145,8 +168,8 @@ class Dialogue:
             return None
         said = self._said(action).removeprefix(self._config.thinking_open).strip()
         rest = text[len(self._text) :]
-        before, found, after = rest.partition(said)
-        if before.strip() or not (found or not said):
+        before, found, after = rest.partition(said) if said else ("", True, rest)
+        if before.strip() or not found:
             return None
         tokens = [t for t in action.token_ids if t != self._codec.end_id]
         written = self._codec.tokenizer.decode(tokens)
@@ -168,9 +191,11 @@ class Dialogue:
         )
 
 
-def _plain(shown: str, said: str) -> str:
-    gap = "" if shown[-1:].isspace() else " " if "\n" not in said else "\n"
-    return f"{shown}{gap}{said}"
+def _gap(shown: str, said: str) -> str:
+    """What stands between an observation and what is said to it, in a plain prompt."""
+    if shown[-1:].isspace():
+        return ""
+    return "\n" if "\n" in said else " "
 
 
 def _messages(

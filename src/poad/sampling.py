@@ -48,6 +48,8 @@ class Memo(dict[tuple, "Choice | Sequence[float]"]):
 
     decoder: Decoder | None = None
     """Remembers the rows it has read, where prompts grow."""
+    engine: np.random.Generator | None = None
+    """The source of the engine's seeds, where another engine is to write; set by who acts."""
 
 
 @dataclass

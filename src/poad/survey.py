@@ -21,7 +21,7 @@ from poad.codec import TextCodec
 from poad.config import Config, ModelConfig, PromptConfig
 from poad.envs import make
 from poad.language_model import ModelError
-from poad.models import ASSETS, _with_adapters, embedded_models, resolve_model
+from poad.models import _with_adapters, embedded_models, resolve_model, where
 from poad.prompts import Dialogue, codec_for
 from poad.trie import ROOT, ActionTrie
 
@@ -130,9 +130,8 @@ def _describe(name: str, env: str) -> Any:
     from transformers import AutoConfig
 
     name = resolve_model(name, env)
-    source = str(ASSETS / name) if name in embedded_models() else name
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(where(name))
     except (OSError, ValueError, KeyError) as error:
         near = difflib.get_close_matches(name, embedded_models(), n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -212,9 +211,8 @@ def load_codec(config: Config) -> tuple[TextCodec, bool]:
     from transformers import AutoTokenizer
 
     name = resolve_model(config.model.name, config.env)
-    source = str(ASSETS / name) if name in embedded_models() else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(where(name))
         TextCodec(tokenizer).prompt("word")  # without its files, a tokenizer may come up empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return TextCodec(_Guess()), False
@@ -225,6 +223,14 @@ def _form(config: Config, codec: TextCodec) -> PromptConfig:
     """How prompts are made; where the tokenizer is a guess, without its chat template."""
     guessed = isinstance(codec.tokenizer, _Guess)
     return replace(config.prompt, format="plain") if guessed else config.prompt
+
+
+def _room(config: Config) -> int | None:
+    """Tokens that a prompt may have."""
+    text = _describe(config.model.name, config.env).get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    behind = (config.acting.max_action_tokens or 0) + config.prompt.thinking
+    return None if longest is None else longest - behind
 
 
 class _Guess:
@@ -314,7 +320,7 @@ def _play(
 ) -> tuple[list[_Step], bool]:
     """The turns of a stream, and whether actions were offered in all of them."""
     prompt, info = env.reset(seed=seed)
-    dialogue = Dialogue(codec, _form(config, codec))
+    dialogue = Dialogue(codec, _form(config, codec), _room(config))
     ids = dialogue.begin(prompt)
     steps: list[_Step] = []
     offered = True

@@ -119,9 +119,9 @@ class Trainer:
         """One rollout and one update; their metrics."""
         with self.collecting:
             rollout = self.collector.collect(self.config.horizon, self.generator)
-        if self.collector.rewritten and not self._told:
+        if (note := self.collector.prompt_note) and not self._told:
             self._told = True
-            warnings.warn(self.collector.rewritten, stacklevel=2)
+            warnings.warn(note, stacklevel=2)
         with self.updating:
             learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
         self.iteration += 1

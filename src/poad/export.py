@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from poad.agent import Agent, load_agent
 from poad.config import PromptConfig, dump
-from poad.models import embedded_models
+from poad.models import embedded_models, without_bars
 from poad.run import Run
 from poad.versions import versions
 
@@ -73,7 +72,7 @@ def export(run: Run, agent: Agent, iteration: int | None, to: Path, *, adapter: 
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a crash has left
         partial.mkdir(parents=True)
-        with _quiet():
+        with without_bars():
             if adapter:
                 _save_adapter(agent, partial)
             else:
@@ -213,20 +212,6 @@ def _load_adapter(agent: Agent, folder: Path) -> None:
     # PEFT leaves the name of the adapter out of its files.
     names = {name.replace(".default", ""): name for name in agent.model.state()}
     agent.model.load_state({names.get(name, name): tensor for name, tensor in saved.items()})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of transformers' while it writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _sync(folder: Path) -> None:

@@ -142,13 +142,13 @@ def text_loss(
     Returns:
         [W] float64 nats and [W] int64 tokens counted, by window.
     """
-    tokenizer, config = model.codec.tokenizer, getattr(model.module, "config", None)
+    tokenizer = model.codec.tokenizer
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, model.codec.end_id)
     ids = [
         next(i for i in special if i is not None),
         *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
     ]
-    longest = getattr(config, "max_position_embeddings", None) or LONGEST_WINDOW
+    longest = model.longest or LONGEST_WINDOW
     nats, counts = [], []
     for begin, first, end in windows(len(ids) - 1, window or min(longest, LONGEST_WINDOW)):
         packed = _plain_row(ids[begin:end], first - begin)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def load_model(
     options = _loading(config, device)
     torch.manual_seed(seed)
     try:
-        with _quiet(source):
+        with without_bars(Path(source).is_dir()):  # a download from the hub keeps its own
             tokenizer = AutoTokenizer.from_pretrained(source)
             causal = AutoModelForCausalLM.from_pretrained(source, **options)
     except ImportError as error:
@@ -144,21 +145,23 @@ def _loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(source: str) -> Iterator[None]:
-    """No progress bar while a local directory is read; a download from the hub keeps its own."""
-    from transformers.utils import logging
+def without_bars(quiet: bool = True) -> Iterator[None]:
+    """No progress bars of transformers' while it reads or writes."""
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled() and Path(source).is_dir()
+    shown = bars.is_progress_bar_enabled() and quiet
     if shown:
-        logging.disable_progress_bar()
+        bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
+    # Peft loads bitsandbytes where it is installed, which warns of kernels that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 

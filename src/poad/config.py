@@ -408,7 +408,8 @@ def merge(base: Any, data: Mapping[str, Any], where: str, prefix: str = "") -> A
         prefix: what stands before the names in errors.
 
     Raises:
-        ConfigError: an unknown field (named with its nearest neighbours) or a value of another type.
+        ConfigError: an unknown field, named with its nearest neighbours, or a value of another
+            type.
     """
     hints = typing.get_type_hints(type(base))
     changes: dict[str, Any] = {}

@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench models docs sandbox clean
+.PHONY: help demo test test-fast study-smoke lint format bench models docs sandbox clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ demo: $(VENV)/.installed ## Train on tomato salad (about a minute), evaluate, wa
 
 test: lint ## Check everything: linter, types, all tests
 	$(BIN)/pytest -n 2
+
+study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the file to the page
+	rm -rf runs/studies/main-smoke
+	$(BIN)/poad study studies/main.yaml --smoke
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
 	$(BIN)/pytest -n 2 -m "not slow"

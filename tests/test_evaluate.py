@@ -203,3 +203,11 @@ def test_a_summary_counts() -> None:
     assert nothing.pop("episodes") == 0
     assert set(nothing.values()) == {None}
     assert list(evaluate(load_agent(settings("Chain")), episodes=0, seed=0, greedy=True)) == []
+
+
+@pytest.mark.parametrize("world", ["Chain", "Diary"])
+def test_without_turns_an_episode_ends_the_same(agent: Agent, world: str) -> None:
+    whole = played(agent, world)
+    brief = played(agent, world, turns=False)
+    assert all(record["turns"] for record in whole)
+    assert brief == [record | {"turns": []} for record in whole]

@@ -10,7 +10,7 @@ import pytest
 from synthetic_run import metrics, run_of
 
 from poad.config import Config
-from poad.figures import curve_svg, plot_learning
+from poad.figures import curve_svg, plot_learning, plot_theory
 from poad.run import Run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -109,3 +109,14 @@ def test_other_metrics_can_be_asked_for(tmp_path: Path):
 def test_no_runs_make_no_figure(tmp_path: Path):
     with pytest.raises(ValueError, match="no run to draw"):
         plot_learning([], tmp_path / "learning.svg")
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_theory_is_drawn_with_every_gamma_and_sign(ending: str, tmp_path: Path):
+    gaps = {1.0: ([1, 2], [0.0, 0.0], [0.0, 0.0]), 0.9: ([1, 2], [0.0, 0.1], [0.0, 0.1])}
+    shares = {"> 0": [0.1, math.nan, 0.4], "< 0": [0.3, 0.2, 0.1]}
+    path = plot_theory(gaps, shares, 0.9, tmp_path / f"theory.{ending}")
+    assert path.stat().st_size > 5000
+    if ending == "svg":
+        text = path.read_text()
+        assert all(f">{label}</text>" in text for label in ("1", "0.9", "values &gt; 0"))

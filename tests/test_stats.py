@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poad.stats import median_band, wilson_interval
+from poad.stats import (
+    area_under_curve,
+    bootstrap_interval,
+    first_reach,
+    interquartile_mean,
+    median_band,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    wilson_interval,
+)
 
 
 # The table of R. G. Newcombe, Two-sided confidence intervals for the single proportion,
@@ -93,3 +104,160 @@ def test_the_band_covers_what_all_curves_cover_and_skips_what_is_no_number():
 def test_nothing_in_common_is_an_error(curves: list[tuple[list[float], list[float]]]):
     with pytest.raises(ValueError, match=r"no stretch|finite point"):
         median_band(curves)
+
+
+# Scores over seeds.
+
+rates = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=1, max_size=12)
+several = st.lists(rates, min_size=1, max_size=4)
+
+
+def flat(tasks: list[list[float]]) -> list[float]:
+    return [score for task in tasks for score in task]
+
+
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half():
+    assert interquartile_mean([9, 2, 3, -50]) == 2.5
+    assert interquartile_mean(np.arange(10)) == np.mean(np.arange(2, 8))
+    assert interquartile_mean([[1.0], [3.0]], axis=0) == 2
+
+
+@settings(deadline=None)
+@given(rates, st.floats(-5, 5), st.floats(0.1, 5))
+def test_the_interquartile_mean_moves_and_scales_with_its_scores(scores, shift, scale):
+    middle = float(interquartile_mean(scores))
+    assert min(scores) - 1e-12 <= middle <= max(scores) + 1e-12
+    moved = np.array(scores) * scale + shift
+    assert interquartile_mean(moved) == pytest.approx(middle * scale + shift, abs=1e-9)
+    assert interquartile_mean(scores[::-1]) == pytest.approx(middle, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(several)
+def test_a_bootstrap_interval_lies_within_the_scores_and_repeats(tasks: list[list[float]]):
+    low, high = bootstrap_interval(tasks, interquartile_mean, resamples=200)
+    if min(map(len, tasks)) < 2:
+        assert math.isnan(low)
+        assert math.isnan(high)
+        return
+    assert min(flat(tasks)) <= low <= high <= max(flat(tasks))
+    assert (low, high) == bootstrap_interval(tasks, interquartile_mean, resamples=200)
+
+
+def test_tasks_are_strata_so_a_difference_between_them_is_no_uncertainty():
+    low, high = bootstrap_interval([[0.0] * 5, [1.0] * 5], lambda drawn: drawn.mean(axis=1))
+    assert (low, high) == (0.5, 0.5)
+
+
+def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+    scores = np.random.default_rng(1).normal(size=400)
+    low, high = bootstrap_interval([scores], lambda drawn: drawn.mean(axis=1))
+    assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(several, st.data())
+def test_improvement_is_fair(tasks: list[list[float]], data: st.DataObject):
+    others = [data.draw(rates) for _ in tasks]
+    forth, *_ = probability_of_improvement(tasks, others, resamples=10)
+    back, *_ = probability_of_improvement(others, tasks, resamples=10)
+    assert forth + back == pytest.approx(1)
+    assert probability_of_improvement(tasks, tasks, resamples=10)[0] == pytest.approx(0.5)
+    better = [[score + 2 for score in task] for task in others]
+    assert probability_of_improvement(better, tasks, resamples=10)[0] == pytest.approx(1)
+
+
+def test_improvement_refuses_other_tasks():
+    with pytest.raises(ValueError, match="2 tasks against 1"):
+        probability_of_improvement([[1.0], [1.0]], [[1.0]])
+
+
+@given(rates, st.lists(st.floats(-0.5, 1.5), min_size=2, max_size=6).map(sorted))
+def test_a_profile_falls_and_is_the_share_above(scores: list[float], thresholds: list[float]):
+    shares = performance_profile(scores, thresholds)
+    assert (np.diff(shares) <= 0).all()
+    wanted = [sum(score > limit for score in scores) / len(scores) for limit in thresholds]
+    assert shares == pytest.approx(wanted)
+
+
+def test_the_area_is_the_mean_height():
+    assert area_under_curve([0, 10], [0.0, 1.0]) == 0.5
+    assert area_under_curve([0, 1, 10], [1.0, 1.0, 1.0]) == 1
+    assert area_under_curve([3], [0.4]) == 0.4
+    for x in ([], [1, 1], [2, 1]):
+        with pytest.raises(ValueError, match="rises"):
+            area_under_curve(x, [0.0] * len(x))
+
+
+@given(rates, st.floats(0.01, 1))
+def test_a_threshold_is_reached_first_or_never(curve: list[float], threshold: float):
+    x = np.arange(len(curve)) * 10.0
+    at = first_reach(x, curve, threshold)
+    if math.isinf(at):
+        assert max(curve) < threshold
+    else:
+        place = int(at / 10)
+        assert curve[place] >= threshold > max(curve[:place], default=-1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(several, st.data())
+def test_pairs_turned_round_differ_in_sign_alone(tasks: list[list[float]], data: st.DataObject):
+    others = [
+        data.draw(st.lists(st.floats(0, 1), min_size=len(task), max_size=len(task)))
+        for task in tasks
+    ]
+    difference, low, high, p = paired_difference(tasks, others, resamples=200)
+    turned = paired_difference(others, tasks, resamples=200)
+    assert turned[0] == pytest.approx(-difference, abs=1e-12)
+    assert turned[3] == pytest.approx(p)
+    assert 0 < p <= 1
+    if not math.isnan(low):
+        assert low <= high
+        assert turned[1:3] == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_the_sign_flip_test_has_its_exact_values():
+    ones = [1.0] * 5
+    assert paired_difference([ones], [[0.0] * 5])[3] == 2 / 2**5
+    assert paired_difference([ones], [ones])[3] == 1
+    assert paired_difference([[1.0, -1.0]], [[0.0, 0.0]])[3] == 1
+    assert paired_difference([[1.0] * 20], [[0.0] * 20])[3] == pytest.approx(1 / 10_001)
+
+
+def test_under_chance_alone_small_p_values_are_as_rare_as_they_say():
+    rng = np.random.default_rng(0)
+    p = [paired_difference([rng.normal(size=8)], [np.zeros(8)], resamples=2)[3] for _ in range(400)]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_seeds_that_do_not_pair_up_are_refused():
+    with pytest.raises(ValueError, match="broadcast"):
+        paired_difference([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
+    with pytest.raises(ValueError, match="flat array"):
+        bootstrap_interval([[]], interquartile_mean)
+
+
+def test_the_numbers_are_those_of_rliable():
+    """Against the package of the paper's authors, where it happens to be installed."""
+    try:
+        library, metrics = map(import_module, ("rliable.library", "rliable.metrics"))
+    except Exception as error:  # its dependencies move on without it
+        pytest.skip(f"rliable cannot be imported: {error}")
+    rng = np.random.default_rng(3)
+    a, b = rng.beta(2, 1, size=(10, 4)), rng.beta(1, 1, size=(10, 4))
+    tasks, others = list(a.T), list(b.T)
+    assert interquartile_mean(flat([list(t) for t in tasks])) == pytest.approx(
+        metrics.aggregate_iqm(a)
+    )
+    assert probability_of_improvement(tasks, others, resamples=2)[0] == pytest.approx(
+        metrics.probability_of_improvement(a, b)
+    )
+    taus = np.linspace(0, 1, 11)
+    above = [library.run_score_deviation(a, tau) for tau in taus]
+    assert performance_profile(a.ravel(), taus) == pytest.approx(above)
+    _, intervals = library.get_interval_estimates(
+        {"a": a}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=2000
+    )
+    low, high = bootstrap_interval(tasks, interquartile_mean)
+    assert (float(low), float(high)) == pytest.approx(tuple(intervals["a"][:, 0]), abs=0.01)

@@ -1,4 +1,4 @@
-"""The command line: ``poad train | plan | eval | play | generalize | export | envs | sandbox``.
+"""The command line: ``poad train | plan | eval | play | generalize | verify | export | ...``.
 
 Only parsing lives here; what a command does is in the module it calls, loaded when it is called, so
 that ``poad --help`` costs no torch.
@@ -29,6 +29,8 @@ poad: train language agents by reinforcement learning, with credit for every tok
   poad eval         examine a trained agent, sampled and greedy
   poad play         watch an agent turn by turn, or play yourself
   poad generalize   examine an agent in worlds it was not trained in
+  poad study        many runs, worlds × methods × seeds, and one honest table
+  poad verify       check the theory and our estimators on problems with exact answers
   poad export       write what a run learned as a model that others load
   poad envs         list the worlds, read a world's manual page, check a world of your own
   poad sandbox      check what this machine offers to run an agent's programs in
@@ -148,6 +150,53 @@ class GeneralizeOptions:
     """Episodes per world, sampled and greedy each."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the table and nothing else."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Run what a study is missing, then write its tables, drawings and page.
+
+    A study file names worlds, methods and seeds (studies/ holds some). Ctrl-C stops after the
+    iterations under way; the same command goes on. A run that fails is tried once more and listed.
+    """
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """The study file."""
+    jobs: int = 2
+    """Runs at once, one thread each; 0 runs nothing and writes what there is."""
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """At toy size, to see that everything works."""
+    out: Path | None = None
+    """Where everything goes; default runs/studies/<name>."""
+    only: tuple[str, ...] = ()
+    """Worlds or methods to run now."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show nothing but errors."""
+    compare: tuple[Path, Path] | None = None
+    """Instead: two results of studies side by side, or why they cannot be compared."""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check the theory, and our estimators of credit, on random problems with exact answers.
+
+    Prints every law with the largest deviation found. Exit status 1 if one fails.
+    """
+
+    states: int = 32
+    """States of each problem."""
+    actions: int = 6
+    """Actions that a state offers, at most."""
+    depth: int = 6
+    """Tokens of an action, at most."""
+    problems: int = 20
+    """Problems with rewards of any sign; as many with positive and with negative ones."""
+    seed: int = 0
+    """Seed of all chance."""
+    out: Path = Path("runs/verify")
+    """Directory for verify.json and the figure."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show only the laws that fail."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +352,39 @@ def _generalize(options: GeneralizeOptions) -> int:
     )
 
 
+def _study(options: StudyOptions) -> int:
+    from poad.conduct import compare_studies, run_study
+
+    if options.compare is not None:
+        return compare_studies(*options.compare)
+    if options.file is None:
+        raise ConfigError("Name a study file (studies/ holds some), or two results to --compare.")
+    if options.jobs < 0:
+        raise ConfigError(f"--jobs {options.jobs}: must not be negative.")
+    return run_study(
+        options.file,
+        out=options.out,
+        jobs=options.jobs,
+        smoke=options.smoke,
+        only=options.only,
+        quiet=options.quiet,
+    )
+
+
+def _verify(options: VerifyOptions) -> int:
+    from poad.verify import verify_command
+
+    return verify_command(
+        states=options.states,
+        actions=options.actions,
+        depth=options.depth,
+        problems=options.problems,
+        seed=options.seed,
+        out=options.out,
+        quiet=options.quiet,
+    )
+
+
 def _export(options: ExportOptions) -> int:
     from poad.launch import export_run
 
@@ -349,6 +431,8 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "eval": (EvalOptions, _eval),
     "play": (PlayOptions, _play),
     "generalize": (GeneralizeOptions, _generalize),
+    "study": (StudyOptions, _study),
+    "verify": (VerifyOptions, _verify),
     "export": (ExportOptions, _export),
     "envs": (EnvsOptions, _envs),
     "sandbox": (SandboxOptions, _sandbox),

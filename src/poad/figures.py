@@ -11,13 +11,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from poad.run import Run
 from poad.stats import median_band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 AVERAGED, EPISODES = ("success", "return"), 100
 """Means over the last 100 episodes. The first episodes to end are the short ones, which are the
@@ -57,7 +60,7 @@ def curve_svg(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+    with mpl.rc_context(_quiet(key)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
@@ -74,12 +77,8 @@ def curve_svg(
         if limits:
             span = limits[1] - limits[0]
             axes.set_ylim(limits[0] - 0.02 * span, limits[1] + 0.02 * span)
-        buffer = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    first, last = (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
-    label = f"{key} against environment steps, from {first:.3g} to {last:.3g}"
-    return _inline(buffer.getvalue(), label)
+        first, last = (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
+        return _drawn(figure, f"{key} against environment steps, from {first:.3g} to {last:.3g}")
 
 
 def _inline(svg: str, label: str) -> str:
@@ -181,6 +180,7 @@ def plot_theory(
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
         figure = Figure(figsize=(8, 2.9), layout="constrained")
@@ -191,19 +191,145 @@ def plot_theory(
             color, every = f"C{number}", max(1, len(length) // 25)
             left.plot(length, closed, lw=1.2, color=color, label=f"{gamma:g}")
             left.plot(length[::every], measured[::every], "o", ms=3, color=color)
-        left.set_title("1 − Q_NTPO(first token) / Q(action)", fontsize=10, loc="left")
-        left.set_xlabel("tokens of the action; dots: measured, lines: 1 − γ_w^(n−1)", color="#555")
-        left.legend(frameon=False, fontsize=8, title="γ_w", title_fontsize=8, loc="center right")
+        left.set_title("1 − Q(first token) / Q(action) under NTPO", fontsize=10, loc="left")
+        left.set_xlabel(r"tokens $n$ (dots: measured, lines: $1-\gamma_w^{n-1}$)", color="#555")
+        left.legend(frameon=False, fontsize=8, title=r"$\gamma_w$", loc="center right")
         for number, (sign, heights) in enumerate(shares.items()):
-            lengths = range(1, len(heights) + 1)
-            right.plot(lengths, heights, "o-", ms=4, color=f"C{3 * number}", label=f"values {sign}")
+            lengths, color = range(1, len(heights) + 1), f"C{3 * number}"
+            right.plot(lengths, heights, "o-", ms=4, color=color, label=f"values {sign}")
+        right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         right.set_ylim(0, 1)
-        right.set_title(
-            f"NTPO's greedy action is not optimal, γ_w {gamma_token:g}", fontsize=10, loc="left"
-        )
+        title = rf"States where NTPO acts differently, $\gamma_w={gamma_token:g}$"
+        right.set_title(title, fontsize=10, loc="left")
         right.set_xlabel("tokens of the optimal action", color="#555")
-        right.set_ylabel("share of states", color="#555")
         right.legend(frameon=False, fontsize=8)
         svg = Path(path).suffix == ".svg"
         figure.savefig(path, dpi=120, metadata={"Date": None} if svg else None)
     return Path(path)
+
+
+# Studies: several methods in several panels, as text that a page takes in or a file holds.
+
+
+class Line(NamedTuple):
+    """A curve with its interval."""
+
+    label: str
+    colour: int
+    """Which of the ten colours; the same method has the same one everywhere."""
+    points: Sequence[Sequence[float]]
+    """(x, middle, lowest, highest); NaN or None where there is no interval."""
+
+
+class Bar(NamedTuple):
+    """A number with its interval."""
+
+    label: str
+    colour: int
+    middle: float
+    low: float | None
+    high: float | None
+
+
+def lines_svg(
+    panels: Mapping[str, Sequence[Line]], across: str, key: str, *, log: bool = False
+) -> str:
+    """Curves with their intervals, a panel for each world, and one legend for all.
+
+    Args:
+        panels: the curves by title; heights are rates, from 0 to 1.
+        across: what the horizontal axis tells.
+        key: a name that no other drawing of the page has.
+        log: a logarithmic horizontal axis, marked where the points are.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context(_quiet(key)):
+        figure = Figure(figsize=(4.4 * columns, 2.7 * rows + 0.6), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        shown: dict[str, Any] = {}
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            _style(axes, _INK, _GRID)
+            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+            axes.set_xlabel(across, color=_INK)
+            for line in lines:
+                x, middle, low, high = np.array(line.points, dtype=float).T
+                colour = f"C{line.colour}"
+                look = {"color": colour, "lw": 1.6, "marker": "o" if log or len(x) < 3 else None}
+                (shown[line.label],) = axes.plot(x, middle, **look)
+                axes.fill_between(x, low, high, alpha=0.15, color=colour, lw=0)
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_xlim(left=None if log else 0)
+            if log:
+                places = sorted({point[0] for line in lines for point in line.points})
+                axes.set_xscale("log")
+                axes.set_xticks(places, [f"{place:g}" for place in places])
+                axes.minorticks_off()
+            elif axes.get_xlim()[1] < 2:
+                axes.xaxis.set_major_formatter("{x:g}")
+        figure.legend(
+            shown.values(),
+            shown.keys(),
+            loc="outside lower center",
+            ncols=5,
+            frameon=False,
+            fontsize=8,
+            labelcolor=_INK,
+        )
+        return _drawn(figure, f"{key}: {', '.join(shown)} in {', '.join(panels)}")
+
+
+def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
+    """Numbers from 0 to 1 with their intervals, a row for each method and a panel for each world.
+
+    Arguments as for :func:`lines_svg`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
+    places = {label: -i for i, label in enumerate(labels)}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context(_quiet(key)):
+        size = (2.9 * columns + 1.2, (0.24 * len(labels) + 0.6) * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
+            _style(axes, _INK, _GRID, ticks=4)
+            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+            for bar in bars:
+                y, colour = places[bar.label], f"C{bar.colour}"
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([bar.low, bar.high], [y, y], color=colour, lw=6, alpha=0.3)
+                axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0)
+            axes.set_yticks(list(places.values()), list(places), fontsize=8)
+            axes.set_xlim(-0.03, 1.03)
+            axes.xaxis.set_major_formatter("{x:g}")
+        return _drawn(figure, f"{key}: {', '.join(labels)} in {', '.join(panels)}")
+
+
+def standalone(svg: str) -> str:
+    """A drawing for a file of its own, in greys that can be read on light and on dark."""
+    for shown, drawn in (("currentColor", "#777777"), ("var(--grid)", "#9999994d")):
+        svg = svg.replace(shown, drawn)
+    return svg
+
+
+def _quiet(key: str) -> Any:
+    """Settings of matplotlib: text stays text, and the same drawing is the same file."""
+    return {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}
+
+
+def _drawn(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(buffer.getvalue(), label)

@@ -76,6 +76,12 @@ _WORLDS = (
         "the same, with all 17 actions offered at any time.",
     ),
     _World(
+        "poad/Length-v0",
+        "poad.envs.length:LengthEnv",
+        {},
+        "Measuring: the same four decisions, spelled in as many words as you like.",
+    ),
+    _World(
         "poad/DataScience-v0",
         "poad.envs.datasci.env:DataScienceEnv",
         {},

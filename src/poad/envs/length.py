@@ -1,0 +1,111 @@
+"""A world whose actions can be spelled at any length: the same decisions, more words."""
+
+import string
+from typing import Final, NamedTuple
+
+from gymnasium.spaces import Text
+
+from poad.envs.text_world import CHARACTERS, Outcome, TextWorld, View
+
+ROOMS: Final = ("kitchen", "bathroom", "bedroom", "living room")
+KEYS: Final = ((0, 1), (1, 1), (1, 0), (0, 0))
+"""What leads on from each room: the bits of the two words that count."""
+WORDS: Final = (("milk", "chips"), ("dishes", "clothes"))
+"""The words that are offered for each bit: those of even length say 0, those of odd length 1."""
+FILLER: Final = "the"
+DISCOUNT: Final = 0.95
+"""Per step, within an episode's return."""
+
+
+class State(NamedTuple):
+    """Where the agent is: rooms left behind."""
+
+    room: int = 0
+
+
+class LengthEnv(TextWorld[State]):
+    """Somebody walks through four rooms; the way on is said in two words, or in two among many.
+
+    ## Description
+    Four rooms in a row, from the kitchen through the bathroom and the bedroom to the living room
+    and out. Each room has its key, two bits. An action is any text; two of its words say the bits,
+    the first one and the one in its middle: a word with an even number of letters says 0, an odd
+    one 1. The right bits lead on, others leave the agent where it is. How many words stand between
+    and behind the two changes nothing, so `words` makes actions longer and the problem no harder.
+    The world is deterministic: a seed changes nothing. Its purpose is to measure how a method's
+    learning depends on the length of actions; it has no counterpart in the literature.
+
+    ## Actions
+    `poad/Length-v0` offers four texts of `words` words, one for each pair of bits: "milk" or
+    "chips" first, "dishes" or "clothes" in the middle, "the" everywhere else. With `words=4`:
+    "milk the dishes the". Any other string is tried all the same and named in
+    `info["invalid_action"]`: a text without a word says 0 twice, one word says both bits.
+
+    ## Observation
+    A short English prompt that ends so that an action reads on after a space. It tells the room:
+    4 prompts for 4 states, and one for the end. `env.unwrapped.numeric_observation()` gives the
+    number of rooms left behind.
+
+    ## Rewards
+    1 for the step that leads out, 0 for all others.
+
+    ## Episode end
+    `terminated` when the agent is out. `truncated` when `max_steps` steps have passed without.
+    Acting after the end, or before the first reset, raises `gymnasium.error.ResetNeeded`.
+
+    `info` holds `"admissible_actions"`; after a step also `"duration"`, which is 1; and at the end
+    of an episode `"episode"`: `r`, which is .95 ** (l - 1) on success and 0 without, `l`, the
+    steps, and `success`. Optimal: 4 steps. A uniformly random agent succeeds in 11 % of its
+    episodes.
+
+    ## Arguments
+    * `words`: how long the offered actions are, 2 by default.
+    * `max_steps`: the limit in steps, 8 by default.
+
+    ## Version history
+    * v0: first version.
+    """
+
+    def __init__(self, words: int = 2, max_steps: int = 8) -> None:
+        if words < 2:
+            raise ValueError(f"words must be at least 2, got {words}")
+        self.words = words
+        offered = tuple(_spell(words, a, b) for a in (0, 1) for b in (0, 1))
+
+        def view(state: State) -> View:
+            return View(_prompt(state), offered)
+
+        def act(state: State, action: str) -> Outcome[State]:
+            right = state.room < len(ROOMS) and _bits(action) == KEYS[state.room]
+            after = State(state.room + right)
+            out = after.room == len(ROOMS)
+            return Outcome(after, (float(out),), float(out), out)
+
+        super().__init__(
+            start=State(),
+            view=view,
+            act=act,
+            observe=lambda state: [state.room],
+            discount=DISCOUNT,
+            max_steps=max_steps,
+        )
+        longest = max(map(len, offered))
+        self.action_space = Text(max_length=max(64, longest), min_length=0, charset=CHARACTERS)
+
+
+def _spell(words: int, first: int, second: int) -> str:
+    spelled = [FILLER] * words
+    spelled[0], spelled[words // 2] = WORDS[0][first], WORDS[1][second]
+    return " ".join(spelled)
+
+
+def _bits(action: str) -> tuple[int, int]:
+    """What the first and the middle word of a text say."""
+    said = [len(word.strip(string.punctuation)) % 2 for word in action.split()] or [0]
+    return said[0], said[len(said) // 2]
+
+
+def _prompt(state: State) -> str:
+    if state.room == len(ROOMS):
+        return "You are in no room. Next you should"
+    return f"You are in the {ROOMS[state.room]}. Next you should"

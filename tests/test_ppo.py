@@ -643,3 +643,49 @@ def test_what_is_recomputed_drops_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyP
         learner.update(rollout)
     assert found[0].norm() > 1e-3
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+# --- one ratio for the whole action ---
+
+
+@pytest.mark.parametrize("world", ["Novel", "Prefixes", "Chain"])
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_one_ratio_an_action_is_the_product_of_its_tokens(
+    world: str, minibatches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the textbook's over actions, whose probability is the product over choices."""
+    ppo = WIDE_OPEN | {"ratio": "turn", "epochs": 1, "entropy": 0.0, "entropy_free": 0.0}
+    ppo |= {"minibatches": minibatches}
+    config = settings(world, credit={"method": "turn_ppo"}, ppo=ppo, horizon=8)
+    agent, learner, worlds = build(config)
+    rollout = worlds.collect(8, np.random.default_rng(2))
+    push(agent, 1)
+    found: list[Tensor] = []
+    instead_of_steps(learner, monkeypatch, lambda _: found.append(policy(agent)))
+    learner.update(rollout)
+    assert len(found) == minibatches or world != "Novel"
+
+    turns = [turn for turn in rollout.turns if any(turn.action.choice)]
+    lesson, _ = learner._prepare(list(rollout.streams), [0] * len(rollout.streams))
+    assert lesson is not None
+    judged = {int(t): float(a) for t, a in zip(lesson.turn, lesson.advantage, strict=True)}
+    advantage = torch.tensor([judged[t] for t in sorted(judged)])
+    assert len(advantage) == len(turns)
+    for p in agent.model.parameters():
+        p.grad = None
+    batch, decision, option = agent.policy.decisions(turns)
+    logprob = agent.policy.evaluate(batch).logprob[decision, option]
+    new = torch.where(decision >= 0, logprob, torch.zeros(())).sum(1)
+    old = torch.tensor([sum(turn.action.logprob) for turn in turns])
+    ratio = (new - old).exp()
+    clip = config.ppo.clip
+    worth = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    (-worth.mean()).backward()
+    expected = policy(agent)
+    assert expected.norm() > 0
+    torch.testing.assert_close(sum(found) / len(found), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_one_ratio_an_action_wants_one_advantage() -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.ratio = turn.*poad.*turn_ppo"):
+        load_agent(settings("Chain", ppo={"ratio": "turn"}))

@@ -78,6 +78,11 @@ def resolve(config: Config) -> Config:
             f"acting.scheme = score makes the whole action one decision, but {method.name} credits "
             "its tokens; use trie (exact) or published (as the paper's code)."
         )
+    if config.ppo.ratio == "turn" and method.decision != "turn":
+        raise ConfigError(
+            f"ppo.ratio = turn is one ratio for the whole action, but {method.name} gives each of "
+            "its tokens an advantage of its own; use credit.method = turn_ppo, or ratio = token."
+        )
     if config.prompt.thinking and acting.scheme != "trie":
         raise ConfigError(
             f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking has no "

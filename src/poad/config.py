@@ -160,6 +160,9 @@ class PPOConfig:
     the distinct prompts, not of the turns."""
     clip: float = 0.2
     """How far a ratio may leave 1 before its gradient stops (paper: 0.2)."""
+    ratio: Literal["token", "turn"] = "token"
+    """`token`: a ratio for every decision. `turn`: one for the whole action, the product over its
+    decisions, where the method gives the action one advantage (turn_ppo)."""
     kl_stop: float | None = 0.05
     """Stop an update's passes when the approximate KL exceeds this (paper: 0.02); none: never."""
     entropy: float = 0.05

@@ -7,6 +7,7 @@ decisions of a rollout are one decision here, so each is computed once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,7 +143,11 @@ class DecisionTable:
         return q, self._options[q, token]
 
     def batch(
-        self, pad_id: int, also: Sequence[Position] = (), branching: bool = True
+        self,
+        pad_id: int,
+        also: Sequence[Position] = (),
+        branching: bool = True,
+        divide: bool = True,
     ) -> TokenBatch:
         """Pad all decisions into one batch; every position is read once.
 
@@ -150,6 +155,7 @@ class DecisionTable:
             pad_id: token written into padding.
             also: further positions to read.
             branching: whether the model can read trees.
+            divide: whether the decisions behind one prompt may be divided among bundles.
 
         Raises:
             ValueError: there is no decision.
@@ -181,9 +187,9 @@ class DecisionTable:
                     token[q, k, a] = token_id
                     token_mask[q, k, a] = True
         # A whole-action decision reads all over its prompt, and must not be divided.
-        bundles = Bundles.divide(
-            positions := tuple(index), None if shape[2] > 1 else 128, branching
-        )
+        positions = tuple(index)
+        largest = None if shape[2] > 1 else 128 if divide else sys.maxsize
+        bundles = Bundles.divide(positions, largest, branching)
         return TokenBatch(
             positions,
             bundles,

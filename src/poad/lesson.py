@@ -37,6 +37,8 @@ class Lesson:
     """[S] int64."""
     option: Tensor
     """[S] int64."""
+    turn: Tensor
+    """[S] int64: the turn each term belongs to."""
     old_logprob: Tensor
     """[S] as recorded while sampling."""
     fresh: Tensor

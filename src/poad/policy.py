@@ -313,13 +313,14 @@ class Policy:
     # --- training -----------------------------------------------------------------------------
 
     def decisions(
-        self, turns: Sequence[Turn], also: Sequence[Position] = ()
+        self, turns: Sequence[Turn], also: Sequence[Position] = (), divide: bool = True
     ) -> tuple[TokenBatch, Tensor, Tensor]:
         """The distinct decisions behind some turns.
 
         Args:
             turns: n turns that this policy acted.
             also: further positions to read in the same rows.
+            divide: whether the decisions behind one prompt may fall into several minibatches.
 
         Returns:
             The batch of Q decisions; [n, D] int64, the decision behind each token, -1 where there
@@ -337,7 +338,7 @@ class Policy:
             for column, q, k in seen[key]:
                 decision[i, column] = q
                 option[i, column] = k
-        batch = table.batch(self.codec.pad_id, also, branching=self.model.branching)
+        batch = table.batch(self.codec.pad_id, also, self.model.branching, divide)
         return batch, torch.from_numpy(decision), torch.from_numpy(option)
 
     def evaluate(self, batch: TokenBatch, reference: bool = False) -> Evaluated:

@@ -172,7 +172,8 @@ class PPO:
         also = () if self._features else readings.positions
         if not any(any(turn.action.choice) for turn in turns):
             return None, {}
-        batch, decision, option = self.policy.decisions(turns, also)
+        whole = self._config.ppo.ratio == "turn"
+        batch, decision, option = self.policy.decisions(turns, also, divide=not whole)
         value = self._values(batch, features).cpu()
         credit_config = self._config.credit
         by_duration = credit_config.discount == "duration"
@@ -207,6 +208,7 @@ class PPO:
             features=features,
             decision=decision[mask],
             option=option[mask],
+            turn=torch.arange(len(turns))[:, None].expand_as(mask)[mask],
             old_logprob=logprob[mask],
             fresh=fresh[:, None].expand_as(mask)[mask],
             advantage=of_turns(advantage)[mask],
@@ -354,7 +356,18 @@ class PPO:
         old, advantage = lesson.old_logprob[mine].to(device), lesson.advantage[mine].to(device)
         logprob, entropy = new.logprob[decision, option], new.entropy[decision]
         terms = max(1.0, len(lesson.decision) * share)
-        surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / terms
+        if ppo.ratio == "turn":
+            each, turn = lesson.turn[mine].unique(return_inverse=True)
+            turn = turn.to(device)
+            new_sum, old_sum = (
+                one.new_zeros(len(each)).index_add(0, turn, one) for one in (logprob, old)
+            )
+            # A turn's terms all carry its advantage.
+            judged = advantage.new_zeros(len(each)).index_copy(0, turn, advantage)
+            count = max(1.0, len(lesson.turn.unique()) * share)
+            surrogate = clipped_surrogate(new_sum, old_sum, judged, ppo.clip).sum() / count
+        else:
+            surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / terms
         among = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
         loss = surrogate - (among[decision] * entropy).sum() / terms
         away = 0.0

@@ -241,7 +241,7 @@ def test_seeds_that_do_not_pair_up_are_refused():
 def test_the_numbers_are_those_of_rliable():
     """Against the package of the paper's authors, where it happens to be installed."""
     try:
-        library, metrics = map(import_module, ("rliable.library", "rliable.metrics"))
+        library, metrics = (import_module(f"rliable.{name}") for name in ("library", "metrics"))
     except Exception as error:  # its dependencies move on without it
         pytest.skip(f"rliable cannot be imported: {error}")
     rng = np.random.default_rng(3)

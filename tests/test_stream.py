@@ -90,5 +90,9 @@ def test_a_choice_outside_the_mask_is_refused():
 def test_ids_at_positions_that_are_no_action_tokens_do_not_matter():
     rows = rows_of_two_turns()
     rows["mask"][:, 1] = False
+    before = token_credit(**rows, gamma=0.9, lam=0.9)
+    rows["turn_ids"] = rows["turn_ids"].clone()
     rows["turn_ids"][:, 1] = 99
-    token_credit(**rows, gamma=0.9, lam=0.9)
+    after = token_credit(**rows, gamma=0.9, lam=0.9)
+    assert torch.equal(after.advantage, before.advantage)
+    assert torch.equal(after.target, before.target)

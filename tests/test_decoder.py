@@ -8,21 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIGURATIONS, Zoo, assert_same, next_token_logits
+from tiny_models import CONFIGURATIONS, Zoo, assert_same, counted, next_token_logits
 
 from poad.batch import TokenIds
 from poad.language_model import LanguageModel
 
 LONG = tuple(5 + i % 50 for i in range(60))
-
-
-def counted(model: LanguageModel) -> list[int]:
-    """Grows with the tokens of each forward pass, padding included."""
-    sizes: list[int] = []
-    model._body.register_forward_pre_hook(
-        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    return sizes
 
 
 def assert_reads(model: LanguageModel, hidden: torch.Tensor, rows: list[TokenIds]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from chats import TEMPLATES, chatting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import PROMPTS, TOKENIZERS, Zoo, byte_level
+from tiny_models import PROMPTS, TOKENIZERS, Zoo, byte_level, counted
 from tiny_worlds import settings as small
 
 from poad.agent import Agent, load_agent
@@ -346,10 +346,7 @@ def test_offered_actions_do_not_read_a_growing_prompt_again(
     """Few tokens to all choices or many: each token of an episode is read once while acting."""
     monkeypatch.setattr("poad.decoder._WORTH", 1)
     _, agent, _, worlds = team(zoo, "poad/TomatoSalad-v0", "episode", streams=1)
-    sizes: list[int] = []
-    agent.model._body.register_forward_pre_hook(
-        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    sizes = counted(agent.model)
     (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
     assert not any(turn.terminated or turn.truncated for turn in turns)
     assert sum(sizes) <= len(turns[-1].prompt_ids) + len(turns[-1].action.token_ids)
@@ -361,10 +358,7 @@ def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(
     """What is written is read as it is written, and the next prompt goes on from there."""
     monkeypatch.setattr("poad.decoder._WORTH", 1)
     _, agent, _, worlds = team(zoo, "Diary", "episode", streams=1)
-    sizes: list[int] = []
-    agent.model._body.register_forward_pre_hook(
-        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    sizes = counted(agent.model)
     (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
     lasts = [turn for turn in turns[:-1] if turn.terminated or turn.truncated] + [turns[-1]]
     assert len(lasts) < len(turns)

@@ -188,6 +188,15 @@ class Zoo:
         return model
 
 
+def counted(model: LanguageModel) -> list[int]:
+    """Grows with the tokens of each forward pass, padding included."""
+    sizes: list[int] = []
+    model._body.register_forward_pre_hook(
+        lambda _, __, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return sizes
+
+
 def next_token_logits(model: LanguageModel, *token_ids: int) -> torch.Tensor:
     """[V] what a plain, whole forward pass of transformers over one row says, with gradient."""
     causal: Any = model.module

@@ -35,8 +35,10 @@ class Recipe:
 
     name: str
     worlds: tuple[str, ...]
+    arguments: tuple[dict[str, Any], ...] = ({},)
+    """Each world is opened with each of these."""
     episodes: int = 150
-    """Random episodes per world."""
+    """Random episodes per world and arguments."""
     vocabulary: int = 420
     """Upper limit; small worlds have fewer words."""
     width: int = 96
@@ -68,14 +70,24 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
         episodes=60,
         steps=600,
     ),
+    Recipe(
+        "tiny-length",
+        ("poad/Length-v0",),
+        arguments=tuple({"words": 2**k} for k in range(1, 8)),
+        episodes=100,
+        vocabulary=800,
+        width=64,
+        inner=160,
+        steps=1600,
+    ),
     CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
 
 
-def random_turns(world: str, episodes: int, seed: int) -> list[tuple[str, str]]:
+def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[tuple[str, str]]:
     """(prompt, action) of every turn of some episodes, actions uniform among the offered."""
     chooser = random.Random(seed)
-    env = make(world)
+    env = make(world, **arguments)
     turns = []
     for episode in range(episodes):
         prompt, info = env.reset(seed=seed + episode)
@@ -115,7 +127,8 @@ def build(recipe: Recipe, out: Path) -> None:
     turns = [
         turn
         for world in recipe.worlds
-        for turn in random_turns(world, recipe.episodes, seed=recipe.seed)
+        for arguments in recipe.arguments
+        for turn in random_turns(world, recipe.episodes, seed=recipe.seed, **arguments)
     ]
     tokenizer = train_tokenizer(turns, recipe.vocabulary)
     codec = TextCodec(tokenizer)
@@ -138,13 +151,15 @@ def card(making: dict[str, Any], folder: Path) -> str:
     recipe = making["recipe"]
     weights = (folder / "model.safetensors").stat().st_size / 1e6
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
+    with_each = [f"`{name}={value}`" for a in recipe["arguments"] for name, value in a.items()]
+    opened = f" with each of {', '.join(with_each)}" if with_each else ""
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
         f"{recipe['heads']} heads, tied embeddings",
         "tokenizer": "byte-level BPE trained on the same text",
         "training text": f"{making['turns']:,} turns ({making['distinct_prompts']} distinct "
-        f"prompts): {recipe['episodes']} episodes of each world, every action drawn uniformly "
-        "among the offered",
+        f"prompts): {recipe['episodes']} episodes of each world{opened}, every action drawn "
+        "uniformly among the offered",
         "selection": "none: every turn of every episode, in the order of the seeds, whatever "
         "came of it",
         "objective": f"next-token prediction, {recipe['steps']} steps of {recipe['batch']} turns; "

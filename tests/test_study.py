@@ -114,6 +114,16 @@ def test_the_search_tries_every_combination_on_other_seeds_and_other_episodes(tm
     assert {j.config.eval.seed for j in jobs} == {seed + study.panel.episodes for seed in first}
 
 
+def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
+    grid = {"ppo.lr": [1e-4, 1e-3], "ppo.entropy, ppo.entropy_free": [[0.1, 0], [0.2, 0.3]]}
+    study = read_study(study_file(tmp_path, search={"grid": grid, "seeds": [7]}))
+    tried = {
+        (j.config.ppo.lr, j.config.ppo.entropy, j.config.ppo.entropy_free)
+        for j in search_jobs(study)
+    }
+    assert tried == {(lr, *pair) for lr in (1e-4, 1e-3) for pair in ((0.1, 0.0), (0.2, 0.3))}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -133,6 +143,7 @@ def test_the_search_tries_every_combination_on_other_seeds_and_other_episodes(tm
         ({"search": {"grid": {"ppo.lr": [1]}}}, "both a grid and seeds"),
         ({"search": {"grid": {"ppo.rl": [1]}, "seeds": [9]}}, "unknown key 'ppo.rl'"),
         ({"search": {"grid": {"ppo.lr": 1}, "seeds": [9]}}, "list of values"),
+        ({"search": {"grid": {"ppo.lr,ppo.clip": [[1]]}, "seeds": [9]}}, "lists of 2 values each"),
         ({"search": {"worlds": ["chian"]}}, "Did you mean chain"),
         ({"panel": {"episodes": 0}}, "above 0"),
         ({"budget_minutes": -1}, "budget"),

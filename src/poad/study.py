@@ -61,7 +61,8 @@ class Search:
     """A small search for settings, the same for every method, on seeds that are not reported."""
 
     grid: dict[str, Any] = field(default_factory=dict)
-    """Values to try by setting (`ppo.lr: [1e-4, 5e-4]`); all combinations are tried."""
+    """Values to try by setting (`ppo.lr: [1e-4, 5e-4]`); all combinations are tried. Settings that
+    go together share an entry: `ppo.entropy, ppo.entropy_free: [[0.02, 0], [0.05, 0.01]]`."""
     seeds: tuple[int, ...] = ()
     """Seeds of the search."""
     worlds: tuple[str, ...] = ()
@@ -225,6 +226,9 @@ def _check_numbers(study: Study, where: str) -> None:
     for setting, values in search.grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: search.grid.{setting} is a list of values to try.")
+        many = setting.count(",") + 1
+        if many > 1 and not all(isinstance(v, list) and len(v) == many for v in values):
+            raise ConfigError(f"{where}: search.grid.{setting} needs lists of {many} values each.")
 
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -260,7 +264,20 @@ def shrink(study: Study) -> Study:
 def candidates(study: Study) -> list[dict[str, Any]]:
     """What the search tries: all combinations of the grid, by dotted name."""
     grid = study.search.grid
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [
+        {
+            name: value
+            for names, values in zip(grid, taken, strict=True)
+            for name, value in _together(names, values)
+        }
+        for taken in itertools.product(*grid.values())
+    ]
+
+
+def _together(names: str, values: Any) -> list[tuple[str, Any]]:
+    """The settings that one entry of a grid gives values to."""
+    each = [name.strip() for name in names.split(",")]
+    return list(zip(each, values if len(each) > 1 else [values], strict=True))
 
 
 def search_jobs(study: Study) -> list[Job]:

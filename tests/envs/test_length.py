@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,15 +13,25 @@ from poad.agent import load_agent
 from poad.config import from_dict
 from poad.envs import make
 from poad.envs.length import KEYS
+from poad.policy import Observation
 
 
-def play(words: int, choices: list[int]) -> list[tuple[str, float, bool, bool]]:
-    """What happens when the offered actions of these places are taken, until the end."""
-    env, seen = make("poad/Length-v0", words=words), []
-    _, info = env.reset(seed=0)
+def offer(words: int) -> tuple[str, ...]:
+    """What is offered, everywhere."""
+    return make("poad/Length-v0", words=words).reset(seed=0)[1]["admissible_actions"]
+
+
+def play(
+    words: int, choices: list[int], offered: bool = True
+) -> list[tuple[str, float, bool, bool]]:
+    """The room, and what happens when the actions of these places are taken, until the end."""
+    env, seen = make("poad/Length-v0", words=words, offered=offered), []
+    env.reset(seed=0)
     for choice in choices:
-        prompt, reward, over, cut, info = env.step(info["admissible_actions"][choice])
-        seen.append((prompt, float(reward), over, cut))
+        prompt, reward, over, cut, info = env.step(offer(words)[choice])
+        assert ("admissible_actions" in info) is offered
+        assert "invalid_action" not in info
+        seen.append((prompt.split()[-1], float(reward), over, cut))
         if over or cut:
             break
     env.close()
@@ -33,6 +44,23 @@ def test_length_changes_nothing_but_the_spelling(words: int, choices: list[int])
     assert play(words, choices) == play(2, choices)
 
 
+@settings(deadline=None)
+@given(st.integers(2, 40), st.lists(st.integers(0, 3), min_size=8, max_size=8))
+def test_to_write_freely_is_to_do_the_same_without_being_offered_it(words: int, choices: list[int]):
+    assert play(words, choices, offered=False) == play(words, choices)
+
+
+def test_every_word_that_does_not_count_counts():
+    assert offer(8)[1] == "milk two three four clothes six seven eight"
+    assert offer(1119)[0].split()[-2:] == [
+        "onethousandonehundredeighteen",
+        "onethousandonehundrednineteen",
+    ]
+    for words in (31, 128, 1200):
+        for action in offer(words):
+            assert len(set(action.split())) == len(action.split()) == words
+
+
 def test_only_the_right_bits_lead_on():
     right = [2 * first + second for first, second in KEYS]
     assert [reward for _, reward, _, _ in play(6, right)] == [0, 0, 0, 1]
@@ -42,7 +70,7 @@ def test_only_the_right_bits_lead_on():
 
 @pytest.mark.parametrize("words", [2, 8, 32, 128])
 def test_every_word_is_a_token_and_the_two_choices_lie_half_an_action_apart(words: int):
-    told = {"env": "poad/Length-v0", "model": {"name": "tiny-household", "device": "cpu"}}
+    told = {"env": "poad/Length-v0", "model": {"device": "cpu"}}
     agent = load_agent(from_dict(told | {"env_args": {"words": words}}))
     env = make("poad/Length-v0", words=words)
     _, info = env.reset(seed=0)
@@ -51,6 +79,20 @@ def test_every_word_is_a_token_and_the_two_choices_lie_half_an_action_apart(word
     differ = {j for j in range(words + 1) if len({tokens[j] for tokens in spelled}) > 1}
     assert differ == {0, words // 2}
     env.close()
+
+
+@pytest.mark.parametrize("words", [2, 8, 32, 128])
+def test_untrained_its_model_writes_what_would_be_offered_and_prefers_nothing(words: int):
+    told = {"env": "poad/Length-v0", "model": {"device": "cpu"}}
+    told |= {"acting": {"max_action_tokens": words + 2}}
+    agent = load_agent(from_dict(told | {"env_args": {"words": words, "offered": False}}))
+    prompt, info = make("poad/Length-v0", words=words, offered=False).reset(seed=0)
+    assert "admissible_actions" not in info
+    seen = [Observation(prompt, None)] * 400
+    texts = [action.text for action in agent.policy.act(seen, np.random.default_rng(0))]
+    counts = [texts.count(action) for action in offer(words)]
+    assert sum(counts) >= 320
+    assert min(counts) >= 0.15 * sum(counts)
 
 
 def test_the_manual_tells_how_often_chance_succeeds():

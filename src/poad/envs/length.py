@@ -12,7 +12,14 @@ KEYS: Final = ((0, 1), (1, 1), (1, 0), (0, 0))
 """What leads on from each room: the bits of the two words that count."""
 WORDS: Final = (("milk", "chips"), ("dishes", "clothes"))
 """The words that are offered for each bit: those of even length say 0, those of odd length 1."""
-FILLER: Final = "the"
+ONES: Final = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+TENS: Final = (
+    *("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
+)
 DISCOUNT: Final = 0.95
 """Per step, within an episode's return."""
 
@@ -37,14 +44,17 @@ class LengthEnv(TextWorld[State]):
 
     ## Actions
     `poad/Length-v0` offers four texts of `words` words, one for each pair of bits: "milk" or
-    "chips" first, "dishes" or "clothes" in the middle, "the" everywhere else. With `words=4`:
-    "milk the dishes the". Any other string is tried all the same and named in
+    "chips" first, "dishes" or "clothes" in the middle, and every other word counts: with `words=4`,
+    "milk two dishes four". Any other string is tried all the same and named in
     `info["invalid_action"]`: a text without a word says 0 twice, one word says both bits.
 
+    With `offered=False` there is no `info["admissible_actions"]`: the agent writes freely, and no
+    action is invalid.
+
     ## Observation
-    A short English prompt that ends so that an action reads on after a space. It tells the room:
-    4 prompts for 4 states, and one for the end. `env.unwrapped.numeric_observation()` gives the
-    number of rooms left behind.
+    A short English prompt that ends so that an action reads on after a space. It tells the room
+    and how many words are asked for: 4 prompts for 4 states, and one for the end.
+    `env.unwrapped.numeric_observation()` gives the number of rooms left behind.
 
     ## Rewards
     1 for the step that leads out, 0 for all others.
@@ -61,19 +71,20 @@ class LengthEnv(TextWorld[State]):
     ## Arguments
     * `words`: how long the offered actions are, 2 by default.
     * `max_steps`: the limit in steps, 8 by default.
+    * `offered`: whether actions are offered, or written freely; true by default.
 
     ## Version history
     * v0: first version.
     """
 
-    def __init__(self, words: int = 2, max_steps: int = 8) -> None:
+    def __init__(self, words: int = 2, max_steps: int = 8, offered: bool = True) -> None:
         if words < 2:
             raise ValueError(f"words must be at least 2, got {words}")
         self.words = words
-        offered = tuple(_spell(words, a, b) for a in (0, 1) for b in (0, 1))
+        actions = tuple(_spell(words, a, b) for a in (0, 1) for b in (0, 1))
 
         def view(state: State) -> View:
-            return View(_prompt(state), offered)
+            return View(_prompt(state, words), actions if offered else None)
 
         def act(state: State, action: str) -> Outcome[State]:
             right = state.room < len(ROOMS) and _bits(action) == KEYS[state.room]
@@ -89,14 +100,25 @@ class LengthEnv(TextWorld[State]):
             discount=DISCOUNT,
             max_steps=max_steps,
         )
-        longest = max(map(len, offered))
+        longest = max(map(len, actions))
         self.action_space = Text(max_length=max(64, longest), min_length=0, charset=CHARACTERS)
 
 
 def _spell(words: int, first: int, second: int) -> str:
-    spelled = [FILLER] * words
+    spelled = [_number(place) for place in range(1, words + 1)]
     spelled[0], spelled[words // 2] = WORDS[0][first], WORDS[1][second]
     return " ".join(spelled)
+
+
+def _number(number: int) -> str:
+    """A whole number as one word."""
+    for size, name in ((1000, "thousand"), (100, "hundred")):
+        if number >= size:
+            rest = _number(number % size) if number % size else ""
+            return _number(number // size) + name + rest
+    if number >= len(ONES):
+        return TENS[number // 10] + (ONES[number % 10] if number % 10 else "")
+    return ONES[number]
 
 
 def _bits(action: str) -> tuple[int, int]:
@@ -105,7 +127,7 @@ def _bits(action: str) -> tuple[int, int]:
     return said[0], said[len(said) // 2]
 
 
-def _prompt(state: State) -> str:
+def _prompt(state: State, words: int) -> str:
     if state.room == len(ROOMS):
-        return "You are in no room. Next you should"
-    return f"You are in the {ROOMS[state.room]}. Next you should"
+        return "You are out."
+    return f"You have {_number(words)} words to leave the {ROOMS[state.room]}"

@@ -17,8 +17,8 @@ class View(NamedTuple):
     """The words for one state."""
 
     prompt: str
-    actions: tuple[str, ...]
-    """The offered actions, in slot order."""
+    actions: tuple[str, ...] | None
+    """The offered actions, in slot order; none where the agent writes freely."""
 
 
 class Outcome(NamedTuple, Generic[State]):
@@ -75,14 +75,15 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         self._running = True
         self._steps, self._return, self._factor = 0, 0.0, 1.0
         prompt, actions = self._view(self.state)
-        return prompt, {"admissible_actions": actions}
+        return prompt, {} if actions is None else {"admissible_actions": actions}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out one action; one that is not offered is named in `info["invalid_action"]`."""
         if not self._running:
             raise ResetNeeded("no episode is under way: call reset() before step()")
         info: dict[str, Any] = {}
-        if action not in self._view(self.state).actions:
+        offered = self._view(self.state).actions
+        if offered is not None and action not in offered:
             info["invalid_action"] = action
 
         self.state, rewards, reward, success = self._act(self.state, action)
@@ -94,7 +95,8 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         self._running = not (success or truncated)
 
         prompt, actions = self._view(self.state)
-        info |= {"admissible_actions": actions, "duration": len(rewards)}
+        info |= {} if actions is None else {"admissible_actions": actions}
+        info["duration"] = len(rewards)
         if not self._running:
             info["episode"] = {"r": self._return, "l": self._steps, "success": success}
         return prompt, reward, success, truncated, info

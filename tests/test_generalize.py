@@ -50,6 +50,16 @@ def test_every_agent_is_examined_in_every_world(
     assert not list(Run.open(runs["ntpo"]).episodes())
 
 
+def test_worlds_that_speak_otherwise_are_said_to_do_so(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["generalize", str(runs["poad"]), "--episodes", "1", "--worlds"]
+    assert main([*given, "poad/TomatoSalad-v0"]) == 0
+    assert "none of these worlds speaks as poad/FoodPreparation-v0" in capsys.readouterr().out
+    assert main([*given, "poad/TomatoSalad-v0", "poad/Cheese-v0"]) == 0
+    assert "speaks" not in capsys.readouterr().out
+
+
 def test_an_unknown_world_is_refused_before_anything_is_played(
     runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,9 +44,9 @@ def show_world(env_id: str, env_args: Mapping[str, Any]) -> int:
     console.rule("Arguments", align="left", style="dim")
     arguments = world_arguments(env_id)
     for name, (annotation, default) in arguments.items():
-        kind = getattr(annotation, "__name__", annotation)
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         shown = "" if default is inspect.Parameter.empty else f" = {default!r}"
-        console.print(f"{name}: {kind}{shown}", markup=False)
+        console.print(f"{name}: {kind.replace('typing.', '')}{shown}", markup=False)
     if not arguments:
         console.print("none")
     console.rule("First observation", align="left", style="dim")

@@ -12,7 +12,7 @@ from rich.table import Table
 from poad.agent import Agent
 from poad.config import ConfigError
 from poad.console import Screen, watch
-from poad.envs import known_worlds
+from poad.envs import known_worlds, same_words
 from poad.evaluate import evaluate, summarize
 from poad.launch import MODES, load_run
 from poad.run import Run
@@ -52,6 +52,12 @@ def generalize_run(
         raise ConfigError(f"There is no world {', '.join(sorted(unknown))}; see `poad envs`.")
     rows = _rows(path, beside)
     console = Screen(quiet=quiet)
+    home = rows[0].agent.config.env
+    if not any(same_words(home, world) for world in worlds):
+        console.print(
+            f"Note: none of these worlds speaks as {home} does, where this agent was trained; "
+            "little can carry over."
+        )
     results: list[dict[str, Any]] = []
     for row in rows:
         for world in worlds:

@@ -17,6 +17,7 @@ __all__ = [
     "known_worlds",
     "make",
     "register_worlds",
+    "same_words",
     "unseen_worlds",
     "world_arguments",
     "writing",
@@ -149,6 +150,14 @@ def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and parameter.name not in spec.kwargs
     }
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two worlds are of one kind and so speak alike: the same class, other arguments.
+
+    `env_id` and errors are as for `make`.
+    """
+    return _spec(one).entry_point == _spec(other).entry_point
 
 
 def writing(env_id: str) -> Writing:

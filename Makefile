@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast study-smoke lint format bench models docs sandbox clean
+.PHONY: help demo test test-fast study-smoke studies lint format bench models docs sandbox clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	rm -rf runs/studies/main-smoke
 	$(BIN)/poad study studies/main.yaml --smoke
 
+# In the order of their worth; each goes on where it was.
+STUDIES := main length gamma_token lam_token slots gamma actions generalization length_free
+studies: $(VENV)/.installed-dev ## Run whatever the shipped studies are missing (hours; stop any time)
+	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml --out benchmarks/studies/$$s; done
+
 test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
 	$(BIN)/pytest -n 2 -m "not slow"
 
@@ -54,7 +59,7 @@ format: $(VENV)/.installed-dev ## Put the code into the house style
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev ## Measure what benchmarks/README.md reports (takes long)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 models: $(VENV)/.installed ## Rebuild the embedded language models, the same to the byte
 	$(BIN)/python scripts/build_models.py

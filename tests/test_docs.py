@@ -16,6 +16,13 @@ def test_the_worlds_manual_is_up_to_date() -> None:
     assert (ROOT / "docs" / "environments.md").read_text(encoding="utf-8") == page()
 
 
+def test_the_page_of_results_tells_every_shipped_study_and_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_results.py"))
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == script["page"]()
+    assert set(script["ORDER"]) == {path.stem for path in (ROOT / "studies").glob("*.yaml")}
+    assert f"STUDIES := {' '.join(script['ORDER'])}\n" in (ROOT / "Makefile").read_text()
+
+
 def test_every_metric_of_an_update_is_explained() -> None:
     text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     assert [name for name in LEARNED if f"`{name}`" not in text] == []

@@ -1,0 +1,104 @@
+"""Write docs/results.md from what the shipped studies found: `make docs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from poad.study import Study, main_jobs, read_study, search_jobs
+from poad.study_page import Table, interval, tables
+
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "results.md"
+FOUND = ROOT / "benchmarks" / "studies"
+ORDER = (
+    *("main", "length", "gamma_token", "lam_token", "slots", "gamma", "actions"),
+    *("generalization", "length_free"),
+)
+"""As `make studies` runs them."""
+HEAD = """\
+# Results
+
+What the shipped studies found. Written by `make docs` from `benchmarks/studies/`, where each
+study's findings, tables, figures and the numbers of every run lie; do not edit. *Success* is the
+share of the panel's sampled episodes that succeed at the end, *area* the mean height of the
+learning curve: interquartile means over seeds with 95 % bootstrap intervals over seeds. How studies
+work: [studies.md](studies.md). `make studies` runs whatever is missing here.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name in ORDER:
+        study = read_study(ROOT / "studies" / f"{name}.yaml")
+        parts += [f"## {name}\n", f"*{study.question.strip()}*\n"]
+        findings, results = (FOUND / name / file for file in ("findings.md", "results.json"))
+        if findings.is_file():
+            parts.append(findings.read_text(encoding="utf-8").strip() + "\n")
+        if results.is_file():
+            parts += told(name, json.loads(results.read_text(encoding="utf-8")))
+        else:
+            parts.append(not_run(name, study))
+    return "\n".join(parts)
+
+
+def not_run(name: str, study: Study) -> str:
+    """What is said of a study without results."""
+    runs, tried = len(main_jobs(study, {})), len(search_jobs(study))
+    search = f" and {tried} of the search" if tried else ""
+    command = f"poad study studies/{name}.yaml --out benchmarks/studies/{name}"
+    return f"Not run yet: {runs} runs{search}. `{command}`\n"
+
+
+def told(name: str, results: dict[str, Any]) -> Iterator[str]:
+    """The short form of a study's results."""
+    place = f"../benchmarks/studies/{name}"
+    figure = "scale" if results["scale"]["label"] else "curves"
+    yield f"![{name}]({place}/{figure}.svg)\n"
+    for score in ("success", "area"):
+        yield overview(results, score)
+    for table in tables(results):
+        if table.title == "Unseen worlds":
+            yield in_markdown(table)
+    for method, settings in results["chosen"].items():
+        yield f"* {method} learned with {', '.join(f'{k} {v}' for k, v in settings.items())}"
+    missing, minutes = len(results["missing"]), results["cost"]["cpu_minutes"]
+    absent = f"; {missing} runs are missing" if missing else ""
+    yield (
+        f"\n{len(results['runs'])} runs in {minutes:.0f} CPU minutes, the search included{absent}. "
+        f"Identity {results['identity']['hash']}. Comparisons, costs and every run: "
+        f"[results.md]({place}/results.md).\n"
+    )
+
+
+def overview(results: dict[str, Any], score: str) -> str:
+    """A line per method, a column per world."""
+    cells = {(s["method"], s["world"]): s for s in results["summaries"]}
+    worlds = list(dict.fromkeys(world for _, world in cells))
+    seeds = sorted({line["seeds"] for line in cells.values()})
+    head = f"{score}, {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"
+    rows = [
+        [
+            method,
+            *(
+                interval(cells[method, world][score], ".2f") if (method, world) in cells else "–"
+                for world in worlds
+            ),
+        ]
+        for method in results["methods"]
+    ]
+    return in_markdown(Table("", "", [head, *worlds], rows))
+
+
+def in_markdown(table: Table) -> str:
+    """The table without its title."""
+    rows = [table.head, ["---"] * len(table.head), *table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
+    print(f"wrote {TARGET.name}")

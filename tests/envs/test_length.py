@@ -17,7 +17,7 @@ from poad.policy import Observation
 
 
 def offer(words: int) -> tuple[str, ...]:
-    """What is offered, everywhere."""
+    """What is offered in the kitchen."""
     return make("poad/Length-v0", words=words).reset(seed=0)[1]["admissible_actions"]
 
 
@@ -26,9 +26,13 @@ def play(
 ) -> list[tuple[str, float, bool, bool]]:
     """The room, and what happens when the actions of these places are taken, until the end."""
     env, seen = make("poad/Length-v0", words=words, offered=offered), []
+    told = make("poad/Length-v0", words=words)
     env.reset(seed=0)
+    _, offer = told.reset(seed=0)
     for choice in choices:
-        prompt, reward, over, cut, info = env.step(offer(words)[choice])
+        action = offer["admissible_actions"][choice]
+        *_, offer = told.step(action)
+        prompt, reward, over, cut, info = env.step(action)
         assert ("admissible_actions" in info) is offered
         assert "invalid_action" not in info
         seen.append((prompt.split()[-1], float(reward), over, cut))
@@ -50,8 +54,8 @@ def test_to_write_freely_is_to_do_the_same_without_being_offered_it(words: int, 
     assert play(words, choices, offered=False) == play(words, choices)
 
 
-def test_every_word_that_does_not_count_counts():
-    assert offer(8)[1] == "milk two three four clothes six seven eight"
+def test_a_room_and_numbers_fill_the_rest():
+    assert offer(8)[1] == "milk two three kitchen clothes six seven eight"
     assert offer(1119)[0].split()[-2:] == [
         "onethousandonehundredeighteen",
         "onethousandonehundrednineteen",

@@ -7,7 +7,7 @@ from gymnasium.spaces import Text
 
 from poad.envs.text_world import CHARACTERS, Outcome, TextWorld, View
 
-ROOMS: Final = ("kitchen", "bathroom", "bedroom", "living room")
+ROOMS: Final = ("kitchen", "bathroom", "bedroom", "hall")
 KEYS: Final = ((0, 1), (1, 1), (1, 0), (0, 0))
 """What leads on from each room: the bits of the two words that count."""
 WORDS: Final = (("milk", "chips"), ("dishes", "clothes"))
@@ -34,19 +34,21 @@ class LengthEnv(TextWorld[State]):
     """Somebody walks through four rooms; the way on is said in two words, or in two among many.
 
     ## Description
-    Four rooms in a row, from the kitchen through the bathroom and the bedroom to the living room
-    and out. Each room has its key, two bits. An action is any text; two of its words say the bits,
-    the first one and the one in its middle: a word with an even number of letters says 0, an odd
-    one 1. The right bits lead on, others leave the agent where it is. How many words stand between
-    and behind the two changes nothing, so `words` makes actions longer and the problem no harder.
+    Four rooms in a row, from the kitchen through the bathroom and the bedroom to the hall and out.
+    Each room has its key, two bits. An action is any text; two of its words say the bits, the first
+    one and the one in its middle: a word with an even number of letters says 0, an odd one 1. The
+    right bits lead on, others leave the agent where it is. How many words stand between and behind
+    the two changes nothing, so `words` makes actions longer and the problem no harder.
     The world is deterministic: a seed changes nothing. Its purpose is to measure how a method's
     learning depends on the length of actions; it has no counterpart in the literature.
 
     ## Actions
     `poad/Length-v0` offers four texts of `words` words, one for each pair of bits: "milk" or
-    "chips" first, "dishes" or "clothes" in the middle, and every other word counts: with `words=4`,
-    "milk two dishes four". Any other string is tried all the same and named in
-    `info["invalid_action"]`: a text without a word says 0 twice, one word says both bits.
+    "chips" first, "dishes" or "clothes" in the middle. The word before the middle names the
+    room, so that both choices follow upon what decides them, however long the action; every other
+    word counts. In the kitchen with `words=6`: "milk two kitchen dishes five six". Any other string
+    is tried all the same and named in `info["invalid_action"]`: a text without a word says 0 twice,
+    one word says both bits.
 
     With `offered=False` there is no `info["admissible_actions"]`: the agent writes freely, and no
     action is invalid.
@@ -81,10 +83,13 @@ class LengthEnv(TextWorld[State]):
         if words < 2:
             raise ValueError(f"words must be at least 2, got {words}")
         self.words = words
-        actions = tuple(_spell(words, a, b) for a in (0, 1) for b in (0, 1))
+        offers = [
+            tuple(_spell(words, room, a, b) for a in (0, 1) for b in (0, 1)) for room in ROOMS
+        ]
+        offers.append(offers[-1])  # behind the last room nothing counts
 
         def view(state: State) -> View:
-            return View(_prompt(state, words), actions if offered else None)
+            return View(_prompt(state, words), offers[state.room] if offered else None)
 
         def act(state: State, action: str) -> Outcome[State]:
             right = state.room < len(ROOMS) and _bits(action) == KEYS[state.room]
@@ -100,12 +105,13 @@ class LengthEnv(TextWorld[State]):
             discount=DISCOUNT,
             max_steps=max_steps,
         )
-        longest = max(map(len, actions))
+        longest = max(len(action) for actions in offers for action in actions)
         self.action_space = Text(max_length=max(64, longest), min_length=0, charset=CHARACTERS)
 
 
-def _spell(words: int, first: int, second: int) -> str:
+def _spell(words: int, room: str, first: int, second: int) -> str:
     spelled = [_number(place) for place in range(1, words + 1)]
+    spelled[words // 2 - 1] = room
     spelled[0], spelled[words // 2] = WORDS[0][first], WORDS[1][second]
     return " ".join(spelled)
 

@@ -89,7 +89,7 @@ class LengthEnv(TextWorld[State]):
         offers.append(offers[-1])  # behind the last room nothing counts
 
         def view(state: State) -> View:
-            return View(_prompt(state, words), offers[state.room] if offered else None)
+            return View(_prompt(state, words), offers[state.room])
 
         def act(state: State, action: str) -> Outcome[State]:
             right = state.room < len(ROOMS) and _bits(action) == KEYS[state.room]
@@ -104,6 +104,7 @@ class LengthEnv(TextWorld[State]):
             observe=lambda state: [state.room],
             discount=DISCOUNT,
             max_steps=max_steps,
+            offered=offered,
         )
         longest = max(len(action) for actions in offers for action in actions)
         self.action_space = Text(max_length=max(64, longest), min_length=0, charset=CHARACTERS)

@@ -17,8 +17,8 @@ class View(NamedTuple):
     """The words for one state."""
 
     prompt: str
-    actions: tuple[str, ...] | None
-    """The offered actions, in slot order; none where the agent writes freely."""
+    actions: tuple[str, ...]
+    """The offered actions, in slot order."""
 
 
 class Outcome(NamedTuple, Generic[State]):
@@ -43,6 +43,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         observe: what the agent perceives of a state, as numbers.
         discount: per primitive step, within the return of `info["episode"]`.
         max_steps: the limit in primitive steps. An action under way is carried out to its end.
+        offered: whether the actions of a view are offered; if not, the agent writes freely.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         observe: Callable[[State], list[int]],
         discount: float,
         max_steps: int,
+        offered: bool = True,
     ) -> None:
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
@@ -64,7 +66,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         """The hidden state; only tests should look."""
         self._start, self._discount = start, discount
         self._view, self._act, self._observe = view, act, observe
-        self._running = False
+        self._running, self._offered = False, offered
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -75,15 +77,14 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         self._running = True
         self._steps, self._return, self._factor = 0, 0.0, 1.0
         prompt, actions = self._view(self.state)
-        return prompt, {} if actions is None else {"admissible_actions": actions}
+        return prompt, {"admissible_actions": actions} if self._offered else {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out one action; one that is not offered is named in `info["invalid_action"]`."""
         if not self._running:
             raise ResetNeeded("no episode is under way: call reset() before step()")
         info: dict[str, Any] = {}
-        offered = self._view(self.state).actions
-        if offered is not None and action not in offered:
+        if self._offered and action not in self._view(self.state).actions:
             info["invalid_action"] = action
 
         self.state, rewards, reward, success = self._act(self.state, action)
@@ -95,7 +96,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         self._running = not (success or truncated)
 
         prompt, actions = self._view(self.state)
-        info |= {} if actions is None else {"admissible_actions": actions}
+        info |= {"admissible_actions": actions} if self._offered else {}
         info["duration"] = len(rewards)
         if not self._running:
             info["episode"] = {"r": self._return, "l": self._steps, "success": success}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poad.study import Study, main_jobs, read_study, search_jobs
-from poad.study_page import Table, interval, tables
+from poad.study_page import Table, in_markdown, interval, tables
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "results.md"
@@ -62,15 +62,16 @@ def told(name: str, results: dict[str, Any]) -> Iterator[str]:
         yield overview(results, score)
     for table in tables(results):
         if table.title == "Unseen worlds":
-            yield in_markdown(table)
+            yield in_markdown(table) + "\n"
     for method, settings in results["chosen"].items():
         yield f"* {method} learned with {', '.join(f'{k} {v}' for k, v in settings.items())}"
     missing, minutes = len(results["missing"]), results["cost"]["cpu_minutes"]
+    search = ", the search included" if results["search"] else ""
     absent = f"; {missing} runs are missing" if missing else ""
     yield (
-        f"\n{len(results['runs'])} runs in {minutes:.0f} CPU minutes, the search included{absent}. "
-        f"Identity {results['identity']['hash']}. Comparisons, costs and every run: "
-        f"[results.md]({place}/results.md).\n"
+        f"\n{len(results['runs'])} runs in {minutes:.0f} CPU minutes{search}{absent}. Identity "
+        f"{results['identity']['hash']}. [Comparisons and costs]({place}/results.md), "
+        f"[every run]({place}/results.json).\n"
     )
 
 
@@ -90,13 +91,7 @@ def overview(results: dict[str, Any], score: str) -> str:
         ]
         for method in results["methods"]
     ]
-    return in_markdown(Table("", "", [head, *worlds], rows))
-
-
-def in_markdown(table: Table) -> str:
-    """The table without its title."""
-    rows = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return in_markdown(Table("", "", [head, *worlds], rows)) + "\n"
 
 
 if __name__ == "__main__":

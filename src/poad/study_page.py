@@ -299,10 +299,16 @@ def _markdown(results: Results, drawings: Mapping[str, tuple[str, str]]) -> str:
     parts = [f"# Study: {results['study']}", results["question"], *_story(results)]
     parts += [f"![{caption}]({name}.svg)" for name, (caption, _) in drawings.items()]
     for table in tables(results):
-        grid = [table.head, ["---"] * len(table.head), *table.rows]
-        lines = ("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in grid)
-        parts += [f"## {table.title}", table.note, "\n".join(lines)]
+        parts += [f"## {table.title}", table.note, in_markdown(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def in_markdown(table: Table) -> str:
+    """The table alone, without its title and note."""
+    grid = [table.head, ["---"] * len(table.head), *table.rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid
+    )
 
 
 def _html(results: Results, drawings: Mapping[str, tuple[str, str]]) -> str:

@@ -42,7 +42,7 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	$(BIN)/poad study studies/main.yaml --smoke
 
 # In the order of their worth; each goes on where it was.
-STUDIES := main length gamma_token lam_token slots gamma actions generalization length_free
+STUDIES := main length ablations generalization length_free actions
 studies: $(VENV)/.installed-dev ## Run whatever the shipped studies are missing (hours; stop any time)
 	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml --out benchmarks/studies/$$s; done
 

@@ -37,6 +37,9 @@ class Recipe:
     worlds: tuple[str, ...]
     arguments: tuple[dict[str, Any], ...] = ({},)
     """Each world is opened with each of these."""
+    gradually: bool = False
+    """Begin with the first of `arguments` and let the others join one by one; learn actions only.
+    To look back at the prompt is found among few words, and carries over to many."""
     episodes: int = 150
     """Random episodes per world and arguments."""
     vocabulary: int = 420
@@ -78,14 +81,19 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
         vocabulary=800,
         width=64,
         inner=160,
-        steps=1600,
+        steps=4000,
+        gradually=True,
     ),
     CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
 
 
-def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[tuple[str, str]]:
-    """(prompt, action) of every turn of some episodes, actions uniform among the offered."""
+Turn = tuple[str, str]
+"""A prompt, and the action taken."""
+
+
+def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
+    """Every turn of some episodes, actions uniform among the offered."""
     chooser = random.Random(seed)
     env = make(world, **arguments)
     turns = []
@@ -100,20 +108,29 @@ def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list
     return turns
 
 
-def train_tokenizer(turns: list[tuple[str, str]], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of the worlds' words."""
     texts = sorted({text for prompt, action in turns for text in (prompt, f" {action}")})
     return train_bpe(texts, vocabulary)
 
 
 def train_model(
-    recipe: Recipe, codec: TextCodec, turns: list[tuple[str, str]]
+    recipe: Recipe, codec: TextCodec, parts: list[list[Turn]]
 ) -> tuple[LlamaForCausalLM, float]:
     """Next-token prediction on turns drawn uniformly; the model and its last loss in nats."""
     model = new_model(recipe, codec, positions=512, seed=recipe.seed)
-    rows = [(codec.prompt(prompt) + codec.action(action), 0) for prompt, action in turns]
-    losses = fit(model, drawn(rows, recipe.batch), recipe.steps, recipe.lr, recipe.name)
+    rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
+    if recipe.gradually:
+        batches = joining(rows, recipe.batch, recipe.steps)
+    else:
+        batches = drawn([row for part in rows for row in part], recipe.batch)
+    losses = fit(model, batches, recipe.steps, recipe.lr, recipe.name)
     return model, losses[-1]
+
+
+def _row(codec: TextCodec, turn: Turn, read: bool) -> Row:
+    prompt = codec.prompt(turn[0])
+    return prompt + codec.action(turn[1]), len(prompt) if read else 0
 
 
 def drawn(rows: list[Row], batch: int) -> Iterator[list[Row]]:
@@ -122,18 +139,25 @@ def drawn(rows: list[Row], batch: int) -> Iterator[list[Row]]:
         yield [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
 
 
+def joining(parts: list[list[Row]], batch: int, steps: int) -> Iterator[list[Row]]:
+    """Batches of one part each: the first three parts at once, the others by half of the steps."""
+    for step in range(steps):
+        there = min(3 + 2 * step * (len(parts) - 2) // steps, len(parts))
+        yield next(drawn(parts[int(torch.randint(there, ()))], batch))
+
+
 def build(recipe: Recipe, out: Path) -> None:
     """Make one model and write it to ``out/NAME``."""
-    turns = [
-        turn
+    parts = [
+        random_turns(world, recipe.episodes, seed=recipe.seed, **arguments)
         for world in recipe.worlds
         for arguments in recipe.arguments
-        for turn in random_turns(world, recipe.episodes, seed=recipe.seed, **arguments)
     ]
+    turns = [turn for part in parts for turn in part]
     tokenizer = train_tokenizer(turns, recipe.vocabulary)
     codec = TextCodec(tokenizer)
     print(f"{recipe.name}: {len(turns)} turns, vocabulary {len(tokenizer)}")
-    model, loss = train_model(recipe, codec, turns)
+    model, loss = train_model(recipe, codec, parts)
     making = {
         "recipe": asdict(recipe),
         "turns": len(turns),
@@ -153,6 +177,7 @@ def card(making: dict[str, Any], folder: Path) -> str:
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
     with_each = [f"`{name}={value}`" for a in recipe["arguments"] for name, value in a.items()]
     opened = f" with each of {', '.join(with_each)}" if with_each else ""
+    gradually = " of actions, short ones first" if recipe["gradually"] else ""
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
         f"{recipe['heads']} heads, tied embeddings",
@@ -162,7 +187,8 @@ def card(making: dict[str, Any], folder: Path) -> str:
         "uniformly among the offered",
         "selection": "none: every turn of every episode, in the order of the seeds, whatever "
         "came of it",
-        "objective": f"next-token prediction, {recipe['steps']} steps of {recipe['batch']} turns; "
+        "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of "
+        f"{recipe['batch']} turns; "
         f"final loss {making['final_loss']} nats per token",
         "seed": recipe["seed"],
     }

@@ -13,10 +13,7 @@ from poad.study_page import Table, in_markdown, interval, tables
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "results.md"
 FOUND = ROOT / "benchmarks" / "studies"
-ORDER = (
-    *("main", "length", "gamma_token", "lam_token", "slots", "gamma", "actions"),
-    *("generalization", "length_free"),
-)
+ORDER = ("main", "length", "ablations", "generalization", "length_free", "actions")
 """As `make studies` runs them."""
 HEAD = """\
 # Results

@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "poad"
 ROOMS = "## Rooms, top to bottom"
 # Packages that one module knows, so that no other needs to.
-FENCES = {"peft": {"models"}, "matplotlib": {"figures"}, "tyro": {"cli"}, "yaml": {"config", "cli"}}
+FENCES = {
+    "peft": {"models"},
+    "matplotlib": {"figures"},
+    "tyro": {"cli", "options"},
+    "yaml": {"config", "cli"},
+}
 
 
 def modules() -> list[str]:

@@ -160,13 +160,7 @@ def pack(
         The rows; reading q belongs to the q-th position.
     """
     sequences = [(*prompt, *beginning) for prompt, beginning in positions]
-    trees: list[_Tree] = []
-    place: dict[TokenIds, tuple[int, int]] = {}
-    for sequence in sorted(set(sequences)):
-        if not trees or not trees[-1].welcomes(sequence, row_tokens, branching):
-            trees.append(_Tree())
-        place[sequence] = len(trees) - 1, trees[-1].grow(sequence)
-
+    trees, place = _plant(sequences, row_tokens, branching)
     shape = len(trees), max(len(tree.tokens) for tree in trees)
     token_ids = np.full(shape, pad_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)
@@ -185,6 +179,25 @@ def pack(
         torch.from_numpy(found[:, 0].copy()),
         torch.from_numpy(found[:, 1].copy()),
     )
+
+
+def packed_tokens(positions: Sequence[Position], row_tokens: int = 240) -> int:
+    """How many tokens :func:`pack` would compute for some positions, padding apart."""
+    sequences = [(*prompt, *beginning) for prompt, beginning in positions]
+    return sum(len(tree.tokens) for tree in _plant(sequences, row_tokens, branching=True)[0])
+
+
+def _plant(
+    sequences: Sequence[TokenIds], row_tokens: int, branching: bool
+) -> tuple[list[_Tree], dict[TokenIds, tuple[int, int]]]:
+    """The rows, and in which row and column each sequence ends."""
+    trees: list[_Tree] = []
+    place: dict[TokenIds, tuple[int, int]] = {}
+    for sequence in sorted(set(sequences)):
+        if not trees or not trees[-1].welcomes(sequence, row_tokens, branching):
+            trees.append(_Tree())
+        place[sequence] = len(trees) - 1, trees[-1].grow(sequence)
+    return trees, place
 
 
 def _tree_attention(trees: Sequence[_Tree], length: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from poad.batch import Action, Position, TokenIds, common
+from poad.batch import Action, Position, TokenIds, common, packed_tokens
 from poad.codec import TextCodec
 from poad.config import Config, ModelConfig, PromptConfig
 from poad.envs import make
@@ -386,13 +386,11 @@ def _cost(positions: Sequence[Position], once: bool) -> int:
         positions: any number.
         once: share beginnings however long the rows become.
     """
-    total = row = 0
+    if not once:
+        return packed_tokens(positions)
+    total = 0
     before: TokenIds = ()
     for way in sorted({(*prompt, *beginning) for prompt, beginning in positions}):
-        shared = common(before, way)
-        if not once and (4 * shared < len(way) or row + len(way) - shared > max(240, 2 * len(way))):
-            row = shared = 0  # as `poad.batch.pack` decides
-        row += len(way) - shared
-        total += len(way) - shared
+        total += len(way) - common(before, way)
         before = way
     return total

@@ -1,8 +1,9 @@
-"""Write docs/results.md from what the shipped studies found: `make docs`."""
+"""Write docs/results.md and the README's tables from what the studies found: `make docs`."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from poad.study_page import Table, in_markdown, interval, tables
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 FOUND = ROOT / "benchmarks" / "studies"
 ORDER = ("main", "length", "ablations", "generalization", "length_free", "actions")
 """As `make studies` runs them."""
@@ -73,24 +75,33 @@ def told(name: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 def overview(results: dict[str, Any], score: str) -> str:
-    """A line per method, a column per world."""
+    """A line per method, a column per world, and for success the share of runs without it."""
     cells = {(s["method"], s["world"]): s for s in results["summaries"]}
     worlds = list(dict.fromkeys(world for _, world in cells))
     seeds = sorted({line["seeds"] for line in cells.values()})
     head = f"{score}, {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"
-    rows = [
-        [
-            method,
-            *(
-                interval(cells[method, world][score], ".2f") if (method, world) in cells else "–"
-                for world in worlds
-            ),
-        ]
-        for method in results["methods"]
-    ]
-    return in_markdown(Table("", "", [head, *worlds], rows)) + "\n"
+    rows = []
+    for method in results["methods"]:
+        of = [cells.get((method, world)) for world in worlds]
+        row = [method, *("–" if cell is None else interval(cell[score], ".2f") for cell in of)]
+        if score == "success":
+            row.append("–" if of[-1] is None else f"{of[-1]['never']:.0%}")
+        rows.append(row)
+    last = ["never at threshold"] if score == "success" else []
+    return in_markdown(Table("", "", [head, *worlds, *last], rows)) + "\n"
+
+
+def readme(text: str) -> str:
+    """The README with the table of every study that it names in a comment."""
+
+    def table(place: re.Match[str]) -> str:
+        results = json.loads((FOUND / place[2] / "results.json").read_text(encoding="utf-8"))
+        return f"{place[1]}\n{overview(results, 'success')}{place[3]}"
+
+    return re.sub(r"(<!-- study (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.S)
 
 
 if __name__ == "__main__":
     TARGET.write_text(page(), encoding="utf-8")
-    print(f"wrote {TARGET.name}")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {TARGET.name} and the tables of {README.name}")

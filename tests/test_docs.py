@@ -23,6 +23,13 @@ def test_the_page_of_results_tells_every_shipped_study_and_is_up_to_date() -> No
     assert f"STUDIES := {' '.join(script['ORDER'])}\n" in (ROOT / "Makefile").read_text()
 
 
+def test_the_tables_in_the_readme_are_those_of_the_studies() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_results.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- study main -->\n| success" in text
+    assert script["readme"](text) == text
+
+
 def test_every_metric_of_an_update_is_explained() -> None:
     text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     assert [name for name in LEARNED if f"`{name}`" not in text] == []

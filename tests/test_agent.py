@@ -23,9 +23,9 @@ def test_nothing_is_left_to_guess(method: str) -> None:
     assert config.model.name == "tiny-kitchen"
     assert (config.acting.scheme, config.acting.score) == SCORES.get(method, ("trie", "word"))
     assert config.credit.slots == ("tokens" if method == "ntpo" else "choices")
-    assert config.credit.lam_token == 0.8
-    inside = 0.9 if method in ("ntpo", "archer_adrl") else 1.0
-    assert config.credit.gamma_token == inside
+    fades = method in ("ntpo", "archer_adrl")
+    assert config.credit.lam_token == (0.8 if fades else 1.0)
+    assert config.credit.gamma_token == (0.9 if fades else 1.0)
     assert "auto" not in leaves(to_dict(config)) - {config.model.device}
     assert resolve(config) == config
 

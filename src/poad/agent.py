@@ -91,8 +91,9 @@ def resolve(config: Config) -> Config:
         )
     if credit.slots == "auto":
         credit = replace(credit, slots=method.slots)
-    if credit.lam_token is None:
-        credit = replace(credit, lam_token=credit.lam)
+    if credit.lam_token is None:  # what is not discounted inside an action does not fade there
+        fades = method.gamma_token is None
+        credit = replace(credit, lam_token=credit.lam if fades else 1.0)
     if credit.gamma_token is None:
         rate = credit.gamma if method.gamma_token is None else method.gamma_token
         credit = replace(credit, gamma_token=rate)

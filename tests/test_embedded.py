@@ -123,9 +123,25 @@ def test_the_text_is_every_turn_of_every_episode_in_order(
 
     monkeypatch.setattr(script, "train_model", spy)
     script.build(recipe, tmp_path)
-    expected = [turn for world in BOUNDS for turn in random_play(world, 3, 11)]
+    expected = [random_play(world, 3, 11) for world in BOUNDS]
     assert given == [expected]
-    assert json.loads((tmp_path / "x" / "making.json").read_text())["turns"] == len(expected)
+    told = json.loads((tmp_path / "x" / "making.json").read_text())
+    assert told["turns"] == sum(map(len, expected))
+
+
+def test_longer_actions_join_the_training_one_by_one(script: ModuleType) -> None:
+    torch.manual_seed(0)
+    parts = [[([part], 0), ([part, part], 0)] for part in range(7)]
+    batches = list(script.joining(parts, batch=4, steps=2_000))
+    assert [len(batch) for batch in batches] == [4] * 2_000
+    drawn = [{row[0] for row, _ in batch} for batch in batches]
+    assert all(len(of) == 1 for of in drawn)  # a batch holds turns of about the same length
+    first = [next(step for step, of in enumerate(drawn) if of == {part}) for part in range(7)]
+    assert max(first[:3]) < 100 < min(first[3:])
+    assert first[3:] == sorted(first[3:])
+    assert first[6] < 1_100
+    late = [sum(of == {part} for of in drawn[1_000:]) for part in range(7)]
+    assert min(late) > 100
 
 
 @pytest.mark.parametrize("name", WORDS_OF_WORLDS)

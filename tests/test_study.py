@@ -261,7 +261,12 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, number: signal.Sig
     out = tmp_path / "out"
     command = [sys.executable, "-m", "poad", "study", str(file), "--out", str(out), "--quiet"]
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        # What a shell starts in the background inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     run = out / "runs" / "chain.poad.0"
     while len(list(read_lines(run / "metrics.jsonl"))) < 5:
         assert process.poll() is None

@@ -115,8 +115,10 @@ def test_no_runs_make_no_figure(tmp_path: Path):
 def test_the_theory_is_drawn_with_every_gamma_and_sign(ending: str, tmp_path: Path):
     gaps = {1.0: ([1, 2], [0.0, 0.0], [0.0, 0.0]), 0.9: ([1, 2], [0.0, 0.1], [0.0, 0.1])}
     shares = {"> 0": [0.1, math.nan, 0.4], "< 0": [0.3, 0.2, 0.1]}
-    path = plot_theory(gaps, shares, 0.9, tmp_path / f"theory.{ending}")
+    errors = {"poad": ([64, 256], [0.2, 0.1]), "ntpo": ([64, 256], [0.4, 0.2])}
+    path = plot_theory(gaps, shares, 0.9, errors, tmp_path / f"theory.{ending}")
     assert path.stat().st_size > 5000
     if ending == "svg":
         text = path.read_text()
-        assert all(f">{label}</text>" in text for label in ("1", "0.9", "values &gt; 0"))
+        told = ("1", "0.9", "values &gt; 0", "poad", "ntpo")
+        assert all(f">{label}</text>" in text for label in told)

@@ -232,10 +232,20 @@ def test_under_chance_alone_small_p_values_are_as_rare_as_they_say():
 
 
 def test_seeds_that_do_not_pair_up_are_refused():
-    with pytest.raises(ValueError, match="broadcast"):
+    with pytest.raises(ValueError, match="give the same"):
         paired_difference([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
+    with pytest.raises(ValueError, match="give the same"):
+        paired_difference([[1.0]], [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="flat array"):
         bootstrap_interval([[]], interquartile_mean)
+
+
+def test_a_score_that_is_not_a_number_is_never_passed_over():
+    assert math.isnan(interquartile_mean([1.0, 1.0, 1.0, math.nan]))
+    table = np.array([[0.0, 1.0], [math.nan, 1.0]])
+    np.testing.assert_array_equal(interquartile_mean(table, axis=0), [math.nan, 1.0])
+    with pytest.raises(ValueError, match="NaN"):
+        bootstrap_interval([[1.0, math.nan]], interquartile_mean)
 
 
 def test_the_numbers_are_those_of_rliable():

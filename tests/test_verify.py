@@ -47,6 +47,11 @@ def test_the_command_prints_every_law_and_leaves_numbers_and_drawings(
         assert head in shown
     assert [gap["gamma_token"] for gap in saved["gaps"]] == list(GAMMA_TOKENS)
     assert {row["sign"] for row in saved["preferences"]} == {"positive", "negative"}
+    assert "Root mean squared error of sampled credit" in shown
+    for row in saved["convergences"]:
+        assert row["method"] in shown
+        assert row["episodes"] == [64, 256, 1024]
+        assert row["error"][0] > row["error"][1] > row["error"][2] > 0
     assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "verify.svg").read_text()
 
@@ -93,18 +98,20 @@ def test_wrong_credit_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laws, "EPISODES", 8192)
     swapped = {**laws.METHODS, "poad": laws.METHODS["ntpo"]}
     monkeypatch.setattr(laws, "METHODS", swapped)
-    failed = {law.name for law in laws.estimator_laws(0) if not law.holds}
+    failed = {law.name for law in laws.estimator_laws(0)[0] if not law.holds}
     assert failed == {"Sampled credit, poad", "Sampled credit, poad, all slots"}
 
 
 def test_credit_for_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
+        decision = "token"
+
         def credit(self, trajectory, *_, **__):
             nothing = trajectory.mask & False
             return Credit(trajectory.value, trajectory.value, nothing, nothing)
 
     monkeypatch.setattr(laws, "METHODS", {**laws.METHODS, "poad": Silent()})
-    law = laws.estimator_laws(0)[0]
+    law = laws.estimator_laws(0)[0][0]
     assert law.cases == 0
     assert not law.holds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,17 +70,21 @@ class Sums:
         # What never varies, as at λ = 0 inside an action, is right to the last digits or wrong.
         return (mean - truth[often]) / np.maximum(spread, 1e-12)
 
-    def shrinkage(self, truth: Floats, sizes: Sequence[int]) -> float:
-        """The power of N with which the error shrinks, for estimates of growing `sizes`."""
+    def error(self, truth: Floats, sizes: Sequence[int]) -> list[float]:
+        """Root mean squared error of the means, for estimates from growing numbers of episodes.
+
+        Over labels that occur ten times in the smallest of the `sizes`, which divide N.
+        """
         often = self.count.mean(0) * sizes[0] >= 10
         rms: list[float] = []
         for size in sizes:
-            total = self.total[:, often].reshape(-1, size, int(often.sum())).sum(1)
-            count = self.count[:, often].reshape(total.shape[0], size, -1).sum(1)
+            shape = len(self.total) // size, size, int(often.sum())
+            total = self.total[:, often].reshape(shape).sum(1)
+            count = self.count[:, often].reshape(shape).sum(1)
             seen = count > 0
             error = total[seen] / count[seen] - np.broadcast_to(truth[often], seen.shape)[seen]
-            rms.append(float(np.sqrt((error**2).mean())))
-        return float(np.polyfit(np.log(sizes), np.log(rms), 1)[0])
+            rms.append(float(np.sqrt((error**2).mean())) if seen.any() else math.nan)
+        return rms
 
 
 @dataclass(frozen=True)

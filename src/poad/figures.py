@@ -167,25 +167,28 @@ def plot_theory(
     gaps: Mapping[float, tuple[Sequence[int], Sequence[float], Sequence[float]]],
     shares: Mapping[str, Sequence[float]],
     gamma_token: float,
+    errors: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     path: str | Path,
 ) -> Path:
-    """Draw what naive token-level discounting does: its gap by length, and whom it deceives.
+    """Draw what naive token-level discounting does: its gap by length, and whom it deceives; and
+    how sampled credit nears its exact values.
 
     Args:
         gaps: by γ_w: lengths, the measured gap (dots) and the closed form (line).
         shares: by the sign of the values: the share of states whose greedy action is not the
             optimum, by the length of the optimal action, from 1 token; NaN where there is none.
         gamma_token: the γ_w of the shares.
+        errors: by method: numbers of episodes, and the error of means over so many.
         path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
-        figure = Figure(figsize=(8, 2.9), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(5, 4))
-        for axes in (left, right):
+        figure = Figure(figsize=(11.5, 2.9), layout="constrained")
+        left, right, last = figure.subplots(1, 3, width_ratios=(5, 4, 4))
+        for axes in (left, right, last):
             _style(axes, "#555555", "#e6e6e6")
         for number, (gamma, (length, measured, closed)) in enumerate(gaps.items()):
             color, every = f"C{number}", max(1, len(length) // 25)
@@ -203,6 +206,18 @@ def plot_theory(
         right.set_title(title, fontsize=10, loc="left")
         right.set_xlabel("tokens of the optimal action", color="#555")
         right.legend(frameon=False, fontsize=8)
+        for number, (method, (episodes, heights)) in enumerate(errors.items()):
+            last.loglog(episodes, heights, "o-", ms=3, lw=1, color=f"C{number}", label=method)
+        for episodes, heights in list(errors.values())[:1]:
+            root = [heights[0] * math.sqrt(episodes[0] / n) for n in episodes]
+            last.loglog(episodes, root, ":", lw=1.2, color="#777777", label=r"$1/\sqrt{N}$")
+            last.set_xticks(episodes, [f"{n:,}" for n in episodes])
+        last.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        last.yaxis.set_major_formatter("{x:g}")
+        last.minorticks_off()
+        last.set_title("Error of sampled credit", fontsize=10, loc="left")
+        last.set_xlabel("episodes", color="#555")
+        last.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         svg = Path(path).suffix == ".svg"
         figure.savefig(path, dpi=120, metadata={"Date": None} if svg else None)
     return Path(path)

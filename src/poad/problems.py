@@ -243,6 +243,8 @@ def problem_of(
     """
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma is {gamma}; it must lie in [0, 1).")
+    if outcomes < 1:
+        raise ValueError(f"outcomes is {outcomes}; an action has at least one.")
     if sign not in get_args(Sign):
         raise ValueError(f"Unknown sign {sign!r}; there are {', '.join(get_args(Sign))}.")
     tries = tuple(ActionTrie.build(strings, [str(s) for s in strings]) for strings in offers)

@@ -96,12 +96,13 @@ FLIPS = 10_000
 def interquartile_mean(scores: ArrayLike, axis: int = -1) -> Floats:
     """The mean of the middle half: without the lowest and the highest quarter of the scores.
 
-    Of n scores, n // 4 are dropped at either end.
+    Of n scores, n // 4 are dropped at either end. A NaN among them makes the result NaN.
     """
     ordered = np.sort(np.asarray(scores, dtype=float), axis=axis)
     n = ordered.shape[axis]
     middle = np.take(ordered, range(n // 4, n - n // 4), axis=axis)
-    return np.asarray(middle.mean(axis=axis))
+    unknown = np.isnan(ordered).any(axis=axis)  # sorted to the end, it would be dropped unseen
+    return np.asarray(np.where(unknown, np.nan, middle.mean(axis=axis)))
 
 
 def bootstrap_interval(
@@ -231,7 +232,10 @@ def paired_difference(
     Raises:
         ValueError: tasks or seeds that do not pair up.
     """
-    gaps = [x - y for x, y in zip(_arrays(a), _arrays(b), strict=True)]
+    first, second = _arrays(a), _arrays(b)
+    if (seeds := [*map(len, first)]) != (others := [*map(len, second)]):
+        raise ValueError(f"Seeds by task, {seeds} against {others}: give the same ones, in order.")
+    gaps = [x - y for x, y in zip(first, second, strict=True)]
     weight = np.concatenate([np.full(len(gap), 1 / (len(gap) * len(gaps))) for gap in gaps])
     low, high = bootstrap_interval(
         gaps, lambda drawn: drawn @ weight, confidence=confidence, resamples=resamples, seed=seed
@@ -256,4 +260,6 @@ def _arrays(tasks: Tasks) -> list[Floats]:
     arrays = [np.asarray(task, dtype=float) for task in tasks]
     if not arrays or any(a.ndim != 1 or not len(a) for a in arrays):
         raise ValueError("Give a flat array of scores per task, each with a seed at least.")
+    if any(np.isnan(a).any() for a in arrays):
+        raise ValueError("A score is NaN; leave that seed out, and say so.")
     return arrays

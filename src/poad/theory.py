@@ -19,6 +19,8 @@ import numpy as np
 
 from poad.problems import Floats, Ints, LanguageMDP, Tree
 
+ITERATIONS = 1_000_000
+"""Iterations after which a fixed point is given up."""
 Combine = Callable[[Floats, slice, Ints], Floats]
 """⊕: from the values of options, which options they are, and where groups begin, to a value per
 group."""
@@ -52,7 +54,12 @@ def soft(temperature: float, log_reference: Floats) -> Combine:
 
     `log_reference` holds log μ of every option, [M] or [A]; all 0 for entropy instead of KL.
     Source: soft BAD; soft Q-learning (arXiv 1702.08165, eq. 5).
+
+    Raises:
+        ValueError: a temperature α that is not above 0; `best` is what it tends to there.
     """
+    if not temperature > 0:
+        raise ValueError(f"The temperature is {temperature}; it must be above 0 (`best` is its 0).")
 
     def combine(q: Floats, options: slice, starts: Ints) -> Floats:
         logits = q / temperature + log_reference[options]
@@ -76,12 +83,13 @@ def expected(log_policy: Floats) -> Combine:
 def regularized(temperature: float, log_policy: Floats, log_reference: Floats) -> Combine:
     """⊕ = Σ π (q − α log(π/μ)): what a policy earns when straying from μ costs α·KL.
 
-    The logarithms are finite, [M] or [A].
+    Logarithms are [M] or [A]. What π never takes, log π = −∞, costs nothing; log μ is finite.
     """
-    cost = temperature * (log_policy - log_reference)
+    policy = np.exp(log_policy)
+    cost = temperature * (np.where(policy > 0, log_policy, 0.0) - log_reference)
 
     def combine(q: Floats, options: slice, starts: Ints) -> Floats:
-        return np.add.reduceat(np.exp(log_policy[options]) * (q - cost[options]), starts)
+        return np.add.reduceat(policy[options] * (q - cost[options]), starts)
 
     return combine
 
@@ -92,7 +100,11 @@ def token_backup(
     """One action's backup, from the values [S] of the observation after it to every prefix.
 
     Q(o,w≤j) = γ_w ⊕ Q(o,w≤j,w) inside the action, and R + γ E beyond(o′) at its last token.
+
+    Raises:
+        ValueError: a `gamma_token` outside [0, 1].
     """
+    _check_rate(gamma_token)
     q, v = np.full((2, len(mdp.tree.parent)), np.nan)
     q[mdp.tree.leaf] = mdp.whole(beyond)
     for options, starts, parents in reversed(mdp.tree.levels):
@@ -121,11 +133,21 @@ def solve_actions(mdp: LanguageMDP, combine: Combine = best) -> ActionValues:
 def _fixed_point(step: Callable[[Floats], Floats], size: int) -> Floats:
     """Iterate a contraction until rounding is all that is left."""
     value, rounding = np.zeros(size), 4 * np.finfo(float).eps
-    for _ in range(100_000):
+    for _ in range(ITERATIONS):
         value, before = step(value), value
-        if np.abs(value - before).max() <= rounding * max(1, np.abs(value).max()):
+        change = np.abs(value - before).max()
+        if not np.isfinite(change):
+            raise ValueError("A value is not finite; are all rewards and probabilities?")
+        if change <= rounding * max(1, np.abs(value).max()):
             return value
-    raise ValueError("The values do not settle; is gamma below 1?")
+    raise ValueError(
+        f"The values did not settle in {ITERATIONS:,} iterations: gamma is too near 1."
+    )
+
+
+def _check_rate(gamma_token: float) -> None:
+    if not 0 <= gamma_token <= 1:
+        raise ValueError(f"gamma_token is {gamma_token}; a discount lies in [0, 1].")
 
 
 def policy_values(
@@ -139,9 +161,13 @@ def policy_values(
 
     V = Σₐ π(a) γ_w^{n−1} (R − cost + γ E V(o′)), where the factor is what γ_w leaves of an action's
     worth at its root. `cost` [A] is paid per action, as α·log(π/μ). `q` is R + γ E V(o′).
+
+    Raises:
+        ValueError: a `gamma_token` outside [0, 1].
     """
-    reward = mdp.expected_reward - (0.0 if cost is None else cost)
+    _check_rate(gamma_token)
     share = np.exp(log_action) * gamma_token ** (mdp.tree.length - 1)
+    reward = mdp.expected_reward - (0.0 if cost is None else np.where(share > 0, cost, 0.0))
     weight = np.zeros((mdp.states, len(mdp.state)))
     weight[mdp.state, np.arange(len(mdp.state))] = share
     system = np.eye(mdp.states) - mdp.gamma * (weight @ mdp.transition)

@@ -15,7 +15,7 @@ from rich.table import Table
 from poad.config import ConfigError
 from poad.console import Screen
 from poad.figures import plot_theory
-from poad.laws import Findings, Law, Preference, verify
+from poad.laws import Convergence, Findings, Law, Preference, verify
 from poad.storage import write_json
 from poad.versions import source_commit, versions
 
@@ -62,6 +62,21 @@ def show_preferences(console: Console, rows: Sequence[Preference]) -> None:
     console.print(table, highlight=False)
 
 
+def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
+    """Print how the means of sampled credit near their exact values."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("episodes")
+    for heading in (*(f"{n:,}" for n in rows[0].episodes), "power of N"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row.method, *(f"{e:.4f}" for e in row.error), f"{row.power:.2f}")
+    console.print(
+        "\nRoot mean squared error of sampled credit, λ .95 after a turn and 1 inside it:\n",
+        highlight=False,
+    )
+    console.print(table, highlight=False)
+
+
 def _sign(row: Preference) -> str:
     return "> 0" if row.sign == "positive" else "< 0"
 
@@ -91,6 +106,7 @@ def verify_command(
     console = Screen(quiet=quiet)
     show_laws(console, found.laws)
     show_preferences(console, found.preferences)
+    show_convergences(console, found.convergences)
     try:
         saved = _save(found, {**size, "seed": seed}, out)
     except OSError as error:
@@ -113,14 +129,16 @@ def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
         "laws": [{**asdict(law), "holds": law.holds} for law in found.laws],
         "gaps": [asdict(gap) for gap in found.gaps],
         "preferences": [asdict(row) for row in found.preferences],
+        "convergences": [asdict(row) for row in found.convergences],
     }
     write_json(out / "verify.json", numbers)
     gaps = {gap.gamma_token: (gap.length, gap.measured, gap.closed) for gap in found.gaps}
     drawn = [row for row in found.preferences if row.gamma_token == DRAWN]
     shares = {_sign(row): row.shares for row in drawn}
+    errors = {row.method: (row.episodes, row.error) for row in found.convergences}
     try:
         for ending in ("png", "svg"):
-            plot_theory(gaps, shares, DRAWN, out / f"verify.{ending}")
+            plot_theory(gaps, shares, DRAWN, errors, out / f"verify.{ending}")
     except ImportError as error:
         return f"{out / 'verify.json'}; no figure: {error}"
     return f"{out / 'verify.json'}, verify.png and verify.svg"

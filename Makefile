@@ -41,10 +41,10 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	rm -rf runs/studies/main-smoke
 	$(BIN)/poad study studies/main.yaml --smoke
 
-# In the order of their worth; each goes on where it was.
+# In the order of their worth, into runs/studies/; each goes on where it was.
 STUDIES := main length ablations generalization length_free actions
-studies: $(VENV)/.installed-dev ## Run whatever the shipped studies are missing (hours; stop any time)
-	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml --out benchmarks/studies/$$s; done
+studies: $(VENV)/.installed-dev ## Repeat the shipped studies on this machine (hours; stop any time)
+	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml; done
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
 	$(BIN)/pytest -n 2 -m "not slow"

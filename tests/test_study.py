@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import yaml
 from poad.cli import main
 from poad.conduct import Book, run_study
 from poad.config import ConfigError, dump, load
-from poad.run import Run
-from poad.storage import plain, read_lines, write_text
+from poad.methods import METHODS
+from poad.run import Run, RunError
+from poad.storage import plain, read_lines, write_json, write_text
 from poad.study import Job, candidates, main_jobs, read_study, search_jobs, shrink
 from poad.study_page import write_results
 from poad.tally import identity, incomparable, read_results
@@ -145,6 +148,21 @@ def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
         ({"search": {"grid": {"ppo.lr": 1}, "seeds": [9]}}, "list of values"),
         ({"search": {"grid": {"ppo.lr,ppo.clip": [[1]]}, "seeds": [9]}}, "lists of 2 values each"),
         ({"search": {"worlds": ["chian"]}}, "Did you mean chain"),
+        ({"search": {"grid": {3: [1]}, "seeds": [9]}}, "3 is no setting"),
+        ({"search": {"grid": {"ppo.lr": [1]}, "seeds": [9, 9]}}, "stands twice"),
+        ({"search": {"worlds": ["chain", "chain"]}}, "stands twice"),
+        (
+            {"search": {"grid": {"ppo.lr": [1], "ppo.clip, ppo.lr": [[1, 1]]}, "seeds": [9]}},
+            "in two entries",
+        ),
+        ({"search": {"grid": {"steps": [1]}, "seeds": [9]}}, "give `steps` to the world"),
+        ({"methods": {"poad": {"steps": 9}}}, "give `steps` to the world"),
+        ({"methods": {True: {}}}, "quotes around what YAML takes"),
+        ({"worlds": {2: chain()}}, "quotes around what YAML takes"),
+        ({"worlds": {"all": chain()}}, "is all of them"),
+        ({"unseen": {"worlds": ["poad/Chese-v0"]}}, "Did you mean poad/Cheese-v0"),
+        ({"panel": {"seed": 2_000_000}}, "1000000 is free"),
+        ({"panel": {"seed": -1}}, "negative"),
         ({"panel": {"episodes": 0}}, "above 0"),
         ({"budget_minutes": -1}, "budget"),
     ],
@@ -218,6 +236,21 @@ def test_a_failed_run_is_tried_twice_and_listed_with_its_last_words(
     assert run_study(file, out=out, quiet=True) == 1
     again = [line["run"] for line in read_lines(out / "runs" / "spent.jsonl")][len(attempts) :]
     assert set(again) == {"search-0.chain.broken.9", "search-1.chain.broken.9"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_what_a_killed_run_has_cost_is_counted(tmp_path: Path):
+    world = chain(steps=9600) | {"env": "tiny_worlds:tiny/Deadly-v0"}
+    file = study_file(tmp_path, worlds={"a": world}, methods={"poad": {}}, seeds=[0], compare={})
+    out = tmp_path / "out"
+    assert run_study(file, out=out, quiet=True) == 1
+    (missing,) = read_results(out)["missing"]
+    assert (missing["state"], missing["why"]) == ("failed", "ended by signal 9")
+    lines = list(read_lines(out / "runs" / "spent.jsonl"))
+    assert [line["run"] for line in lines] == ["a.poad.0"] * 2
+    assert all(line["killed"] for line in lines)
+    reached = [line["cpu_seconds"] for line in read_lines(out / "runs/a.poad.0/metrics.jsonl")]
+    assert sum(line["cpu_seconds"] for line in lines) >= max(reached, default=0.0)
 
 
 def test_the_search_chooses_the_best_area_and_its_cost_is_told(studied: tuple[Path, Path, int]):
@@ -368,6 +401,161 @@ def test_a_seed_without_its_counterpart_is_left_out_of_pairs_alone(book: Book):
     assert [line["run"] for line in results["missing"]] == ["chain.ntpo.3"]
 
 
+def test_seeds_that_not_every_world_has_are_left_out_of_all_worlds_together(tmp_path: Path):
+    worlds = {"a": chain(), "b": chain()}
+    file = study_file(tmp_path, worlds=worlds, methods={"poad": {}}, seeds=list(range(10)))
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        if job.world == "a" or job.seed < 3:
+            pretend(book, job, [0.0, 1.0 if job.world == "a" else 0.0])
+    results = book.results()
+    lines = {line["world"]: line for line in results["summaries"]}
+    assert [lines[name]["seeds"] for name in ("a", "b", "all")] == [10, 3, 3]
+    assert lines["all"]["success"][0] == pytest.approx(0.5)
+    assert lines["all"]["never"] == 0.5
+    (profile,) = results["profiles"]
+    assert profile["points"][0][1] == 0.5
+
+
+def test_without_a_word_on_comparisons_the_first_method_is_compared_with_all(tmp_path: Path):
+    methods = {"poad": {}, "ntpo": {"credit": {"method": "ntpo"}}, "other": {}}
+    study = read_study(study_file(tmp_path, methods=methods, compare={}))
+    assert study.pairs == (("poad", "ntpo"), ("poad", "other"))
+
+
+def generalized(book: Book, job: Job, rates: dict[str, float], episodes: int) -> None:
+    """As `poad generalize` leaves it: the run, another beside it, and the untrained agent."""
+    agents = {"poad, seed 0": 0.0, "somebody else": 0.9, "untrained": -0.2}
+    lines = [
+        {"agent": agent, "world": world, "mode": mode, "episodes": episodes}
+        | {"success_rate": rate + more, "success_interval": [0.0, 1.0]}
+        for agent, more in agents.items()
+        for world, rate in rates.items()
+        for mode in ("sampled", "greedy")
+    ]
+    write_json(book.tasks[job.name].path / "generalization.json", {"results": lines})
+
+
+def test_unseen_worlds_have_intervals_over_seeds_and_comparisons(tmp_path: Path):
+    unseen = {"worlds": ["poad/Cheese-v0", "poad/Pizza-v0"], "episodes": 5}
+    file = study_file(tmp_path, seeds=[0, 1, 2, 3], unseen=unseen)
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        pretend(book, job, [0.5])
+        good = 0.8 if job.method == "poad" else 0.4
+        rates = {"poad/Cheese-v0": good, "poad/Pizza-v0": good - 0.2}
+        generalized(book, job, rates, episodes=5)
+    results = book.results()
+    told = {(u["method"], u["mode"], u["world"]): u for u in results["unseen"]}
+    assert len(told) == 2 * 2 * 3
+    whole = told["poad", "sampled", "all"]
+    assert (whole["success"][0], whole["mean"], whole["seeds"]) == (
+        pytest.approx(0.7),
+        pytest.approx(0.7),
+        4,
+    )
+    (against,) = whole["against"]
+    assert against["other"] == "ntpo"
+    assert against["difference"][0] == pytest.approx(0.4)
+    assert against["improvement"][0] == 1
+    write_results(results, book.out)
+    text = (book.out / "results.md").read_text()
+    assert "| poad | sampled | 4 | 0.80 [0.80, 0.80] | 0.60 [0.60, 0.60]" in text
+    assert "untrained" in text
+
+    again = book.results()["identity"]["hash"]
+    more = study_file(tmp_path, seeds=[0, 1, 2, 3], unseen=unseen | {"episodes": 9})
+    other = Book(read_study(more), tmp_path / "out", "")
+    assert other.results()["runs"] == []  # examined, but not as is asked now
+    assert other.results()["identity"]["hash"] != again
+    told_apart = incomparable(plain(results), plain(other.results()))
+    assert any("unseen worlds: episodes 5 and 9" in reason for reason in told_apart)
+
+
+def searching(folder: Path, rates: list[float]) -> Book:
+    grid = {"ppo.lr": rates}
+    changes: dict[str, Any] = {"methods": {"poad": {}}, "search": {"grid": grid, "seeds": [7]}}
+    file = study_file(folder, **changes)
+    book = Book(read_study(file), folder / "out", file.read_text())
+    book.runs.mkdir(parents=True, exist_ok=True)
+    return book
+
+
+def test_a_search_with_other_settings_than_its_runs_is_told_and_decides_nothing(tmp_path: Path):
+    book = searching(tmp_path, [1e-4, 1e-3])
+    for job in book.search:
+        pretend(book, job, [0.0, 10 * job.config.ppo.lr])
+    assert book.choice().settings == {"poad": {"ppo.lr": 1e-3}}
+    edited = searching(tmp_path, [1e-4, 5e-2])
+    results = edited.results()
+    assert results["chosen"] == {}
+    states = {line["run"]: line for line in results["missing"]}
+    assert states["search-1.chain.poad.7"]["state"] == "made with other settings"
+    assert "ppo.lr 0.001 → 0.05" in states["search-1.chain.poad.7"]["why"]
+
+
+def test_what_runs_were_begun_with_stays_chosen(tmp_path: Path):
+    book = searching(tmp_path, [1e-4, 1e-3])
+    first, second = book.search
+    pretend(book, first, [0.0, 0.5])
+    write_text(book.tasks[second.name].beside(".failed"), "the floor gave way")
+    jobs = book.main()
+    book.prepare(jobs)
+    for job in jobs:
+        pretend(book, job, [0.5])
+    write_text(book.tasks[second.name].beside(".failed"), "")
+    pretend(book, second, [0.0, 1.0])  # the retry does better
+    again = searching(tmp_path, [1e-4, 1e-3])
+    again.prepare(again.main())
+    results = again.results()
+    assert results["chosen"] == {"poad": {"ppo.lr": 1e-4}}
+    assert len(results["runs"]) == 2
+
+
+def test_versions_of_the_search_count_as_well(tmp_path: Path):
+    book = searching(tmp_path, [1e-4])
+    (job,) = book.search
+    pretend(book, job, [0.5])
+    place = book.tasks[job.name].path / "versions.json"
+    write_json(place, json.loads(place.read_text()) | {"torch": "0.1"})
+    for reported in book.main():
+        pretend(book, reported, [0.5])
+    assert {v["torch"] for v in book.results()["identity"]["versions"]} >= {"0.1"}
+    assert len(book.results()["identity"]["versions"]) == 2
+
+
+def test_results_whose_runs_are_gone_are_not_written_over(book: Book, tmp_path: Path):
+    file = tmp_path / "small.yaml"
+    for job in book.main():
+        pretend(book, job, [0.5])
+    write_results(book.results(), book.out)
+    before = (book.out / "results.json").read_text()
+    shutil.rmtree(book.runs)
+    for jobs in (0, 2):
+        with pytest.raises(ConfigError, match=r"tells of 8 runs, 8 of which are not in"):
+            run_study(file, out=book.out, jobs=jobs, quiet=True)
+    assert (book.out / "results.json").read_text() == before
+    assert run_study(file, out=tmp_path / "elsewhere", jobs=0, quiet=True) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs advisory locks")
+def test_two_studies_do_not_share_a_place(book: Book, tmp_path: Path):
+    hold = "import sys, pathlib; from poad.storage import take_lock; "
+    hold += "take_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(book.runs / ".lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=rf"process {other.pid} .* runs a study in"):
+            run_study(tmp_path / "small.yaml", out=book.out, quiet=True)
+        other.communicate("")
+    with book.alone():
+        pass
+
+
 def changed(results: dict[str, Any], *path: str, to: Any) -> dict[str, Any]:
     copy = json.loads(json.dumps(plain(results)))
     place = copy["identity"]
@@ -400,14 +588,31 @@ def test_the_hash_follows_panel_and_versions_and_nothing_of_the_machine(book: Bo
     jobs = book.main()
     for job in jobs:
         pretend(book, job, [0.5])
-    rows = book.results()["runs"]
-    told = identity(book.study, jobs, rows)["hash"]
-    slower = [row | {"cpu_seconds": 99.0} for row in rows]
-    assert identity(book.study, jobs, slower)["hash"] == told
-    newer = [row | {"versions": row["versions"] | {"torch": "0.1"}} for row in rows]
-    assert identity(book.study, jobs, newer)["hash"] != told
-    panel = shrink(book.study)
-    assert identity(panel, jobs, rows)["hash"] != told
+    results = book.results()
+    told, made = results["identity"]["hash"], [row["versions"] for row in results["runs"]]
+    assert identity(book.study, jobs, made)["hash"] == told
+    for job in jobs:  # a slower machine, and a commit that changed no source
+        run = book.tasks[job.name].path
+        versions = json.loads((run / "versions.json").read_text())
+        write_json(run / "versions.json", versions | {"git": "another", "platform": "a laptop"})
+        summary = json.loads((run / "summary.json").read_text())
+        write_json(run / "summary.json", summary | {"cpu_seconds": 99.0})
+    assert book.results()["identity"]["hash"] == told
+    assert book.results()["runs"][0]["cpu_seconds"] == 99
+    for name in ("torch", "source", "python"):
+        newer = [versions | {name: "0.1"} for versions in made]
+        assert identity(book.study, jobs, newer)["hash"] != told
+    assert identity(shrink(book.study), jobs, made)["hash"] != told
+
+
+def test_what_a_default_means_is_part_of_the_identity(book: Book, monkeypatch: pytest.MonkeyPatch):
+    jobs = book.main()
+    before = identity(book.study, jobs, [])
+    meaning = dict(METHODS) | {"poad": replace(METHODS["poad"], slots="tokens")}
+    monkeypatch.setattr("poad.agent._method", lambda config: meaning[config.credit.method])
+    after = identity(book.study, jobs, [])
+    assert before["configs"]["chain.poad"] != after["configs"]["chain.poad"]
+    assert before["configs"]["chain.ntpo"] == after["configs"]["chain.ntpo"]
 
 
 def test_the_command_compares_or_says_why_not(

@@ -7,6 +7,8 @@ what it offers, and what an action does. `settings` describes a small run in one
 from __future__ import annotations
 
 import math
+import os
+import signal
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,6 +120,13 @@ def scribble(state: State, action: str) -> Outcome:
     return Outcome(state.place, float(action.count("e")) - 0.1 * len(action), state.turn == 2)
 
 
+def kill_us(state: State, action: str) -> Outcome:
+    """As a system does that has run out of memory, not at once."""
+    if state.turn == 2 and state.seed % 40 == 39:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(0)
+
+
 def fall_over(state: State, action: str) -> Outcome:
     if state.turn == 2:
         raise ZeroDivisionError("the floor gave way")
@@ -172,6 +181,7 @@ WORLDS: dict[str, Rules] = {
     # Offers actions at first and none later.
     "Mixed": Rules(at_place, lambda s: TWO if s.turn < 2 else None, lambda s, a: Outcome(s.place)),
     "Broken": Rules(at_place, lambda s: TWO, fall_over),
+    "Deadly": Rules(at_place, lambda s: TWO, kill_us),
     "Priceless": Rules(at_place, lambda s: TWO, lambda s, a: Outcome(0, math.nan)),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,25 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from poad.config import ConfigError, dump
+from poad.config import Config, ConfigError, dump
 from poad.console import Screen
 from poad.launch import check_world
 from poad.run import RunError
-from poad.storage import read_lines, write_text
-from poad.study import Job, Settings, Study, main_jobs, read_study, search_jobs, shrink, unknown
+from poad.storage import LockedError, read_lines, take_lock, write_json, write_text
+from poad.study import (
+    Job,
+    Settings,
+    Study,
+    candidates,
+    main_jobs,
+    read_study,
+    search_jobs,
+    shrink,
+    unknown,
+)
 from poad.study_page import interval, write_results
 from poad.tally import (
+    Choice,
     changed_settings,
     choose,
     identity,
@@ -52,11 +65,13 @@ def run_study(
         quiet: show nothing.
 
     Returns:
-        The exit status: 0 if every run asked for now is finished, 1 if one failed, 130 for Ctrl-C.
+        The exit status: 1 if a run asked for now has failed, 130 for Ctrl-C, else 0, also where the
+        budget was spent before all were made.
 
     Raises:
         ConfigError: a study that cannot be run, or one that is now another than its runs.
-        RunError: the output cannot be written.
+        RunError: the output cannot be written, or would be written over results whose runs are
+            gone, or another process is at it.
     """
     study = read_study(file)
     study = shrink(study) if smoke else study
@@ -65,15 +80,21 @@ def run_study(
     for job in main_jobs(study, {}):
         if job.seed == study.seeds[0] and job.method == next(iter(study.methods)):
             check_world(job.config)
+    for world in study.unseen.worlds:
+        check_world(Config(env=world))
     book = Book(study, out, file.read_text(encoding="utf-8"))
+    book.keep_what_is_told()
     console, interrupted = Screen(quiet=quiet), False
+    searched = [job for job in book.search if job.method in methods]
+    asked = {job.name for job in searched}
     if jobs:
         console.print(f"Study [bold]{study.name}[/] into {out}", highlight=False)
         try:
-            searched = [job for job in book.search if job.method in methods]
-            _carry_out(book, searched, jobs, console)
-            reported = [j for j in book.main() if j.world in worlds and j.method in methods]
-            _carry_out(book, reported, jobs, console)
+            with book.alone():
+                _carry_out(book, searched, jobs, console)
+                reported = [j for j in book.main() if j.world in worlds and j.method in methods]
+                asked |= {job.name for job in reported}
+                _carry_out(book, reported, jobs, console)
         except KeyboardInterrupt:
             interrupted = True
             console.print("\nStopped; nothing is lost. The same command goes on.")
@@ -84,7 +105,10 @@ def run_study(
         raise RunError(f"Cannot write the results into {out}: {error}.") from error
     if not quiet:
         _show(console, results, files[-1])
-    failed = any(line["state"] == "failed" for line in results["missing"])
+    failed = any(
+        line["state"] == "failed" and (line["run"] in asked or not jobs)
+        for line in results["missing"]
+    )
     return 130 if interrupted else int(failed)
 
 
@@ -135,13 +159,66 @@ class Book:
         path = self.runs / job.name
         return Task(path, unseen.worlds, unseen.episodes) if unseen else Task(path)
 
-    def chosen(self) -> tuple[dict[str, Settings], list[dict[str, Any]]]:
-        """What the search found so far."""
-        return choose(self.study, self.search, self.tasks)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from running the same study into the same place meanwhile.
+
+        Raises:
+            RunError: one of them is at it, or nothing can be written here.
+        """
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(self.runs / ".lock")
+        except LockedError as error:
+            raise RunError(
+                f"Another process ({error}) runs a study in {self.out}. Wait until it ends, stop "
+                "it, or give another --out."
+            ) from error
+        except OSError as error:
+            raise RunError(f"Cannot write into {self.runs}: {error}.") from error
+        try:
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def keep_what_is_told(self) -> None:
+        """Refuse a place whose results tell of runs that are no longer there.
+
+        Raises:
+            ConfigError: they would be written over and lost, as those that lie in a repository
+                without their runs.
+        """
+        file = self.out / "results.json"
+        if not file.is_file():
+            return
+        told = read_results(file)["runs"]
+        names = [f"{line['world']}.{line['method']}.{line['seed']}" for line in told]
+        gone = sum(not (self.runs / name).is_dir() for name in names)
+        if gone:
+            raise ConfigError(
+                f"{file} tells of {len(told)} runs, {gone} of which are not in {self.runs}: they "
+                f"would be lost. Give another --out (default: runs/studies/{self.study.name}), or "
+                "move that file away."
+            )
+
+    def choice(self) -> Choice:
+        """What the search found so far; what runs were begun with stays chosen."""
+        found = choose(self.study, self.search, self.tasks)
+        tried = candidates(self.study)
+        kept = {m: told for m, told in self._begun_with().items() if told in tried}
+        return found._replace(settings={**found.settings, **kept}) if self.search else found
+
+    def _begun_with(self) -> dict[str, Settings]:
+        file = self.runs / "chosen.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read: {error}. Delete it to choose anew.") from error
 
     def main(self) -> list[Job]:
         """The reported runs, without those of methods that the search still owes settings."""
-        chosen, _ = self.chosen()
+        chosen = self.choice().settings
         jobs = main_jobs(self.study, chosen)
         self.tasks |= {job.name: self._task(job) for job in jobs}
         return [job for job in jobs if not self.search or job.method in chosen]
@@ -158,8 +235,12 @@ class Book:
                     f"The study now asks for another {job.name} than there is in {self.runs}: "
                     f"{'; '.join(changed)}. Give the study another --out, or delete its runs."
                 )
+        reported = {job.method for job in jobs if job.candidate is None}
+        chosen = {m: told for m, told in self.choice().settings.items() if m in reported}
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
+            if chosen:
+                write_json(self.runs / "chosen.json", self._begun_with() | chosen)
             for job in jobs:
                 write_text(self.tasks[job.name].beside(".yaml"), dump(job.config))
         except OSError as error:
@@ -173,13 +254,17 @@ class Book:
     def results(self) -> dict[str, Any]:
         """Everything there is to tell now."""
         study, ready = self.study, {job.name for job in self.main()}
-        chosen, table = self.chosen()
+        chosen, table, versions = self.choice()
         jobs = main_jobs(study, chosen)
         rows, missing = [], []
         for job in [*self.search, *jobs]:
             task = self.tasks[job.name]
             current = job.candidate is not None or job.name in ready
-            if current and task.finished and not changed_settings(job, task):
+            changed = changed_settings(job, task) if current else []
+            if changed:
+                why = "; ".join(changed)
+                missing.append({"run": job.name, "state": "made with other settings", "why": why})
+            elif current and task.finished:
                 if job.candidate is None:
                     threshold = study.world(job.world).threshold
                     rows.append(read_run(job, task.path, threshold))
@@ -189,7 +274,7 @@ class Book:
             "study": study.name,
             "question": study.question,
             "toy": study.toy,
-            "identity": identity(study, jobs, rows),
+            "identity": identity(study, jobs, [*versions, *(row["versions"] for row in rows)]),
             "methods": list(study.methods),
             "scale": {
                 "label": study.scale,
@@ -197,6 +282,7 @@ class Book:
             },
             "cost": {
                 "cpu_minutes": spent(self.runs) / 60,
+                "search_minutes": spent(self.runs, "search-") / 60,
                 "budget_minutes": study.budget_minutes,
             },
             "chosen": chosen,

@@ -226,12 +226,16 @@ def plot_theory(
 # Studies: several methods in several panels, as text that a page takes in or a file holds.
 
 
+COLOURS = 10
+"""How many there are before they begin again."""
+
+
 class Line(NamedTuple):
     """A curve with its interval."""
 
     label: str
     colour: int
-    """Which of the ten colours; the same method has the same one everywhere."""
+    """Which one; the same method has the same one everywhere. There are ten, dashed from 10 on."""
     points: Sequence[Sequence[float]]
     """(x, middle, lowest, highest); NaN or None where there is no interval."""
 
@@ -276,6 +280,7 @@ def lines_svg(
                 x, middle, low, high = np.array(line.points, dtype=float).T
                 colour = f"C{line.colour}"
                 look = {"color": colour, "lw": 1.6, "marker": "o" if log or len(x) < 3 else None}
+                look["ls"] = "--" if line.colour >= COLOURS else "-"
                 (shown[line.label],) = axes.plot(x, middle, **look)
                 axes.fill_between(x, low, high, alpha=0.15, color=colour, lw=0)
             axes.set_ylim(-0.02, 1.02)
@@ -324,7 +329,8 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
                 y, colour = places[bar.label], f"C{bar.colour}"
                 if bar.low is not None and bar.high is not None:
                     axes.plot([bar.low, bar.high], [y, y], color=colour, lw=6, alpha=0.3)
-                axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0)
+                hollow = {"mfc": "none"} if bar.colour >= COLOURS else {}
+                axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0, **hollow)
             axes.set_yticks(list(places.values()), list(places), fontsize=8)
             axes.set_xlim(-0.03, 1.03)
             axes.xaxis.set_major_formatter("{x:g}")

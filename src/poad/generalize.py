@@ -12,10 +12,10 @@ from rich.table import Table
 from poad.agent import Agent
 from poad.config import ConfigError
 from poad.console import Screen, watch
-from poad.envs import known_worlds, same_words
+from poad.envs import same_words, world_arguments
 from poad.evaluate import evaluate, summarize
 from poad.launch import MODES, load_run
-from poad.run import Run
+from poad.run import UNTRAINED, Run
 from poad.storage import write_json, write_text
 
 
@@ -48,8 +48,11 @@ def generalize_run(
     Raises:
         ConfigError: a world that does not exist.
     """
-    if unknown := set(worlds) - {env_id for env_id, _ in known_worlds()}:
-        raise ConfigError(f"There is no world {', '.join(sorted(unknown))}; see `poad envs`.")
+    for world in worlds:
+        try:
+            world_arguments(world)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     rows = _rows(path, beside)
     console = Screen(quiet=quiet)
     home = rows[0].agent.config.env
@@ -83,7 +86,7 @@ def _rows(path: Path, beside: Sequence[Path]) -> list[_Row]:
         other_run, other_agent, at = load_run(other, None, untrained=False)
         rows.append(_Row(_label(other_agent), other_agent, at, _steps(other_run), None))
     _, untrained, _ = load_run(path, None, untrained=True)
-    return [*rows, _Row("untrained", untrained, None, 0, None)]
+    return [*rows, _Row(UNTRAINED, untrained, None, 0, None)]
 
 
 def _label(agent: Agent) -> str:

@@ -1,7 +1,7 @@
 """A run is a directory: what was asked for, what happened, and what was learned.
 
     config.yaml       the resolved configuration, reusable as it is
-    versions.json     what ran: Python, platform, packages, commit
+    versions.json     what ran: Python, platform, packages, poad's source
     metrics.jsonl     a line per training iteration
     episodes.jsonl    a line per evaluation episode, turn by turn
     summary.json      the outcome
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -32,14 +31,23 @@ from typing import TYPE_CHECKING, Any
 from poad.checkpoint import discard, read_checkpoint, write_checkpoint
 from poad.config import Config, dump, load, to_dict
 from poad.mirrors import Mirror, MirrorError, open_mirrors
-from poad.storage import append_line, json_line, read_lines, write_json, write_text
-from poad.versions import source_commit, versions
+from poad.storage import (
+    LockedError,
+    append_line,
+    json_line,
+    read_lines,
+    take_lock,
+    write_json,
+    write_text,
+)
+from poad.versions import source_commit, source_hash, versions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Windows has no advisory locks, so two writers are not told apart there.
-fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
+UNTRAINED = "untrained"
+"""What the agent before training is called in a table of agents."""
 
 
 class RunError(RuntimeError):
@@ -80,7 +88,8 @@ class Run:
                 (path / "checkpoints").mkdir()
                 write_text(path / "config.yaml", dump(config))
                 made = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-                made |= {**versions(), "platform": platform.platform(), "git": source_commit()}
+                made |= {**versions(), "platform": platform.platform()}
+                made |= {"source": source_hash(), "git": source_commit()}
                 write_json(path / "versions.json", made)
             run._open_mirrors(first=1)
         except BaseException:
@@ -299,24 +308,16 @@ class Run:
 
     def _begin_writing(self) -> None:
         """Take the lock, once. The system frees it when its process ends, however that ends."""
-        if self._lock is not None or fcntl is None:
+        if self._lock is not None:
             return
-        with _reporting(f"write to the run {self.path}"):
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
-            os.close(lock)
+            with _reporting(f"write to the run {self.path}"):
+                self._lock = take_lock(self.path / ".lock")
+        except LockedError as error:
             raise RunError(
-                f"Another process ({holder or 'unknown'}) is writing to the run {self.path}. Wait "
-                "until it ends, stop it, or use another directory."
+                f"Another process ({error}) is writing to the run {self.path}. Wait until it ends, "
+                "stop it, or use another directory."
             ) from error
-        except OSError:  # a file system without locks
-            pass
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
-        self._lock = lock
 
     def _open_mirrors(self, first: int) -> Sequence[Mirror]:
         if self._mirrors is None:

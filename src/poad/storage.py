@@ -6,13 +6,46 @@ Everything here raises ``OSError`` as the system gives it; :mod:`poad.run` says 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Windows has no advisory locks, so two writers are not told apart there.
+fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+class LockedError(Exception):
+    """Another process holds a lock; the message is who."""
+
+
+def take_lock(path: Path, *, wait: bool = False) -> int | None:
+    """Lock a file, made if need be; closing the descriptor lets go of it, and so does any end.
+
+    None where the system has no locks. `wait` waits for the holder instead of failing.
+
+    Raises:
+        LockedError: another process holds it.
+    """
+    if fcntl is None:
+        return None
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError) as error:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise LockedError(holder or "unknown") from error
+    except OSError:  # a file system without locks
+        pass
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+    return lock
 
 
 def plain(value: Any) -> Any:

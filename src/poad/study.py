@@ -18,11 +18,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from poad.config import Config, ConfigError, from_dict, load, merge, read_yaml, to_dict
+from poad.config import (
+    SEEDS_PER_RUN,
+    Config,
+    ConfigError,
+    from_dict,
+    load,
+    merge,
+    read_yaml,
+    to_dict,
+)
+from poad.envs import known_worlds
 
 Settings = Mapping[str, Any]
 """Settings of a configuration by group and name, as YAML gives them."""
 TOY: Settings = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
+ALL = "all"
+"""What stands for all methods in `compare`, and for all worlds in tables."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -99,7 +111,8 @@ class Study:
     scale: str = ""
     """What the worlds differ in, where that is a number (tokens per action); `at` tells it."""
     compare: dict[str, Any] = field(default_factory=dict)
-    """Whom to compare with whom: a method, and a list of others, or `all`."""
+    """Whom to compare with whom: a method, and a list of others, or `all`; none: the first method
+    with all others."""
     budget_minutes: float | None = None
     """CPU minutes for all runs together; what does not fit is listed as not run."""
     toy: bool = False
@@ -114,8 +127,8 @@ class Study:
         """The comparisons: (method, other method)."""
         return tuple(
             (method, other)
-            for method, others in self.compare.items()
-            for other in (self.methods if others == "all" else others)
+            for method, others in (self.compare or {next(iter(self.methods)): ALL}).items()
+            for other in (self.methods if others == ALL else others)
             if other != method
         )
 
@@ -151,10 +164,11 @@ def read_study(path: str | Path) -> Study:
     where = str(path)
     asked = merge(Study(), read_yaml(path), where)
     for name in (asked.name, *asked.worlds, *asked.methods):
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == ALL:
             raise ConfigError(
                 f"{where}: {name!r} is no name for a study, world or method; use small letters, "
-                "digits and underscores."
+                "digits and underscores, and quotes around what YAML takes for something else "
+                f"(2, on, yes). {ALL!r} is all of them."
             )
     for group in ("worlds", "methods", "seeds"):
         if not getattr(asked, group):
@@ -164,6 +178,7 @@ def read_study(path: str | Path) -> Study:
     study = replace(asked, worlds=worlds, methods=methods)
     _check_names(study, where)
     _check_numbers(study, where)
+    _check_budgets(study, where)
     for _ in (*search_jobs(study), *main_jobs(study, {})):
         pass  # a setting that is wrong in any run is told now
     return study
@@ -196,22 +211,31 @@ def _check_names(study: Study, where: str) -> None:
     spoken: list[tuple[str, Sequence[str], Settings]] = [
         ("search.worlds", study.search.worlds, study.worlds),
         ("compare", tuple(study.compare), study.methods),
+        ("unseen.worlds", _registered(study.unseen.worlds), dict(known_worlds())),
     ]
     for method, others in study.compare.items():
-        if others != "all" and not isinstance(others, list | tuple):
+        if others != ALL and not isinstance(others, list | tuple):
             raise ConfigError(f"{where}: compare.{method} is a list of methods, or `all`.")
-        spoken += [] if others == "all" else [(f"compare.{method}", others, study.methods)]
+        spoken += [] if others == ALL else [(f"compare.{method}", others, study.methods)]
     for place, names, known in spoken:
         for name in names:
             if name not in known:
                 raise ConfigError(f"{where}: {place}: {unknown(name, known)}")
 
 
+def _registered(worlds: Sequence[str]) -> list[str]:
+    """Those that are asked for by name alone; what is in a module of the user's own is not ours."""
+    return [world for world in worlds if ":" not in world]
+
+
 def _check_numbers(study: Study, where: str) -> None:
     panel, search = study.panel, study.search
     wrong = [
         (min(study.seeds) < 0, "seeds must not be negative."),
-        (len(set(study.seeds)) < len(study.seeds), "a seed stands twice."),
+        (_twice(study.seeds) or _twice(search.seeds), "a seed stands twice."),
+        (_twice(search.worlds), "search.worlds: a world stands twice."),
+        (_twice(study.unseen.worlds), "unseen.worlds: a world stands twice."),
+        (panel.seed < 0, "panel.seed must not be negative."),
         (bool(set(study.seeds) & set(search.seeds)), "seeds of the search must not be reported."),
         (bool(search.grid) != bool(search.seeds), "a search needs both a grid and seeds."),
         (panel.episodes < 1 or panel.points < 1, "panel: episodes and points must be above 0."),
@@ -221,14 +245,45 @@ def _check_numbers(study: Study, where: str) -> None:
     for bad, message in wrong:
         if bad:
             raise ConfigError(f"{where}: {message}")
+    for seed in (*study.seeds, *search.seeds):
+        first = (2 + seed) * SEEDS_PER_RUN
+        if panel.seed < first + SEEDS_PER_RUN and first < panel.seed + 2 * panel.episodes:
+            raise ConfigError(
+                f"{where}: panel.seed {panel.seed}: runs of seed {seed} train on the episodes from "
+                f"{first} up; 1000000 is free for every study."
+            )
     if study.scale and not all(world.at for world in study.worlds.values()):
         raise ConfigError(f"{where}: with a scale, every world needs to tell where it is: `at`.")
+    settings = [name for names in search.grid for name in _each(str(names))]
+    if _twice(settings):
+        raise ConfigError(f"{where}: search.grid: a setting stands in two entries.")
     for setting, values in search.grid.items():
+        if not isinstance(setting, str):
+            raise ConfigError(f"{where}: search.grid: {setting!r} is no setting (`ppo.lr` is one).")
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: search.grid.{setting} is a list of values to try.")
         many = setting.count(",") + 1
         if many > 1 and not all(isinstance(v, list) and len(v) == many for v in values):
             raise ConfigError(f"{where}: search.grid.{setting} needs lists of {many} values each.")
+
+
+def _twice(names: Sequence[Any]) -> bool:
+    return len(set(names)) < len(names)
+
+
+def _check_budgets(study: Study, where: str) -> None:
+    """Refuse a method that asks for more or fewer steps than the others: budgets are the world's.
+
+    Raises:
+        ConfigError: steps in a method or in the grid.
+    """
+    asked = [f"methods.{name}" for name, told in study.methods.items() if "steps" in told]
+    asked += ["search.grid" for names in study.search.grid if "steps" in _each(names)]
+    if asked:
+        raise ConfigError(
+            f"{where}: {asked[0]}: every method trains for the same number of steps; give `steps` "
+            "to the world."
+        )
 
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -276,8 +331,12 @@ def candidates(study: Study) -> list[dict[str, Any]]:
 
 def _together(names: str, values: Any) -> list[tuple[str, Any]]:
     """The settings that one entry of a grid gives values to."""
-    each = [name.strip() for name in names.split(",")]
+    each = _each(names)
     return list(zip(each, values if len(each) > 1 else [values], strict=True))
+
+
+def _each(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
 
 
 def search_jobs(study: Study) -> list[Job]:

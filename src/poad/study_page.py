@@ -68,7 +68,7 @@ def tables(results: Results) -> list[Table]:
     """Everything that is told in tables, the most important first."""
     threshold = {name: told["threshold"] for name, told in results["identity"]["worlds"].items()}
     made = [_summary(results, world, threshold) for world in _worlds(results)]
-    made += [_pairs(results), _search(results), _unseen(results), _missing(results)]
+    made += [_pairs(results), _search(results), *_unseen(results), _missing(results)]
     return [table for table in made if table.rows]
 
 
@@ -91,7 +91,7 @@ def _summary(results: Results, world: str, threshold: Mapping[str, float]) -> Ta
             ]
             for line in lines
         ]
-        note += " Seeds are drawn anew within each world."
+        note += " Only seeds that every world has; they are drawn anew within each world."
         return Table("All worlds", note, [*head, "never reached"], rows)
     goal = f"{threshold[world]:.0%}"
     head += [f"steps to {goal}", f"CPU-s to {goal}", "never", "CPU-s"]
@@ -156,8 +156,11 @@ def _search(results: Results) -> Table:
     seconds = sum(line["cpu_seconds"] for line in results["search"])
     note = (
         f"Mean area under the curve over worlds and seeds that are not reported; ← was chosen. "
-        f"The search took {seconds / 60:.1f} CPU minutes."
+        f"Collecting and updating took {seconds / 60:.1f} CPU minutes"
     )
+    if (everything := results["cost"].get("search_minutes")) is not None:
+        note += f", with evaluations and failed attempts {everything:.1f}"
+    note += "."
     return Table("Search", note, ["method", "settings", "area", "runs", "CPU-s"], rows)
 
 
@@ -165,21 +168,51 @@ def _chosen(results: Results, line: Mapping[str, Any]) -> Any:
     return results["chosen"].get(line["method"])
 
 
-def _unseen(results: Results) -> Table:
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for run in results["runs"]:
-        for line in run.get("unseen", ()):
-            key = (run["method"], line["mode"], line["world"])
-            found.setdefault(key, []).append(line["success_rate"])
-    worlds = list(dict.fromkeys(world for _, _, world in found))
+def _unseen(results: Results) -> list[Table]:
+    """Success where nobody was trained: a table of rates, and one of the differences asked for."""
+    lines = results.get("unseen", ())
+    worlds = list(dict.fromkeys(line["world"] for line in lines))
+    found = {(line["method"], line["mode"], line["world"]): line for line in lines}
     rows = []
-    for method, mode in dict.fromkeys((m, mode) for m, mode, _ in found):
-        cells = [found[method, mode, world] for world in worlds if (method, mode, world) in found]
-        means = [sum(values) / len(values) for values in cells]
-        rows.append([method, mode, *map(rate, means), rate(sum(means) / len(means))])
+    for method, mode in dict.fromkeys((line["method"], line["mode"]) for line in lines):
+        of = [found.get((method, mode, world)) for world in worlds]
+        seeds = str(max(line["seeds"] for line in of if line))
+        cells = ["–" if line is None else interval(line["success"], ".2f") for line in of]
+        mean = "–" if of[-1] is None else f"{of[-1]['mean']:.3f}"
+        rows.append([method, mode, seeds, *cells, mean])
+    before = next((run["untrained"] for run in results["runs"] if "untrained" in run), ())
+    for mode in dict.fromkeys(line["mode"] for line in before):
+        of = {
+            r["world"]: [r["success_rate"], *r["success_interval"]]
+            for r in before
+            if r["mode"] == mode
+        }
+        cells = [interval(of[world], ".2f") if world in of else "–" for world in worlds]
+        mean = sum(rate for rate, *_ in of.values()) / len(of)
+        rows.append(["untrained (Wilson)", mode, "–", *cells, f"{mean:.3f}"])
     short = [world.removeprefix("poad/").removesuffix("-v0") for world in worlds]
-    note = "Mean success over seeds in worlds that no agent was trained in."
-    return Table("Unseen worlds", note, ["method", "actions", *short, "mean"], rows)
+    note = (
+        "Success in worlds that no agent was trained in: interquartile means over seeds with 95 % "
+        "bootstrap intervals, and in the last column the plain mean over worlds and seeds."
+    )
+    head = ["method", "actions", "seeds", *short, "mean"]
+    compared = [
+        [
+            f"{line['method']} − {other['other']}",
+            line["mode"],
+            line["world"].removeprefix("poad/").removesuffix("-v0"),
+            interval(other["difference"], "+.3f"),
+            _p(other["p"]),
+            interval(other["improvement"]),
+        ]
+        for line in lines
+        for other in line["against"]
+    ]
+    head_compared = ["methods", "actions", "world", "Δ success", "p", "P(better success)"]
+    return [
+        Table("Unseen worlds", note, head, rows),
+        Table("Unseen worlds, compared", "As above, on common seeds.", head_compared, compared),
+    ]
 
 
 def _missing(results: Results) -> Table:
@@ -220,7 +253,7 @@ def _runs(results: Results) -> Table:
 
 def draw(results: Results) -> dict[str, tuple[str, str]]:
     """Name → (caption, SVG); none where there is nothing to draw."""
-    colours = {method: i % 10 for i, method in enumerate(results["methods"])}
+    colours = {method: i for i, method in enumerate(results["methods"])}
     drawn: dict[str, tuple[str, str]] = {}
     curves: dict[str, list[Line]] = {}
     for curve in results["curves"]:
@@ -298,7 +331,7 @@ def _story(results: Results) -> list[str]:
 def _markdown(results: Results, drawings: Mapping[str, tuple[str, str]]) -> str:
     parts = [f"# Study: {results['study']}", results["question"], *_story(results)]
     parts += [f"![{caption}]({name}.svg)" for name, (caption, _) in drawings.items()]
-    for table in tables(results):
+    for table in [*tables(results), _runs(results)]:
         parts += [f"## {table.title}", table.note, in_markdown(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -12,13 +12,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from poad.config import ConfigError, dump, load, to_dict
+from poad.agent import resolve
+from poad.config import Config, ConfigError, dump, load, to_dict
 from poad.envs import make
-from poad.run import Run
+from poad.models import ModelError
+from poad.run import UNTRAINED, Run
 from poad.stats import (
     area_under_curve,
     bootstrap_interval,
@@ -28,11 +30,11 @@ from poad.stats import (
     performance_profile,
     probability_of_improvement,
 )
-from poad.study import Job, Settings, Study, candidates, config_fingerprint, fingerprint
+from poad.study import ALL, Job, Settings, Study, candidates, config_fingerprint, fingerprint
 from poad.versions import PACKAGES
-from poad.workers import Task
+from poad.workers import Task, unseen_results
 
-FORMAT = 1
+FORMAT = 2
 PROFILE = np.linspace(0, 1, 51)
 SCORES = {"success": "success at the end", "area": "area under the curve"}
 Row = dict[str, Any]
@@ -68,43 +70,54 @@ def read_run(job: Job, path: Path, threshold: float) -> Row:
         "curve": [[round(value, 6) for value in point] for point in curve],
         "versions": made_with(run),
     }
-    unseen = path / "generalization.json"
-    if unseen.is_file():
-        found = json.loads(unseen.read_text(encoding="utf-8"))["results"]
-        row["unseen"] = [
-            {**{key: r[key] for key in ("world", "mode", "success_rate", "success_interval")}}
-            for r in found
-            if r["agent"] != "untrained"
+    names = ("world", "mode", "success_rate", "success_interval")
+    for label, before in (("unseen", False), ("untrained", True)):
+        row[label] = [
+            {name: line[name] for name in names}
+            for line in unseen_results(path)
+            if (line["agent"] == UNTRAINED) == before
         ]
-    return row
+    return {name: value for name, value in row.items() if value != []}
 
 
 def made_with(run: Run) -> dict[str, Any]:
-    """The versions that decide a run's numbers."""
+    """The versions that decide a run's numbers: of Python, of packages and of poad's own source."""
     versions = run.versions()
-    return {name: versions.get(name) for name in ("python", *PACKAGES, "git")}
+    told = {name: versions.get(name) for name in ("python", *PACKAGES)}
+    return told | {"source": versions.get("source") or versions.get("git")}
 
 
 # The search.
 
 
-def choose(
-    study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]
-) -> tuple[dict[str, Settings], list[dict[str, Any]]]:
+class Choice(NamedTuple):
+    """What a search found."""
+
+    settings: dict[str, Settings]
+    """The settings of the highest mean area under the curve, by method."""
+    table: list[dict[str, Any]]
+    """A line for each method and combination of settings."""
+    versions: list[dict[str, Any]]
+    """What its runs were made with."""
+
+
+def choose(study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]) -> Choice:
     """For each method the settings of the highest mean area under the curve, and all that was seen.
 
     Only settings whose runs are all finished are compared; if a method has a run that is neither
-    finished nor failed, nothing is chosen for it yet.
+    finished nor failed, or that was made with other settings, nothing is chosen for it yet.
     """
     tried = candidates(study)
     areas: dict[tuple[str, int], list[float]] = {}
     open_methods, failed = set[str](), set[tuple[str, int]]()
     seen = {(job.method, job.candidate or 0): 0.0 for job in jobs}
+    versions = []
     for job in jobs:
         key, task = (job.method, job.candidate or 0), tasks[job.name]
-        if task.finished:
+        if task.finished and not changed_settings(job, task):
             row = read_run(job, task.path, study.world(job.world).threshold)
             areas.setdefault(key, []).append(row["area"])
+            versions.append(row["versions"])
             seen[key] += row["cpu_seconds"]
         elif task.failure is not None:
             failed.add(key)
@@ -130,7 +143,7 @@ def choose(
         ]
         if whole and method not in open_methods:
             chosen[method] = max(whole, key=lambda line: line["area"])["settings"]
-    return chosen, table
+    return Choice(chosen, table, versions)
 
 
 # The numbers.
@@ -147,11 +160,11 @@ def tally(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         for method in study.methods
     }
     groups = [(world, [world]) for world in study.worlds]
-    groups += [("all", list(study.worlds))] if len(study.worlds) > 1 else []
+    groups += [(ALL, list(study.worlds))] if len(study.worlds) > 1 else []
     summaries = []
     for name, worlds in groups:
         for method in study.methods:
-            cells = [by[world, method] for world in worlds]
+            cells = _common([by[world, method] for world in worlds])
             if all(cells):
                 summaries.append({"world": name, "method": method, **_summary(cells)})
     pairs = [
@@ -165,7 +178,65 @@ def tally(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         for (world, method), cell in by.items()
         if cell
     ]
-    return {"summaries": summaries, "pairs": pairs, "curves": curves, "profiles": _profiles(by)}
+    return {
+        "summaries": summaries,
+        "pairs": pairs,
+        "unseen": _unseen(study, rows),
+        "curves": curves,
+        "profiles": _profiles(by),
+    }
+
+
+def _common(cells: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """Of several worlds' rows those whose seed every world has, so that each weighs the same."""
+    shared = set.intersection(*({row["seed"] for row in cell} for cell in cells))
+    return [[row for row in cell if row["seed"] in shared] for cell in cells]
+
+
+def _unseen(study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Success in worlds that nobody was trained in, by method and mode; `all` is all of them.
+
+    With interval over seeds, pooled over the worlds that were trained in; and the differences that
+    the study asks for, on the seeds that both methods have.
+    """
+    scores: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
+    for row in rows:
+        for line in row.get("unseen", ()):
+            of = scores.setdefault((row["method"], line["mode"]), {}).setdefault(line["world"], {})
+            of[row["world"], row["seed"]] = line["success_rate"]
+    found = []
+    for (method, mode), by_world in scores.items():
+        others = [b for a, b in study.pairs if a == method and (b, mode) in scores]
+        for name, worlds in [*((w, [w]) for w in by_world), (ALL, list(by_world))]:
+            strata = [list(by_world[world].values()) for world in worlds]
+            low, high = bootstrap_interval(strata, interquartile_mean)
+            middle = float(interquartile_mean(np.concatenate(strata)))
+            told = {"world": name, "method": method, "mode": mode, "seeds": len(strata[0])}
+            told["success"] = [middle, float(low), float(high)]
+            told["mean"] = float(np.mean(np.concatenate(strata)))
+            told["against"] = [
+                {"other": other, **compared}
+                for other in others
+                if (compared := _against(by_world, scores[other, mode], worlds)) is not None
+            ]
+            found.append(told)
+    return found
+
+
+def _against(
+    mine: Mapping[str, Mapping[Any, float]], others: Mapping[str, Mapping[Any, float]], worlds: Any
+) -> dict[str, Any] | None:
+    """One method's success in unseen worlds less another's, run by run."""
+    shared = [sorted(set(mine[w]) & set(others.get(w, ()))) for w in worlds]
+    if not all(shared):
+        return None
+    pairs = [
+        [[side[w][run] for run in runs] for w, runs in zip(worlds, shared, strict=True)]
+        for side in (mine, others)
+    ]
+    *difference, p = paired_difference(*pairs)
+    improvement = list(probability_of_improvement(*pairs))
+    return {"difference": difference, "p": p, "improvement": improvement}
 
 
 def _summary(cells: Sequence[Sequence[Row]]) -> dict[str, Any]:
@@ -230,7 +301,8 @@ def _profiles(by: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, Any
     worlds, methods = (list(dict.fromkeys(key[i] for key in by)) for i in (0, 1))
     profiles = []
     for method in methods:
-        strata = [[row["success"] for row in by[world, method]] for world in worlds]
+        cells = _common([by[world, method] for world in worlds])
+        strata = [[row["success"] for row in cell] for cell in cells]
         if not all(strata):
             continue
         pooled = [value for stratum in strata for value in stratum]
@@ -244,9 +316,17 @@ def _profiles(by: Mapping[tuple[str, str], Sequence[Row]]) -> list[dict[str, Any
 # What the numbers were made with.
 
 
-def identity(study: Study, jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, Any]:
-    """What decides whether two tables can be compared; its hash stands first."""
-    made = {fingerprint(row["versions"]): row["versions"] for row in rows}
+def identity(
+    study: Study, jobs: Sequence[Job], versions: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What decides whether two tables can be compared; its hash stands first.
+
+    Args:
+        study: for panel and worlds.
+        jobs: the reported runs, with what the search chose for them.
+        versions: what each run, of the search too, was made with.
+    """
+    made = {fingerprint(each): each for each in versions}
     worlds, methods = {}, {}
     for job in jobs:
         if job.world not in worlds:
@@ -257,7 +337,7 @@ def identity(study: Study, jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str
                 "threshold": study.world(job.world).threshold,
                 "source": world_source(job.config.env, job.config.env_args),
             }
-        methods[f"{job.world}.{job.method}"] = config_fingerprint(job.config)
+        methods[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(job.config))
     told = {
         "format": FORMAT,
         "panel": {
@@ -265,11 +345,23 @@ def identity(study: Study, jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str
             "episodes": study.panel.episodes,
             "points": study.panel.points,
         },
+        "unseen": {
+            "episodes": study.unseen.episodes if study.unseen.worlds else None,
+            "worlds": {world: world_source(world, {}) for world in study.unseen.worlds},
+        },
         "versions": [made[key] for key in sorted(made)],
         "worlds": worlds,
         "configs": methods,
     }
     return {"hash": fingerprint(told), **told}
+
+
+def _resolved(config: Config) -> Config:
+    """With what its defaults mean, so that another meaning is another configuration."""
+    try:
+        return resolve(config)
+    except (ConfigError, ModelError):
+        return config  # it cannot be run either
 
 
 def world_source(env: str, env_args: Mapping[str, Any]) -> str:
@@ -313,6 +405,8 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
     reasons = [
         f"{name}: {a[name]} and {b[name]}" for name in ("format", "panel") if a[name] != b[name]
     ]
+    if (unseen := a.get("unseen")) != (other := b.get("unseen")):
+        reasons.append(f"unseen worlds: {_apart(unseen, other or {})}")
     for group, what in (("worlds", "world"), ("configs", "configuration")):
         for name in a[group]:
             if name in b[group] and a[group][name] != b[group][name]:
@@ -330,7 +424,7 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
 def _version_reasons(a: Sequence[Settings], b: Sequence[Settings]) -> list[str]:
     """Versions that only one of the two studies has."""
     reasons = []
-    for name in ("python", *PACKAGES, "git"):
+    for name in ("python", *PACKAGES, "source"):
         here, there = ({str(made.get(name)) for made in side} for side in (a, b))
         if here != there:
             told = (", ".join(sorted(side)) or "no run" for side in (here, there))

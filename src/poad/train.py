@@ -17,7 +17,7 @@ import numpy as np
 from poad import snapshot
 from poad.agent import Agent, load_agent
 from poad.collector import Collector, Episode, Rollout, Work
-from poad.config import Config
+from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import make
 from poad.evaluate import evaluate, summarize
 from poad.ppo import PPO
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from poad.run import Run
 
 Metrics = dict[str, float]
-
-SEEDS_PER_RUN = 1_000_003
-"""Training episodes take seeds from (2 + run seed)·1,000,003 up: no two runs share them, and none
-trains on the episodes it is examined in (from 1,000,000 up)."""
-
 
 RECENT_TURNS = 200
 """Means of what a world measures run over this many turns."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +18,20 @@ def versions() -> dict[str, str | None]:
     They are read from the packages' metadata, so nothing is imported.
     """
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+@cache
+def source_hash(source: Path = Path(__file__).parent) -> str:
+    """A hash of poad as it is: code, templates and embedded models, whether committed or not.
+
+    Two results with the same one were made by the same poad; their commits may differ in texts.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(source.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(source).as_posix()}\n".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def source_commit(source: Path = Path(__file__)) -> str | None:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from poad.config import load
-from poad.run import Run, RunError
-from poad.storage import append_line, read_lines, write_text
+from poad.run import UNTRAINED, Run, RunError
+from poad.storage import append_line, read_lines, take_lock, write_text
 
 ATTEMPTS = 2
 PRELOAD = [
@@ -60,7 +60,7 @@ class Task:
     @property
     def finished(self) -> bool:
         """Whether everything that was asked for is there."""
-        return self.trained and (not self.unseen or (self.path / "generalization.json").is_file())
+        return self.trained and self.examined
 
     @property
     def trained(self) -> bool:
@@ -72,11 +72,33 @@ class Task:
         return summary.get("status") == "finished" and "evaluation" in summary
 
     @property
+    def examined(self) -> bool:
+        """Whether the unseen worlds have been seen, in as many episodes as asked."""
+        if not self.unseen:
+            return True
+        seen = {
+            (line["world"], line["mode"])
+            for line in unseen_results(self.path)
+            if line["agent"] != UNTRAINED and line["episodes"] == self.episodes
+        }
+        return seen >= {(world, mode) for world in self.unseen for mode in ("sampled", "greedy")}
+
+    @property
     def failure(self) -> str | None:
         """The last lines of an attempt that failed; none if the last one did not."""
         with contextlib.suppress(FileNotFoundError):
             return self.beside(".failed").read_text(encoding="utf-8")
         return None
+
+
+def unseen_results(path: Path) -> list[dict[str, Any]]:
+    """What a run and its untrained self did in other worlds, none if they were not examined."""
+    try:
+        lines = json.loads((path / "generalization.json").read_text(encoding="utf-8"))["results"]
+    except (OSError, ValueError, KeyError):
+        return []
+    own = (lines[0]["agent"], UNTRAINED)  # others may have been put beside them by hand
+    return [line for line in lines if line["agent"] in own]
 
 
 class Event(NamedTuple):
@@ -118,7 +140,6 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
                 if task.finished:
                     continue
                 attempts[task.path] = attempts.get(task.path, 0) + 1
-                task.beside(".failed").unlink(missing_ok=True)
                 process = context.Process(target=_work, args=(task,), name=task.path.name)
                 running[task.path] = task, process
                 process.start()
@@ -142,15 +163,25 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
 def _outcome(task: Task, process: BaseProcess, attempt: int) -> Event:
     process.join()
     if process.exitcode == 0 and task.finished:
+        task.beside(".failed").unlink(missing_ok=True)
         return Event("finished", task)
     told = [line for line in _log(task).splitlines() if line.strip()][-4:]
     code = process.exitcode or 0
     ended = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
     why = "\n".join([*told, ended])
-    if attempt < ATTEMPTS:
-        return Event("retried", task, why)
     write_text(task.beside(".failed"), why)
-    return Event("failed", task, why)
+    if code < 0:
+        _bill(task)
+    return Event("retried" if attempt < ATTEMPTS else "failed", task, why)
+
+
+def _bill(task: Task) -> None:
+    """Write down what a killed attempt, which could not, has cost: as much as its metrics know."""
+    name, book = task.path.name, task.path.parent / "spent.jsonl"
+    known = [line.get("cpu_seconds", 0.0) for line in read_lines(task.path / "metrics.jsonl")]
+    told = sum(line["cpu_seconds"] for line in read_lines(book) if line["run"] == name)
+    seconds = max(0.0, (known[-1] if known else 0.0) - told)
+    append_line(book, {"run": name, "cpu_seconds": seconds, "killed": True})
 
 
 def _log(task: Task) -> str:
@@ -178,9 +209,15 @@ def _signal(process: BaseProcess, number: int) -> None:
             os.kill(process.pid, number)
 
 
-def spent(folder: Path) -> float:
-    """CPU seconds of all attempts in a directory of runs, those that failed included."""
-    return sum(line["cpu_seconds"] for line in read_lines(folder / "spent.jsonl"))
+def spent(folder: Path, run: str = "") -> float:
+    """CPU seconds of all attempts in a directory of runs, those that failed included.
+
+    Args:
+        folder: the directory.
+        run: only runs whose name begins so.
+    """
+    lines = read_lines(folder / "spent.jsonl")
+    return sum(line["cpu_seconds"] for line in lines if line["run"].startswith(run))
 
 
 # In the process of a run.
@@ -192,7 +229,7 @@ def _work(task: Task) -> None:
         os.setsid()  # a terminal's Ctrl-C reaches the study alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     threading.Thread(target=_follow_the_study, daemon=True).start()
-    log = os.open(task.beside(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    log = os.open(task.beside(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     start = time.process_time()
@@ -221,6 +258,7 @@ def _follow_the_study() -> None:
 def _train(task: Task) -> int:
     from poad.launch import resume_run, train_run
 
+    _await_its_writer(task)
     try:
         begun = bool(Run.open(task.path).checkpoints())
     except RunError:
@@ -233,8 +271,16 @@ def _train(task: Task) -> int:
     return resume_run(task.path, Run.open(task.path).config, quiet=True)
 
 
+def _await_its_writer(task: Task) -> None:
+    """A run of a study that was killed ends after its iteration; until then it is not ours."""
+    if task.path.is_dir():
+        lock = take_lock(task.path / ".lock", wait=True)
+        if lock is not None:
+            os.close(lock)
+
+
 def _generalize(task: Task) -> int:
-    if not task.unseen:
+    if task.examined:
         return 0
     from poad.generalize import generalize_run
 

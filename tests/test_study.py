@@ -451,7 +451,7 @@ def test_unseen_worlds_have_intervals_over_seeds_and_comparisons(tmp_path: Path)
     told = {(u["method"], u["mode"], u["world"]): u for u in results["unseen"]}
     assert len(told) == 2 * 2 * 3
     whole = told["poad", "sampled", "all"]
-    assert (whole["success"][0], whole["mean"], whole["seeds"]) == (
+    assert (whole["success"][0], whole["mean"], whole["runs"]) == (
         pytest.approx(0.7),
         pytest.approx(0.7),
         4,

@@ -236,7 +236,8 @@ class Book:
                     f"{'; '.join(changed)}. Give the study another --out, or delete its runs."
                 )
         reported = {job.method for job in jobs if job.candidate is None}
-        chosen = {m: told for m, told in self.choice().settings.items() if m in reported}
+        chosen = self.choice().settings if reported and self.search else {}
+        chosen = {method: told for method, told in chosen.items() if method in reported}
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             if chosen:

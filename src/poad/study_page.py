@@ -176,10 +176,10 @@ def _unseen(results: Results) -> list[Table]:
     rows = []
     for method, mode in dict.fromkeys((line["method"], line["mode"]) for line in lines):
         of = [found.get((method, mode, world)) for world in worlds]
-        seeds = str(max(line["seeds"] for line in of if line))
+        runs = str(max(line["runs"] for line in of if line))
         cells = ["–" if line is None else interval(line["success"], ".2f") for line in of]
         mean = "–" if of[-1] is None else f"{of[-1]['mean']:.3f}"
-        rows.append([method, mode, seeds, *cells, mean])
+        rows.append([method, mode, runs, *cells, mean])
     before = next((run["untrained"] for run in results["runs"] if "untrained" in run), ())
     for mode in dict.fromkeys(line["mode"] for line in before):
         of = {
@@ -188,14 +188,15 @@ def _unseen(results: Results) -> list[Table]:
             if r["mode"] == mode
         }
         cells = [interval(of[world], ".2f") if world in of else "–" for world in worlds]
-        mean = sum(rate for rate, *_ in of.values()) / len(of)
-        rows.append(["untrained (Wilson)", mode, "–", *cells, f"{mean:.3f}"])
+        mean = sum(success for success, *_ in of.values()) / len(of)
+        rows.append(["untrained", mode, "1", *cells, f"{mean:.3f}"])
     short = [world.removeprefix("poad/").removesuffix("-v0") for world in worlds]
     note = (
-        "Success in worlds that no agent was trained in: interquartile means over seeds with 95 % "
-        "bootstrap intervals, and in the last column the plain mean over worlds and seeds."
+        "Success in worlds that no agent was trained in: interquartile means over runs with 95 % "
+        "bootstrap intervals; in all of them, of each run's mean over worlds; last, the plain mean "
+        "over worlds and runs. The untrained agent's intervals are Wilson's, over episodes."
     )
-    head = ["method", "actions", "seeds", *short, "mean"]
+    head = ["method", "actions", "runs", *short, "mean"]
     compared = [
         [
             f"{line['method']} − {other['other']}",
@@ -207,11 +208,12 @@ def _unseen(results: Results) -> list[Table]:
         ]
         for line in lines
         for other in line["against"]
+        if other["runs"]
     ]
     head_compared = ["methods", "actions", "world", "Δ success", "p", "P(better success)"]
     return [
         Table("Unseen worlds", note, head, rows),
-        Table("Unseen worlds, compared", "As above, on common seeds.", head_compared, compared),
+        Table("Unseen worlds, compared", "On the seeds that both have.", head_compared, compared),
     ]
 
 

@@ -39,6 +39,8 @@ PROFILE = np.linspace(0, 1, 51)
 SCORES = {"success": "success at the end", "area": "area under the curve"}
 Row = dict[str, Any]
 """One finished run, as results.json has it."""
+Trained = tuple[str, int]
+"""A trained agent: the world it was trained in, and its seed."""
 
 
 def read_run(job: Job, path: Path, threshold: float) -> Row:
@@ -70,14 +72,11 @@ def read_run(job: Job, path: Path, threshold: float) -> Row:
         "curve": [[round(value, 6) for value in point] for point in curve],
         "versions": made_with(run),
     }
-    names = ("world", "mode", "success_rate", "success_interval")
-    for label, before in (("unseen", False), ("untrained", True)):
-        row[label] = [
-            {name: line[name] for name in names}
-            for line in unseen_results(path)
-            if (line["agent"] == UNTRAINED) == before
-        ]
-    return {name: value for name, value in row.items() if value != []}
+    for line in unseen_results(path):
+        label = "untrained" if line["agent"] == UNTRAINED else "unseen"
+        names = ("world", "mode", "success_rate", "success_interval")
+        row.setdefault(label, []).append({name: line[name] for name in names})
+    return row
 
 
 def made_with(run: Run) -> dict[str, Any]:
@@ -194,49 +193,48 @@ def _common(cells: Sequence[Sequence[Row]]) -> list[list[Row]]:
 
 
 def _unseen(study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Success in worlds that nobody was trained in, by method and mode; `all` is all of them.
+    """Success in worlds that nobody was trained in, by method and mode, with the differences asked.
 
-    With interval over seeds, pooled over the worlds that were trained in; and the differences that
-    the study asks for, on the seeds that both methods have.
+    Under the name of `all` worlds a run counts as one number, its mean over them: the same agent
+    was examined in each, so they are no independent observations.
     """
-    scores: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
+    scores: dict[tuple[str, str], dict[str, dict[Trained, float]]] = {}
     for row in rows:
         for line in row.get("unseen", ()):
-            of = scores.setdefault((row["method"], line["mode"]), {}).setdefault(line["world"], {})
-            of[row["world"], row["seed"]] = line["success_rate"]
+            of = scores.setdefault((row["method"], line["mode"]), {})
+            of.setdefault(line["world"], {})[row["world"], row["seed"]] = line["success_rate"]
+    for by_world in scores.values():
+        runs = set.intersection(*(set(by_run) for by_run in by_world.values()))
+        by_world[ALL] = {
+            run: float(np.mean([by_run[run] for by_run in by_world.values()]))
+            for run in sorted(runs)
+        }
     found = []
     for (method, mode), by_world in scores.items():
         others = [b for a, b in study.pairs if a == method and (b, mode) in scores]
-        for name, worlds in [*((w, [w]) for w in by_world), (ALL, list(by_world))]:
-            strata = [list(by_world[world].values()) for world in worlds]
-            low, high = bootstrap_interval(strata, interquartile_mean)
-            middle = float(interquartile_mean(np.concatenate(strata)))
-            told = {"world": name, "method": method, "mode": mode, "seeds": len(strata[0])}
-            told["success"] = [middle, float(low), float(high)]
-            told["mean"] = float(np.mean(np.concatenate(strata)))
+        for name, by_run in by_world.items():
+            values = list(by_run.values())
+            low, high = bootstrap_interval([values], interquartile_mean)
+            told = {"world": name, "method": method, "mode": mode, "runs": len(values)}
+            told["success"] = [float(interquartile_mean(values)), float(low), float(high)]
+            told["mean"] = float(np.mean(values))
             told["against"] = [
-                {"other": other, **compared}
+                {"other": other, **_against(by_run, scores[other, mode].get(name, {}))}
                 for other in others
-                if (compared := _against(by_world, scores[other, mode], worlds)) is not None
             ]
             found.append(told)
     return found
 
 
-def _against(
-    mine: Mapping[str, Mapping[Any, float]], others: Mapping[str, Mapping[Any, float]], worlds: Any
-) -> dict[str, Any] | None:
-    """One method's success in unseen worlds less another's, run by run."""
-    shared = [sorted(set(mine[w]) & set(others.get(w, ()))) for w in worlds]
-    if not all(shared):
-        return None
-    pairs = [
-        [[side[w][run] for run in runs] for w, runs in zip(worlds, shared, strict=True)]
-        for side in (mine, others)
-    ]
-    *difference, p = paired_difference(*pairs)
-    improvement = list(probability_of_improvement(*pairs))
-    return {"difference": difference, "p": p, "improvement": improvement}
+def _against(mine: Mapping[Trained, float], others: Mapping[Trained, float]) -> dict[str, Any]:
+    """One method's success in an unseen world less another's, over the runs both have."""
+    shared = sorted(set(mine) & set(others))
+    if not shared:
+        return {"runs": 0}
+    pair = [[[side[run] for run in shared]] for side in (mine, others)]
+    *difference, p = paired_difference(*pair)
+    improvement = list(probability_of_improvement(*pair))
+    return {"runs": len(shared), "difference": difference, "p": p, "improvement": improvement}
 
 
 def _summary(cells: Sequence[Sequence[Row]]) -> dict[str, Any]:

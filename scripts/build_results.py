@@ -25,7 +25,7 @@ study's findings, tables, figures and the numbers of every run lie; do not edit.
 share of the panel's sampled episodes that succeed at the end, *area* the mean height of the
 learning curve: interquartile means over seeds with 95 % bootstrap intervals over seeds; *never*,
 the share of runs that no evaluation along the way saw at the world's threshold. How studies work:
-[studies.md](studies.md). `make studies` runs whatever is missing here.
+[studies.md](studies.md). `make studies` repeats them all.
 """
 
 

@@ -16,6 +16,8 @@ from synthetic_run import episode, metrics, run_of
 
 from poad.config import Config, ConfigError, load
 from poad.run import Run, RunError
+from poad.tally import made_with
+from poad.versions import source_hash
 
 TENSORS = {"policy": {"weight": torch.arange(4.0)}}
 
@@ -33,6 +35,36 @@ def test_a_new_run_has_its_configuration_and_versions(tmp_path: Path):
     assert run.checkpoints() == []
     assert run.metrics() == list(run.episodes()) == []
     assert run.summary() is None
+
+
+def test_a_run_that_goes_on_with_another_poad_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with Run.create(tmp_path / "new", Config()) as run:
+        run.sign()
+        assert "later" not in run.versions()
+        first = run.versions()["source"]
+        monkeypatch.setattr("poad.run.source_hash", lambda: "another")
+        run.sign()
+        run.sign()
+        assert run.versions()["source"] == first
+        assert [line["source"] for line in run.versions()["later"]] == ["another"]
+    assert made_with(run)["source"] == f"{first}, then another"
+
+
+def test_the_source_is_told_by_its_content(tmp_path: Path):
+    def written(name: str, text: str) -> str:
+        source = tmp_path / name
+        (source / "inner").mkdir(parents=True)
+        (source / "inner" / "code.py").write_text(text)
+        (source / "__pycache__").mkdir()
+        (source / "__pycache__" / "code.pyc").write_text(name)
+        return source_hash(source)
+
+    assert written("a", "x = 1") == written("b", "x = 1") != written("c", "x = 2")
+    (tmp_path / "b" / "inner" / "code.py").rename(tmp_path / "b" / "inner" / "other.py")
+    source_hash.cache_clear()
+    assert source_hash(tmp_path / "b") != source_hash(tmp_path / "a")
 
 
 def test_an_empty_directory_can_become_a_run(tmp_path: Path):

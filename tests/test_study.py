@@ -161,6 +161,7 @@ def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
         ({"worlds": {2: chain()}}, "quotes around what YAML takes"),
         ({"worlds": {"all": chain()}}, "is all of them"),
         ({"unseen": {"worlds": ["poad/Chese-v0"]}}, "Did you mean poad/Cheese-v0"),
+        ({"unseen": {"worlds": ["tiny_worlds:tiny/Chain-v0"]}}, "is trained in"),
         ({"panel": {"seed": 2_000_000}}, "1000000 is free"),
         ({"panel": {"seed": -1}}, "negative"),
         ({"panel": {"episodes": 0}}, "above 0"),
@@ -248,9 +249,21 @@ def test_what_a_killed_run_has_cost_is_counted(tmp_path: Path):
     assert (missing["state"], missing["why"]) == ("failed", "ended by signal 9")
     lines = list(read_lines(out / "runs" / "spent.jsonl"))
     assert [line["run"] for line in lines] == ["a.poad.0"] * 2
-    assert all(line["killed"] for line in lines)
-    reached = [line["cpu_seconds"] for line in read_lines(out / "runs/a.poad.0/metrics.jsonl")]
-    assert sum(line["cpu_seconds"] for line in lines) >= max(reached, default=0.0)
+    assert all(line["killed"] and line["cpu_seconds"] > 0 for line in lines)
+    assert not list((out / "runs").glob("*.cpu"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_the_last_words_are_those_of_the_last_attempt(tmp_path: Path):
+    world = chain(steps=9600) | {"env": "tiny_worlds:tiny/Deadly-v0"}
+    file = study_file(tmp_path, worlds={"a": world}, methods={"poad": {}}, seeds=[0], compare={})
+    runs = tmp_path / "out" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "a.poad.0.log").write_text("what an earlier attempt said\n")
+    assert run_study(file, out=tmp_path / "out", quiet=True) == 1
+    (missing,) = read_results(tmp_path / "out")["missing"]
+    assert missing["why"] == "ended by signal 9"
+    assert "an earlier attempt" in (runs / "a.poad.0.log").read_text()
 
 
 def test_the_search_chooses_the_best_area_and_its_cost_is_told(studied: tuple[Path, Path, int]):
@@ -473,6 +486,54 @@ def test_unseen_worlds_have_intervals_over_seeds_and_comparisons(tmp_path: Path)
     told_apart = incomparable(plain(results), plain(other.results()))
     assert any("unseen worlds: episodes 5 and 9" in reason for reason in told_apart)
 
+    for spoilt in ("", "[]", '{"results": []}', '{"results": [{}]}'):
+        (book.runs / "chain.poad.0" / "generalization.json").write_text(spoilt)
+        missing = [line["run"] for line in book.results()["missing"]]
+        assert missing == ["chain.poad.0"]
+
+
+def test_unseen_worlds_are_counted_by_the_world_that_was_trained_in(tmp_path: Path):
+    unseen = {"worlds": ["poad/Cheese-v0"], "episodes": 5}
+    worlds = {"a": chain(), "b": chain()}
+    file = study_file(tmp_path, worlds=worlds, seeds=[0, 1, 2, 3, 4], unseen=unseen)
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        pretend(book, job, [0.5])
+        rate = (0.1 if job.world == "a" else 0.8) + 0.05 * (job.method == "poad")
+        generalized(book, job, {"poad/Cheese-v0": rate, "poad/Pizza-v0": 1.0}, episodes=5)
+    told = {(u["method"], u["mode"]): u for u in book.results()["unseen"]}
+    assert {u["world"] for u in told.values()} == {"poad/Cheese-v0"}  # Pizza was not asked for
+    cheese = told["poad", "sampled"]
+    assert cheese["runs"] == 10
+    assert cheese["success"] == [pytest.approx(0.5)] * 3  # the worlds weigh the same in all draws
+    (against,) = cheese["against"]
+    assert against["improvement"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("spoilt", ["", "[]", "<<<<<<<"])
+def test_a_record_that_cannot_be_read_is_told_and_kept(book: Book, spoilt: str):
+    (book.out / "results.json").write_text(spoilt)
+    with pytest.raises(ConfigError, match=r"results.json holds no results"):
+        run_study(book.out.parent / "small.yaml", out=book.out, quiet=True)
+    assert (book.out / "results.json").read_text() == spoilt
+
+
+def test_a_choice_that_cannot_be_read_is_told(tmp_path: Path):
+    book = searching(tmp_path, [1e-4])
+    write_text(book.runs / "chosen.json", "[]")
+    with pytest.raises(RunError, match="Delete it to choose anew"):
+        book.choice()
+
+
+def test_a_failure_that_was_not_asked_about_is_no_failure_now(tmp_path: Path):
+    methods = {"poad": {}, "broken": {"env": "tiny_worlds:tiny/Broken-v0"}}
+    file = study_file(tmp_path, methods=methods, seeds=[0])
+    out = tmp_path / "out"
+    assert run_study(file, out=out, quiet=True, only=["broken"]) == 1
+    assert run_study(file, out=out, quiet=True, only=["poad"]) == 0
+    assert run_study(file, out=out, quiet=True, jobs=0) == 1
+
 
 def searching(folder: Path, rates: list[float]) -> Book:
     grid = {"ppo.lr": rates}
@@ -512,6 +573,9 @@ def test_what_runs_were_begun_with_stays_chosen(tmp_path: Path):
     results = again.results()
     assert results["chosen"] == {"poad": {"ppo.lr": 1e-4}}
     assert len(results["runs"]) == 2
+    for job in jobs:  # with no run begun, the best is chosen anew
+        shutil.rmtree(again.tasks[job.name].path)
+    assert again.choice().settings == {"poad": {"ppo.lr": 1e-3}}
 
 
 def test_versions_of_the_search_count_as_well(tmp_path: Path):
@@ -534,7 +598,7 @@ def test_results_whose_runs_are_gone_are_not_written_over(book: Book, tmp_path: 
     before = (book.out / "results.json").read_text()
     shutil.rmtree(book.runs)
     for jobs in (0, 2):
-        with pytest.raises(ConfigError, match=r"tells of 8 runs, 8 of which are not in"):
+        with pytest.raises(ConfigError, match=r"tells of runs that are not in .* and 5 more"):
             run_study(file, out=book.out, jobs=jobs, quiet=True)
     assert (book.out / "results.json").read_text() == before
     assert run_study(file, out=tmp_path / "elsewhere", jobs=0, quiet=True) == 0

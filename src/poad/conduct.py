@@ -83,26 +83,26 @@ def run_study(
     for world in study.unseen.worlds:
         check_world(Config(env=world))
     book = Book(study, out, file.read_text(encoding="utf-8"))
-    book.keep_what_is_told()
     console, interrupted = Screen(quiet=quiet), False
     searched = [job for job in book.search if job.method in methods]
     asked = {job.name for job in searched}
-    if jobs:
-        console.print(f"Study [bold]{study.name}[/] into {out}", highlight=False)
-        try:
-            with book.alone():
+    with book.alone() if jobs else nullcontext():
+        book.keep_what_is_told()
+        if jobs:
+            console.print(f"Study [bold]{study.name}[/] into {out}", highlight=False)
+            try:
                 _carry_out(book, searched, jobs, console)
                 reported = [j for j in book.main() if j.world in worlds and j.method in methods]
                 asked |= {job.name for job in reported}
                 _carry_out(book, reported, jobs, console)
-        except KeyboardInterrupt:
-            interrupted = True
-            console.print("\nStopped; nothing is lost. The same command goes on.")
-    results = book.results()
-    try:
-        files = write_results(results, out)
-    except OSError as error:
-        raise RunError(f"Cannot write the results into {out}: {error}.") from error
+            except KeyboardInterrupt:
+                interrupted = True
+                console.print("\nStopped; nothing is lost. The same command goes on.")
+        results = book.results()
+        try:
+            files = write_results(results, out)
+        except OSError as error:
+            raise RunError(f"Cannot write the results into {out}: {error}.") from error
     if not quiet:
         _show(console, results, files[-1])
     failed = any(
@@ -192,12 +192,15 @@ class Book:
         file = self.out / "results.json"
         if not file.is_file():
             return
-        told = read_results(file)["runs"]
-        names = [f"{line['world']}.{line['method']}.{line['seed']}" for line in told]
-        gone = sum(not (self.runs / name).is_dir() for name in names)
+        told = read_results(file)
+        names = [f"{line['world']}.{line['method']}.{line['seed']}" for line in told["runs"]]
+        gone = [name for name in names if not (self.runs / name).is_dir()]
+        if any(line["runs"] for line in told.get("search", ())):
+            gone += [] if any(self.runs.glob("search-*")) else ["those of the search"]
         if gone:
+            few = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
             raise ConfigError(
-                f"{file} tells of {len(told)} runs, {gone} of which are not in {self.runs}: they "
+                f"{file} tells of runs that are not in {self.runs}: {few}. What it says of them "
                 f"would be lost. Give another --out (default: runs/studies/{self.study.name}), or "
                 "move that file away."
             )
@@ -205,15 +208,22 @@ class Book:
     def choice(self) -> Choice:
         """What the search found so far; what runs were begun with stays chosen."""
         found = choose(self.study, self.search, self.tasks)
-        tried = candidates(self.study)
-        kept = {m: told for m, told in self._begun_with().items() if told in tried}
+        tried, begun = candidates(self.study), self._begun_with()
+        kept = {method: told for method, told in begun.items() if told in tried}
         return found._replace(settings={**found.settings, **kept}) if self.search else found
 
     def _begun_with(self) -> dict[str, Settings]:
+        """What was chosen for the methods of which a reported run exists."""
         file = self.runs / "chosen.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError as error:
+            told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            begun = {
+                job.method
+                for job in main_jobs(self.study, {})
+                if (self.runs / job.name / "config.yaml").is_file()
+            }
+            return {method: settings for method, settings in told.items() if method in begun}
+        except (ValueError, AttributeError) as error:
             raise RunError(f"{file} cannot be read: {error}. Delete it to choose anew.") from error
 
     def main(self) -> list[Job]:
@@ -233,7 +243,8 @@ class Book:
             if changed := changed_settings(job, self.tasks[job.name]):
                 raise ConfigError(
                     f"The study now asks for another {job.name} than there is in {self.runs}: "
-                    f"{'; '.join(changed)}. Give the study another --out, or delete its runs."
+                    f"{'; '.join(changed)}. Give the study another --out, or delete it with all "
+                    f"that is in {self.out}."
                 )
         reported = {job.method for job in jobs if job.candidate is None}
         chosen = self.choice().settings if reported and self.search else {}
@@ -268,7 +279,7 @@ class Book:
             elif current and task.finished:
                 if job.candidate is None:
                     threshold = study.world(job.world).threshold
-                    rows.append(read_run(job, task.path, threshold))
+                    rows.append(read_run(job, task, threshold))
             else:
                 missing.append({"run": job.name, **_standing(task)})
         return {
@@ -350,7 +361,7 @@ class Board:
         told = f"{count} {event.kind} {event.task.path.name}"
         if event.kind == "finished":
             job = self.jobs[event.task.path]
-            row = read_run(job, event.task.path, self.book.study.world(job.world).threshold)
+            row = read_run(job, event.task, self.book.study.world(job.world).threshold)
             return f"{told}: success {row['success']:.0%}, {row['cpu_seconds']:.1f} CPU-s"
         again = ", trying again" if event.kind == "retried" else ""
         return f"{told}{again}:\n      " + event.why.replace("\n", "\n      ")

@@ -93,6 +93,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
             )
         if changed:
             run.change_config(config)
+        run.sign()
         return _carry_out(trainer, run, quiet=quiet)
 
 

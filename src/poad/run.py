@@ -40,7 +40,7 @@ from poad.storage import (
     write_json,
     write_text,
 )
-from poad.versions import source_commit, source_hash, versions
+from poad.versions import PACKAGES, source_commit, source_hash, versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,7 @@ class Run:
                 (path / "checkpoints").mkdir()
                 write_text(path / "config.yaml", dump(config))
                 made = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-                made |= {**versions(), "platform": platform.platform()}
-                made |= {"source": source_hash(), "git": source_commit()}
+                made |= _here()
                 write_json(path / "versions.json", made)
             run._open_mirrors(first=1)
         except BaseException:
@@ -199,6 +198,19 @@ class Run:
         self._begin_writing()
         with _reporting(f"write {self.path / 'versions.json'}"):
             write_json(self.path / "versions.json", self.versions() | {"notes": list(notes)})
+
+    def sign(self) -> None:
+        """Write down with what a run goes on, where that is not what it was made with."""
+        now, told = _here(), self.versions()
+        names = ("python", *PACKAGES, "source")
+        if not any(
+            all(each.get(name) == now[name] for name in names)
+            for each in (told, *told.get("later", ()))
+        ):
+            self._begin_writing()
+            with _reporting(f"write {self.path / 'versions.json'}"):
+                later = [*told.get("later", ()), now]
+                write_json(self.path / "versions.json", told | {"later": later})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the outcome, replacing an earlier one."""
@@ -346,6 +358,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"Cannot read {path}: {error}. Was it edited by hand?") from error
+
+
+def _here() -> dict[str, str | None]:
+    """What runs here and now."""
+    poad = {"source": source_hash(), "git": source_commit()}
+    return {**versions(), "platform": platform.platform(), **poad}
 
 
 def _refuse_taken(path: Path) -> None:

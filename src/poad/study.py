@@ -179,8 +179,9 @@ def read_study(path: str | Path) -> Study:
     _check_names(study, where)
     _check_numbers(study, where)
     _check_budgets(study, where)
-    for _ in (*search_jobs(study), *main_jobs(study, {})):
-        pass  # a setting that is wrong in any run is told now
+    for job in (*search_jobs(study), *main_jobs(study, {})):  # what is wrong in any is told now
+        if job.config.env in study.unseen.worlds:
+            raise ConfigError(f"{where}: unseen.worlds: {job.config.env} is trained in.")
     return study
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from poad.figures import Bar, Line, bars_svg, lines_svg, standalone
 from poad.report import Html, page, tag
+from poad.run import UNTRAINED
 from poad.storage import plain, write_text
 from poad.tally import SCORES
 
@@ -155,7 +156,8 @@ def _search(results: Results) -> Table:
     ]
     seconds = sum(line["cpu_seconds"] for line in results["search"])
     note = (
-        f"Mean area under the curve over worlds and seeds that are not reported; ← was chosen. "
+        f"Mean area under the curve over worlds and seeds that are not reported; ← was chosen, "
+        f"and what runs were begun with stays chosen. "
         f"Collecting and updating took {seconds / 60:.1f} CPU minutes"
     )
     if (everything := results["cost"].get("search_minutes")) is not None:
@@ -180,16 +182,7 @@ def _unseen(results: Results) -> list[Table]:
         cells = ["–" if line is None else interval(line["success"], ".2f") for line in of]
         mean = "–" if of[-1] is None else f"{of[-1]['mean']:.3f}"
         rows.append([method, mode, runs, *cells, mean])
-    before = next((run["untrained"] for run in results["runs"] if "untrained" in run), ())
-    for mode in dict.fromkeys(line["mode"] for line in before):
-        of = {
-            r["world"]: [r["success_rate"], *r["success_interval"]]
-            for r in before
-            if r["mode"] == mode
-        }
-        cells = [interval(of[world], ".2f") if world in of else "–" for world in worlds]
-        mean = sum(success for success, *_ in of.values()) / len(of)
-        rows.append(["untrained", mode, "1", *cells, f"{mean:.3f}"])
+    rows += _untrained(results, worlds)
     short = [world.removeprefix("poad/").removesuffix("-v0") for world in worlds]
     note = (
         "Success in worlds that no agent was trained in: interquartile means over runs with 95 % "
@@ -215,6 +208,30 @@ def _unseen(results: Results) -> list[Table]:
         Table("Unseen worlds", note, head, rows),
         Table("Unseen worlds, compared", "On the seeds that both have.", head_compared, compared),
     ]
+
+
+def _untrained(results: Results, worlds: Sequence[str]) -> list[list[str]]:
+    """Rows of the agents before training: one of each mode, or one per way of acting."""
+    first = {run["method"]: run[UNTRAINED] for run in reversed(results["runs"]) if UNTRAINED in run}
+    alike: dict[str, list[str]] = {}
+    for method in results["methods"]:
+        if method in first:
+            alike.setdefault(json.dumps(first[method]), []).append(method)
+    rows = []
+    for text, methods in alike.items():
+        lines = json.loads(text)
+        label = UNTRAINED if len(alike) == 1 else f"{UNTRAINED}, as {' '.join(methods)}"
+        for mode in dict.fromkeys(line["mode"] for line in lines):
+            of = {line["world"]: line for line in lines if line["mode"] == mode}
+            cells = [
+                interval([of[w]["success_rate"], *of[w]["success_interval"]], ".2f")
+                if w in of
+                else "–"
+                for w in worlds
+            ]
+            mean = sum(line["success_rate"] for line in of.values()) / len(of)
+            rows.append([label, mode, "1", *cells, f"{mean:.3f}"])
+    return rows
 
 
 def _missing(results: Results) -> Table:

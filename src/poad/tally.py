@@ -32,20 +32,18 @@ from poad.stats import (
 )
 from poad.study import ALL, Job, Settings, Study, candidates, config_fingerprint, fingerprint
 from poad.versions import PACKAGES
-from poad.workers import Task, unseen_results
+from poad.workers import Task
 
 FORMAT = 2
 PROFILE = np.linspace(0, 1, 51)
 SCORES = {"success": "success at the end", "area": "area under the curve"}
 Row = dict[str, Any]
 """One finished run, as results.json has it."""
-Trained = tuple[str, int]
-"""A trained agent: the world it was trained in, and its seed."""
 
 
-def read_run(job: Job, path: Path, threshold: float) -> Row:
+def read_run(job: Job, task: Task, threshold: float) -> Row:
     """What a finished run's own files say."""
-    run = Run.open(path)
+    run = Run.open(task.path)
     summary, metrics = run.summary() or {}, run.metrics()
     sampled, greedy = (summary["evaluation"][mode] for mode in ("sampled", "greedy"))
     along = [m for m in metrics if math.isfinite(m.get("eval_success", math.nan))]
@@ -72,8 +70,8 @@ def read_run(job: Job, path: Path, threshold: float) -> Row:
         "curve": [[round(value, 6) for value in point] for point in curve],
         "versions": made_with(run),
     }
-    for line in unseen_results(path):
-        label = "untrained" if line["agent"] == UNTRAINED else "unseen"
+    for line in task.results():
+        label = "unseen" if line["trained"] else UNTRAINED
         names = ("world", "mode", "success_rate", "success_interval")
         row.setdefault(label, []).append({name: line[name] for name in names})
     return row
@@ -82,8 +80,13 @@ def read_run(job: Job, path: Path, threshold: float) -> Row:
 def made_with(run: Run) -> dict[str, Any]:
     """The versions that decide a run's numbers: of Python, of packages and of poad's own source."""
     versions = run.versions()
-    told = {name: versions.get(name) for name in ("python", *PACKAGES)}
-    return told | {"source": versions.get("source") or versions.get("git")}
+    each = [versions, *versions.get("later", ())]
+    names = ("python", *PACKAGES, "source" if versions.get("source") else "git")
+    found = {name: list(dict.fromkeys(line.get(name) for line in each)) for name in names}
+    return {
+        name: values[0] if len(values) == 1 else ", then ".join(map(str, values))
+        for name, values in found.items()
+    }
 
 
 # The search.
@@ -114,7 +117,7 @@ def choose(study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]) -> Choi
     for job in jobs:
         key, task = (job.method, job.candidate or 0), tasks[job.name]
         if task.finished and not changed_settings(job, task):
-            row = read_run(job, task.path, study.world(job.world).threshold)
+            row = read_run(job, task, study.world(job.world).threshold)
             areas.setdefault(key, []).append(row["area"])
             versions.append(row["versions"])
             seen[key] += row["cpu_seconds"]
@@ -195,46 +198,60 @@ def _common(cells: Sequence[Sequence[Row]]) -> list[list[Row]]:
 def _unseen(study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Success in worlds that nobody was trained in, by method and mode, with the differences asked.
 
-    Under the name of `all` worlds a run counts as one number, its mean over them: the same agent
-    was examined in each, so they are no independent observations.
+    Stratified, as all else, by the world that was trained in. Under the name of `all` worlds a run
+    counts as one number, its mean over them: the same agent was examined in each, so they are no
+    independent observations.
     """
-    scores: dict[tuple[str, str], dict[str, dict[Trained, float]]] = {}
+    scores: dict[tuple[str, str], dict[str, dict[str, dict[int, float]]]] = {}
     for row in rows:
         for line in row.get("unseen", ()):
-            of = scores.setdefault((row["method"], line["mode"]), {})
-            of.setdefault(line["world"], {})[row["world"], row["seed"]] = line["success_rate"]
-    for by_world in scores.values():
-        runs = set.intersection(*(set(by_run) for by_run in by_world.values()))
-        by_world[ALL] = {
-            run: float(np.mean([by_run[run] for by_run in by_world.values()]))
-            for run in sorted(runs)
-        }
+            of = scores.setdefault((row["method"], line["mode"]), {}).setdefault(line["world"], {})
+            of.setdefault(row["world"], {})[row["seed"]] = line["success_rate"]
+    for seen in scores.values():
+        if len(seen) > 1:
+            seen[ALL] = {
+                home: {
+                    seed: float(np.mean([of[home][seed] for of in seen.values()]))
+                    for seed in by_seed
+                }
+                for home, by_seed in next(iter(seen.values())).items()
+            }
     found = []
-    for (method, mode), by_world in scores.items():
+    for (method, mode), seen in scores.items():
         others = [b for a, b in study.pairs if a == method and (b, mode) in scores]
-        for name, by_run in by_world.items():
-            values = list(by_run.values())
-            low, high = bootstrap_interval([values], interquartile_mean)
-            told = {"world": name, "method": method, "mode": mode, "runs": len(values)}
-            told["success"] = [float(interquartile_mean(values)), float(low), float(high)]
-            told["mean"] = float(np.mean(values))
+        for name, of in seen.items():
+            shared = set.intersection(*map(set, of.values()))
+            strata = [[by_seed[seed] for seed in sorted(shared)] for by_seed in of.values()]
+            if not shared:
+                continue
+            low, high = bootstrap_interval(strata, interquartile_mean)
+            pooled = np.concatenate(strata)
+            told = {"world": name, "method": method, "mode": mode, "runs": len(pooled)}
+            told["success"] = [float(interquartile_mean(pooled)), float(low), float(high)]
+            told["mean"] = float(np.mean(pooled))
             told["against"] = [
-                {"other": other, **_against(by_run, scores[other, mode].get(name, {}))}
+                {"other": other, **_against(of, scores[other, mode].get(name, {}))}
                 for other in others
             ]
             found.append(told)
     return found
 
 
-def _against(mine: Mapping[Trained, float], others: Mapping[Trained, float]) -> dict[str, Any]:
-    """One method's success in an unseen world less another's, over the runs both have."""
-    shared = sorted(set(mine) & set(others))
-    if not shared:
+def _against(
+    mine: Mapping[str, Mapping[int, float]], others: Mapping[str, Mapping[int, float]]
+) -> dict[str, Any]:
+    """One method's success in an unseen world less another's, on the seeds both have."""
+    shared = {home: sorted(set(of) & set(others.get(home, ()))) for home, of in mine.items()}
+    if not all(shared.values()):
         return {"runs": 0}
-    pair = [[[side[run] for run in shared]] for side in (mine, others)]
-    *difference, p = paired_difference(*pair)
-    improvement = list(probability_of_improvement(*pair))
-    return {"runs": len(shared), "difference": difference, "p": p, "improvement": improvement}
+    first, second = (
+        [[side[home][seed] for seed in seeds] for home, seeds in shared.items()]
+        for side in (mine, others)
+    )
+    *difference, p = paired_difference(first, second)
+    improvement = list(probability_of_improvement(first, second))
+    runs = sum(map(len, shared.values()))
+    return {"runs": runs, "difference": difference, "p": p, "improvement": improvement}
 
 
 def _summary(cells: Sequence[Sequence[Row]]) -> dict[str, Any]:
@@ -389,7 +406,8 @@ def read_results(place: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place} holds no results of a study: {error}") from error
-    if not isinstance(results, dict) or "identity" not in results:
+    needed = {"identity", "runs", "summaries", "study"}
+    if not isinstance(results, dict) or not needed <= results.keys():
         raise ConfigError(f"{file} holds no results of a study; `poad study` writes them.")
     return results
 
@@ -403,8 +421,14 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
     reasons = [
         f"{name}: {a[name]} and {b[name]}" for name in ("format", "panel") if a[name] != b[name]
     ]
-    if (unseen := a.get("unseen")) != (other := b.get("unseen")):
-        reasons.append(f"unseen worlds: {_apart(unseen, other or {})}")
+    unseen, other = (each.get("unseen") or {"worlds": {}} for each in (a, b))
+    if unseen["worlds"] and other["worlds"] and unseen["episodes"] != other["episodes"]:
+        reasons.append(f"unseen worlds: episodes {unseen['episodes']} and {other['episodes']}")
+    reasons += [
+        f"unseen world {name}: source {source} and {other['worlds'][name]}"
+        for name, source in unseen["worlds"].items()
+        if other["worlds"].get(name, source) != source
+    ]
     for group, what in (("worlds", "world"), ("configs", "configuration")):
         for name in a[group]:
             if name in b[group] and a[group][name] != b[group][name]:
@@ -422,7 +446,7 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
 def _version_reasons(a: Sequence[Settings], b: Sequence[Settings]) -> list[str]:
     """Versions that only one of the two studies has."""
     reasons = []
-    for name in ("python", *PACKAGES, "source"):
+    for name in ("python", *PACKAGES, "source", "git"):
         here, there = ({str(made.get(name)) for made in side} for side in (a, b))
         if here != there:
             told = (", ".join(sorted(side)) or "no run" for side in (here, there))

@@ -31,8 +31,7 @@ from poad.storage import append_line, read_lines, take_lock, write_text
 ATTEMPTS = 2
 PRELOAD = [
     "__main__",
-    "poad.launch",
-    "poad.generalize",
+    "poad.preload",
     "matplotlib.figure",
     "matplotlib.backends.backend_svg",
     "transformers.models.auto.modeling_auto",
@@ -74,14 +73,28 @@ class Task:
     @property
     def examined(self) -> bool:
         """Whether the unseen worlds have been seen, in as many episodes as asked."""
-        if not self.unseen:
-            return True
-        seen = {
-            (line["world"], line["mode"])
-            for line in unseen_results(self.path)
-            if line["agent"] != UNTRAINED and line["episodes"] == self.episodes
-        }
+        seen = {(line["world"], line["mode"]) for line in self.results() if line["trained"]}
         return seen >= {(world, mode) for world in self.unseen for mode in ("sampled", "greedy")}
+
+    def results(self) -> list[dict[str, Any]]:
+        """What the run and its untrained self did in the unseen worlds that are asked for."""
+        if not self.unseen:
+            return []
+        try:
+            file = self.path / "generalization.json"
+            lines = json.loads(file.read_text(encoding="utf-8"))["results"]
+            own = lines[0]["agent"]  # others may have been put beside it by hand
+            found = {
+                (line["agent"], line["world"], line["mode"]): line
+                | {"trained": line["agent"] != UNTRAINED}
+                for line in reversed(lines)  # the first of a name stays
+                if line["agent"] in (own, UNTRAINED)
+                and line["world"] in self.unseen
+                and line["episodes"] == self.episodes
+            }
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+        return list(reversed(found.values()))
 
     @property
     def failure(self) -> str | None:
@@ -89,16 +102,6 @@ class Task:
         with contextlib.suppress(FileNotFoundError):
             return self.beside(".failed").read_text(encoding="utf-8")
         return None
-
-
-def unseen_results(path: Path) -> list[dict[str, Any]]:
-    """What a run and its untrained self did in other worlds, none if they were not examined."""
-    try:
-        lines = json.loads((path / "generalization.json").read_text(encoding="utf-8"))["results"]
-    except (OSError, ValueError, KeyError):
-        return []
-    own = (lines[0]["agent"], UNTRAINED)  # others may have been put beside them by hand
-    return [line for line in lines if line["agent"] in own]
 
 
 class Event(NamedTuple):
@@ -132,7 +135,7 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
     context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
     context.set_forkserver_preload(PRELOAD)  # of no consequence where runs are spawned
     waiting, attempts = deque(tasks), dict[Path, int]()
-    running: dict[Path, tuple[Task, BaseProcess]] = {}
+    running: dict[Path, tuple[Task, BaseProcess, int]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs and may_start():
@@ -141,47 +144,48 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
                     continue
                 attempts[task.path] = attempts.get(task.path, 0) + 1
                 process = context.Process(target=_work, args=(task,), name=task.path.name)
-                running[task.path] = task, process
+                running[task.path] = task, process, len(_log(task))
                 process.start()
                 yield Event("started", task)
             if not running:
                 return
-            wait([process.sentinel for _, process in running.values()], timeout=1.0)
-            ended = [pair for pair in running.values() if pair[1].exitcode is not None]
-            for task, process in ended:
+            wait([process.sentinel for _, process, _ in running.values()], timeout=1.0)
+            ended = [each for each in running.values() if each[1].exitcode is not None]
+            for task, process, before in ended:
                 del running[task.path]
-                event = _outcome(task, process, attempts[task.path])
+                told = _log(task)[before:]
+                event = _outcome(task, process, told, attempts[task.path])
                 if event.kind == "retried":
                     waiting.appendleft(task)
                 yield event
             if not ended:
                 yield Event("waiting")
     finally:
-        _stop([process for _, process in running.values()])
+        _stop([process for _, process, _ in running.values()])
 
 
-def _outcome(task: Task, process: BaseProcess, attempt: int) -> Event:
+def _outcome(task: Task, process: BaseProcess, said: str, attempt: int) -> Event:
     process.join()
+    _bill(task)
     if process.exitcode == 0 and task.finished:
         task.beside(".failed").unlink(missing_ok=True)
         return Event("finished", task)
-    told = [line for line in _log(task).splitlines() if line.strip()][-4:]
+    told = [line for line in said.splitlines() if line.strip()][-4:]
     code = process.exitcode or 0
     ended = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
     why = "\n".join([*told, ended])
     write_text(task.beside(".failed"), why)
-    if code < 0:
-        _bill(task)
     return Event("retried" if attempt < ATTEMPTS else "failed", task, why)
 
 
 def _bill(task: Task) -> None:
-    """Write down what a killed attempt, which could not, has cost: as much as its metrics know."""
-    name, book = task.path.name, task.path.parent / "spent.jsonl"
-    known = [line.get("cpu_seconds", 0.0) for line in read_lines(task.path / "metrics.jsonl")]
-    told = sum(line["cpu_seconds"] for line in read_lines(book) if line["run"] == name)
-    seconds = max(0.0, (known[-1] if known else 0.0) - told)
-    append_line(book, {"run": name, "cpu_seconds": seconds, "killed": True})
+    """Count what an attempt has cost that was killed before it could say so itself."""
+    meter = task.beside(".cpu")
+    with contextlib.suppress(OSError, ValueError):
+        seconds = float(meter.read_text(encoding="utf-8"))
+        meter.unlink()
+        line = {"run": task.path.name, "cpu_seconds": seconds, "killed": True}
+        append_line(task.path.parent / "spent.jsonl", line)
 
 
 def _log(task: Task) -> str:
@@ -228,7 +232,8 @@ def _work(task: Task) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches the study alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    threading.Thread(target=_follow_the_study, daemon=True).start()
+    _bill(task)
+    threading.Thread(target=_follow_the_study, args=(task,), daemon=True).start()
     log = os.open(task.beside(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -244,15 +249,18 @@ def _work(task: Task) -> None:
         seconds = time.process_time() - start
         line = {"run": task.path.name, "cpu_seconds": seconds}
         append_line(task.path.parent / "spent.jsonl", line)
+        task.beside(".cpu").unlink(missing_ok=True)
     sys.exit(status)
 
 
-def _follow_the_study() -> None:
-    """Stop politely when the study is gone, however it ended."""
+def _follow_the_study(task: Task) -> None:
+    """Say now and then what was spent; stop politely when the study is gone, however it ended."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGINT)
+    while parent is not None and parent.is_alive():
+        with contextlib.suppress(OSError):
+            task.beside(".cpu").write_text(str(time.process_time()), encoding="utf-8")
+        parent.join(timeout=5.0)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _train(task: Task) -> int:
@@ -284,4 +292,6 @@ def _generalize(task: Task) -> int:
         return 0
     from poad.generalize import generalize_run
 
+    with Run.open(task.path) as run:
+        run.sign()
     return generalize_run(task.path, (), task.unseen, task.episodes, quiet=True)

@@ -273,19 +273,15 @@ def _summary(cells: Sequence[Sequence[Row]]) -> dict[str, Any]:
 
 
 def _pair(cells: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> dict[str, Any] | None:
-    """One method against another on the seeds they share."""
+    """One method against another on the seeds that both have, in all of these worlds."""
     found: dict[str, Any] = {}
-    shared = [sorted({r["seed"] for r in a} & {r["seed"] for r in b}) for a, b in cells]
-    if not all(shared):
+    both = _common([rows for cell in cells for rows in cell])
+    if not all(both):
         return None
-    found["seeds"] = min(map(len, shared))
+    found["seeds"] = len(both[0])
     for score in SCORES:
         first, second = (
-            [
-                [row[score] for row in cell[side] if row["seed"] in seeds]
-                for cell, seeds in zip(cells, shared, strict=True)
-            ]
-            for side in (0, 1)
+            [[row[score] for row in rows] for rows in both[side::2]] for side in (0, 1)
         )
         *difference, p = paired_difference(first, second)
         found[score] = {

@@ -74,8 +74,10 @@ def answer(*tables: np.ndarray) -> Answer:
 @pytest.mark.parametrize(("data", "model", "score"), CASES)
 def test_reference_scores(data: str, model: str, score: float):
     verdict = Judge(table_of(data), InProcess()).verdict(MODELS[model])
-    # Half a unit of the last printed digit; a little more, as .81549 was printed as .816.
-    assert verdict.score == pytest.approx(score, abs=0.0006)
+    # Half a unit of the last printed digit; a little more, as .81549 was printed as .816. Logistic
+    # regression stops at its limit of iterations, and where that is depends on the BLAS kernels:
+    # pharyngitis is .6960 with those for AVX-512 and .6971 with those for AVX2.
+    assert verdict.score == pytest.approx(score, abs=0.0015 if model == "LR" else 0.0006)
 
 
 @pytest.mark.parametrize("data", ["balance-scale-125", "breast-cancer"])

@@ -23,6 +23,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
 
 from poad.envs.datasci import attacks, confinement, link, sandbox
+from poad.envs.datasci.confinement import environment
 from poad.envs.datasci.sandbox import Answer, Job, Layer, Sandbox, SandboxError, layers
 
 DESIGNS = ("bubblewrap", "process", "none")
@@ -110,6 +111,18 @@ def _zombie(process: int) -> bool:
 
 
 # --- what comes back -----------------------------------------------------------------------------
+
+
+def test_a_worker_has_our_kernels_and_nothing_else_of_ours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+    told = environment()
+    assert told["OPENBLAS_CORETYPE"] == "Haswell"
+    assert told["OMP_NUM_THREADS"] == "1"
+    assert "abc" not in told.values()
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert "OPENBLAS_CORETYPE" not in environment()
 
 
 def test_an_answer_has_one_table_per_job_in_their_order(box: Sandbox):

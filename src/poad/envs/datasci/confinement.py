@@ -152,8 +152,21 @@ def package_paths() -> list[str]:
     return found
 
 
+KERNELS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+)
+"""What decides the last digits of linear algebra: where it is set, workers must have it as well."""
+
+
 def environment() -> dict[str, str]:
-    """All that a worker's environment holds: one thread each, nothing random, nothing of ours."""
+    """All that a worker's environment holds: one thread each, nothing random, and of ours only
+    which kernels to compute with.
+    """
     found = {
         "PATH": "/usr/bin:/bin",
         "LC_ALL": "C.UTF-8",
@@ -162,6 +175,7 @@ def environment() -> dict[str, str]:
         # joblib then runs in the program's own thread; processes could not be started anyway.
         "JOBLIB_MULTIPROCESSING": "0",
     }
+    found |= {name: os.environ[name] for name in KERNELS if name in os.environ}
     for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
         found[f"{library}_NUM_THREADS"] = "1"
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):

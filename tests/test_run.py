@@ -15,8 +15,8 @@ import torch
 from synthetic_run import episode, metrics, run_of
 
 from poad.config import Config, ConfigError, load
+from poad.identity import made_with
 from poad.run import Run, RunError
-from poad.tally import made_with
 from poad.versions import source_hash
 
 TENSORS = {"policy": {"weight": torch.arange(4.0)}}

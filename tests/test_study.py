@@ -19,12 +19,12 @@ import yaml
 from poad.cli import main
 from poad.conduct import Book, run_study
 from poad.config import ConfigError, dump, load
+from poad.identity import identity, incomparable, read_results
 from poad.methods import METHODS
 from poad.run import Run, RunError
 from poad.storage import plain, read_lines, write_json, write_text
 from poad.study import Job, candidates, main_jobs, read_study, search_jobs, shrink
 from poad.study_page import write_results
-from poad.tally import identity, incomparable, read_results
 from poad.train import train
 from poad.workers import Task
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from poad.config import Config, ConfigError, dump
 from poad.console import Screen
+from poad.identity import changed_settings, identity, incomparable, read_results
 from poad.launch import check_world
 from poad.run import RunError
 from poad.storage import LockedError, read_lines, take_lock, write_json, write_text
@@ -32,16 +33,7 @@ from poad.study import (
     unknown,
 )
 from poad.study_page import interval, write_results
-from poad.tally import (
-    Choice,
-    changed_settings,
-    choose,
-    identity,
-    incomparable,
-    read_results,
-    read_run,
-    tally,
-)
+from poad.tally import Choice, choose, read_run, tally
 from poad.workers import Event, Task, carry_out, spent
 
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from household_search import (
     DISCOUNT,
@@ -22,7 +23,7 @@ from household_search import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search import best_return, fewest_actions, random_play
+from search import Table, best_return, fewest_actions, random_play
 
 from poad.envs.household.rules import (
     HAND,
@@ -540,6 +541,34 @@ def test_uniformly_random_offered_actions(
     assert play.mean_return == pytest.approx(mean_return, abs=5e-6)
     assert (min(play.succeeded_at), max(play.succeeded_at)) == (shortest_success, LIMIT)
     assert play.truncated_at == {LIMIT}
+
+
+@pytest.mark.parametrize(
+    ("house", "distractors", "success"),
+    [
+        (CHORE, 2, 5.37e-3),
+        (CHORE, 5, 2.06e-3),
+        (CHORE, 10, 7.8e-4),
+        (EVENING, 10, 1.44e-5),
+        (EVENING, 100, 4.42e-12),
+    ],
+)
+def test_every_distractor_is_a_step_lost(house: House, distractors: int, success: float):
+    offers = table(house)
+    more = len(offers.steps), distractors
+    stay = np.broadcast_to(np.arange(offers.states)[:, None], more)
+    lost = Table(
+        np.hstack([offers.steps, np.ones(more, dtype=np.int64)]),
+        np.hstack([offers.following, stay]),
+        np.hstack([offers.reward, np.zeros(more)]),
+        np.hstack([offers.offered, np.ones(more, dtype=bool)]),
+    )
+    assert random_play(lost, LIMIT, DISCOUNT).success == pytest.approx(success, rel=0.01)
+
+
+def test_all_actions_at_any_time_make_the_evening_hard():
+    play = random_play(table(EVENING, every=True), LIMIT, DISCOUNT)
+    assert play.success == pytest.approx(2.6e-6, rel=0.02)
 
 
 # Laws of any sequence of actions

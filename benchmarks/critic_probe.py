@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poad.agent import Agent
-from poad.batch import Position
-from poad.collector import Collector, Rollout
 from poad.envs import make
-from poad.launch import load_run
+from poad.learn import Collector
+from poad.turns import Position, Rollout
+from poad.workflows import load_run
 
 STREAMS, HORIZON, SEED = 64, 24, 50_000_000
 STRENGTHS = tuple(10.0**k for k in range(-2, 6))

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poad.config import load
-from poad.envs.datasci import datasets
-from poad.envs.datasci.judge import Judge
-from poad.envs.datasci.sandbox import Sandbox
-from poad.run import Run, RunError
-from poad.train import Trainer
+from poad.envs.datasci import Judge, Sandbox, datasets
+from poad.errors import RunError
+from poad.learn import Trainer
+from poad.runs import Run
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT.parent / "shared" / "data" / "kaggle"

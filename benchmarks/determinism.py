@@ -24,7 +24,7 @@ CLOCKS = ("seconds", "per_second")
 
 def train_once(config_path: str, seed: int, steps: int) -> None:
     """Print the metrics of every iteration, exactly."""
-    from poad.train import train
+    from poad.learn import train
 
     config = replace(load(config_path), seed=seed, steps=steps)
     for metrics in train(config):

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from poad.agent import load_agent
+from poad.agent import Observation, load_agent
 from poad.config import Config
 from poad.envs.datasci import text
-from poad.policy import Observation
 
 PROMPT = text.prompt("balance scale", 625, 4, 3)
 

@@ -29,16 +29,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import poad
-from poad.agent import resolve
-from poad.codec import TextCodec
-from poad.collector import Collector
+from poad.agent import Critic, FrozenFeatures, Policy, resolve
 from poad.config import Config, ModelConfig, PPOConfig
-from poad.critic import Critic, FrozenFeatures
+from poad.credit import METHODS
 from poad.envs import make
-from poad.language_model import LanguageModel
-from poad.methods import METHODS
-from poad.policy import Policy
-from poad.ppo import PPO
+from poad.learn import PPO, Collector
+from poad.lm import LanguageModel, TextCodec
 
 WORLDS = ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0", order_desk.WORLD)
 TOKENIZER = Path(poad.__file__).parent / "assets" / "tiny-kitchen"

@@ -39,11 +39,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 import poad
-from poad.batch import TokenIds, Turn
 from poad.config import ActingConfig, Config, CriticConfig, ModelConfig, PPOConfig
-from poad.machine import matrix_speed
-from poad.survey import Shape, model_shape
-from poad.train import Trainer
+from poad.learn import Trainer
+from poad.plan import Shape, matrix_speed, model_shape
+from poad.turns import TokenIds, Turn
 
 ASSETS = Path(poad.__file__).parent / "assets"
 PROGRAMS = "benchmarks/Programs-v0"

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from poad.config import load
-from poad.figures import plot_learning
-from poad.launch import train_run
-from poad.run import Run, RunError
+from poad.display import plot_learning
+from poad.errors import RunError
+from poad.runs import Run
+from poad.workflows import train_run
 
 ROOT = Path(__file__).parent.parent
 WORLDS = ("tomato_salad", "tomato_lettuce_salad", "food_preparation", "entertainment")

@@ -21,11 +21,10 @@ import torch
 from iteration import TOKENIZER, million
 from transformers import AutoTokenizer
 
-from poad.codec import TextCodec
+from poad.agent import Observation, Policy
 from poad.config import ActingConfig
 from poad.envs import make
-from poad.language_model import LanguageModel
-from poad.policy import Observation, Policy
+from poad.lm import LanguageModel, TextCodec
 
 COUNTS = (5, 10, 20, 50)
 OFFERS = [

@@ -18,13 +18,12 @@ import torch
 from rival_reader import Line, Reader, Savings
 from torch import Tensor
 
-from poad.batch import Turn
+from poad.agent import Critic
 from poad.config import Config
-from poad.critic import Critic
-from poad.language_model import LanguageModel
-from poad.lesson import lay_out, read_where
-from poad.losses import normalize_advantages
-from poad.methods import METHODS
+from poad.credit import METHODS
+from poad.learn import lay_out, normalize_advantages, read_where
+from poad.lm import LanguageModel
+from poad.turns import Turn
 
 
 class Rival:

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from rival_reader import Line, Reader, Savings, ways
 
-from poad.batch import Action, TokenIds
-from poad.language_model import LanguageModel
-from poad.policy import Observation, Policy
-from poad.sampling import Choice, Memo
+from poad.agent import Choice, Memo, Observation, Policy
+from poad.lm import LanguageModel
 from poad.trie import ROOT, ActionTrie
+from poad.turns import Action, TokenIds
 
 
 @dataclass

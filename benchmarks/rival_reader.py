@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.batch import Packed, TokenIds, Turn, pack
-from poad.language_model import LanguageModel
+from poad.lm import LanguageModel, Packed, pack
 from poad.trie import ROOT, ActionTrie
+from poad.turns import TokenIds, Turn
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from statistics import median
 
 import numpy as np
 
-from poad.envs.datasci.datasets import load
-from poad.envs.datasci.sandbox import Isolation, Job, Sandbox, SandboxError
+from poad.envs.datasci import Isolation, Job, Sandbox, load
+from poad.errors import SandboxError
 
 PROGRAMS = {
     "cheap (logistic regression)": """

@@ -2,7 +2,7 @@
 
 import torch
 
-from poad.methods import METHODS, Method, token_credit
+from poad.credit import METHODS, Method, token_credit
 
 
 def one_step(reward, value, next_value, discount, trace):

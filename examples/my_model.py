@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from poad import Config, train
 from poad.config import ModelConfig
-from poad.models import ASSETS
+from poad.lm import ASSETS
 
 with tempfile.TemporaryDirectory() as folder:
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny-kitchen")

@@ -23,8 +23,8 @@ from code_model import CodeRecipe
 from tiny_llama import Row, describe, fit, new_model, save, train_bpe
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from poad.codec import TextCodec
 from poad.envs import make
+from poad.lm import TextCodec
 
 ASSETS = Path(__file__).parent.parent / "src" / "poad" / "assets"
 

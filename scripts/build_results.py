@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from poad.study import Study, main_jobs, read_study, search_jobs
-from poad.study_page import Table, in_markdown, interval, tables
+from poad.study import (
+    Study,
+    Table,
+    in_markdown,
+    interval,
+    main_jobs,
+    read_study,
+    search_jobs,
+    tables,
+)
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "results.md"

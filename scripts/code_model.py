@@ -19,14 +19,10 @@ from code_grammar import draw_body, draw_data, plant_fault
 from tiny_llama import Row, describe, fit, new_model, save, train_bpe
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from poad.codec import TextCodec
+from poad.agent import Observation, Policy
 from poad.config import ActingConfig, ModelConfig
-from poad.envs.datasci import datasets
-from poad.envs.datasci.judge import Judge
-from poad.envs.datasci.sandbox import Sandbox
-from poad.envs.datasci.text import program, prompt
-from poad.models import load_model
-from poad.policy import Observation, Policy
+from poad.envs.datasci import Judge, Sandbox, datasets, program, prompt
+from poad.lm import TextCodec, load_model
 
 WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
 """What a token may reach across at most: a line break with its indentation, a name with its

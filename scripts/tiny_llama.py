@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from poad.codec import TextCodec
+from poad.lm import TextCodec
 
 END, PAD = "<|end|>", "<|pad|>"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from synthetic_run import metrics
 
-from poad.agent import load_agent
+from poad.agent.build import load_agent
 from poad.config import Config
-from poad.run import Run
+from poad.runs.run import Run
 
 
 def run_of(path: Path, config: Config) -> Run:

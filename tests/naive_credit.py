@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from poad.credit import Credit, Trajectory
+from poad.credit.recursion import Credit, Trajectory
 
 ALL_METHODS = ("poad", "ntpo", "twosome", "glam", "turn_ppo", "archer_adrl", "reinforce")
 CRITIC_METHODS = ALL_METHODS[:-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poad.config import Config, CreditConfig
-from poad.run import Run
+from poad.runs.run import Run
 
 HOSTILE = '<script>alert("a & b")</script>'
 

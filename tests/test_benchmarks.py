@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 from transformers import AutoTokenizer
 
-from poad.codec import TextCodec
-from poad.envs import make
 from poad.envs.check import check_env
+from poad.envs.registry import make
+from poad.lm.tokenizer import TextCodec
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SALAD = BENCHMARKS.parent / "configs" / "tomato_salad.yaml"

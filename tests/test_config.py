@@ -15,17 +15,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from poad.config import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    PPOConfig,
-    PromptConfig,
-    dump,
-    from_dict,
-    load,
-    to_dict,
-)
+from poad.config import Config, ModelConfig, PPOConfig, PromptConfig, dump, from_dict, load, to_dict
+from poad.errors import ConfigError
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -6,7 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
-from poad.train import LEARNED
+from poad.learn.train import LEARNED
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from poad.cli import main
+from poad.cli.main import main
 from poad.config import load
-from poad.run import Run
+from poad.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

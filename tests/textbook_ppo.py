@@ -13,9 +13,9 @@ import torch
 from naive_credit import naive_credit
 from torch import Tensor
 
-from poad.agent import Agent
-from poad.batch import Turn
-from poad.credit import Trajectory
+from poad.agent.build import Agent
+from poad.credit.recursion import Trajectory
+from poad.turns import Turn
 
 Streams = Sequence[Sequence[Turn]]
 

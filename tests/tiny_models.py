@@ -29,10 +29,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from poad.batch import Packed, TokenIds
 from poad.config import ModelConfig
-from poad.language_model import LanguageModel
-from poad.models import load_model
+from poad.lm.loading import load_model
+from poad.lm.model import LanguageModel
+from poad.lm.packing import Packed
+from poad.turns import TokenIds
 
 PROMPTS = (
     "You see a door.\nYour action:",

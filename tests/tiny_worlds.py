@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
 from poad.config import Config, from_dict
-from poad.envs import Writing
+from poad.envs.registry import Writing
 
 
 @dataclass(frozen=True)

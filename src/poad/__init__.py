@@ -2,47 +2,44 @@
 
 The names below are loaded when they are first used, so ``import poad`` costs no torch:
 
-    from poad import Config, Run, train
-    for metrics in train(Config(), Run.create("runs/first", Config())):
+    import poad
+
+    for metrics in poad.train(poad.Config(), poad.Run.create("runs/first", poad.Config())):
         print(metrics["env_steps"], metrics["success"])
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from poad.agent import Critic, Policy
     from poad.config import Config
-    from poad.credit import Credit, Trajectory, recursion
-    from poad.critic import Critic
-    from poad.envs import make
-    from poad.envs.check import check_env
-    from poad.evaluate import evaluate
-    from poad.methods import METHODS, token_credit
-    from poad.policy import Policy
-    from poad.run import Run
-    from poad.train import train
+    from poad.credit import METHODS, Credit, Trajectory, recursion, token_credit
+    from poad.envs import check_env, make
+    from poad.errors import PoadError
+    from poad.learn import evaluate, train
+    from poad.runs import Run
     from poad.trie import ActionTrie
 
     __version__: str
 
 _HOME = {
+    "Critic": "poad.agent",
+    "Policy": "poad.agent",
     "Config": "poad.config",
+    "METHODS": "poad.credit",
     "Credit": "poad.credit",
     "Trajectory": "poad.credit",
     "recursion": "poad.credit",
-    "token_credit": "poad.methods",
-    "Critic": "poad.critic",
-    "check_env": "poad.envs.check",
+    "token_credit": "poad.credit",
+    "check_env": "poad.envs",
     "make": "poad.envs",
-    "evaluate": "poad.evaluate",
-    "METHODS": "poad.methods",
-    "Policy": "poad.policy",
-    "Run": "poad.run",
-    "train": "poad.train",
+    "PoadError": "poad.errors",
+    "evaluate": "poad.learn",
+    "train": "poad.learn",
+    "Run": "poad.runs",
     "ActionTrie": "poad.trie",
 }
 
@@ -52,6 +49,7 @@ __all__ = [
     "Config",
     "Credit",
     "Critic",
+    "PoadError",
     "Policy",
     "Run",
     "Trajectory",
@@ -64,24 +62,9 @@ __all__ = [
 ]
 
 
-class _Package(types.ModuleType):
-    """Two public functions bear the name of their module; here the name always means the function.
-
-    Without this, importing ``poad.train`` anywhere would turn ``poad.train`` into the module.
-    ``from poad.train import ...`` reaches the module as ever.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from poad.versions import versions
+        from poad.runs import versions
 
         return versions()["poad"] or "unknown"
     if name not in _HOME:

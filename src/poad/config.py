@@ -17,13 +17,11 @@ from typing import Any, Literal
 
 import yaml
 
+from poad.errors import ConfigError
+
 SEEDS_PER_RUN = 1_000_003
 """Training episodes take seeds from (2 + run seed)·1,000,003 up: no two runs share them, and none
 trains on the episodes it is examined in (from 1,000,000 up)."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says which key, why, and what would do."""
 
 
 @dataclass(frozen=True)

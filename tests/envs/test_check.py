@@ -12,8 +12,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from gymnasium.wrappers import Autoreset
 
-import poad.envs
-from poad.envs.check import NOT_OFFERED, WorldError, check_env
+import poad.envs.registry
+from poad.envs.check import NOT_OFFERED, check_env
+from poad.errors import WorldError
 
 
 class Corridor(gymnasium.Env[str, str]):

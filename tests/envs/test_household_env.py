@@ -7,11 +7,11 @@ from household_search import reachable, shortest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poad.envs import make
 from poad.envs.check import check_env
 from poad.envs.household.env import HouseholdEnv
 from poad.envs.household.tasks import TASKS
 from poad.envs.household.text import distractor_pool, slot_strings, view
+from poad.envs.registry import make
 
 BEST = {"poad/FoodPreparation-v0": 6, "poad/Laundry-v0": 6, "poad/Entertainment-v0": 11}
 NONSENSE = "hum a tune"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kitchen_search import reachable
 
-from poad.envs import make
 from poad.envs.kitchen.env import KitchenEnv
 from poad.envs.kitchen.text import view
+from poad.envs.registry import make
 
 WORLDS = ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")
 BEST = {"poad/TomatoSalad-v0": "024013", "poad/TomatoLettuceSalad-v0": "0471573106"}

@@ -4,7 +4,8 @@ import pytest
 from kitchen_search import reachable
 
 from poad.envs.kitchen.rules import TOMATO_LETTUCE_SALAD, TOMATO_SALAD, Kitchen, State
-from poad.envs.kitchen.text import View, see, view
+from poad.envs.kitchen.text import see, view
+from poad.envs.text_world import View
 
 BOTH = pytest.mark.parametrize(
     "kitchen", [TOMATO_SALAD, TOMATO_LETTUCE_SALAD], ids=["tomato", "tomato-lettuce"]

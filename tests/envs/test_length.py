@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poad.agent import load_agent
+from poad.agent.build import load_agent
+from poad.agent.policy import Observation
 from poad.config import from_dict
-from poad.envs import make
 from poad.envs.length import KEYS, ROOMS
-from poad.policy import Observation
+from poad.envs.registry import make
 
 
 def offer(words: int) -> tuple[str, ...]:

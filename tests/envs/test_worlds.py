@@ -8,9 +8,10 @@ import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 
-from poad.envs import known_worlds, make, register_worlds, world_arguments
-from poad.envs.check import WorldError, check_env
+from poad.envs.check import check_env
+from poad.envs.registry import known_worlds, make, register_worlds, world_arguments
 from poad.envs.text_world import TextWorld
+from poad.errors import WorldError
 
 WORLDS = [env_id for env_id, _ in known_worlds()]
 LIMITS = {"poad/DataScience-v0": "tries"}

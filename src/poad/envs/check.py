@@ -10,7 +10,8 @@ from typing import Any, Final, TypeAlias
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from poad.envs import make
+from poad.envs.registry import make
+from poad.errors import WorldError
 
 World: TypeAlias = gymnasium.Env[str, str]
 Turn: TypeAlias = tuple[Any, ...]
@@ -20,15 +21,6 @@ NOT_OFFERED: Final = "whistle at the moon"
 """A string that no world should offer."""
 CONTRACT: Final = ("admissible_actions", "duration", "invalid_action", "episode")
 """The keys of `info` that every text world shares; the others are the world's own."""
-
-
-class WorldError(AssertionError):
-    """A world breaks the contract; `findings` maps each broken rule to what was first seen."""
-
-    def __init__(self, findings: dict[str, object]) -> None:
-        self.findings = findings
-        lines = (f"- {rule}; seen: {seen!r}" for rule, seen in findings.items())
-        super().__init__("\n".join(["this world breaks rules that a text world keeps:", *lines]))
 
 
 def check_env(
@@ -92,7 +84,9 @@ def check_env(
         second.close()
     if check.findings:
         errors = (seen for seen in check.findings.values() if isinstance(seen, Exception))
-        raise WorldError(check.findings) from next(errors, None)
+        lines = (f"- {rule}; seen: {seen!r}" for rule, seen in check.findings.items())
+        message = "\n".join(["This world breaks rules that every text world keeps:", *lines])
+        raise WorldError(message, check.findings) from next(errors, None)
     return tuple(check.allowed[:1])
 
 

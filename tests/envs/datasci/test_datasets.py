@@ -11,7 +11,8 @@ import pytest
 from openml_stub import OpenML, Published, serving
 
 from poad.envs.datasci import datasets
-from poad.envs.datasci.datasets import KAGGLE, DataError, Table, load, names
+from poad.envs.datasci.datasets import KAGGLE, Table, load, names
+from poad.errors import DataError
 
 CSV = """\
 row,size,colour,open,label

@@ -13,12 +13,12 @@ import pytest
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from in_process import InProcess
 
-from poad.envs import make, world_arguments, writing
 from poad.envs.check import check_env
 from poad.envs.datasci import env as module
-from poad.envs.datasci.datasets import DataError
 from poad.envs.datasci.env import DataScienceEnv
 from poad.envs.datasci.text import CHARACTERS, program, prompt
+from poad.envs.registry import make, world_arguments, writing
+from poad.errors import DataError
 
 NAME = "poad/DataScience-v0"
 FIRST = prompt("balance scale", 125, 4, 3)

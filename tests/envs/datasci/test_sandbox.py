@@ -22,9 +22,10 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
 
-from poad.envs.datasci import attacks, confinement, link, sandbox
+from poad.envs.datasci import client, confinement, sandbox, selftest
 from poad.envs.datasci.confinement import environment
-from poad.envs.datasci.sandbox import Answer, Job, Layer, Sandbox, SandboxError, layers
+from poad.envs.datasci.sandbox import Answer, Job, Layer, Sandbox, layers
+from poad.errors import SandboxError
 
 DESIGNS = ("bubblewrap", "process", "none")
 LAYERS = {layer.name: layer for layer in layers()}
@@ -326,7 +327,7 @@ def test_a_lost_worker_is_replaced_and_the_program_runs_again(
 ):
     if box.isolation == "none":
         pytest.skip("the same server as in process")
-    monkeypatch.setattr(link, "PATIENCE", 2.0)
+    monkeypatch.setattr(client, "PATIENCE", 2.0)
     before = started_by(box)
     for one in before:
         os.kill(one, how)
@@ -476,7 +477,7 @@ def test_what_is_in_use_is_told(box: Sandbox, request: pytest.FixtureRequest):
 
 
 def test_a_sandbox_that_does_not_hold_is_never_used(monkeypatch: pytest.MonkeyPatch):
-    open_door = replace(link.setup("none"), isolation="process")
+    open_door = replace(client.setup("none"), isolation="process")
     monkeypatch.setattr(sandbox, "setup", lambda _: open_door)
     with pytest.raises(SandboxError) as caught:
         Sandbox("process", workers=1)
@@ -486,13 +487,13 @@ def test_a_sandbox_that_does_not_hold_is_never_used(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_sandbox_in_which_nothing_works_is_never_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attacks, "HONEST", "import no_such_module")
+    monkeypatch.setattr(selftest, "HONEST", "import no_such_module")
     with pytest.raises(SandboxError, match="an honest program fails"):
         Sandbox("process", workers=1)
 
 
 def test_a_child_that_cannot_be_confined_never_sees_a_program(monkeypatch: pytest.MonkeyPatch):
-    whole = link.setup("process")
+    whole = client.setup("process")
     bad = replace(whole, settings=whole.settings.replace('"filter": "', '"filter": "ff'))
     monkeypatch.setattr(sandbox, "setup", lambda _: bad)
     with pytest.raises(SandboxError, match=r"could not be confined"):
@@ -533,7 +534,7 @@ def test_each_lock_holds_alone(tmp_path: Path, lock: str, stopped: set[str]):
     for name in sorted(stopped):
         code = (
             "import os, socket, sys\n"
-            f"sys.path.insert(0, {str(Path(link.__file__).parent)!r})\n"
+            f"sys.path.insert(0, {str(Path(client.__file__).parent)!r})\n"
             f"import worker\n{LOCKS[lock]}\n"
             f"try: {TRIES[name]}\n"
             "except ConnectionRefusedError: print('won')\n"

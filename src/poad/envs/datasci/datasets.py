@@ -17,16 +17,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from poad.errors import DataError
+
 Frame: TypeAlias = Any
 """A `pandas.DataFrame`; pandas is an extra, so it is imported where it is needed."""
 SUBSET_SEED: Final = 13
 """Seeds the choice of rows where poad takes some of a larger table."""
 PATIENCE: Final = 30.0
 """Seconds that OpenML may stay silent."""
-
-
-class DataError(ValueError):
-    """A data set cannot be had, or not be classified; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import gymnasium
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.spaces import Text
 
-from poad.envs import Writing
 from poad.envs.datasci import datasets, text
-from poad.envs.datasci.judge import PARITY, Judge
 from poad.envs.datasci.sandbox import Answer, Isolation, Job, Sandbox
+from poad.envs.datasci.scoring import PARITY, Judge
 from poad.envs.datasci.text import Marking
+from poad.envs.registry import Writing
 
 FAILURE: Final = -1.0
 """The reward of a program that could not be scored."""

@@ -31,20 +31,17 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from poad.envs.datasci import attacks, confinement
+from poad.envs.datasci import confinement, selftest
+from poad.envs.datasci.client import Job, Link, LostAtWork, Outcome, Setup, WorkerLost, setup
 from poad.envs.datasci.confinement import Layer, Missing
-from poad.envs.datasci.link import Job, Link, LostAtWork, Outcome, Setup, WorkerLost, setup
 from poad.envs.datasci.worker import LONGEST_TEXT
+from poad.errors import SandboxError
 
 __all__ = ["Answer", "Isolation", "Job", "Layer", "Sandbox", "SandboxError", "layers"]
 
 ATTEMPTS = 3
 """How often a program is run when its worker is lost."""
 Isolation = Literal["auto", "bubblewrap", "process", "none"]
-
-
-class SandboxError(RuntimeError):
-    """Programs cannot be run safely here; says what is missing, in whose words, and the cure."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +240,7 @@ class Sandbox:
             self._links.add(link)
         try:
             link.begin()
-            if chosen.isolation != "none" and (found := attacks.losses(link)):
+            if chosen.isolation != "none" and (found := selftest.losses(link)):
                 raise SandboxError(
                     "programs are not safe here, so none is run: " + "; ".join(found)
                 )

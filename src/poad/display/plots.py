@@ -1,0 +1,356 @@
+"""The drawings: one run's curves inside its page, several seeds in one figure, and the theory.
+
+The only module that knows matplotlib, and only inside its functions: it is slow to import.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from poad.runs import Run
+from poad.stats import median_band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AVERAGED, EPISODES = ("success", "return"), 100
+"""Means over the last 100 episodes. The first episodes to end are the short ones, which are the
+successful ones: while fewer have ended, the mean flatters the beginning, and is only dotted."""
+
+# What the drawings are coloured with, and what the page turns it into, in light and dark.
+_INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
+_THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
+
+
+def curve_svg(
+    metrics: Sequence[Mapping[str, float]],
+    key: str,
+    limits: tuple[float, float] | None = None,
+    dots: Sequence[tuple[float, float, float, float]] = (),
+    size: tuple[float, float] = (4.2, 2.3),
+) -> str:
+    """One metric against environment steps as an inline SVG that follows the page's colours.
+
+    Args:
+        metrics: as :meth:`poad.runs.run.Run.metrics` gives them.
+        key: which metric.
+        limits: of the vertical axis; none: what the values need.
+        dots: (steps, value, lowest, highest) of points to mark with their intervals.
+        size: width and height in inches; the smaller, the larger its text once scaled to the page.
+
+    Returns:
+        The ``<svg>`` element; empty if there is nothing to draw.
+    """
+    points = [
+        (m["env_steps"], m[key], m.get("episodes", 0))
+        for m in metrics
+        if math.isfinite(m["env_steps"]) and math.isfinite(m.get(key, math.nan))
+    ]
+    if not points and not dots:
+        return ""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_quiet(key)):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
+        xs, ys, ended = zip(*points, strict=True) if points else ((), (), ())
+        look = {"color": _LINE, "lw": 1.8, "marker": "o" if len(xs) < 3 else None}
+        early = sum(n < EPISODES for n in ended) if key in AVERAGED else 0
+        if early:
+            axes.plot(xs[: early + 1], ys[: early + 1], ls=":", **look)
+        axes.plot(xs[early:], ys[early:], **look)
+        for x, y, low, high in dots:
+            axes.plot([x, x], [low, high], color=_DOT, lw=1.6)
+            axes.plot([x], [y], color=_DOT, marker="o", ms=5, lw=0)
+        axes.set_xlim(left=0)
+        if limits:
+            span = limits[1] - limits[0]
+            axes.set_ylim(limits[0] - 0.02 * span, limits[1] + 0.02 * span)
+        first, last = (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
+        return _drawn(figure, f"{key} against environment steps, from {first:.3g} to {last:.3g}")
+
+
+def _inline(svg: str, label: str) -> str:
+    """A drawing as part of a page: scaled by it, coloured by it, named for those who listen."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names would repeat within the page
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    for drawn, shown in _THEME.items():
+        svg = svg.replace(drawn, shown)
+    return svg
+
+
+def _style(axes: Axes, ink: str, grid: str, ticks: int = 5) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.grid(color=grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=ink, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def plot_learning(
+    runs: Sequence[Run], path: str | Path, keys: Sequence[str] = ("success", "return")
+) -> Path:
+    """Draw how several runs learned, by environment steps: a panel for each world and metric.
+
+    Runs of one world and method are seeds of one another: their median is a line, the stretch from
+    their lowest to their highest a band.
+
+    Args:
+        runs: at least one.
+        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+        keys: which metrics; ``eval_success`` and ``eval_return`` where ``eval.every`` was set.
+
+    Raises:
+        ValueError: there are no runs, or the runs of a group have nothing in common to draw.
+    """
+    if not runs:
+        raise ValueError("There is no run to draw; give at least one.")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    worlds = list(dict.fromkeys(run.config.env for run in runs))
+    panels = [(world, key) for world in worlds for key in keys]
+    columns = len(keys) if len(keys) > 1 else min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
+        figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (world, key) in zip(grid.flat, panels, strict=False):
+            _style(axes, "#555555", "#e6e6e6")
+            _bands(axes, [run for run in runs if run.config.env == world], key)
+            axes.set_title(f"{world}: {key}", fontsize=10, loc="left", parse_math=False)
+            if "success" in key:
+                axes.set_ylim(-0.02, 1.02)
+        for axes in grid[-1]:
+            axes.set_xlabel("environment steps", color="#555555")
+        figure.savefig(
+            path, dpi=160, metadata={"Date": None} if Path(path).suffix == ".svg" else None
+        )
+    return Path(path)
+
+
+def _bands(axes: Axes, runs: Sequence[Run], key: str) -> None:
+    for number, method in enumerate(dict.fromkeys(run.config.credit.method for run in runs)):
+        seeds = [run.metrics() for run in runs if run.config.credit.method == method]
+        curves = [
+            ([m["env_steps"] for m in seed], [m.get(key, math.nan) for m in seed]) for seed in seeds
+        ]
+        x, middle, low, high = median_band(curves)
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+        axes.plot(x, middle, lw=1.8, color=f"C{number}", label=f"{method}, {count}")
+        axes.fill_between(x, low, high, alpha=0.2, color=f"C{number}", lw=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def plot_theory(
+    gaps: Mapping[float, tuple[Sequence[int], Sequence[float], Sequence[float]]],
+    shares: Mapping[str, Sequence[float]],
+    gamma_token: float,
+    errors: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    path: str | Path,
+) -> Path:
+    """Draw what naive token-level discounting does: its gap by length, and whom it deceives; and
+    how sampled credit nears its exact values.
+
+    Args:
+        gaps: by γ_w: lengths, the measured gap (dots) and the closed form (line).
+        shares: by the sign of the values: the share of states whose greedy action is not the
+            optimum, by the length of the optimal action, from 1 token; NaN where there is none.
+        gamma_token: the γ_w of the shares.
+        errors: by method: numbers of episodes, and the error of means over so many.
+        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
+        figure = Figure(figsize=(11.5, 2.9), layout="constrained")
+        left, right, last = figure.subplots(1, 3, width_ratios=(5, 4, 4))
+        for axes in (left, right, last):
+            _style(axes, "#555555", "#e6e6e6")
+        for number, (gamma, (length, measured, closed)) in enumerate(gaps.items()):
+            color, every = f"C{number}", max(1, len(length) // 25)
+            left.plot(length, closed, lw=1.2, color=color, label=f"{gamma:g}")
+            left.plot(length[::every], measured[::every], "o", ms=3, color=color)
+        left.set_title("1 − Q(first token) / Q(action) under NTPO", fontsize=10, loc="left")
+        left.set_xlabel(r"tokens $n$ (dots: measured, lines: $1-\gamma_w^{n-1}$)", color="#555")
+        left.legend(frameon=False, fontsize=8, title=r"$\gamma_w$", loc="center right")
+        for number, (sign, heights) in enumerate(shares.items()):
+            lengths, color = range(1, len(heights) + 1), f"C{3 * number}"
+            right.plot(lengths, heights, "o-", ms=4, color=color, label=f"values {sign}")
+        right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        right.set_ylim(0, 1)
+        title = rf"States where NTPO acts differently, $\gamma_w={gamma_token:g}$"
+        right.set_title(title, fontsize=10, loc="left")
+        right.set_xlabel("tokens of the optimal action", color="#555")
+        right.legend(frameon=False, fontsize=8)
+        for number, (method, (episodes, heights)) in enumerate(errors.items()):
+            last.loglog(episodes, heights, "o-", ms=3, lw=1, color=f"C{number}", label=method)
+        for episodes, heights in list(errors.values())[:1]:
+            root = [heights[0] * math.sqrt(episodes[0] / n) for n in episodes]
+            last.loglog(episodes, root, ":", lw=1.2, color="#777777", label=r"$1/\sqrt{N}$")
+            last.set_xticks(episodes, [f"{n:,}" for n in episodes])
+        last.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        last.yaxis.set_major_formatter("{x:g}")
+        last.minorticks_off()
+        last.set_title("Error of sampled credit", fontsize=10, loc="left")
+        last.set_xlabel("episodes", color="#555")
+        last.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        svg = Path(path).suffix == ".svg"
+        figure.savefig(path, dpi=120, metadata={"Date": None} if svg else None)
+    return Path(path)
+
+
+# Studies: several methods in several panels, as text that a page takes in or a file holds.
+
+
+COLOURS = 10
+"""How many there are before they begin again."""
+
+
+class Line(NamedTuple):
+    """A curve with its interval."""
+
+    label: str
+    colour: int
+    """Which one; the same method has the same one everywhere. There are ten, dashed from 10 on."""
+    points: Sequence[Sequence[float]]
+    """(x, middle, lowest, highest); NaN or None where there is no interval."""
+
+
+class Bar(NamedTuple):
+    """A number with its interval."""
+
+    label: str
+    colour: int
+    middle: float
+    low: float | None
+    high: float | None
+
+
+def lines_svg(
+    panels: Mapping[str, Sequence[Line]], across: str, key: str, *, log: bool = False
+) -> str:
+    """Curves with their intervals, a panel for each world, and one legend for all.
+
+    Args:
+        panels: the curves by title; heights are rates, from 0 to 1.
+        across: what the horizontal axis tells.
+        key: a name that no other drawing of the page has.
+        log: a logarithmic horizontal axis, marked where the points are.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context(_quiet(key)):
+        figure = Figure(figsize=(4.4 * columns, 2.7 * rows + 0.6), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        shown: dict[str, Any] = {}
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            _style(axes, _INK, _GRID)
+            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+            axes.set_xlabel(across, color=_INK)
+            for line in lines:
+                x, middle, low, high = np.array(line.points, dtype=float).T
+                colour = f"C{line.colour}"
+                look = {"color": colour, "lw": 1.6, "marker": "o" if log or len(x) < 3 else None}
+                look["ls"] = "--" if line.colour >= COLOURS else "-"
+                (shown[line.label],) = axes.plot(x, middle, **look)
+                axes.fill_between(x, low, high, alpha=0.15, color=colour, lw=0)
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_xlim(left=None if log else 0)
+            if log:
+                places = sorted({point[0] for line in lines for point in line.points})
+                axes.set_xscale("log")
+                axes.set_xticks(places, [f"{place:g}" for place in places])
+                axes.minorticks_off()
+            elif axes.get_xlim()[1] < 2:
+                axes.xaxis.set_major_formatter("{x:g}")
+        figure.legend(
+            shown.values(),
+            shown.keys(),
+            loc="outside lower center",
+            ncols=5,
+            frameon=False,
+            fontsize=8,
+            labelcolor=_INK,
+        )
+        return _drawn(figure, f"{key}: {', '.join(shown)} in {', '.join(panels)}")
+
+
+def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
+    """Numbers from 0 to 1 with their intervals, a row for each method and a panel for each world.
+
+    Arguments as for :func:`lines_svg`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
+    places = {label: -i for i, label in enumerate(labels)}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context(_quiet(key)):
+        size = (2.9 * columns + 1.2, (0.24 * len(labels) + 0.6) * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
+            _style(axes, _INK, _GRID, ticks=4)
+            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+            for bar in bars:
+                y, colour = places[bar.label], f"C{bar.colour}"
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([bar.low, bar.high], [y, y], color=colour, lw=6, alpha=0.3)
+                hollow = {"mfc": "none"} if bar.colour >= COLOURS else {}
+                axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0, **hollow)
+            axes.set_yticks(list(places.values()), list(places), fontsize=8)
+            axes.set_xlim(-0.03, 1.03)
+            axes.xaxis.set_major_formatter("{x:g}")
+        return _drawn(figure, f"{key}: {', '.join(labels)} in {', '.join(panels)}")
+
+
+def standalone(svg: str) -> str:
+    """A drawing for a file of its own, in greys that can be read on light and on dark."""
+    for shown, drawn in (("currentColor", "#777777"), ("var(--grid)", "#9999994d")):
+        svg = svg.replace(shown, drawn)
+    return svg
+
+
+def _quiet(key: str) -> Any:
+    """Settings of matplotlib: text stays text, and the same drawing is the same file."""
+    return {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}
+
+
+def _drawn(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(buffer.getvalue(), label)

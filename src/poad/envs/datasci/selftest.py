@@ -1,0 +1,63 @@
+"""The self-test of a worker: honest work must succeed, and each of these attacks must be refused.
+
+A worker that lets one of them through, or that fails the honest program, is never used.
+"""
+
+import time
+
+import numpy as np
+
+from poad.envs.datasci.client import Job, Link, LostAtWork, WorkerLost
+
+SECONDS = 20.0
+"""Wall seconds for each program."""
+HONEST = """
+from sklearn.linear_model import LogisticRegression
+def build_model(x_train, y_train):
+    return LogisticRegression().fit(x_train, y_train)
+"""
+
+_STEPS = {
+    "read a file": "open(os.__file__).read()",
+    "write a file": (
+        "path = f'/tmp/poad-self-test-{os.getpid()}'; open(path, 'w').close(); os.unlink(path)"
+    ),
+    "open a socket": "socket.socket(socket.AF_INET, socket.SOCK_STREAM)",
+    "start a process": "os.fork() or os._exit(0)",
+    "replace itself": "os.execv('/bin/true', ['true'])",
+    "call the kernel past Python": (
+        "if ctypes.CDLL(None, use_errno=True).open(b'/', 0) < 0: raise PermissionError"
+    ),
+    "kill its server": "os.kill(os.getppid(), 9)",
+}
+
+ATTACKS = {
+    name: f"import ctypes, os, socket\ndef build_model(x_train, y_train):\n    {step}\n"
+    for name, step in _STEPS.items()
+}
+"""Programs that raise PermissionError if the sandbox holds, by what they try."""
+
+
+def losses(link: Link) -> list[str]:
+    """What goes wrong in a worker, in words; empty if it may be used.
+
+    `WorkerLost` when it is lost before any attack; lost by an attack is lost to it.
+    """
+    x = np.linspace(0.0, 1.0, 24).reshape(12, 2)
+    job = Job(x, np.arange(12) % 2, x, classes=2, seed=0)
+    try:
+        outcome = link.split(HONEST.encode(), job, time.monotonic() + SECONDS)
+    except LostAtWork as error:
+        raise WorkerLost(str(error)) from None
+    found = []
+    if outcome.status != "ok":
+        found.append(f"an honest program fails: {outcome.status} {outcome.message}")
+    for name, source in ATTACKS.items():
+        try:
+            outcome = link.split(source.encode(), job, time.monotonic() + SECONDS)
+        except WorkerLost as error:
+            return [*found, f"a program can {name} ({error})"]
+        # Anything but the refusal itself counts as a loss: even a crash may mean it went through.
+        if outcome.status != "error" or not outcome.message.startswith("PermissionError"):
+            found.append(f"a program can {name} ({outcome.status} {outcome.message})")
+    return found

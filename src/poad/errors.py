@@ -1,0 +1,102 @@
+"""The errors of poad, as one tree, and the suggestion that goes with a mistyped name.
+
+    PoadError                   the base: `except PoadError` catches whatever poad explains itself
+    ├── ConfigError             settings that cannot be used
+    ├── ModelError              a language model that cannot be loaded or used
+    ├── PromptError             a prompt format that does not suit the model
+    ├── WorldError              a world that breaks the contract of text worlds
+    ├── DivergenceError         a training whose numbers are no longer finite, or not its policy's
+    ├── RunError                a run directory that cannot be created, read or written
+    │   ├── LockedError         another process is writing there
+    │   └── TrackerError        a tracker that cannot be opened
+    ├── ExportError             a model that cannot be exported
+    ├── LanguageError           a language evaluation that cannot run
+    ├── HardwareError           a machine that cannot be measured
+    ├── DataError               a data set that cannot be used
+    └── SandboxError            programs cannot be run safely here
+
+Every message says what is wrong, where, and what to do about it, so the command line prints the
+message alone. Anything else that is raised is a bug, in poad or in a world, and shows a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+class PoadError(Exception):
+    """Base of all errors that poad explains itself."""
+
+
+class ConfigError(PoadError, ValueError):
+    """Settings that cannot be used; the message says which, why, and what would do."""
+
+
+class ModelError(PoadError, ValueError):
+    """A model that cannot be loaded or used; the message says what would do."""
+
+
+class PromptError(PoadError, ValueError):
+    """A prompt format that does not suit the model; the message says what would do."""
+
+
+class WorldError(PoadError, AssertionError):
+    """A world that breaks the contract; the message names the world, the place and the fix.
+
+    Args:
+        message: what the world did, and where.
+        findings: each broken rule with what was first seen; empty outside `check_env`.
+    """
+
+    def __init__(self, message: str, findings: Mapping[str, object] | None = None) -> None:
+        self.findings = dict(findings or {})
+        super().__init__(message)
+
+
+class DivergenceError(PoadError, ArithmeticError):
+    """Training diverged: a loss or gradient is not finite, or the sampler is another policy."""
+
+
+class RunError(PoadError, RuntimeError):
+    """A run that cannot be created, read or written; the message says what to do about it."""
+
+
+class LockedError(RunError):
+    """Another process holds the lock of a directory; the message names the process."""
+
+
+class TrackerError(RunError):
+    """A tracker that is not installed or cannot be opened."""
+
+
+class ExportError(PoadError, RuntimeError):
+    """A model that cannot be exported, or an export that cannot be played."""
+
+
+class LanguageError(PoadError, RuntimeError):
+    """A language evaluation that cannot run here; the message says what is missing."""
+
+
+class HardwareError(PoadError, ValueError):
+    """A machine that cannot be measured; the message says what to specify instead."""
+
+
+class DataError(PoadError, ValueError):
+    """A data set that cannot be used; the message names the file and the column."""
+
+
+class SandboxError(PoadError, RuntimeError):
+    """Programs cannot be run safely here; the message says what is missing and how to get it."""
+
+
+def did_you_mean(name: object, known: Iterable[object], count: int = 2) -> str:
+    """Suggest the nearest known names, as a sentence with a trailing space; empty if none is near.
+
+    Args:
+        name: the name that was not found.
+        known: the names there are.
+        count: how many suggestions to make at most.
+    """
+    near = difflib.get_close_matches(str(name), [str(each) for each in known], count, 0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

@@ -1,0 +1,117 @@
+"""Losses and moments: pure functions of tensors, masks True where the data is real.
+
+Losses are per element; the mean over real choices is `masked_mean`'s. Statistics are taken over
+whatever they are given, so hand them the whole batch, not a minibatch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_surrogate(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip: float
+) -> Tensor:
+    """The PPO policy loss of each decision: gains from a ratio outside 1 ± clip count no further.
+
+        ρ = π(w) / π_old(w)          loss = −min(ρ·A, clamp(ρ, 1 − clip, 1 + clip)·A)
+
+    All tensors share one shape, which the loss has too. Source: arXiv 1707.06347, eq. 7, with the
+    sign turned for descent.
+    """
+    ratio = torch.exp(logprob - old_logprob)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped_value_loss(
+    value: Tensor, old_value: Tensor, target: Tensor, clip: float | None
+) -> Tensor:
+    """Half the squared error of each reading, with no gain from moving past old_value ± clip.
+
+        loss = ½·max((v − target)², (v_old + clamp(v − v_old, −clip, clip) − target)²)
+
+    All tensors share one shape, which the loss has too. None as clip gives the plain squared error.
+    Source: arXiv 2005.12729 ("value function clipping"), halved.
+    """
+    if clip is None:
+        return 0.5 * (value - target) ** 2
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    return 0.5 * torch.maximum((value - target) ** 2, (near - target) ** 2)
+
+
+def approx_kl(logprob: Tensor, old_logprob: Tensor) -> Tensor:
+    """An estimate per token of KL(old ‖ new), in nats, from tokens the old policy sampled.
+
+        k₃ = ρ − 1 − log ρ           ρ = π(w) / π_old(w)
+
+    Unbiased, never negative, and of lower variance than −log ρ. Source: "Approximating KL
+    DivergenceError" (2020), estimator k3.
+    """
+    log_ratio = logprob - old_logprob
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean over real elements, a scalar of at least float32; 0 when there are none.
+
+    `weight`, non-negative and of the same shape, counts an element that often: Σ w·x / Σ w. Masked
+    elements may hold anything and get no gradient from here, but they should be finite if
+    `values` was computed from parameters: a NaN further down would still poison the backward pass.
+    """
+    share = _weights(values, mask, weight)
+    total = (values.masked_fill(~mask, 0) * share).sum()
+    return total / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+
+
+def masked_moments(
+    values: Tensor, mask: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over real elements, two scalars; both 0 when there are none.
+
+    The standard deviation is the population's (divided by Σ w, not Σ w − 1).
+    """
+    mean = masked_mean(values, mask, weight)
+    return mean, masked_mean((values - mean) ** 2, mask, weight).sqrt()
+
+
+def normalize_advantages(
+    advantage: Tensor, mask: Tensor, std_floor: float, weight: Tensor | None = None
+) -> Tensor:
+    """Advantages with mean 0 and, unless they hardly differ, standard deviation 1.
+
+        (A − mean) / max(std, std_floor)       over the real choices of the whole batch; 0 elsewhere
+
+    The floor matters: when returns are nearly constant, dividing by their tiny spread would blow a
+    step penalty up into full-size noise. Raises ValueError unless `std_floor` is positive.
+    """
+    if not std_floor > 0:
+        raise ValueError(f"std_floor is {std_floor}; it must be positive, for example 0.1.")
+    mean, std = masked_moments(advantage, mask, weight)
+    scaled = (advantage - mean) / std.clamp(min=std_floor)
+    return scaled.masked_fill(~mask, 0).to(advantage.dtype)
+
+
+def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """How much of the targets' variance the critic explains, a scalar of at most 1.
+
+        1 − Var(target − value) / Var(target)
+
+    1 is a perfect critic, 0 one no better than a constant. Also 0 where the targets do not vary,
+    since there is nothing to explain.
+    """
+    _, residual = masked_moments(target - value, mask)
+    _, spread = masked_moments(target, mask)
+    explained = 1 - (residual / spread.clamp(min=torch.finfo(spread.dtype).tiny)) ** 2
+    return torch.where(spread > 0, explained, 0.0)
+
+
+def _weights(values: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    """How much each element counts: nothing outside the mask, and inside it 1 or its weight."""
+    if values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must agree.")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True where data is real.")
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return mask.to(dtype) if weight is None else weight.to(dtype).masked_fill(~mask, 0)

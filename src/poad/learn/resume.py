@@ -1,0 +1,104 @@
+"""What a stopped run needs to go on exactly where it was: tensors, and the rest as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poad.agent import Agent, Tensors
+from poad.learn.ppo import PPO
+from poad.learn.rollout import Collector
+from poad.lm import TextCodec
+from poad.turns import Action, Turn
+
+
+def take(
+    agent: Agent, learner: PPO, collector: Collector, generator: np.random.Generator
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors of a checkpoint, by file, and its JSON state.
+
+    The tensors are the live ones: write or copy them before training goes on.
+    """
+    optimizer = learner.optimizer.state_dict()
+    moments = {
+        f"{index}.{name}": tensor
+        for index, slots in optimizer["state"].items()
+        for name, tensor in slots.items()
+    }
+    tensors = agent.tensors() | {
+        "optimizer": moments,
+        "random": {"learner": learner.generator.get_state()},
+    }
+    state = {
+        "generator": generator.bit_generator.state,
+        "collector": collector.state(),
+        "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting],
+    }
+    return tensors, state
+
+
+def restore(
+    tensors: Tensors,
+    state: dict[str, Any],
+    agent: Agent,
+    learner: PPO,
+    collector: Collector,
+    generator: np.random.Generator,
+) -> None:
+    """Put everything back where :func:`take` found it."""
+    agent.load(tensors)
+    optimizer = learner.optimizer.state_dict()
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors["optimizer"].items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = tensor
+    learner.optimizer.load_state_dict(optimizer | {"state": moments})
+    learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))
+    generator.bit_generator.state = state["generator"]
+    collector.load_state(state["collector"])
+    codec = agent.model.codec
+    learner.waiting = [
+        tuple(_turn_from_json(turn, codec) for turn in turns) for turns in state["waiting"]
+    ]
+
+
+def _turn_to_json(turn: Turn) -> dict[str, Any]:
+    action = turn.action
+    return {
+        "prompt_ids": turn.prompt_ids,
+        "offered": None if action.trie is None else action.trie.texts,
+        "text": action.text,
+        "token_ids": action.token_ids,
+        "choice": action.choice,
+        "logprob": action.logprob,
+        "thought": action.thought,
+        "reward": turn.reward,
+        "duration": turn.duration,
+        "next_prompt_ids": turn.next_prompt_ids,
+    }
+
+
+def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
+    action = Action(
+        saved["text"],
+        tuple(saved["token_ids"]),
+        tuple(saved["choice"]),
+        tuple(saved["logprob"]),
+        thought=saved["thought"],
+    )
+    if saved["offered"] is not None:
+        trie = codec.trie(saved["offered"])
+        leaf = trie.leaves[trie.texts.index(action.text)]
+        nodes = (*(-1 for _ in range(action.thought)), *trie.path(leaf))
+        action = replace(action, trie=trie, nodes=nodes)
+    return Turn(
+        tuple(saved["prompt_ids"]),
+        action,
+        saved["reward"],
+        saved["duration"],
+        next_prompt_ids=tuple(saved["next_prompt_ids"]),
+    )

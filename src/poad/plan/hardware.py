@@ -1,0 +1,95 @@
+"""The machine a run would use: its memory, its speed, and what a process took of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from poad.config import Config
+from poad.errors import HardwareError
+
+Kind = Literal["cpu", "cuda"]
+
+
+def matrix_speed(config: Config, seconds: float = 1.0) -> float:
+    """Operations per second of a large matrix product on the run's device, in its precision."""
+    device = torch.device(_device(config))
+    if config.threads and device.type == "cpu":
+        torch.set_num_threads(config.threads)
+    size = 768 if device.type == "cpu" else 8192
+    dtype = getattr(torch, config.model.dtype)
+    a = torch.zeros(size, size, dtype=dtype, device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    torch.mm(a, a)
+    wait()
+    start, products = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds or not products:
+        torch.mm(a, a)
+        wait()
+        products += 1
+    passed = max(time.perf_counter() - start, passed)
+    return 2 * size**3 * products / passed
+
+
+def device_kind(config: Config) -> Kind:
+    """Which kind of device a run would use."""
+    name = config.model.device
+    here = torch.cuda.is_available()
+    return "cuda" if name.startswith("cuda") or (name == "auto" and here) else "cpu"
+
+
+def _device(config: Config) -> str:
+    name = config.model.device
+    if device_kind(config) == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise HardwareError(
+            f"model.device = {name}: there is no such GPU here to measure. Say what it has: "
+            "--memory 24GB --flops 150e12 (half to two thirds of what its maker promises)."
+        )
+    return "cuda" if name == "auto" else name
+
+
+def device_memory(config: Config) -> int:
+    """Bytes of memory of the device a run would use."""
+    device = _device(config)
+    if device != "cpu":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may have less than the machine
+    given = limit.read_text().strip() if limit.exists() else ""
+    return min(size, int(given)) if given.isdigit() else size
+
+
+def read_size(text: str) -> int:
+    """Bytes from text: ``24GB``, ``80GiB``, ``512MB`` or a plain number.
+
+    Raises:
+        HardwareError: none of these.
+    """
+    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if not found or number <= 0:
+        raise HardwareError(f"--memory {text}: expected a size such as 24GB, 80GiB or 512MB.")
+    return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
+def peak_memory(kind: Kind) -> int | None:
+    """Bytes at this process's peak so far: allocated by torch on a GPU, resident on a CPU."""
+    if kind == "cuda":
+        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,113 @@
+"""Optional mirrors of a run's metrics: TensorBoard, wandb, trackio; each an extra to install.
+
+The metrics file of the run remains the truth. A mirror that cannot be opened is an error before
+training starts; one that fails later is dropped with a warning, and training goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from poad.errors import TrackerError
+
+
+class Tracker:
+    """Where metrics are also sent, until it fails for the first time."""
+
+    def __init__(
+        self, name: str, send: Callable[[dict[str, float], int], None], end: Callable[[], None]
+    ) -> None:
+        self.name = name
+        self._send = send
+        self._end = end
+        self._alive = True
+
+    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
+        """Send what is a number (NaN means "nothing to say yet" and stays at home)."""
+        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        self._try(lambda: self._send(finite, iteration))
+
+    def close(self) -> None:
+        """Flush and let go."""
+        self._try(self._end)
+        self._alive = False
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if not self._alive:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a service does, it must not end a training
+            self._alive = False
+            warnings.warn(
+                f"The {self.name} mirror failed ({type(error).__name__}: {error}) and is dropped; "
+                "the run itself goes on, and metrics.jsonl keeps everything.",
+                stacklevel=4,
+            )
+
+
+def open_trackers(
+    names: Sequence[str], path: Path, run_id: str, config: Mapping[str, Any], first: int
+) -> list[Tracker]:
+    """Open every mirror that ``names`` lists.
+
+    Args:
+        names: of ``tensorboard``, ``wandb``, ``trackio``.
+        path: the run's directory; its name is the run's name in the mirror.
+        run_id: stays the same when the run is resumed, so that the mirror continues its curve.
+        config: shown beside the curves.
+        first: the first iteration to come; what a mirror has from there on is void.
+
+    Raises:
+        TrackerError: the package is not installed (said with the command that installs it) or
+            refuses to start.
+    """
+    return [_open(name, path, run_id, config, first) for name in names]
+
+
+def _open(name: str, path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
+    opener = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name]
+    try:
+        return opener(path, run_id, config, first)
+    except ImportError as error:
+        raise TrackerError(
+            f"The {name} mirror needs the package {name}, which is not installed ({error}). "
+            f'Install it with `pip install "poad[{name}]"`, or leave it out of `mirrors`.'
+        ) from error
+    except Exception as error:
+        raise TrackerError(
+            f"The {name} mirror does not start ({type(error).__name__}: {error}). "
+            "Repair it, or leave it out of `mirrors`."
+        ) from error
+
+
+def _tensorboard(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
+        str(path / "tensorboard"), purge_step=first
+    )
+
+    def send(metrics: dict[str, float], iteration: int) -> None:
+        for key, value in metrics.items():
+            writer.add_scalar(key, value, iteration)
+        writer.flush()
+
+    return Tracker("tensorboard", send, writer.close)
+
+
+def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
+    run = importlib.import_module("wandb").init(
+        project="poad", name=path.name, id=run_id, resume="allow", dir=str(path), config=config
+    )
+    return Tracker("wandb", lambda metrics, step: run.log(metrics, step=step), run.finish)
+
+
+def _trackio(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
+    trackio = importlib.import_module("trackio")
+    name = f"{path.name}-{run_id[:6]}"  # runs are told apart by name alone there
+    trackio.init(project="poad", name=name, config=dict(config), resume="allow")
+    return Tracker("trackio", lambda metrics, step: trackio.log(metrics, step=step), trackio.finish)

@@ -1,0 +1,142 @@
+"""``poad verify``: check the theory and our estimators, print what was found, and draw it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from poad.display import Screen, plot_theory
+from poad.errors import ConfigError
+from poad.runs import source_commit, versions, write_json
+from poad.theory.laws import Convergence, Findings, Law, Preference, verify
+
+DEEPEST = 500
+DRAWN = 0.95
+"""The γ_w whose preference for short actions is drawn."""
+
+
+def show_laws(console: Console, laws: Sequence[Law]) -> None:
+    """Print what was measured, a law a line."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("law")
+    table.add_column("what is measured", style="dim")
+    for heading in ("largest\ndeviation", "bound", "ok"):
+        table.add_column(heading, justify="right")
+    for law in laws:
+        verdict = ("[green]yes[/]" if law.cases else "–") if law.holds else "[bold red]NO[/]"
+        numbers = f"{law.deviation:.2g}", f"{law.bound:.2g}", verdict
+        table.add_row(escape(law.name), escape(law.measured), *numbers)
+    console.print(table, highlight=False)
+
+
+def show_preferences(console: Console, rows: Sequence[Preference]) -> None:
+    """Print how often NTPO's greedy action is not the optimum, by the optimal action's length."""
+    depth = len(rows[0].states)
+    spans = np.array_split(np.arange(depth), min(depth, 6))
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("values")
+    lengths = [f"{s[0] + 1}" if len(s) == 1 else f"{s[0] + 1}–{s[-1] + 1}" for s in spans]
+    for heading in ("γ_w", *lengths, "all", "tokens", "optimum's"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        counts = [
+            (sum(row.differs[i] for i in span), sum(row.states[i] for i in span)) for span in spans
+        ]
+        shares = [f"{100 * part / of:.0f}%" if of else "–" for part, of in counts]
+        means = f"{row.greedy_length:.2f}", f"{row.optimal_length:.2f}"
+        table.add_row(_sign(row), f"{row.gamma_token:g}", *shares, f"{100 * row.rate:.0f}%", *means)
+    console.print(
+        "\nStates where NTPO's greedy action is not the optimum, by the optimal action's\n"
+        "tokens; mean tokens of NTPO's action and of the optimum:\n",
+        highlight=False,
+    )
+    console.print(table, highlight=False)
+
+
+def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
+    """Print how the means of sampled credit near their exact values."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("episodes")
+    for heading in (*(f"{n:,}" for n in rows[0].episodes), "power of N"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row.method, *(f"{e:.4f}" for e in row.error), f"{row.power:.2f}")
+    console.print(
+        "\nRoot mean squared error of sampled credit, λ .95 after a turn and 1 inside it:\n",
+        highlight=False,
+    )
+    console.print(table, highlight=False)
+
+
+def _sign(row: Preference) -> str:
+    return "> 0" if row.sign == "positive" else "< 0"
+
+
+def verify_command(
+    *, states: int, actions: int, depth: int, problems: int, seed: int, out: Path, quiet: bool
+) -> int:
+    """Check, print, and leave ``verify.json`` and the figure; the exit status: 1 if a law fails.
+
+    Raises:
+        ConfigError: sizes that make no problem, or an unusable directory.
+    """
+    size = {"states": states, "actions": actions, "depth": depth, "problems": problems}
+    least = {"states": 1, "actions": 2, "depth": 1, "problems": 1}
+    for name, value in size.items():
+        if value < least[name]:
+            raise ConfigError(f"--{name} {value}: must be at least {least[name]}.")
+    if depth > DEEPEST:
+        raise ConfigError(f"--depth {depth}: must be at most {DEEPEST}; γ_w^depth becomes 0.")
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: must not be negative.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name a directory.") from error
+    found = verify(**size, seed=seed)
+    console = Screen(quiet=quiet)
+    show_laws(console, found.laws)
+    show_preferences(console, found.preferences)
+    show_convergences(console, found.convergences)
+    try:
+        saved = _save(found, {**size, "seed": seed}, out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot write there: {error.strerror}.") from error
+    console.print(f"\nSaved as {saved}", highlight=False, markup=False, soft_wrap=True)
+    for law in found.laws:
+        if not law.holds:
+            sys.stderr.write(
+                f"poad: this law fails: {law.name} ({law.measured}: {law.deviation:.3g}, "
+                f"bound {law.bound:.3g}).\n"
+            )
+    return 0 if found.hold else 1
+
+
+def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
+    """Write numbers and figure; what was written, in words."""
+    numbers = {
+        "arguments": arguments,
+        "versions": {**versions(), "commit": source_commit()},
+        "laws": [{**asdict(law), "holds": law.holds} for law in found.laws],
+        "gaps": [asdict(gap) for gap in found.gaps],
+        "preferences": [asdict(row) for row in found.preferences],
+        "convergences": [asdict(row) for row in found.convergences],
+    }
+    write_json(out / "verify.json", numbers)
+    gaps = {gap.gamma_token: (gap.length, gap.measured, gap.closed) for gap in found.gaps}
+    drawn = [row for row in found.preferences if row.gamma_token == DRAWN]
+    shares = {_sign(row): row.shares for row in drawn}
+    errors = {row.method: (row.episodes, row.error) for row in found.convergences}
+    try:
+        for ending in ("png", "svg"):
+            plot_theory(gaps, shares, DRAWN, errors, out / f"verify.{ending}")
+    except ImportError as error:
+        return f"{out / 'verify.json'}; no figure: {error}"
+    return f"{out / 'verify.json'}, verify.png and verify.svg"

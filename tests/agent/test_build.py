@@ -1,0 +1,127 @@
+"""What a configuration means, and agents that are put back as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from naive_credit import ALL_METHODS
+from tiny_worlds import settings
+
+from poad.agent.build import Agent, load_agent, resolve
+from poad.config import Config, from_dict, to_dict
+from poad.errors import ConfigError, ModelError
+
+POSITIONS = [((30, 31, 32), ()), ((30, 31, 32), (33,)), ((30, 31, 32), (33, 34))]
+SCORES = {"twosome": ("score", "word"), "glam": ("score", "sum")}
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_nothing_is_left_to_guess(method: str) -> None:
+    config = resolve(from_dict({"credit": {"method": method, "gamma": 0.9, "lam": 0.8}}))
+    assert config.model.name == "tiny-kitchen"
+    assert (config.acting.scheme, config.acting.score) == SCORES.get(method, ("trie", "word"))
+    assert config.credit.slots == ("tokens" if method == "ntpo" else "choices")
+    fades = method in ("ntpo", "archer_adrl")
+    assert config.credit.lam_token == (0.8 if fades else 1.0)
+    assert config.credit.gamma_token == (0.9 if fades else 1.0)
+    assert "auto" not in leaves(to_dict(config)) - {config.model.device}
+    assert resolve(config) == config
+
+
+def leaves(tree: Any) -> set[Any]:
+    if isinstance(tree, dict):
+        return {leaf for branch in tree.values() for leaf in leaves(branch)}
+    return {tree} if isinstance(tree, str) else set()
+
+
+def test_what_is_said_stays_said() -> None:
+    said = {
+        "credit": {"lam_token": 1.0, "gamma_token": 0.5, "slots": "tokens"},
+        "acting": {
+            "scheme": "published",
+            "score": "token",
+            "stop": ["!"],
+            "max_action_tokens": 9,
+        },
+        "model": {"name": "tiny-kitchen"},
+    }
+    config = from_dict(said)
+    assert resolve(config) == config
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme"),
+    [
+        *((method, "score") for method in ("poad", "ntpo", "archer_adrl", "reinforce")),
+        *((method, scheme) for method in ("twosome", "glam") for scheme in ("trie", "published")),
+    ],
+)
+def test_a_contradiction_is_told(method: str, scheme: str) -> None:
+    config = from_dict({"credit": {"method": method}, "acting": {"scheme": scheme}})
+    with pytest.raises(ConfigError, match=f"acting.scheme = {scheme} .*{method} .*use "):
+        resolve(config)
+
+
+def test_the_turns_advantage_goes_with_every_scheme() -> None:
+    for scheme in ("trie", "score", "published"):
+        config = from_dict({"credit": {"method": "turn_ppo"}, "acting": {"scheme": scheme}})
+        assert resolve(config).acting.scheme == scheme
+
+
+def test_an_unknown_method_or_world_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"credit\.method: .*'paod'.*poad"):
+        resolve(from_dict({"credit": {"method": "paod"}}))
+    with pytest.raises(ModelError, match=r"'my:World-v0'.*model\.name"):
+        resolve(Config(env="my:World-v0"))
+
+
+@torch.no_grad()
+def changed(agent: Agent) -> Agent:
+    generator = torch.Generator().manual_seed(3)
+    for p in (*agent.model.parameters(), *agent.critic.parameters()):
+        p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return agent
+
+
+@pytest.mark.parametrize("body", ["frozen", "shared"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_an_agent_is_its_tensors(tuning: str, body: str) -> None:
+    model = {"name": "tiny-kitchen", "tuning": tuning}
+    config = settings("Chain", model=model, critic={"body": body})
+    trained, fresh = changed(load_agent(config)), load_agent(config)
+    assert trained.values(POSITIONS) != fresh.values(POSITIONS)
+    again = load_agent(config, trained.tensors())
+    assert again.values(POSITIONS) == trained.values(POSITIONS)
+    for group, tensors in trained.tensors().items():
+        for name, tensor in tensors.items():
+            assert torch.equal(again.tensors()[group][name], tensor)
+    # A copy, not a view: the one may go on learning without the other.
+    changed(again)
+    assert again.values(POSITIONS) != trained.values(POSITIONS)
+    if tuning == "lora":
+        assert sum(t.numel() for t in trained.tensors()["policy"].values()) < 10_000
+
+
+def test_an_untrained_critic_says_nothing() -> None:
+    for body in ("frozen", "shared"):
+        assert load_agent(settings("Chain", critic={"body": body})).values(POSITIONS) == [0.0] * 3
+
+
+def test_tensors_of_another_tuning_are_refused() -> None:
+    full = load_agent(settings("Chain")).tensors()
+    lora = settings("Chain", model={"name": "tiny-kitchen", "tuning": "lora"})
+    with pytest.raises(ModelError, match="another tuning mode"):
+        load_agent(lora, full)
+
+
+def test_threads_are_what_the_configuration_says() -> None:
+    before = torch.get_num_threads()
+    try:
+        load_agent(settings("Chain", threads=2))
+        assert torch.get_num_threads() == 2
+        load_agent(settings("Chain", threads=0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

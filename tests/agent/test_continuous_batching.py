@@ -1,0 +1,103 @@
+"""Another sampler writes the same policy: what it says it sampled with, the learner says too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import PROMPTS, Zoo
+from tiny_worlds import settings
+
+from poad.agent.continuous_batching import write_with_transformers
+from poad.agent.policy import Observation, Policy
+from poad.config import ActingConfig
+from poad.errors import ModelError
+from poad.learn.train import Trainer
+from poad.turns import Turn
+
+ACTING = ActingConfig(engine="transformers", max_action_tokens=9, stop=("\n", "door"))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuning: Any) -> None:
+    model = zoo.load(tuning=tuning)
+    policy = Policy(model, replace(ACTING, temperature=temperature))
+    observations = [Observation(prompt) for prompt in PROMPTS * 3]
+    actions = policy.act(observations, np.random.default_rng(0))
+    turns = [Turn(policy.prompt_ids(o), a, 0.0) for o, a in zip(observations, actions, strict=True)]
+    batch, decision, option = policy.decisions(turns)
+    with torch.no_grad():
+        logprob = policy.evaluate(batch).logprob
+    for i, action in enumerate(actions):
+        n = len(action.token_ids)
+        found = logprob[decision[i, :n], option[i, :n]]
+        torch.testing.assert_close(found, torch.tensor(action.logprob), atol=1e-4, rtol=0)
+
+
+def test_the_same_seed_writes_the_same(zoo: Zoo) -> None:
+    model = zoo.load()
+    prompts = [model.codec.prompt(prompt) for prompt in PROMPTS]
+    one, again, other = (
+        dict(write_with_transformers(model, ACTING, prompts, np.random.default_rng(seed)))
+        for seed in (1, 1, 2)
+    )
+    assert list(one) == [0, 1, 2, 3]
+    assert one == again
+    assert one != other
+
+
+def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo) -> None:
+    model = zoo.load()
+    prompts = [model.codec.prompt(prompt) for prompt in PROMPTS * 20]
+    written = write_with_transformers(model, ACTING, prompts, np.random.default_rng(0))
+    kinds = set()
+    for _, action in written:
+        text = model.codec.tokenizer.decode(list(action.token_ids))
+        stopped = "\n" in text or "door" in text
+        ended = action.token_ids[-1] == model.codec.end_id
+        assert stopped or ended or len(action.token_ids) == 9
+        assert "\n" not in action.text
+        assert "door" not in action.text
+        before = model.codec.tokenizer.decode(list(action.token_ids[:-1]))
+        assert "\n" not in before
+        kinds.add((stopped, ended))
+    assert len(kinds) >= 2
+
+
+def test_where_each_episode_has_its_own_source_we_write_ourselves(zoo: Zoo) -> None:
+    model = zoo.load()
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        observations = [Observation(prompt) for prompt in prompts]
+        both = [
+            Policy(model, replace(ACTING, engine=engine)).act(
+                observations, [np.random.default_rng(i) for i in range(len(prompts))]
+            )
+            for engine in ("own", "transformers")
+        ]
+        assert both[0] == both[1]
+
+
+def test_it_trains() -> None:
+    trainer = Trainer(settings("Diary", acting={"engine": "transformers"}))
+    for _ in range(2):
+        metrics = trainer.iterate()
+        assert metrics["logprob_drift"] <= 1e-4
+        assert metrics["passes"] >= 1
+
+
+def test_an_older_transformers_is_told(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.delattr(transformers, "ContinuousBatchingConfig")
+    monkeypatch.setattr(transformers, "__getattr__", _missing, raising=False)
+    monkeypatch.setattr(type(transformers), "__getattr__", _missing, raising=False)
+    with pytest.raises(ModelError, match=r"needs a transformers with continuous batching"):
+        list(write_with_transformers(zoo.load(), ACTING, [(5, 6)], np.random.default_rng(0)))
+
+
+def _missing(*names: Any) -> Any:
+    raise AttributeError(names[-1])

@@ -1,0 +1,312 @@
+"""The command line: what is typed, what is refused, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from poad import config
+from poad.cli.main import main
+from poad.runs.run import Run
+
+SMALL = ("--steps", "128", "--streams", "4", "--horizon", "16", "--eval.episodes", "2")
+POAD = (sys.executable, "-m", "poad")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "small"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a mistake prints; it must cost status 2 and no traceback."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return " ".join((printed.out + printed.err).split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["--version"]])
+def test_help_and_version_load_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from poad.cli.main import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "poad" in shown.stdout
+
+
+def test_train_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for key, value in config.to_dict(config.Config()).items():
+        names = (
+            [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key]
+        )
+        for name in names:
+            assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_a_run_leaves_everything_behind(trained: Path) -> None:
+    run = Run.open(trained)
+    assert [m["env_steps"] for m in run.metrics()] == [64, 128]
+    records = list(run.episodes())
+    assert [(r["mode"], r["seed"]) for r in records] == [
+        ("sampled", 1_000_000),
+        ("sampled", 1_000_001),
+        ("greedy", 1_000_000),
+        ("greedy", 1_000_001),
+    ]
+    summary = run.summary()
+    assert summary is not None
+    assert summary["status"] == "finished"
+    assert summary["env_steps"] == 128
+    assert summary["episodes"] == 2
+    assert len(summary["success_interval"]) == 2
+    assert summary["cpu_seconds"] > 0
+    assert 0 <= summary["logprob_drift"]["mean"] <= summary["logprob_drift"]["largest"] <= 1e-5
+    assert run.checkpoints() == [2]
+    assert "<svg" in (trained / "report.html").read_text()
+
+
+def test_the_written_configuration_repeats_the_run(trained: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    written = ["--config", str(trained / "config.yaml"), "--run", str(again), "--quiet"]
+    assert main(["train", *written]) == 0
+    assert (again / "config.yaml").read_text() == (trained / "config.yaml").read_text()
+
+    def facts(path: Path) -> list[dict[str, float]]:
+        timed = ("seconds", "per_second")
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows]
+
+    assert facts(again) == facts(trained)
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 5\nppo:\n  lr: 0.01\n")
+    run = tmp_path / "run"
+    given = ["--config", str(tmp_path / "c.yaml"), "--seed", "6", "--run", str(run), "--quiet"]
+    assert main(["train", *given, *SMALL, "--eval.episodes", "0"]) == 0
+    made = Run.open(run).config
+    assert (made.seed, made.ppo.lr) == (6, 0.01)
+
+
+def test_resume_goes_on_and_allows_more_steps(tmp_path: Path, trained: Path) -> None:
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    assert main(["train", "--resume", str(path), "--steps", "192", "--quiet"]) == 0
+    run = Run.open(path)
+    assert [m["iteration"] for m in run.metrics()] == [1, 2, 3]
+    assert run.config.steps == 192
+    for key in ("return", "entropy", "value_loss"):
+        first, second = run.metrics()[1][key], Run.open(trained).metrics()[1][key]
+        assert first == second or (first != first and second != second)
+
+
+def test_resume_refuses_to_become_another_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = error_of(capsys, "train", "--resume", str(trained), "--ppo.lr", "0.5")
+    assert "another ppo" in said
+
+
+def test_eval_appends_and_play_shows_the_same_episode(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(list(Run.open(trained).episodes()))
+    assert main(["eval", str(trained), "--episodes", "3", "--seed", "7", "--quiet"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["sampled", "greedy"]
+    records = list(Run.open(trained).episodes())
+    assert len(records) == before + 6
+    record = next(r for r in records if r["seed"] == 8 and r["mode"] == "sampled")
+    assert main(["play", str(trained), "--seed", "8"]) == 0
+    played = capsys.readouterr().out
+    assert played.count("Turn ") == len(record["turns"])
+    assert record["turns"][-1]["action"] in played
+
+
+def test_eval_in_another_world(trained: Path) -> None:
+    other = ["--env", "poad/TomatoLettuceSalad-v0", "--env-args", "max_steps=20"]
+    assert main(["eval", str(trained), "--episodes", "1", "--quiet", *other]) == 0
+    last = list(Run.open(trained).episodes())[-1]
+    assert last["env"] == "poad/TomatoLettuceSalad-v0"
+    assert last["length"] < 40
+
+
+def test_play_an_untrained_model_and_as_a_person(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = "poad/TomatoSalad-v0"
+    assert main(["play", world, "--env-args", "max_steps=10"]) == 0
+    assert "Turn 1" in capsys.readouterr().out
+    best = iter(["get the tomato", "3", "5", "get the tomato", "2", "4"])
+    monkeypatch.setattr("builtins.input", lambda _: next(best))
+    assert main(["play", world, "--human"]) == 0
+    assert "Success after 6 turns" in capsys.readouterr().out
+
+    def gone(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    assert main(["play", world, "--human"]) == 0
+    assert "Left in the middle" in capsys.readouterr().out
+
+
+def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs"]) == 0
+    assert "poad/TomatoSalad-v0" in capsys.readouterr().out
+    assert main(["envs", "poad/TomatoSalad-v0"]) == 0
+    assert "max_steps" in capsys.readouterr().out
+    assert main(["envs", "poad/TomatoSalad-v0", "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("trian",), "Did you mean `poad train`?"),
+        (("train", "--env", "poad/TomatoSalat-v0"), "poad/TomatoSalad-v0"),
+        (("train", "--env-args", "max_stps=3"), "max_steps"),
+        (("train", "--env-args", "max_steps"), "name=value"),
+        (("train", "--credit.method", "poat"), "poad"),
+        (("train", "--credit.gamma", "1.5"), "between 0 and 1"),
+        (("train", "--ppo.entropi", "1"), "--ppo.entropy"),
+        (("train", "--model.name", "no/such/model"), "Cannot load the model"),
+        (("train", "--model.name", "tiny-kitchn"), "Did you mean 'tiny-kitchen'?"),
+        (("train", "--config", "missing.yaml"), "missing.yaml"),
+        (("train", "--resume", "nowhere"), "nowhere is not a run"),
+        (("eval", "nowhere"), "nowhere is not a run"),
+        (("play", "nowhere"), "nowhere is not a run"),
+        (("envs", "poad/Tomato-v0"), "Known worlds"),
+    ],
+)
+def test_mistakes_are_told_with_their_cure(
+    arguments: tuple[str, ...],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert expected in error_of(capsys, *arguments)
+    assert not list(tmp_path.rglob("*.jsonl")), "a refused command must not leave a run behind"
+
+
+def test_an_unknown_key_in_a_file_names_its_neighbour(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("credit:\n  gama: 0.9\n")
+    assert "gamma" in error_of(capsys, "train", "--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    long = ("--steps", "1000000", "--streams", "4", "--horizon", "8")
+    process = subprocess.Popen(
+        [*POAD, "train", "--run", str(path), *long],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert f"poad train --resume {path}" in shown
+    run = Run.open(path)
+    done = run.checkpoints()[-1]
+    assert len(run.metrics()) == done
+    summary = run.summary()
+    assert summary is not None
+    assert summary["status"] == "stopped"
+    resumed = ("--steps", str((done + 1) * 32), "--eval.episodes", "1", "--quiet")
+    assert main(["train", "--resume", str(path), *resumed]) == 0
+    assert len(Run.open(path).metrics()) == done + 1
+
+
+def test_resume_refuses_fewer_steps_than_were_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    written = (path / "config.yaml").read_text()
+    assert "already trained 128 steps" in error_of(
+        capsys, "train", "--resume", str(path), "--steps", "64"
+    )
+    assert (path / "config.yaml").read_text() == written
+
+
+def test_other_arguments_make_another_world_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    before = (path / "report.html").read_text()
+    short = ["--episodes", "5", "--env-args", "max_steps=5", "--quiet"]
+    assert main(["eval", str(path), *short]) == 0
+    after = (path / "report.html").read_text()
+    assert "poad/TomatoSalad-v0 max_steps=5" in after
+    table = after.index("<h2>Evaluation</h2>")
+    assert after[:table] == before[: before.index("<h2>Evaluation</h2>")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("narrow", [False, True], ids=["reader gone", "narrow encoding"])
+def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path, narrow: bool) -> None:
+    path = tmp_path / "run"
+    command = [*POAD, "train", "--run", str(path), *SMALL]
+    environment = {**os.environ, **({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"} if narrow else {})}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if narrow:
+            assert "sampled" in process.stdout.read()
+        process.stdout.close()  # as `| head` does
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 0
+    summary = Run.open(path).summary()
+    assert summary is not None
+    assert summary["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "{run}", "--seed", "-4"),
+        ("play", "{run}", "--seed", "-4"),
+        ("play", "{run}", "--env-args", "max_steps=3"),
+        ("play", "{run}", "--human"),
+        ("play", "poad/TomatoSalad-v0", "--checkpoint", "3"),
+        ("train", "--env-args", "max_steps=abc"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_what_does_not_apply_is_refused(
+    trained: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = error_of(capsys, *(a.format(run=trained) for a in arguments))
+    assert "entry_point" not in said
+    assert "kwargs" not in said

@@ -1,0 +1,257 @@
+"""What the terminal shows, on a terminal, in a pipe, and when asked to be quiet."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
+from synthetic_run import episode, metrics, turn
+
+from poad.display.terminal import (
+    OFFERED,
+    Progress,
+    show_ending,
+    show_evaluation,
+    show_turn,
+    sparkline,
+    watch,
+)
+
+TOTAL = 20 * 512
+
+
+@pytest.fixture(autouse=True)
+def _the_same_terminal_everywhere(monkeypatch: pytest.MonkeyPatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def piped(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=False)
+
+
+def terminal(width: int = 80, no_color: bool | None = True) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=True, no_color=no_color)
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def shown(function: object, *arguments: object, width: int = 80) -> str:
+    console = piped(width)
+    assert callable(function)
+    function(console, *arguments)
+    text = output(console)
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
+def test_in_a_pipe_there_is_one_heading_and_a_plain_line_per_iteration():
+    console = piped()
+    with Progress(TOTAL, console=console, pause=0) as progress:
+        for i in range(1, 4):
+            progress.update(metrics(i))
+    lines = output(console).splitlines()
+    assert len(lines) == 4
+    headings = "iter steps return success entropy KL expl.var steps/s ETA"
+    assert " ".join(lines[0].split()) == headings
+    # The made-up pace is 512 steps in .35 s, so 19, 18 and 17 iterations remain: 6.65 s, …
+    assert " ".join(lines[1].split()) == "1 512 – – 1.036 0.0384 0.05 1,463 0:07"
+    assert lines[3].split()[:4] == ["3", "1,536", "0.333", "39.3%"]
+    assert "\x1b" not in output(console)
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert len(lines[0]) <= 80
+
+
+def test_lines_keep_their_distance_but_the_last_iteration_is_always_told():
+    console = piped()
+    with Progress(TOTAL, console=console, pause=3600) as progress:
+        for i in range(1, 8):
+            progress.update(metrics(i))
+    told = [line.split()[0] for line in output(console).splitlines()]
+    assert told == ["iter", "1", "7"]
+
+
+def test_an_interruption_still_tells_the_last_iteration():
+    console = piped()
+
+    def train() -> None:
+        with Progress(TOTAL, console=console, pause=3600) as progress:
+            progress.update(metrics(1))
+            progress.update(metrics(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert output(console).splitlines()[-1].split()[0] == "2"
+
+
+@pytest.mark.parametrize("make", [piped, terminal])
+def test_quiet_is_quiet(make: type[Console]):
+    console = make()
+    with Progress(TOTAL, quiet=True, console=console, pause=0) as progress:
+        progress.update(metrics(1))
+    assert list(watch([episode()], 1, "sampled", quiet=True, console=console)) == [episode()]
+    assert output(console) == ""
+
+
+def plain(text: str) -> str:
+    """What is left on the screen once colours and cursor movements are done."""
+    return Text.from_ansi(text).plain
+
+
+def test_on_a_terminal_the_table_is_live_and_tells_the_whole_run():
+    console = terminal()
+    with Progress(TOTAL, console=console, pause=0) as progress:
+        for i in range(1, 21):
+            progress.update(metrics(i))
+    assert output(console).count("\x1b[2K") >= 19  # it was redrawn in place
+    picture = output(console).rsplit("ETA", 1)[1]
+    assert "10,240 / 10,240 steps, ETA 0:00" in output(console)
+    iterations = [line.split()[0] for line in plain(picture).splitlines()[2:-1]]
+    assert iterations == ["2", "5", "7", "10", "12", "15", "17", "20"]
+    assert "success ▃▄" in plain(picture)
+    assert "96.4%" in plain(picture).splitlines()[-1]
+
+
+def test_before_the_first_episode_ends_the_live_table_shows_dashes():
+    console = terminal()
+    with Progress(TOTAL, console=console, pause=0) as progress:
+        progress.update(metrics(1))
+    assert "–" in output(console)
+    assert "nan" not in output(console)
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_nothing_is_wider_than_the_terminal(width: int):
+    console = terminal(width)
+    with Progress(10**9, console=console, pause=0) as progress:
+        progress.update({**metrics(5), "iteration": 99_999, "env_steps": 999_999_999})
+    assert all(len(line.rstrip()) <= width for line in plain(output(console)).splitlines())
+    assert "99999" in output(console)
+    assert "999,999,999" in output(console)
+
+
+def test_a_resumed_run_counts_what_was_done_and_long_times_have_hours():
+    console = piped()
+    with Progress(512 * 100_000, console=console, pause=0) as progress:
+        progress.update(metrics(50_000))
+    assert output(console).splitlines()[1].split()[-1] == "4:51:40"  # 50,000 iterations of .35 s
+
+
+def test_a_broken_pace_makes_no_false_promise():
+    console = piped()
+    with Progress(TOTAL, console=console, pause=0) as progress:
+        progress.update({"iteration": 1, "env_steps": 512, "steps_per_second": math.nan})
+    assert output(console).splitlines()[1].split()[-1] == "–"
+
+
+def test_watching_an_evaluation_changes_nothing_but_the_screen():
+    records = [episode(i) for i in range(3)]
+    console = terminal()
+    assert list(watch(records, 3, "sampled", console=console)) == records
+    assert "3/3" in output(console)
+    console = piped()
+    assert list(watch(iter(records), 3, "sampled", console=console)) == records
+    assert output(console) == ""
+
+
+def test_an_evaluation_is_told_by_mode_with_its_interval():
+    summary = {
+        "success_rate": 0.957,
+        "success_interval": [0.942, 0.968],
+        "mean_return": 1.1,
+        "mean_length": 6.44,
+        "episodes": 1000,
+    }
+    nothing = {**dict.fromkeys(summary), "episodes": 0}
+    text = shown(show_evaluation, {"sampled": summary, "greedy": nothing})
+    assert "sampled 95.7% 94.2% – 96.8% 1.100 6.4 1,000" in " ".join(text.split())
+    assert "greedy – – – – – – 0" in " ".join(text.split())
+
+
+def test_a_turn_shows_prompt_offers_tokens_and_reward():
+    text = shown(show_turn, turn("You see a [bold]tomato[/bold]."), 3)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0].startswith("Turn 3 critic expects 0.41")
+    assert lines[1] == "You see a [bold]tomato[/bold]."  # a prompt is text, not markup
+    assert lines[2].startswith("▸ chop the tomato ██")
+    assert lines[2].endswith(" 70.0%")
+    assert lines[3].startswith("get the tomato ██")
+    assert lines[-3:] == [
+        "tokens chop 80% the tomato 88%",
+        "values 0.41 (0.52) 0.53",
+        "reward +0.2, 3 primitive steps",
+    ]
+    bars = [line.count("█") for line in lines[2:5]]
+    assert bars == [round(24 * p) for p in (0.7, 0.25, 0.05)]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_many_long_offers_fit_and_the_written_one_is_among_them(width: int):
+    long = "walk to the cutting board in the far corner of the other kitchen, number "
+    offered = [[f"{long}{i}", 0.03] for i in range(30)] + [["chop the tomato", 0.1 / 30]]
+    text = shown(show_turn, turn(offered=offered), 1, width=width)
+    assert "▸  chop the" in text
+    assert f"and {31 - OFFERED - 1} more" in text
+    assert "66.0%" in text  # what the others have together
+
+
+def test_a_freely_written_action_and_a_strange_one_are_told():
+    text = shown(show_turn, turn(offered=None, action="def f():\n    pass", invalid=True), 1)
+    assert "    def f():\n        pass\n" in text
+    assert "none of the offered" in text
+    assert "█" not in text
+
+
+def test_missing_values_are_dashes():
+    text = shown(show_turn, turn(root_value=None, value=[None, math.nan, 0.5]), 1)
+    assert "critic expects –" in text
+    assert "values – (–) 0.50" in text
+
+
+def test_how_an_episode_ended():
+    assert "Success: terminated after 2 turns, return 1.1" in shown(show_ending, episode())
+    long = {**episode(), "length": 28}
+    assert "after 2 turns (28 primitive steps), return" in shown(show_ending, long)
+    text = shown(show_ending, episode(success=False))
+    assert "No success: truncated after 2 turns, return -0.3" in text
+
+
+def test_a_terminal_without_block_letters_gets_plain_ones():
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80)
+    show_turn(console, turn(), 1)
+    show_ending(console, episode())
+    console.file.flush()
+    assert b"> chop the tomato" in b" ".join(raw.getvalue().split())
+    assert b"####" in raw.getvalue()
+
+
+def test_no_color_means_no_color(monkeypatch: pytest.MonkeyPatch):
+    colourful = terminal(no_color=None)
+    show_turn(colourful, turn(), 1)
+    assert "\x1b[1;32m" in output(colourful)
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = terminal(no_color=None)
+    show_turn(console, turn(), 1)
+    assert "32m" not in output(console)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1) | st.just(math.nan)), st.integers(1, 60))
+def test_a_sparkline_has_a_block_for_a_number_and_fits(values: list[float], width: int):
+    numbers = [value for value in values if not math.isnan(value)]
+    line = sparkline(values, width)
+    assert len(line) == min(len(numbers), width)
+    if numbers:
+        assert (line[-1] == "█") == (numbers[-1] >= 7 / 8)
+        assert (line[-1] == "▁") == (numbers[-1] < 1 / 8)

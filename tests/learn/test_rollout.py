@@ -1,0 +1,183 @@
+"""Streams of turns: nothing is lost between rollouts, and a stopped one is taken up exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import pytest
+import tiny_worlds
+from tiny_worlds import settings
+
+from poad.agent.build import Agent, load_agent
+from poad.envs.check import check_env
+from poad.envs.registry import make
+from poad.errors import WorldError
+from poad.learn.rollout import Collector, episode_of, split_finished
+from poad.turns import Action, Rollout, Turn
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return load_agent(settings("Chain"))
+
+
+@pytest.fixture
+def generator() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def collector(agent: Agent, world: str, streams: int = 3, seed: int = 10) -> Collector:
+    return Collector(lambda: make(tiny_worlds.name(world)), agent.policy, streams, seed)
+
+
+@pytest.mark.parametrize("world", sorted(tiny_worlds.WORLDS.keys() - {"Broken", "Priceless"}))
+def test_the_tiny_worlds_are_text_worlds(world: str) -> None:
+    check_env(tiny_worlds.name(world), aliased=world in ("Aliased", "Novel", "Mixed"))
+
+
+def rollouts(agent: Agent, world: str, horizons: list[int]) -> Iterator[Rollout]:
+    generator, streams = np.random.default_rng(3), collector(agent, world)
+    for horizon in horizons:
+        yield streams.collect(horizon, generator)
+
+
+@pytest.mark.parametrize("world", ["Chain", "Journal", "Mixed", "Corridor"])
+def test_streams_go_on_across_rollouts(agent: Agent, world: str) -> None:
+    many = list(rollouts(agent, world, [4, 1, 7]))
+    assert [len(stream) for r in many for stream in r.streams] == [4] * 3 + [1] * 3 + [7] * 3
+    ended = 0
+    for pieces in zip(*(r.streams for r in many), strict=True):
+        stream = [turn for piece in pieces for turn in piece]
+        for turn, after in pairwise(stream):
+            if turn.terminated or turn.truncated:
+                assert after.prompt_ids == stream[0].prompt_ids
+            else:
+                assert after.prompt_ids == turn.next_prompt_ids
+        ended += sum(turn.terminated or turn.truncated for turn in stream)
+    assert ended > 3
+    assert sum(len(r.episodes) for r in many) == ended
+
+
+def test_cutting_the_time_differently_changes_only_what_is_computed_again(agent: Agent) -> None:
+    """Sampling depends on the generator and the weights alone, not on where rollouts end."""
+    whole, parts = list(rollouts(agent, "Novel", [6])), list(rollouts(agent, "Novel", [1, 2, 3]))
+    for stream, pieces in zip(
+        whole[0].streams, zip(*(r.streams for r in parts), strict=True), strict=True
+    ):
+        again = [turn for piece in pieces for turn in piece]
+        assert [t.action.text for t in stream] == [t.action.text for t in again]
+
+
+def test_what_a_turn_holds_is_what_the_world_said(agent: Agent) -> None:
+    rollout = next(rollouts(agent, "Chain", [12]))
+    codec = agent.model.codec
+    for stream in rollout.streams:
+        place = turns = 0
+        for turn in stream:
+            forward = turn.action.text == "walk on"
+            after = place + 1 if forward else max(0, place - 1)
+            turns += 1
+            assert turn.prompt_ids == codec.prompt(f"You stand at place {place}. What now?")
+            assert turn.next_prompt_ids == codec.prompt(f"You stand at place {after}. What now?")
+            assert turn.duration == (2 if forward else 1)
+            assert turn.reward == float(after == tiny_worlds.GOAL)
+            assert turn.terminated == (after == tiny_worlds.GOAL)
+            assert turn.truncated == (turns == 6 and not turn.terminated)
+            ended = turn.terminated or turn.truncated
+            place, turns = (0, 0) if ended else (after, turns)
+    ends = [t for stream in rollout.streams for t in stream if t.terminated or t.truncated]
+    assert sum(e.success for e in rollout.episodes) == sum(t.terminated for t in ends)
+    assert len(rollout.turns) == 36
+
+
+def test_every_episode_takes_the_next_seed(agent: Agent, generator: np.random.Generator) -> None:
+    streams = collector(agent, "Novel", streams=2, seed=40)
+    rollout = streams.collect(12, generator)  # episodes of four turns
+    prompts = [agent.model.codec.text(turn.prompt_ids) for turn in rollout.turns]
+    assert prompts[::4] == [f"Day 0 of year {year}." for year in (40, 42, 44, 41, 43, 45)]
+    assert [s["seed"] for s in streams.state()["streams"]] == [46, 47]
+
+
+@pytest.mark.parametrize("world", ["Chain", "Diary", "Novel"])
+@pytest.mark.parametrize("before", [1, 6])
+def test_a_saved_state_goes_on_exactly(agent: Agent, world: str, before: int) -> None:
+    streams, generator = collector(agent, world), np.random.default_rng(5)
+    streams.collect(before, generator)
+    state = json.loads(json.dumps(streams.state(), allow_nan=False))
+    numbers = generator.bit_generator.state
+    expected = [streams.collect(4, generator), streams.collect(3, generator)]
+
+    other = collector(agent, world, seed=999)
+    other.collect(2, np.random.default_rng(0))
+    other.load_state(state)
+    assert other.state() == state
+    generator = np.random.default_rng()
+    generator.bit_generator.state = numbers
+    assert [other.collect(4, generator), other.collect(3, generator)] == expected
+
+
+def test_a_world_that_raises_is_named(agent: Agent, generator: np.random.Generator) -> None:
+    with pytest.raises(ZeroDivisionError, match="floor gave way") as caught:
+        collector(agent, "Broken").collect(5, generator)
+    (note,) = caught.value.__notes__
+    assert "'tiny/Broken-v0'" in note
+    assert "seed 10, action 3" in note
+    assert "check_env('tiny/Broken-v0')" in note
+
+
+def test_a_world_that_ends_silently_is_told_so(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    with pytest.raises(WorldError, match=r"info\['episode'\] = None.*check_env\('tiny/Silent-v0'"):
+        collector(agent, "Silent").collect(10, generator)
+
+
+def test_a_reward_that_is_no_number_is_refused(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    with pytest.raises(WorldError, match=r"reward is nan.*check_env\('tiny/Priceless-v0'"):
+        collector(agent, "Priceless").collect(1, generator)
+
+
+def test_a_world_that_asks_is_told_each_action_before_any_is_taken(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    worlds = collector(agent, "Workshop")
+    rollout = worlds.collect(4, generator)
+    for stream, turns in zip(worlds._streams, rollout.streams, strict=True):
+        told = cast(tiny_worlds.WorkshopWorld, stream.env.unwrapped).prepared
+        assert told == [turn.action.text for turn in turns]
+
+
+def test_measures_work_notes_and_seconds_elsewhere_are_passed_on(
+    agent: Agent, generator: np.random.Generator
+) -> None:
+    worlds = collector(agent, "Workshop")
+    rollout = worlds.collect(4, generator)
+    in_time = [turns[t].action.text for t in range(4) for turns in rollout.streams]
+    assert [m["long"] for m in rollout.measures] == [float(len(text) > 3) for text in in_time]
+    assert [m.get("letters", 0) for m in rollout.measures] == [len(text) for text in in_time]
+    assert rollout.best is not None
+    assert rollout.best.text == max(in_time, key=len)
+    assert rollout.best.turn == in_time.index(rollout.best.text) + 1
+    assert rollout.cpu_elsewhere == 0.25 * 12
+    assert worlds.notes == ("one lamp is broken",)
+
+
+def test_an_episode_is_read_from_info() -> None:
+    assert episode_of({"episode": {"r": 1, "l": 3.0, "success": 1}}) == (1.0, 3, True)
+
+
+def test_hold_back_splits_behind_the_last_end() -> None:
+    action = Action("x", (1,), (True,), (0.0,))
+    goes_on = Turn((1,), action, 0.0)
+    ends, stops = replace(goes_on, terminated=True), replace(goes_on, truncated=True)
+    streams = [[goes_on, ends, goes_on, goes_on], [goes_on], [], [stops, ends]]
+    finished, waiting = split_finished(streams)
+    assert finished == [(goes_on, ends), (), (), (stops, ends)]
+    assert waiting == [(goes_on, goes_on), (goes_on,), (), ()]

@@ -1,0 +1,110 @@
+"""Rows that grow: nothing is computed twice, and everything reads as if computed at once."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIGURATIONS, Zoo, assert_same, counted, next_token_logits
+
+from poad.lm.model import LanguageModel
+from poad.turns import TokenIds
+
+LONG = tuple(5 + i % 50 for i in range(60))
+
+
+def assert_reads(model: LanguageModel, hidden: torch.Tensor, rows: list[TokenIds]) -> None:
+    with torch.no_grad():
+        expected = torch.stack([next_token_logits(model, *row) for row in rows])
+    assert_same(model.logits(hidden).log_softmax(-1), expected.log_softmax(-1))
+
+
+lengths = st.lists(st.integers(0, 59), min_size=1, max_size=3)
+behind = st.lists(st.lists(st.integers(5, 60), min_size=1, max_size=5).map(tuple), min_size=3)
+
+
+@pytest.mark.parametrize("architecture", CONFIGURATIONS)
+@pytest.mark.parametrize("remember", [False, True])
+def test_rows_begun_again_read_as_if_computed_at_once(
+    zoo: Zoo, architecture: str, remember: bool
+) -> None:
+    """Each start goes on from any beginnings of what was read before, however it was dropped."""
+    model = zoo.load(architecture)
+
+    @settings(deadline=None, max_examples=12, derandomize=True)
+    @given(st.lists(st.tuples(lengths, behind), min_size=1, max_size=4))
+    def check(rounds: list[tuple[list[int], list[TokenIds]]]) -> None:
+        decoder = model.decoder(remember)
+        for cuts, tails in rounds:
+            rows = [(*LONG[:cut], *tail) for cut, tail in zip(cuts, tails, strict=False)]
+            assert_reads(model, decoder.start(rows), rows)
+            rows = [(*row, 7) for row in rows[::-1][:2]]
+            assert_reads(model, decoder.read([(7,)] * len(rows), _last(len(cuts), 2)), rows)
+
+    check()
+
+
+def _last(count: int, wanted: int) -> list[int]:
+    return list(range(count))[::-1][:wanted]
+
+
+def test_an_episode_that_grows_is_computed_once(zoo: Zoo) -> None:
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder(remember=True)
+    for turn in accumulate([40, 9, 6, 5]):
+        decoder.start([LONG[:turn]])
+    assert sizes == [40, 9, 6, 5]
+
+
+def test_without_memory_it_is_computed_again(zoo: Zoo) -> None:
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder()
+    for turn in (40, 49):
+        decoder.start([LONG[:turn]])
+    assert sizes == [40, 49]
+
+
+def test_rows_that_ended_early_are_remembered_too(zoo: Zoo) -> None:
+    """Free writing drops a row when it is over; its next prompt goes on from it all the same."""
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder(remember=True)
+    rows = [(3, *LONG[:40]), (4, *LONG[:40])]
+    decoder.start(rows)
+    decoder.read([(9,), (9,)], [0, 1])
+    decoder.read([(8,)], [1])
+    found = decoder.start(grown := [(*rows[0], 9, 11), (*rows[1], 9, 8, 12)])
+    assert sizes == [82, 2, 1, 2]
+    assert_reads(model, found, grown)
+
+
+def test_what_many_prompts_begin_with_is_computed_once(zoo: Zoo) -> None:
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder()
+    rows = [(*LONG[:50], 61 + i, 70) for i in range(8)]
+    assert_reads(model, decoder.start(rows), rows)
+    assert sizes == [50, 16, *[52] * 8]  # the last eight are the comparison's own
+
+
+def test_little_in_common_is_not_worth_a_pass(zoo: Zoo) -> None:
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder()
+    decoder.start([(*LONG[:5], 61), (*LONG[:5], 62)])
+    assert sizes == [12]
+
+
+def test_a_row_that_pauses_for_a_turn_is_remembered(zoo: Zoo) -> None:
+    """An action that needs no reading leaves its stream out once, and its prompt goes on later."""
+    model = zoo.load()
+    sizes, decoder = counted(model), model.decoder(remember=True)
+    one, other = (3, *LONG[:40]), (4, *LONG[:40])
+    decoder.start([one, other])
+    decoder.start([(*other, 9)])
+    decoder.start([(*one, 9), (*other, 9, 9)])
+    assert sizes == [82, 1, 2]
+    decoder.start([(*other, 9, 9, 9)])
+    decoder.start([(*other, 9, 9, 9, 9)])
+    decoder.start([(*one, 9, 9)])  # twice left out, it is forgotten
+    assert sizes[3:] == [1, 1, 43]

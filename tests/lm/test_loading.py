@@ -1,0 +1,360 @@
+"""Models of several architectures read alike: trained and untrained, packed and growing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import (
+    CONFIGURATIONS,
+    PROMPTS,
+    TOKENIZERS,
+    Zoo,
+    assert_same,
+    byte_level,
+    next_token_logits,
+)
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPTJConfig,
+    GraniteConfig,
+    T5Config,
+)
+from transformers.utils import logging
+
+from poad.config import ModelConfig
+from poad.errors import ModelError
+from poad.lm.loading import (
+    _attention_projections,
+    embedded_models,
+    load_model,
+    model_card,
+    resolve_model,
+)
+from poad.lm.model import LanguageModel
+from poad.lm.packing import Packed, pack
+from poad.lm.tokenizer import TextCodec
+from poad.turns import Position
+
+Tuning = Literal["full", "lora"]
+TUNINGS: tuple[Tuning, ...] = ("full", "lora")
+CROWD: list[Position] = [((5, 6, 7, 8, 9), (70, 71)), ((5, 6, 7, 8, 9), (71,)), ((10, 11), (70,))]
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "initializer_range": 0.3}
+
+
+@pytest.fixture
+def packed() -> Packed:
+    return pack(CROWD, pad_id=1)
+
+
+def take_a_large_step(model: LanguageModel, packed: Packed) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.logits(model.read(packed)).log_softmax(-1)[:, 30].sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def from_config(config: Any) -> LanguageModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        causal = AutoModelForCausalLM.from_config(config)
+    return LanguageModel(causal, TextCodec(byte_level()))
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", CONFIGURATIONS)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_saved_directory_loads_whole_and_ready(zoo: Zoo, architecture, tuning: Tuning, packed):
+    model = zoo.load(architecture, tuning=tuning)
+    assert model.width == 32
+    assert model.device == torch.device("cpu")
+    assert not model.module.training  # no dropout, ever
+    with torch.no_grad():
+        found = model.logits(model.read(packed))
+        expected = [next_token_logits(model, *prompt, *rest) for prompt, rest in CROWD]
+    assert_same(found.log_softmax(-1), torch.stack(expected).log_softmax(-1))
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_its_tokenizer_comes_with_it(zoo: Zoo, tokenizer):
+    codec, own = zoo.load("llama", tokenizer).codec, TextCodec(TOKENIZERS[tokenizer]())
+    for prompt in PROMPTS:
+        assert codec.prompt(prompt) == own.prompt(prompt)
+    assert codec.action("open red door") == own.action("open red door")
+    assert (codec.end_id, codec.pad_id) == (own.end_id, own.pad_id)
+
+
+def test_the_embedded_model_is_known_by_name_and_world():
+    assert "tiny-kitchen" in embedded_models()
+    assert resolve_model("auto", "poad/TomatoSalad-v0") == "tiny-kitchen"
+    assert resolve_model("some/model", "poad/TomatoSalad-v0") == "some/model"
+    model = load_model(ModelConfig(device="cpu"), "poad/TomatoLettuceSalad-v0", seed=0)
+    with torch.no_grad():
+        hidden = model.read(pack([(model.codec.prompt("You see"), ())], model.codec.pad_id))
+    assert model.logits(hidden).isfinite().all()
+    assert model_card("tiny-kitchen")
+
+
+def test_a_world_without_embedded_model_says_what_to_name():
+    with pytest.raises(ModelError, match=r"'my/World-v0'.*--model.name.*tiny-kitchen"):
+        resolve_model("auto", "my/World-v0")
+
+
+def test_loading_a_directory_prints_nothing(zoo: Zoo, capfd: pytest.CaptureFixture[str]):
+    zoo.path()
+    capfd.readouterr()
+    for tuning in TUNINGS:
+        zoo.load(tuning=tuning)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_leaves_progress_bars_as_they_were(zoo: Zoo, shown):
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        zoo.load()
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.enable_progress_bar()
+
+
+# --- what cannot be loaded --------------------------------------------------------------------
+
+
+def refused(name: Path | str, **settings: Any) -> str:
+    config = replace(ModelConfig(name=str(name), device="cpu"), **settings)
+    with pytest.raises(ModelError) as caught:
+        load_model(config, "", seed=0)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "no/such-model", "nowhere"])
+def test_a_name_that_is_neither_here_nor_reachable_is_refused(name):
+    message = refused(name)
+    assert f"Cannot load the model {name!r}: there is no such directory" in message
+    known = ", ".join(embedded_models())
+    assert f"Expected an embedded model ({known}), a directory, or a hub name." in message
+
+
+def test_a_directory_that_is_not_a_whole_causal_model_is_refused(zoo: Zoo, tmp_path: Path):
+    def broken(name: str, file: str = "") -> Path:
+        path = Path(shutil.copytree(zoo.path(), tmp_path / name))
+        if file:
+            (path / file).unlink()
+        return path
+
+    assert "no file named model.safetensors" in refused(broken("no weights", "model.safetensors"))
+    assert "tokenizer" in refused(broken("no words", "tokenizer.json"))
+    (broken("cut short") / "model.safetensors").write_bytes(b"\0" * 99)
+    assert "Cannot load the model" in refused(tmp_path / "cut short")
+    T5Config().save_pretrained(path := broken("not causal"))
+    assert "AutoModelForCausalLM" in refused(path)
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(path := broken("no end"))
+    assert "no end-of-text token" in refused(path)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(zoo: Zoo, device):
+    message = refused(zoo.path(), device=device)
+    assert f"Device {device!r} cannot be used" in message
+    assert "use cpu, or cuda" in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [("llama", "down_proj, gate_proj, k_proj, lm_head"), ("gpt2", "c_attn, c_fc, c_proj, lm_head")],
+)
+def test_adapters_that_fit_no_layer_name_those_there_are(zoo: Zoo, architecture, layers):
+    message = refused(zoo.path(architecture), tuning="lora", lora_targets=("foo", "bar"))
+    assert message.startswith("No layer is called foo or bar")
+    assert layers in message
+    assert "model.lora_targets" in message
+
+
+def test_an_unknown_kind_of_attention_asks_for_the_layers_to_adapt():
+    with pytest.raises(ModelError, match=r"not known.*model\.lora_targets"):
+        _attention_projections(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_model_with_more_than_body_and_head_is_refused():
+    with pytest.raises(ModelError, match="GraniteForCausalLM does something between"):
+        from_config(GraniteConfig(**SMALL, intermediate_size=48, logits_scaling=4.0))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FalconConfig(**SMALL, alibi=True),  # positions from the mask alone
+        GPTJConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),  # adds its masks
+    ],
+)
+def test_a_model_that_cannot_read_a_tree_is_refused(config):
+    with pytest.raises(ModelError, match="cannot read several actions behind one prompt"):
+        from_config(config)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_capped_logits_are_capped(packed: Packed):
+    config = Gemma3TextConfig(**SMALL, intermediate_size=48, final_logit_softcapping=2.0)
+    model = from_config(config)
+    with torch.no_grad():
+        found = model.logits(model.read(packed))
+        expected = torch.stack([next_token_logits(model, *p, *rest) for p, rest in CROWD])
+    assert 1.5 < found.abs().max() <= 2.0
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_half_precision_reads_finite_float32_logits(zoo: Zoo, tuning: Tuning, packed: Packed):
+    half, whole = (zoo.load(tuning=tuning, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    with torch.no_grad():
+        logits, expected = (model.logits(model.read(packed)) for model in (half, whole))
+    assert half.read(packed).dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+    assert (logits - expected).abs().mean() < 0.1 * expected.std()
+
+
+rows = st.lists(st.integers(5, 60), min_size=1, max_size=7).map(tuple)
+steps = st.lists(
+    st.tuples(st.integers(0, 99), rows.map(lambda row: row[:3])), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("architecture", CONFIGURATIONS)
+def test_growing_rows_read_as_if_computed_at_once(zoo: Zoo, architecture):
+    model = zoo.load(architecture)
+
+    @settings(deadline=None, max_examples=15, derandomize=True)
+    @given(st.lists(rows, min_size=1, max_size=3), st.lists(steps, max_size=3))
+    def check(prompts, rounds):
+        decoder = model.decoder()
+        written, found = prompts, decoder.read(prompts)
+        for some in rounds:  # rows are dropped, kept, and continued twice
+            parents = [parent % len(written) for parent, _ in some]
+            chunks = [chunk for _, chunk in some]
+            found = decoder.read(chunks, parents)
+            written = [(*written[p], *chunk) for p, chunk in zip(parents, chunks, strict=True)]
+        with torch.no_grad():
+            expected = torch.stack([next_token_logits(model, *row) for row in written])
+        assert_same(model.logits(found).log_softmax(-1), expected.log_softmax(-1))
+
+    check()
+
+
+# --- the untrained self -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", CONFIGURATIONS)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_training_never_moves_the_frozen_features(zoo: Zoo, architecture, tuning: Tuning, packed):
+    model = zoo.load(architecture, tuning=tuning)
+    frozen, trained = model.read_frozen(packed), model.read(packed)
+    assert not frozen.requires_grad
+    assert trained.requires_grad
+    take_a_large_step(model, packed)
+    assert torch.equal(model.read_frozen(packed), frozen)
+    assert (model.read(packed) - trained).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_without_its_adapters_a_model_is_the_one_it_was_loaded_from(zoo: Zoo, architecture, packed):
+    base, adapted = zoo.load(architecture), zoo.load(architecture, tuning="lora")
+    assert_same(adapted.read_frozen(packed), base.read(packed).detach())
+    assert (adapted.read(packed) - base.read(packed)).abs().max() > 0.1  # the adapters do count
+    assert all(weight.requires_grad for weight in adapted.parameters())  # also after switching
+
+
+def test_fresh_adapters_change_nothing(zoo: Zoo, packed: Packed):
+    config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
+    model = load_model(config, "", seed=0)
+    assert torch.equal(model.read(packed), model.read_frozen(packed))
+
+
+def test_a_model_loaded_without_its_frozen_body_says_so(zoo: Zoo, packed: Packed):
+    model = zoo.load(keep_frozen=False)
+    with pytest.raises(ModelError, match="without its frozen body"):
+        model.read_frozen(packed)
+    adapted = zoo.load(tuning="lora", keep_frozen=False)  # here it costs nothing to keep
+    assert adapted.read_frozen(packed).shape == (len(CROWD), 32)
+
+
+def test_tied_embeddings_are_trained_once_and_the_frozen_ones_stay(zoo: Zoo, packed: Packed):
+    model = zoo.load("qwen")
+    causal: Any = model.module
+    assert causal.lm_head.weight is causal.model.embed_tokens.weight
+    assert [n for n in model.state() if "embed" in n or "head" in n] == [
+        "model.embed_tokens.weight"
+    ]
+    assert len(model.state()) == len(model.parameters())
+    frozen = model.read_frozen(packed)
+    with torch.no_grad():
+        causal.lm_head.weight.add_(1.0)
+    assert torch.equal(model.read_frozen(packed), frozen)
+
+
+# --- what is trained --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [("llama", {"q_proj", "v_proj"}), ("gpt2", {"c_attn"}), ("neox", {"query_key_value"})],
+)
+def test_adapters_sit_on_query_and_value(zoo: Zoo, architecture, layers):
+    model = zoo.load(architecture, tuning="lora", lora_rank=3)
+    names = model.state()
+    assert {name.split(".")[-4] for name in names} == layers
+    assert {min(weight.shape) for weight in names.values()} == {3}
+    assert len(names) == 2 * 2 * len(layers)  # two matrices each, in two layers
+
+
+def test_adapters_sit_where_they_are_asked_to(zoo: Zoo):
+    for architecture, layers in (("llama", ("o_proj", "up_proj")), ("gpt2", ("c_fc",))):
+        model = zoo.load(architecture, tuning="lora", lora_targets=layers)
+        assert {name.split(".")[-4] for name in model.state()} == set(layers)
+
+
+def test_the_seed_decides_the_adapters(zoo: Zoo):
+    config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
+    one, again, other = (load_model(config, "", seed).state() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen", "gpt2"])
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_state_goes_out_and_comes_back(zoo: Zoo, architecture, tuning: Tuning, packed: Packed):
+    model, other = zoo.load(architecture, tuning=tuning), zoo.load(architecture, tuning=tuning)
+    take_a_large_step(model, packed)
+    assert not torch.equal(model.read(packed), other.read(packed))
+    other.load_state(model.state())
+    assert torch.equal(model.read(packed), other.read(packed))
+    take_a_large_step(model, packed)  # a copy was taken, not the weights themselves
+    assert not torch.equal(model.read(packed), other.read(packed))
+
+
+def test_the_state_of_another_model_is_refused(zoo: Zoo):
+    model = zoo.load()
+    narrower = {name: weight[:1] for name, weight in model.state().items()}
+    others = [zoo.load("gpt2").state(), zoo.load(tuning="lora").state(), narrower, {}]
+    before = {name: weight.clone() for name, weight in model.state().items()}
+    for state in others:
+        with pytest.raises(ModelError, match="another model or another tuning mode"):
+            model.load_state(state)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state().items())

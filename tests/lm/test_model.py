@@ -1,0 +1,167 @@
+"""Reading sparingly: what is not read is not computed, and what is read is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Zoo
+from torch import Tensor, nn
+
+from poad.errors import ModelError
+from poad.lm.model import LanguageModel
+from poad.lm.packing import pack
+
+PROMPT = tuple(range(3, 23))
+POSITIONS = [(PROMPT, ()), (PROMPT, (4,)), (PROMPT, (4, 5)), ((*PROMPT, 4), ())]
+"""The second and the last are the same place."""
+
+
+def read(model: LanguageModel, sparing: bool) -> tuple[Tensor, dict[str, Tensor | None], int]:
+    """Hidden states, gradients, and how many positions the last feed-forward layer computed."""
+    model._sparing = sparing
+    blocks = getattr(model._body, "layers", None) or model._body.h
+    computed: list[int] = []
+    handle = blocks[-1].mlp.register_forward_hook(
+        lambda layer, inputs, output: computed.append(inputs[0].shape[:-1].numel())
+    )
+    model.module.zero_grad()
+    hidden = model.read(pack(POSITIONS, model.codec.pad_id))
+    handle.remove()
+    (hidden * torch.arange(hidden.numel()).view_as(hidden).sin()).sum().backward()
+    gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
+    return hidden.detach(), gradients, computed[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
+def test_reading_sparingly_gives_the_same_states_and_gradients(zoo: Zoo, kind: str) -> None:
+    model = zoo.load(kind)
+    sparing, gradients, few = read(model, True)
+    whole, expected, every = read(model, False)
+    assert (few, every) == (3, len(PROMPT) + 2)
+    torch.testing.assert_close(sparing, whole)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_mostly_read_is_computed_whole(zoo: Zoo) -> None:
+    model = zoo.load()
+    positions = [(PROMPT[:j], ()) for j in range(1, 20)]
+    computed: list[int] = []
+    layer: nn.Module = model._body.layers[-1].mlp  # pyright: ignore
+    layer.register_forward_hook(lambda _, inputs, __: computed.append(inputs[0].shape[1]))
+    model.read(pack(positions, model.codec.pad_id))
+    assert computed == [19]
+
+
+def test_a_model_whose_layers_are_of_another_kind_is_read_whole(zoo: Zoo) -> None:
+    class Whole(nn.Module):
+        """A layer of experts, say, wants the rows as they are."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            if hidden.shape[1] == 3:
+                raise RuntimeError("no whole rows")
+            return self.inner(hidden)
+
+    usual = zoo.load()
+    packed = pack(POSITIONS, usual.codec.pad_id)
+    expected = usual.read(packed)
+    causal = usual.module
+    causal.model.layers[-1].mlp = Whole(causal.model.layers[-1].mlp)  # pyright: ignore
+    other = LanguageModel(causal, usual.codec)
+    assert usual._sparing
+    assert not other._sparing
+    torch.testing.assert_close(other.read(packed), expected)
+
+
+# --- less memory, other kernels -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "neox", "mistral"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_layers_computed_again_give_the_same_gradients(zoo: Zoo, kind: str, tuning: Any) -> None:
+    found = []
+    for recompute in (False, True):
+        model = zoo.load(kind, tuning=tuning, gradient_checkpointing=recompute)
+        hidden = model.read(pack(POSITIONS, model.codec.pad_id))
+        (hidden * torch.arange(hidden.numel()).view_as(hidden).sin()).sum().backward()
+        gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
+        found.append((hidden.detach(), gradients))
+    (kept, expected), (again, gradients) = found
+    torch.testing.assert_close(again, kept)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_computed_again_keep_less(zoo: Zoo) -> None:
+    """Counts what autograd holds on to between forward and backward pass."""
+    held = []
+    for recompute in (False, True):
+        model, sizes = zoo.load(gradient_checkpointing=recompute), []
+        packed = pack([(tuple(range(3, 60)), ())], model.codec.pad_id)
+
+        def hold(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            model.read(packed)
+        held.append(sum(sizes))
+    assert held[1] < 0.7 * held[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen_window"])
+def test_without_branches_the_same_is_read(zoo: Zoo, kind: str) -> None:
+    model = zoo.load(kind)
+    tree = pack([*POSITIONS, (PROMPT, (7, 8))], model.codec.pad_id)
+    assert tree.attention is not None
+    expected = model.read(tree)
+    model.branching = False
+    torch.testing.assert_close(model.read(tree), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_and_a_kernel_without_masks_are_refused(zoo: Zoo) -> None:
+    model = zoo.load("mistral")
+    with pytest.raises(ModelError, match=r"looks back 6 tokens.*use sdpa"):
+        LanguageModel(model.module, model.codec, branching=False)
+
+
+# --- dropout and the untrained model ------------------------------------------------------------
+
+
+def test_adapters_drop_in_gradient_steps_only_and_the_same_for_a_seed(zoo: Zoo) -> None:
+    model = zoo.load(tuning="lora", lora_dropout=0.5)
+    packed = pack(POSITIONS, model.codec.pad_id)
+    quiet = model.read(packed)
+    found = []
+    for seed in (1, 1, 2):
+        with model.dropping(lambda seed=seed: seed):
+            found.append(model.read(packed))
+    assert model.drops
+    assert torch.equal(model.read(packed), quiet)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], quiet)
+    assert not torch.allclose(found[0], found[2])
+    assert not zoo.load(tuning="lora").drops
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_untrained_model_is_still_there_after_training(
+    zoo: Zoo, kind: str, tuning: Any
+) -> None:
+    """Tied (qwen) or not, its probabilities stay what the plain model said before."""
+    model = zoo.load(kind, tuning=tuning, keep_frozen=False, keep_reference=True)
+    before = zoo.load(kind)
+    packed = pack(POSITIONS, model.codec.pad_id)
+    expected = before.logits(before.read(packed))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    torch.testing.assert_close(model.frozen_logits(model.read_frozen(packed)), expected)
+    assert not torch.allclose(model.logits(model.read(packed)), expected, atol=0.1)

@@ -1,0 +1,376 @@
+"""Episodes as prompts: what was sampled stays as it was, and what changes is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from chats import TEMPLATES, chatting
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import PROMPTS, TOKENIZERS, Zoo, byte_level, counted
+from tiny_worlds import settings as small
+
+from poad.agent.build import Agent, load_agent
+from poad.config import Config, PromptConfig
+from poad.envs.registry import make
+from poad.errors import ConfigError, ModelError, PromptError
+from poad.learn.ppo import PPO
+from poad.learn.rollout import Collector
+from poad.learn.train import Trainer
+from poad.lm.prompts import Dialogue, codec_for
+from poad.lm.tokenizer import TextCodec
+from poad.turns import Action, TokenIds
+
+TEXTS = ("You see a door.", "It is dark.\nNow what?", "A tomato!")
+
+
+def dialogue(template: str = "marked", **rest: Any) -> tuple[Dialogue, TextCodec]:
+    config = PromptConfig(format="chat", **rest)
+    codec = codec_for(chatting(template), config)
+    return Dialogue(codec, config), codec
+
+
+def plain(tokenizer: str = "bytes", **rest: Any) -> tuple[Dialogue, TextCodec]:
+    config = PromptConfig(**rest)
+    codec = codec_for(TOKENIZERS[tokenizer](), config)
+    return Dialogue(codec, config), codec
+
+
+def letter_by_letter(codec: TextCodec, text: str, end: bool = True) -> Action:
+    """An action sampled as no tokenizer would write it: a token for each letter."""
+    opened = codec.opening + text
+    ids = tuple(t for letter in opened for t in codec.tokenizer.encode(letter))
+    assert len(ids) == len(opened)
+    ids = (*ids, codec.end_id) if end else ids
+    return Action(text, ids, (True,) * len(ids), (0.0,) * len(ids))
+
+
+def chat(template: str, *contents: str, system: str | None = None) -> str:
+    """What the template itself makes of a conversation."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    tokenizer: Any = chatting(template)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+# --- the form ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_a_plain_prompt_is_the_worlds_text(tokenizer: str) -> None:
+    talk, codec = plain(tokenizer)
+    own = TextCodec(TOKENIZERS[tokenizer]())
+    for text in PROMPTS:
+        assert talk.begin(text) == own.prompt(text)
+    assert codec.action("open door") == own.action("open door")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_prompt_is_what_the_template_makes(template: str) -> None:
+    talk, codec = dialogue(template)
+    expected = chat(template, TEXTS[0])
+    ids = codec.tokenizer(expected, add_special_tokens=False)["input_ids"]
+    assert talk.begin(TEXTS[0]) == tuple(ids)
+    assert codec.tokenizer.decode(ids) == expected
+
+
+def test_system_and_examples_come_first() -> None:
+    shown = {"system": "Be brief.", "examples": (("It rains.", "wait"),)}
+    talk, codec = plain(**shown)
+    text = codec.tokenizer.decode(talk.begin("Go on?"))
+    assert text == "Be brief.\n\nIt rains. wait\n\nGo on?"
+    talk, codec = dialogue(**shown)
+    expected = chat("marked", "It rains.", "wait", "Go on?", system="Be brief.")
+    assert codec.tokenizer.decode(talk.begin("Go on?")) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "end"),
+    [
+        ("marked", "", "<|over|>"),
+        ("trimmed", "", "<|over|>"),
+        ("spaced", " ", "</s>"),
+        ("pretending", "", "<|over|>"),
+    ],
+)
+def test_an_action_begins_and_ends_as_the_template_does(
+    template: str, opening: str, end: str
+) -> None:
+    codec = codec_for(chatting(template), PromptConfig(format="chat"))
+    tokens = codec.action("open door")
+    assert codec.tokenizer.decode(tokens) == f"{opening}open door{end}"
+    assert tokens[-1] == codec.end_id == codec.tokenizer.convert_tokens_to_ids(end)
+
+
+def test_behind_thoughts_an_action_needs_no_space() -> None:
+    codec = codec_for(byte_level(), PromptConfig(thinking=4))
+    assert codec.tokenizer.decode(codec.action("open")[:-1]) == "open"
+    codec = codec_for(byte_level(), PromptConfig(thinking=4, thinking_close="So:"))
+    assert codec.tokenizer.decode(codec.action("open")[:-1]) == " open"
+
+
+# --- history ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [None, "marked", "trimmed", "spaced"])
+@pytest.mark.parametrize("end", [True, False])
+def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: bool) -> None:
+    """Ended by the agent or cut off: the tokens stay, and the text is the template's."""
+    grown = {"history": "episode"}
+    talk, codec = plain(**grown) if template is None else dialogue(template, **grown)
+    before = talk.begin(TEXTS[0])
+    said: list[str] = [TEXTS[0]]
+    for text, action in zip(TEXTS[1:], ("open red door", "take it"), strict=True):
+        written = letter_by_letter(codec, action, end)
+        after = talk.go_on(written, text)
+        kept = written.token_ids if template in ("marked", "trimmed") or not end else ()
+        kept = kept or written.token_ids[:-1]
+        assert after[: len(before) + len(kept)] == (*before, *kept)
+        said += [action, text]
+        if template is None:
+            expected = "\n\n".join(
+                [f"{said[i]} {said[i + 1]}" for i in range(0, len(said) - 1, 2)] + [text]
+            )
+        else:
+            expected = chat(template, *said)
+        assert codec.tokenizer.decode(after) == expected
+        before = after
+    assert talk.note is None
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(["marked", "trimmed", None]),
+    st.lists(st.tuples(st.text(min_size=1), st.lists(st.integers(7, 329), min_size=1)), max_size=4),
+)
+def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
+    template: str | None, turns: list[tuple[str, list[int]]]
+) -> None:
+    talk, codec = (
+        plain(history="episode") if template is None else dialogue(template, history="episode")
+    )
+    count = len(codec.tokenizer)
+    before = talk.begin(TEXTS[0])
+    for shown, tokens in turns:
+        ids = tuple(t % count for t in tokens)
+        text = codec.tokenizer.decode(list(ids)).strip()
+        after = talk.go_on(Action(text, ids, (), ()), shown)
+        if talk.note is None:
+            kept = ids[:-1] if ids[-1] == codec.end_id else ids
+            assert after[: len(before) + len(kept)] == (*before, *kept)
+        talk.note = None
+        before = after
+
+
+def test_a_stop_text_is_not_said_twice() -> None:
+    talk, codec = plain(history="episode")
+    first = talk.begin("Where?")
+    written = letter_by_letter(codec, "here\n", end=False)
+    after = talk.go_on(Action("here", written.token_ids, (), ()), "And now?")
+    assert codec.tokenizer.decode(after) == "Where? here\n\nAnd now?"
+    assert after[: len(first) + 6] == (*first, *written.token_ids)
+
+
+def test_an_action_without_a_word_leaves_a_gap_and_no_error() -> None:
+    for talk, codec in (plain(history="episode"), dialogue(history="episode")):
+        before = talk.begin("Well?")
+        after = talk.go_on(Action("", (codec.end_id,), (True,), (0.0,)), "And now?")
+        assert after[: len(before)] == before
+        assert codec.tokenizer.decode(after).count("And now?") == 1
+
+
+@pytest.mark.parametrize("template", [None, "marked", "spaced"])
+@pytest.mark.parametrize("marks", [("<think>\n", "\n</think>\n\n"), ("Think: ", " Act:")])
+def test_an_episode_of_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
+    form = {"history": "episode", "thinking": 9}
+    form |= {"thinking_open": marks[0], "thinking_close": marks[1]}
+    talk, codec = plain(**form) if template is None else dialogue(template, **form)
+    before = talk.begin(TEXTS[0])
+    for text in TEXTS[1:]:
+        said = letter_by_letter(codec, f"hm{marks[1]}{codec.opening}open", end=False)
+        own = said.token_ids[len(codec.opening) :]  # a thought needs no opening
+        after = talk.go_on(Action("open", own, (), ()), text)
+        assert after[: len(before) + len(own)] == (*before, *own)
+        before = after
+    assert talk.note is None
+
+
+def test_a_prompt_that_is_too_long_alone_loses_its_beginning_and_says_so() -> None:
+    config = PromptConfig(history="episode")
+    codec = codec_for(byte_level(), config)
+    talk = Dialogue(codec, config, longest=12)
+    text = "A very long story, told twice. The end"
+    ids = talk.begin(text)
+    assert len(ids) == 12
+    assert codec.tokenizer.decode(ids) == text[-len(codec.tokenizer.decode(ids)) :]
+    assert talk.note is not None
+    assert "too long" in talk.note
+    with pytest.raises(PromptError, match=r"no room for a prompt: lower prompt\.thinking"):
+        Dialogue(codec, config, longest=0)
+
+
+def test_only_the_last_turns_are_shown() -> None:
+    talk, codec = plain(history="last", last=2)
+    ids = talk.begin("a")
+    for shown in "bcd":
+        ids = talk.go_on(letter_by_letter(codec, "go"), shown)
+    assert codec.tokenizer.decode(ids) == "b go\n\nc go\n\nd"
+    assert codec.tokenizer.decode(talk.begin("e")) == "e"
+
+
+def test_what_becomes_too_long_loses_its_oldest_turns() -> None:
+    config = PromptConfig(history="episode")
+    codec = codec_for(byte_level(), config)
+    talk = Dialogue(codec, config, longest=30)
+    ids: TokenIds = talk.begin("start")
+    for number in range(20):
+        ids = talk.go_on(letter_by_letter(codec, "go"), f"place {number}")
+        assert len(ids) <= 30
+    text = codec.tokenizer.decode(ids)
+    assert text.endswith("go\n\nplace 19")
+    assert "start" not in text
+
+
+# --- templates that write history anew --------------------------------------------------------
+
+
+def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> None:
+    talk, codec = dialogue("forgetful", history="episode", thinking=8)
+    first = talk.begin(TEXTS[0])
+    assert codec.tokenizer.decode(first).endswith("assistant\n<think>\n")
+    after = talk.go_on(letter_by_letter(codec, "hm\n</think>\n\nopen"), TEXTS[1])
+    assert codec.tokenizer.decode(after) == chat("forgetful", TEXTS[0], "open", TEXTS[1]) + (
+        "<think>\n"
+    )
+    assert talk.note is not None
+    assert "'<'" in talk.note or "<think" in talk.note
+    same = next(i for i, (x, y) in enumerate(zip(first, after, strict=False)) if x != y)
+    assert f"from token {same} on" in talk.note
+
+
+def test_a_template_that_keeps_thoughts_goes_on() -> None:
+    talk, codec = dialogue("marked", history="episode", thinking=8)
+    first = talk.begin(TEXTS[0])
+    written = letter_by_letter(codec, "hm\n</think>\n\nopen")
+    after = talk.go_on(written, TEXTS[1])
+    assert after[: len(first) + len(written.token_ids)] == (*first, *written.token_ids)
+    assert talk.note is None
+
+
+def test_a_template_that_pretends_to_have_thought_is_told() -> None:
+    talk, codec = dialogue("pretending", history="episode")
+    talk.begin(TEXTS[0])
+    after = talk.go_on(letter_by_letter(codec, "open"), TEXTS[1])
+    assert codec.tokenizer.decode(after) == chat("pretending", TEXTS[0], "open", TEXTS[1])
+    assert talk.note is not None
+    assert "'open'" in talk.note or "'o'" in talk.note
+
+
+# --- what cannot be ---------------------------------------------------------------------------
+
+
+def test_a_model_without_a_template_cannot_chat(zoo: Zoo) -> None:
+    with pytest.raises(PromptError, match=r"no chat template.*prompt\.format = plain"):
+        codec_for(byte_level(), PromptConfig(format="chat"))
+    config = small("Chain", prompt={"format": "chat"}, model={"name": str(zoo.path())})
+    with pytest.raises(ModelError, match="no chat template"):
+        load_agent(config)
+
+
+def test_a_template_that_takes_no_system_message_says_so() -> None:
+    with pytest.raises(PromptError, match=r"Only user and assistant.*leave prompt\.system out"):
+        codec_for(chatting("spaced"), PromptConfig(format="chat", system="Be brief."))
+
+
+def test_whole_actions_cannot_be_thought_about() -> None:
+    with pytest.raises(ConfigError, match=r"prompt\.thinking has no place"):
+        load_agent(small("Chain", prompt={"thinking": 4}, credit={"method": "twosome"}))
+
+
+# --- acting and learning ----------------------------------------------------------------------
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"history": "last", "last": 2},
+    "episode": {"history": "episode"},
+    "chat": {"format": "chat", "history": "episode", "system": "Be brief."},
+    "thoughts": {"thinking": 5},
+    "all": {"format": "chat", "history": "episode", "thinking": 5, "examples": (("Hm.", "look"),)},
+}
+
+
+def team(zoo: Zoo, world: str, form: str, **changes: Any) -> tuple[Config, Agent, PPO, Collector]:
+    chats = FORMS[form].get("format") == "chat"
+    model = {"name": str(zoo.path("llama", "marked" if chats else "bytes"))}
+    config = small(world, prompt=FORMS[form], model=model, **changes)
+    agent = load_agent(config)
+    config = agent.config
+    learner = PPO(agent.policy, agent.critic, agent.features, agent.method, config)
+    worlds = Collector(lambda: make(config.env), agent.policy, config.streams, config.seed)
+    return config, agent, learner, worlds
+
+
+@pytest.mark.parametrize("world", ["Chain", "Diary"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("body", ["frozen", "shared"])
+def test_before_the_first_step_the_ratio_is_one(zoo: Zoo, world: str, form: str, body: str) -> None:
+    _, _, learner, worlds = team(zoo, world, form, critic={"body": body})
+    for seed in range(2):
+        rollout = worlds.collect(6, np.random.default_rng(seed))
+        metrics = learner.update(rollout)
+        assert metrics["logprob_drift"] <= 1e-5
+        assert metrics["passes"] >= 1
+
+
+def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
+    config, agent, _, worlds = team(zoo, "Chain", "thoughts")
+    for turn in worlds.collect(8, np.random.default_rng(0)).turns:
+        action = turn.action
+        thought = agent.model.codec.tokenizer.decode(action.token_ids[: action.thought])
+        assert "</think>" in thought
+        assert sum(action.choice[: action.thought]) <= config.prompt.thinking
+        assert action.trie is not None
+        behind = action.token_ids[action.thought :]
+        assert action.text in action.trie.texts
+        assert behind == agent.model.codec.action(action.text)
+        assert len(action.nodes) == len(action.token_ids) == len(action.logprob)
+
+
+def test_offered_actions_do_not_read_a_growing_prompt_again(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tokens to all choices or many: each token of an episode is read once while acting."""
+    monkeypatch.setattr("poad.lm.cache._WORTH", 1)
+    _, agent, _, worlds = team(zoo, "poad/TomatoSalad-v0", "episode", streams=1)
+    sizes = counted(agent.model)
+    (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
+    assert not any(turn.terminated or turn.truncated for turn in turns)
+    assert sum(sizes) <= len(turns[-1].prompt_ids) + len(turns[-1].action.token_ids)
+
+
+def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is read as it is written, and the next prompt goes on from there."""
+    monkeypatch.setattr("poad.lm.cache._WORTH", 1)
+    _, agent, _, worlds = team(zoo, "Diary", "episode", streams=1)
+    sizes = counted(agent.model)
+    (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
+    lasts = [turn for turn in turns[:-1] if turn.terminated or turn.truncated] + [turns[-1]]
+    assert len(lasts) < len(turns)
+    grown = sum(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in lasts)
+    # The last token written is read with the next prompt, and never where none follows.
+    assert sum(sizes) <= grown - len(lasts)
+
+
+def test_a_template_that_rewrites_is_told_once(zoo: Zoo) -> None:
+    model = {"name": str(zoo.path("llama", "pretending")), "device": "cpu"}
+    config = small("Diary", prompt={"format": "chat", "history": "episode"}, model=model)
+    trainer = Trainer(config)
+    with pytest.warns(UserWarning, match="writes earlier turns anew"):
+        trainer.iterate()
+    trainer.iterate()  # a second warning would be an error

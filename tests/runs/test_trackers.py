@@ -1,0 +1,129 @@
+"""Mirrors are optional: missing ones are an error before training, failing ones only a warning."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poad.errors import TrackerError
+from poad.runs.trackers import Tracker, open_trackers
+
+METRICS = {"iteration": 1, "success": 0.5, "return": math.nan}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    """Let importing these packages fail, installed or not."""
+    original = importlib.import_module
+
+    def fail(name: str, *rest: Any) -> Any:
+        if name in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return original(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")],
+)
+def test_a_missing_package_is_named_with_its_cure(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without(monkeypatch, module)
+    with pytest.raises(TrackerError) as error:
+        open_trackers([name], tmp_path, "id", {}, 1)
+    assert f'pip install "poad[{name}]"' in str(error.value)
+
+
+def test_a_service_that_refuses_is_an_error_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("not logged in")
+
+    services = {"wandb": types.SimpleNamespace(init=refuse)}
+    monkeypatch.setattr(importlib, "import_module", services.__getitem__)
+    with pytest.raises(TrackerError, match=r"wandb mirror does not start .*not logged in"):
+        open_trackers(["wandb"], tmp_path, "id", {}, 1)
+
+
+def test_a_mirror_that_fails_warns_once_and_is_left_alone():
+    calls: list[int] = []
+
+    def send(metrics: dict[str, float], iteration: int) -> None:
+        calls.append(iteration)
+        if iteration == 2:
+            raise ConnectionError("gone")
+
+    mirror = Tracker("far away", send, lambda: calls.append(-1))
+    mirror.log(METRICS, 1)
+    with pytest.warns(UserWarning, match="far away mirror failed .ConnectionError: gone"):
+        mirror.log(METRICS, 2)
+    mirror.log(METRICS, 3)
+    mirror.close()
+    assert calls == [1, 2]
+
+
+def test_what_is_no_number_stays_at_home_and_closing_twice_is_fine():
+    sent: list[Any] = []
+    mirror = Tracker(
+        "near", lambda metrics, i: sent.append((metrics, i)), lambda: sent.append("end")
+    )
+    mirror.log(METRICS, 1)
+    mirror.close()
+    mirror.close()
+    assert sent == [({"iteration": 1.0, "success": 0.5}, 1), "end"]
+
+
+def test_wandb_and_trackio_are_called_as_their_manuals_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[tuple[str, Any, Any]] = []
+
+    def record(name: str, answer: Any = None) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append((name, args, kwargs))
+            return answer
+
+        return call
+
+    run = types.SimpleNamespace(log=record("wandb.log"), finish=record("wandb.finish"))
+    services = {
+        "wandb": types.SimpleNamespace(init=record("wandb.init", run)),
+        "trackio": types.SimpleNamespace(
+            init=record("trackio.init"), log=record("trackio.log"), finish=record("trackio.finish")
+        ),
+    }
+    monkeypatch.setattr(importlib, "import_module", services.__getitem__)
+    for mirror in open_trackers(["wandb", "trackio"], tmp_path, "abc", {"seed": 3}, 1):
+        mirror.log(METRICS, 1)
+        mirror.close()
+    made = {name: kwargs for name, _, kwargs in calls}
+    assert made["wandb.init"]["id"] == "abc"
+    assert made["wandb.init"]["config"] == made["trackio.init"]["config"] == {"seed": 3}
+    for name in ("wandb", "trackio"):
+        assert made[f"{name}.init"]["resume"] == "allow"
+        assert made[f"{name}.log"] == {"step": 1}
+        assert f"{name}.finish" in made
+
+
+def test_tensorboard_gets_every_scalar_and_forgets_what_a_resumed_run_takes_back(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (first,) = open_trackers(["tensorboard"], tmp_path, "id", {}, 1)
+    for iteration in (1, 2, 3):
+        first.log({"success": 0.1 * iteration}, iteration)
+    first.close()
+    (second,) = open_trackers(["tensorboard"], tmp_path, "id", {}, 3)
+    second.log({"success": 0.9}, 3)
+    second.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = [(event.step, round(event.value, 4)) for event in events.Scalars("success")]
+    assert found == [(1, 0.1), (2, 0.2), (3, 0.9)]

@@ -1,0 +1,716 @@
+"""Studies: what a file means, that nothing is lost, and what the numbers are made with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from poad.cli.main import main
+from poad.config import dump, load
+from poad.credit.methods import METHODS
+from poad.errors import ConfigError, RunError
+from poad.learn.train import train
+from poad.runs.files import plain, read_lines, write_json, write_text
+from poad.runs.run import Run
+from poad.study.comparable import identity, incomparable, read_results
+from poad.study.page import write_results
+from poad.study.run import Book, run_study
+from poad.study.spec import Job, candidates, main_jobs, read_study, search_jobs, shrink
+from poad.study.workers import Task
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "streams": 2,
+    "horizon": 4,
+    "model": {"name": "tiny-kitchen", "device": "cpu"},
+    "critic": {"hidden": [8]},
+    "ppo": {"epochs": 1},
+}
+HOSTILE = "<script>alert('a')</script>"
+
+
+def chain(steps: int = 16, **settings: Any) -> dict[str, Any]:
+    return {
+        "env": "tiny_worlds:tiny/Chain-v0",
+        "steps": steps,
+        "threshold": 0.5,
+        "settings": SMALL | settings,
+    }
+
+
+def study_file(folder: Path, **changes: Any) -> Path:
+    told: dict[str, Any] = {
+        "name": "small",
+        "question": f"Which one? {HOSTILE}",
+        "worlds": {"chain": chain()},
+        "methods": {"poad": {}, "ntpo": {"credit": {"method": "ntpo"}}},
+        "seeds": [0, 1],
+        "panel": {"episodes": 3, "points": 2},
+        "compare": {"poad": "all"},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(told | changes, sort_keys=False))
+    return path
+
+
+def facts(path: Path) -> list[dict[str, Any]]:
+    """A run's metrics without what a clock said."""
+    timed = ("seconds", "per_second")
+    return [
+        {k: v for k, v in line.items() if not k.endswith(timed)}
+        for line in read_lines(path / "metrics.jsonl")
+    ]
+
+
+# What a file means.
+
+
+def test_a_study_is_the_product_and_stays_balanced_however_early_it_ends(tmp_path: Path):
+    worlds = {"a": chain(), "b": chain(steps=24)}
+    study = read_study(study_file(tmp_path, worlds=worlds, seeds=[0, 1, 2]))
+    jobs = main_jobs(study, {})
+    assert len({job.name for job in jobs}) == len(jobs) == 12
+    assert {(j.world, j.method, j.seed) for j in jobs} == {
+        (w, m, s) for w in worlds for m in study.methods for s in (0, 1, 2)
+    }
+    for end in range(len(jobs)):
+        counts = [
+            sum((j.world, j.method) == (w, m) for j in jobs[:end])
+            for w in worlds
+            for m in study.methods
+        ]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_the_method_overrides_the_world_and_the_search_overrides_both(tmp_path: Path):
+    world = chain(ppo={"lr": 1e-3, "epochs": 3, "clip": 0.3})
+    methods = {"mine": {"ppo": {"lr": 2e-3, "epochs": 2}}}
+    study = read_study(study_file(tmp_path, worlds={"a": world}, methods=methods, compare={}))
+    (config,) = {j.config.ppo for j in main_jobs(study, {"mine": {"ppo.lr": 3e-3}})}
+    assert (config.lr, config.epochs, config.clip) == (3e-3, 2, 0.3)
+    job = main_jobs(study, {})[1]
+    assert (job.config.seed, job.config.steps, job.config.streams) == (1, 16, 2)
+    assert (job.config.eval.episodes, job.config.eval.every, job.config.eval.turns) == (3, 1, False)
+
+
+def test_the_search_tries_every_combination_on_other_seeds_and_other_episodes(tmp_path: Path):
+    grid = {"ppo.lr": [1e-4, 1e-3], "ppo.entropy": [0.0, 0.1, 0.2]}
+    study = read_study(study_file(tmp_path, search={"grid": grid, "seeds": [7, 8]}))
+    jobs = search_jobs(study)
+    assert len(jobs) == 6 * 2 * 2
+    assert {(j.config.ppo.lr, j.config.ppo.entropy) for j in jobs} == {
+        (lr, h) for lr in (1e-4, 1e-3) for h in (0.0, 0.1, 0.2)
+    }
+    reported = main_jobs(study, {})
+    assert not {j.seed for j in jobs} & {j.seed for j in reported}
+    first = {j.config.eval.seed for j in reported}
+    assert {j.config.eval.seed for j in jobs} == {seed + study.panel.episodes for seed in first}
+
+
+def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
+    grid = {"ppo.lr": [1e-4, 1e-3], "ppo.entropy, ppo.entropy_free": [[0.1, 0], [0.2, 0.3]]}
+    study = read_study(study_file(tmp_path, search={"grid": grid, "seeds": [7]}))
+    tried = {
+        (j.config.ppo.lr, j.config.ppo.entropy, j.config.ppo.entropy_free)
+        for j in search_jobs(study)
+    }
+    assert tried == {(lr, *pair) for lr in (1e-4, 1e-3) for pair in ((0.1, 0.0), (0.2, 0.3))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sedes": [1]}, "unknown key 'sedes'. Did you mean seeds"),
+        ({"panel": {"episode": 3}}, "Did you mean episodes"),
+        ({"worlds": {"a": {"evn": "x"}}}, "unknown key 'a.evn'"),
+        ({"worlds": {"a": {"steps": 5}}}, "needs either config or env"),
+        ({"methods": {"poad": {"credit": {"gama": 1}}}}, "Did you mean gamma"),
+        ({"methods": {"a/b": {}}}, "is no name"),
+        ({"seeds": []}, "names no seeds"),
+        ({"seeds": [0, 0]}, "stands twice"),
+        ({"seeds": ["a"]}, "wrong type"),
+        ({"compare": {"poda": "all"}}, "Did you mean poad"),
+        ({"compare": {"poad": ["ntop"]}}, "Did you mean ntpo"),
+        ({"compare": {"poad": "some"}}, "a list of methods, or `all`"),
+        ({"search": {"grid": {"ppo.lr": [1]}, "seeds": [0]}}, "must not be reported"),
+        ({"search": {"grid": {"ppo.lr": [1]}}}, "both a grid and seeds"),
+        ({"search": {"grid": {"ppo.rl": [1]}, "seeds": [9]}}, "unknown key 'ppo.rl'"),
+        ({"search": {"grid": {"ppo.lr": 1}, "seeds": [9]}}, "list of values"),
+        ({"search": {"grid": {"ppo.lr,ppo.clip": [[1]]}, "seeds": [9]}}, "lists of 2 values each"),
+        ({"search": {"worlds": ["chian"]}}, "Did you mean chain"),
+        ({"search": {"grid": {3: [1]}, "seeds": [9]}}, "3 is no setting"),
+        ({"search": {"grid": {"ppo.lr": [1]}, "seeds": [9, 9]}}, "stands twice"),
+        ({"search": {"worlds": ["chain", "chain"]}}, "stands twice"),
+        (
+            {"search": {"grid": {"ppo.lr": [1], "ppo.clip, ppo.lr": [[1, 1]]}, "seeds": [9]}},
+            "in two entries",
+        ),
+        ({"search": {"grid": {"steps": [1]}, "seeds": [9]}}, "give `steps` to the world"),
+        ({"methods": {"poad": {"steps": 9}}}, "give `steps` to the world"),
+        ({"methods": {True: {}}}, "quotes around what YAML takes"),
+        ({"worlds": {2: chain()}}, "quotes around what YAML takes"),
+        ({"worlds": {"all": chain()}}, "is all of them"),
+        ({"unseen": {"worlds": ["poad/Chese-v0"]}}, "Did you mean poad/Cheese-v0"),
+        ({"unseen": {"worlds": ["tiny_worlds:tiny/Chain-v0"]}}, "is trained in"),
+        ({"panel": {"seed": 2_000_000}}, "1000000 is free"),
+        ({"panel": {"seed": -1}}, "negative"),
+        ({"panel": {"episodes": 0}}, "above 0"),
+        ({"budget_minutes": -1}, "budget"),
+    ],
+)
+def test_mistakes_are_told_with_their_neighbours(tmp_path: Path, changes: dict, said: str):
+    with pytest.raises(ConfigError) as caught:
+        read_study(study_file(tmp_path, **changes))
+    assert said in str(caught.value)
+
+
+SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_can_be_read_and_shrunk(path: Path):
+    study = read_study(path)
+    assert study.name == path.stem
+    assert len(study.seeds) >= 5
+    toy = shrink(study)
+    jobs = [*search_jobs(toy), *main_jobs(toy, {})]
+    assert len(jobs) <= 60
+    assert {job.config.steps for job in jobs} == {128}
+    assert {job.method for job in jobs} == set(study.methods)
+
+
+# Runs: carried out once, reported when they fail, resumed when they were stopped.
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
+    """A study with a method that cannot work: file, output, exit status."""
+    folder = tmp_path_factory.mktemp("study")
+    methods = {"poad": {}, "broken": {"env": "tiny_worlds:tiny/Broken-v0"}}
+    search = {"grid": {"ppo.lr": [1e-4, 1e-3]}, "seeds": [9]}
+    file = study_file(folder, methods=methods, search=search)
+    return file, folder / "out", run_study(file, out=folder / "out", quiet=True)
+
+
+def test_a_run_of_a_study_is_an_ordinary_run(studied: tuple[Path, Path, int], tmp_path: Path):
+    _, out, _ = studied
+    made = Run.open(out / "runs" / "chain.poad.1")
+    assert (made.summary() or {})["status"] == "finished"
+    with Run.create(tmp_path / "alone", made.config) as run:
+        list(train(made.config, run))
+    assert facts(tmp_path / "alone") == facts(made.path)
+
+
+def test_a_failed_run_is_tried_twice_and_listed_with_its_last_words(
+    studied: tuple[Path, Path, int],
+):
+    file, out, status = studied
+    assert status == 1
+    results = read_results(out)
+    missing = {line["run"]: line for line in results["missing"]}
+    assert set(missing) == {
+        "search-0.chain.broken.9",
+        "search-1.chain.broken.9",
+        "chain.broken.0",
+        "chain.broken.1",
+    }
+    failed = missing["search-0.chain.broken.9"]
+    assert failed["state"] == "failed"
+    assert "the floor gave way" in failed["why"]
+    assert missing["chain.broken.0"]["state"] == "not run"  # its settings were never found
+    for page in ("results.md", "study.html"):
+        assert "the floor gave way" in (out / page).read_text()
+    attempts = [line["run"] for line in read_lines(out / "runs" / "spent.jsonl")]
+    assert attempts.count("search-0.chain.broken.9") == 2
+    assert attempts.count("chain.poad.0") == 1
+
+    assert run_study(file, out=out, quiet=True) == 1
+    again = [line["run"] for line in read_lines(out / "runs" / "spent.jsonl")][len(attempts) :]
+    assert set(again) == {"search-0.chain.broken.9", "search-1.chain.broken.9"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_what_a_killed_run_has_cost_is_counted(tmp_path: Path):
+    world = chain(steps=9600) | {"env": "tiny_worlds:tiny/Deadly-v0"}
+    file = study_file(tmp_path, worlds={"a": world}, methods={"poad": {}}, seeds=[0], compare={})
+    out = tmp_path / "out"
+    assert run_study(file, out=out, quiet=True) == 1
+    (missing,) = read_results(out)["missing"]
+    assert (missing["state"], missing["why"]) == ("failed", "ended by signal 9")
+    lines = list(read_lines(out / "runs" / "spent.jsonl"))
+    assert [line["run"] for line in lines] == ["a.poad.0"] * 2
+    assert all(line["killed"] and line["cpu_seconds"] > 0 for line in lines)
+    assert not list((out / "runs").glob("*.cpu"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_the_last_words_are_those_of_the_last_attempt(tmp_path: Path):
+    world = chain(steps=9600) | {"env": "tiny_worlds:tiny/Deadly-v0"}
+    file = study_file(tmp_path, worlds={"a": world}, methods={"poad": {}}, seeds=[0], compare={})
+    runs = tmp_path / "out" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "a.poad.0.log").write_text("what an earlier attempt said\n")
+    assert run_study(file, out=tmp_path / "out", quiet=True) == 1
+    (missing,) = read_results(tmp_path / "out")["missing"]
+    assert missing["why"] == "ended by signal 9"
+    assert "an earlier attempt" in (runs / "a.poad.0.log").read_text()
+
+
+def test_the_search_chooses_the_best_area_and_its_cost_is_told(studied: tuple[Path, Path, int]):
+    _, out, _ = studied
+    results = read_results(out)
+    lines = [line for line in results["search"] if line["method"] == "poad"]
+    best = max(lines, key=lambda line: line["area"])
+    assert results["chosen"] == {"poad": best["settings"]}
+    assert all(line["cpu_seconds"] > 0 and line["runs"] == 1 for line in lines)
+    made = Run.open(out / "runs" / "chain.poad.0").config
+    assert made.ppo.lr == best["settings"]["ppo.lr"]
+    assert "Search" in (out / "results.md").read_text()
+
+
+def test_the_page_needs_nothing_else(studied: tuple[Path, Path, int]):
+    _, out, _ = studied
+    page = (out / "study.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "src=" not in page
+    assert 'href="' not in page.replace('xlink:href="#', "")
+    assert page.count("<svg") == 4
+    assert sum(file.stat().st_size for file in out.iterdir() if file.is_file()) < 600_000
+
+
+def test_a_study_that_became_another_is_refused(studied: tuple[Path, Path, int], tmp_path: Path):
+    file, out, _ = studied
+    text = file.read_text().replace("steps: 16", "steps: 24")
+    (tmp_path / "small.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="steps 16 → 24"):
+        run_study(tmp_path / "small.yaml", out=out, quiet=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, number: signal.Signals):
+    world = chain(steps=960, streams=4, checkpoint_every=2)
+    file = study_file(
+        tmp_path, worlds={"chain": world}, methods={"poad": {}}, seeds=[0], compare={}
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "poad", "study", str(file), "--out", str(out), "--quiet"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        # What a shell starts in the background inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    run = out / "runs" / "chain.poad.0"
+    while len(list(read_lines(run / "metrics.jsonl"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    status = process.wait()
+    assert status == (130 if number == signal.SIGINT else -number)
+    while (summary := Run.open(run).summary()) is None:
+        time.sleep(0.05)  # without its parent it stops by itself
+    assert summary["status"] == "stopped"
+    before = len(facts(run))
+    assert before < 60
+
+    assert run_study(file, out=out, quiet=True) == 0
+    rows = facts(run)
+    assert [row["iteration"] for row in rows] == list(range(1, 61))
+    config = load(out / "runs" / "chain.poad.0.yaml")
+    alone = (plain(row) for row in train(config))
+    for row, other in zip(rows[: before + 3], alone, strict=False):
+        assert row["return"] == other["return"]
+        assert row["value_loss"] == other["value_loss"]
+
+
+def test_what_does_not_fit_the_budget_is_listed_as_not_run(tmp_path: Path):
+    file = study_file(tmp_path, budget_minutes=1e-6)
+    assert run_study(file, out=tmp_path / "out", jobs=1, quiet=True) == 0
+    results = read_results(tmp_path / "out")
+    assert len(results["runs"]) == 1
+    assert [line["state"] for line in results["missing"]] == ["not run"] * 3
+
+
+def test_any_study_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = str(ROOT / "studies" / "generalization.yaml")
+    out = tmp_path / "out"
+    assert main(["study", file, "--smoke", "--out", str(out), "--only", "poad"]) == 0
+    assert "finished food_preparation.poad.0" in capsys.readouterr().out
+    results = read_results(out)
+    assert [run["seed"] for run in results["runs"]] == [0, 1]
+    assert {line["world"] for run in results["runs"] for line in run["unseen"]} == {
+        "poad/Cheese-v0"
+    }
+    assert "At toy size" in (out / "study.html").read_text()
+
+
+# Numbers, from runs that nobody trained.
+
+
+def pretend(book: Book, job: Job, success: list[float]) -> None:
+    """A finished run that succeeded so often along the way."""
+    task = Task(book.runs / job.name)
+    write_text(task.beside(".yaml"), dump(job.config))
+    with Run.create(task.path, job.config) as run:
+        for i, rate in enumerate(success, 1):
+            told = {"eval_success": rate, "eval_return": rate, "cpu_seconds": 2.0 * i}
+            run.log({"iteration": i, "env_steps": 8 * i, **told})
+        ended = {"success_rate": success[-1], "success_interval": [0, 1], "mean_return": 0.5}
+        ended |= {"episodes": 3, "mean_length": 3.0}
+        modes = {"sampled": ended, "greedy": ended}
+        cost = {"env_steps": 8 * len(success), "cpu_seconds": 2.0 * len(success)}
+        run.write_summary({"status": "finished", "evaluation": modes, **cost})
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    file = study_file(tmp_path, seeds=[0, 1, 2, 3])
+    made = Book(read_study(file), tmp_path / "out", file.read_text())
+    made.runs.mkdir(parents=True)
+    return made
+
+
+def test_the_numbers_are_those_of_the_runs(book: Book):
+    for job in book.main():
+        late = [0.0, 0.25, 0.75] if job.seed else [0.0, 0.0, 0.0]
+        pretend(book, job, [0.0, 1.0, 1.0] if job.method == "poad" else late)
+    results = book.results()
+    lines = {line["method"]: line for line in results["summaries"]}
+    assert lines["poad"]["success"] == [1.0, 1.0, 1.0]
+    assert lines["poad"]["area"][0] == 0.75
+    assert (lines["poad"]["steps_to"], lines["poad"]["cpu_seconds_to"]) == (16, 4)
+    assert (lines["ntpo"]["never"], lines["ntpo"]["steps_to"]) == (0.25, 24)
+    (pair,) = results["pairs"]
+    assert pair["success"]["difference"][0] == pytest.approx((3 * 0.25 + 1) / 4)
+    assert pair["success"]["improvement"][0] == 1
+    assert pair["success"]["p"] == 2 / 2**4
+    write_results(results, book.out)
+    text = (book.out / "results.md").read_text()
+    assert "poad − ntpo" in text
+    assert "all that were asked for" in text
+    assert json.loads((book.out / "results.json").read_text()) == plain(read_results(book.out))
+
+
+def test_a_seed_without_its_counterpart_is_left_out_of_pairs_alone(book: Book):
+    for job in book.main():
+        if (job.method, job.seed) != ("ntpo", 3):
+            pretend(book, job, [0.0, 0.5])
+    results = book.results()
+    assert [line["seeds"] for line in results["summaries"]] == [4, 3]
+    assert [line["seeds"] for line in results["pairs"]] == [3]
+    assert [line["run"] for line in results["missing"]] == ["chain.ntpo.3"]
+
+
+def test_seeds_that_not_every_world_has_are_left_out_of_all_worlds_together(tmp_path: Path):
+    worlds = {"a": chain(), "b": chain()}
+    file = study_file(tmp_path, worlds=worlds, methods={"poad": {}}, seeds=list(range(10)))
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        if job.world == "a" or job.seed < 3:
+            pretend(book, job, [0.0, 1.0 if job.world == "a" else 0.0])
+    results = book.results()
+    lines = {line["world"]: line for line in results["summaries"]}
+    assert [lines[name]["seeds"] for name in ("a", "b", "all")] == [10, 3, 3]
+    assert lines["all"]["success"][0] == pytest.approx(0.5)
+    assert lines["all"]["never"] == 0.5
+    (profile,) = results["profiles"]
+    assert profile["points"][0][1] == 0.5
+
+
+def test_without_a_word_on_comparisons_the_first_method_is_compared_with_all(tmp_path: Path):
+    methods = {"poad": {}, "ntpo": {"credit": {"method": "ntpo"}}, "other": {}}
+    study = read_study(study_file(tmp_path, methods=methods, compare={}))
+    assert study.pairs == (("poad", "ntpo"), ("poad", "other"))
+
+
+def generalized(book: Book, job: Job, rates: dict[str, float], episodes: int) -> None:
+    """As `poad generalize` leaves it: the run, another beside it, and the untrained agent."""
+    agents = {"poad, seed 0": 0.0, "somebody else": 0.9, "untrained": -0.2}
+    lines = [
+        {"agent": agent, "world": world, "mode": mode, "episodes": episodes}
+        | {"success_rate": rate + more, "success_interval": [0.0, 1.0]}
+        for agent, more in agents.items()
+        for world, rate in rates.items()
+        for mode in ("sampled", "greedy")
+    ]
+    write_json(book.tasks[job.name].path / "generalization.json", {"results": lines})
+
+
+def test_unseen_worlds_have_intervals_over_seeds_and_comparisons(tmp_path: Path):
+    unseen = {"worlds": ["poad/Cheese-v0", "poad/Pizza-v0"], "episodes": 5}
+    file = study_file(tmp_path, seeds=[0, 1, 2, 3], unseen=unseen)
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        pretend(book, job, [0.5])
+        good = 0.8 if job.method == "poad" else 0.4
+        rates = {"poad/Cheese-v0": good, "poad/Pizza-v0": good - 0.2}
+        generalized(book, job, rates, episodes=5)
+    results = book.results()
+    told = {(u["method"], u["mode"], u["world"]): u for u in results["unseen"]}
+    assert len(told) == 2 * 2 * 3
+    whole = told["poad", "sampled", "all"]
+    assert (whole["success"][0], whole["mean"], whole["runs"]) == (
+        pytest.approx(0.7),
+        pytest.approx(0.7),
+        4,
+    )
+    (against,) = whole["against"]
+    assert against["other"] == "ntpo"
+    assert against["difference"][0] == pytest.approx(0.4)
+    assert against["improvement"][0] == 1
+    write_results(results, book.out)
+    text = (book.out / "results.md").read_text()
+    assert "| poad | sampled | 4 | 0.80 [0.80, 0.80] | 0.60 [0.60, 0.60]" in text
+    assert "untrained" in text
+
+    again = book.results()["identity"]["hash"]
+    more = study_file(tmp_path, seeds=[0, 1, 2, 3], unseen=unseen | {"episodes": 9})
+    other = Book(read_study(more), tmp_path / "out", "")
+    assert other.results()["runs"] == []  # examined, but not as is asked now
+    assert other.results()["identity"]["hash"] != again
+    told_apart = incomparable(plain(results), plain(other.results()))
+    assert any("unseen worlds: episodes 5 and 9" in reason for reason in told_apart)
+
+    for spoilt in ("", "[]", '{"results": []}', '{"results": [{}]}'):
+        (book.runs / "chain.poad.0" / "generalization.json").write_text(spoilt)
+        missing = [line["run"] for line in book.results()["missing"]]
+        assert missing == ["chain.poad.0"]
+
+
+def test_unseen_worlds_are_counted_by_the_world_that_was_trained_in(tmp_path: Path):
+    unseen = {"worlds": ["poad/Cheese-v0"], "episodes": 5}
+    worlds = {"a": chain(), "b": chain()}
+    file = study_file(tmp_path, worlds=worlds, seeds=[0, 1, 2, 3, 4], unseen=unseen)
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        pretend(book, job, [0.5])
+        rate = (0.1 if job.world == "a" else 0.8) + 0.05 * (job.method == "poad")
+        generalized(book, job, {"poad/Cheese-v0": rate, "poad/Pizza-v0": 1.0}, episodes=5)
+    told = {(u["method"], u["mode"]): u for u in book.results()["unseen"]}
+    assert {u["world"] for u in told.values()} == {"poad/Cheese-v0"}  # Pizza was not asked for
+    cheese = told["poad", "sampled"]
+    assert cheese["runs"] == 10
+    assert cheese["success"] == [pytest.approx(0.5)] * 3  # the worlds weigh the same in all draws
+    (against,) = cheese["against"]
+    assert against["improvement"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("spoilt", ["", "[]", "<<<<<<<"])
+def test_a_record_that_cannot_be_read_is_told_and_kept(book: Book, spoilt: str):
+    (book.out / "results.json").write_text(spoilt)
+    with pytest.raises(ConfigError, match=r"results.json holds no results"):
+        run_study(book.out.parent / "small.yaml", out=book.out, quiet=True)
+    assert (book.out / "results.json").read_text() == spoilt
+
+
+def test_a_choice_that_cannot_be_read_is_told(tmp_path: Path):
+    book = searching(tmp_path, [1e-4])
+    write_text(book.runs / "chosen.json", "[]")
+    with pytest.raises(RunError, match="Delete it to choose anew"):
+        book.choice()
+
+
+def test_a_failure_that_was_not_asked_about_is_no_failure_now(tmp_path: Path):
+    methods = {"poad": {}, "broken": {"env": "tiny_worlds:tiny/Broken-v0"}}
+    file = study_file(tmp_path, methods=methods, seeds=[0])
+    out = tmp_path / "out"
+    assert run_study(file, out=out, quiet=True, only=["broken"]) == 1
+    assert run_study(file, out=out, quiet=True, only=["poad"]) == 0
+    assert run_study(file, out=out, quiet=True, jobs=0) == 1
+
+
+def searching(folder: Path, rates: list[float]) -> Book:
+    grid = {"ppo.lr": rates}
+    changes: dict[str, Any] = {"methods": {"poad": {}}, "search": {"grid": grid, "seeds": [7]}}
+    file = study_file(folder, **changes)
+    book = Book(read_study(file), folder / "out", file.read_text())
+    book.runs.mkdir(parents=True, exist_ok=True)
+    return book
+
+
+def test_a_search_with_other_settings_than_its_runs_is_told_and_decides_nothing(tmp_path: Path):
+    book = searching(tmp_path, [1e-4, 1e-3])
+    for job in book.search:
+        pretend(book, job, [0.0, 10 * job.config.ppo.lr])
+    assert book.choice().settings == {"poad": {"ppo.lr": 1e-3}}
+    edited = searching(tmp_path, [1e-4, 5e-2])
+    results = edited.results()
+    assert results["chosen"] == {}
+    states = {line["run"]: line for line in results["missing"]}
+    assert states["search-1.chain.poad.7"]["state"] == "made with other settings"
+    assert "ppo.lr 0.001 → 0.05" in states["search-1.chain.poad.7"]["why"]
+
+
+def test_what_runs_were_begun_with_stays_chosen(tmp_path: Path):
+    book = searching(tmp_path, [1e-4, 1e-3])
+    first, second = book.search
+    pretend(book, first, [0.0, 0.5])
+    write_text(book.tasks[second.name].beside(".failed"), "the floor gave way")
+    jobs = book.main()
+    book.prepare(jobs)
+    for job in jobs:
+        pretend(book, job, [0.5])
+    write_text(book.tasks[second.name].beside(".failed"), "")
+    pretend(book, second, [0.0, 1.0])  # the retry does better
+    again = searching(tmp_path, [1e-4, 1e-3])
+    again.prepare(again.main())
+    results = again.results()
+    assert results["chosen"] == {"poad": {"ppo.lr": 1e-4}}
+    assert len(results["runs"]) == 2
+    for job in jobs:  # with no run begun, the best is chosen anew
+        shutil.rmtree(again.tasks[job.name].path)
+    assert again.choice().settings == {"poad": {"ppo.lr": 1e-3}}
+
+
+def test_versions_of_the_search_count_as_well(tmp_path: Path):
+    book = searching(tmp_path, [1e-4])
+    (job,) = book.search
+    pretend(book, job, [0.5])
+    place = book.tasks[job.name].path / "versions.json"
+    write_json(place, json.loads(place.read_text()) | {"torch": "0.1"})
+    for reported in book.main():
+        pretend(book, reported, [0.5])
+    assert {v["torch"] for v in book.results()["identity"]["versions"]} >= {"0.1"}
+    assert len(book.results()["identity"]["versions"]) == 2
+
+
+def test_results_whose_runs_are_gone_are_not_written_over(book: Book, tmp_path: Path):
+    file = tmp_path / "small.yaml"
+    for job in book.main():
+        pretend(book, job, [0.5])
+    write_results(book.results(), book.out)
+    before = (book.out / "results.json").read_text()
+    shutil.rmtree(book.runs)
+    for jobs in (0, 2):
+        with pytest.raises(ConfigError, match=r"tells of runs that are not in .* and 5 more"):
+            run_study(file, out=book.out, jobs=jobs, quiet=True)
+    assert (book.out / "results.json").read_text() == before
+    assert run_study(file, out=tmp_path / "elsewhere", jobs=0, quiet=True) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs advisory locks")
+def test_two_studies_do_not_share_a_place(book: Book, tmp_path: Path):
+    hold = "import sys, pathlib; from poad.runs.files import take_lock; "
+    hold += "take_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(book.runs / ".lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=rf"process {other.pid} .* runs a study in"):
+            run_study(tmp_path / "small.yaml", out=book.out, quiet=True)
+        other.communicate("")
+    with book.alone():
+        pass
+
+
+def changed(results: dict[str, Any], *path: str, to: Any) -> dict[str, Any]:
+    copy = json.loads(json.dumps(plain(results)))
+    place = copy["identity"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    return copy
+
+
+def test_other_panels_worlds_versions_or_settings_make_numbers_incomparable(book: Book):
+    for job in book.main():
+        pretend(book, job, [0.5])
+    results = plain(book.results())
+    assert incomparable(results, results) == []
+    other = dict(results["identity"]["versions"][0], torch="0.1")
+    for path, to, said in (
+        (("panel", "seed"), 5, "panel"),
+        (("worlds", "chain", "source"), "abc", "world chain: source"),
+        (("worlds", "chain", "steps"), 99, "steps 16 and 99"),
+        (("configs", "chain.poad"), "abc", "configuration chain.poad"),
+        (("versions",), [other], "version of torch"),
+    ):
+        (reason,) = incomparable(results, changed(results, *path, to=to))
+        assert said in reason
+    two = changed(results, "versions", to=[*results["identity"]["versions"], other])
+    assert any("different versions" in reason for reason in incomparable(results, two))
+
+
+def test_the_hash_follows_panel_and_versions_and_nothing_of_the_machine(book: Book):
+    jobs = book.main()
+    for job in jobs:
+        pretend(book, job, [0.5])
+    results = book.results()
+    told, made = results["identity"]["hash"], [row["versions"] for row in results["runs"]]
+    assert identity(book.study, jobs, made)["hash"] == told
+    for job in jobs:  # a slower machine, and a commit that changed no source
+        run = book.tasks[job.name].path
+        versions = json.loads((run / "versions.json").read_text())
+        write_json(run / "versions.json", versions | {"git": "another", "platform": "a laptop"})
+        summary = json.loads((run / "summary.json").read_text())
+        write_json(run / "summary.json", summary | {"cpu_seconds": 99.0})
+    assert book.results()["identity"]["hash"] == told
+    assert book.results()["runs"][0]["cpu_seconds"] == 99
+    for name in ("torch", "source", "python"):
+        newer = [versions | {name: "0.1"} for versions in made]
+        assert identity(book.study, jobs, newer)["hash"] != told
+    assert identity(shrink(book.study), jobs, made)["hash"] != told
+
+
+def test_what_a_default_means_is_part_of_the_identity(book: Book, monkeypatch: pytest.MonkeyPatch):
+    jobs = book.main()
+    before = identity(book.study, jobs, [])
+    meaning = dict(METHODS) | {"poad": replace(METHODS["poad"], slots="tokens")}
+    monkeypatch.setattr("poad.agent.build._method", lambda config: meaning[config.credit.method])
+    after = identity(book.study, jobs, [])
+    assert before["configs"]["chain.poad"] != after["configs"]["chain.poad"]
+    assert before["configs"]["chain.ntpo"] == after["configs"]["chain.ntpo"]
+
+
+def test_the_command_compares_or_says_why_not(
+    book: Book, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for job in book.main():
+        pretend(book, job, [0.5])
+    write_results(book.results(), book.out)
+    results = read_results(book.out)
+    (tmp_path / "other.json").write_text(json.dumps(changed(results, "panel", "seed", to=5)))
+    assert main(["study", "--compare", str(book.out), str(book.out)]) == 0
+    assert "Comparable" in capsys.readouterr().out
+    assert main(["study", "--compare", str(book.out), str(tmp_path / "other.json")]) == 1
+    assert "panel" in capsys.readouterr().out
+    assert main(["study", "--compare", str(book.out), str(tmp_path)]) == 2
+
+
+def test_candidates_of_no_grid_are_one_that_changes_nothing(tmp_path: Path):
+    study = read_study(study_file(tmp_path))
+    assert candidates(study) == [{}]
+    assert search_jobs(study) == []
+
+
+def test_worlds_on_a_scale_are_drawn_against_it(tmp_path: Path):
+    worlds = {"short": chain() | {"at": 2}, "long": chain() | {"at": 128}}
+    file = study_file(tmp_path, worlds=worlds, scale="tokens per action")
+    book = Book(read_study(file), tmp_path / "out", file.read_text())
+    book.runs.mkdir(parents=True)
+    for job in book.main():
+        pretend(book, job, [0.0, 1.0 if job.world == "short" else 0.5])
+    write_results(book.results(), book.out)
+    drawing = (book.out / "scale.svg").read_text()
+    assert "tokens per action" in drawing
+    assert ">128<" in drawing.replace("\n", "").replace(" ", "")
+    with pytest.raises(ConfigError, match="tell where it is"):
+        read_study(study_file(tmp_path, scale="tokens per action"))

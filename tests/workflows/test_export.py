@@ -1,0 +1,302 @@
+"""An export is the agent: for poad, plain transformers and PEFT; and it is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from changed_run import run_of
+from safetensors.torch import load_file
+from synthetic_run import metrics
+from tiny_models import ACTIONS, PROMPTS, Zoo
+from tiny_worlds import settings
+from transformers import AutoModelForCausalLM
+
+from poad.agent.build import Agent
+from poad.cli.main import main
+from poad.errors import ExportError
+from poad.learn.evaluate import evaluate
+from poad.lm.packing import pack
+from poad.runs.run import Run
+from poad.workflows.export import export, with_exported
+from poad.workflows.train import load_run
+
+KITCHEN = "poad/TomatoSalad-v0"
+PEFT_ASKS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+"""PEFT asks transformers by a name that is going away."""
+SHORT: Any = {"env_args": {"max_steps": 30}}
+LORA = {"name": "tiny-kitchen", "tuning": "lora", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    shared = {"critic": {"body": "shared"}}
+    return {
+        "full": run_of(folder / "full", settings(KITCHEN)),
+        "lora": run_of(folder / "lora", settings(KITCHEN, model=LORA)),
+        "shared": run_of(folder / "shared", settings(KITCHEN, model=LORA, **shared)),
+    }
+
+
+def exported(run: Run, to: Path, adapter: bool = False) -> Path:
+    _, agent, iteration = load_run(run.path, None, untrained=False)
+    export(run, agent, iteration, to, adapter=adapter)
+    return to
+
+
+def played(agent: Agent, greedy: bool) -> list[dict[str, Any]]:
+    return list(evaluate(agent, episodes=4, seed=7, greedy=greedy, env=KITCHEN, **SHORT))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-5) if type(expected) is float else expected)
+
+
+@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [("full", False), ("lora", False), ("lora", True), ("shared", False), ("shared", True)],
+)
+def test_an_export_plays_the_episodes_of_its_run(
+    runs: dict[str, Run], tmp_path: Path, kind: str, adapter: bool, greedy: bool
+) -> None:
+    to = exported(runs[kind], tmp_path / "out", adapter)
+    _, agent, _ = load_run(runs[kind].path, None, untrained=False)
+    _, untrained, _ = load_run(runs[kind].path, None, untrained=True)
+    own = played(agent, greedy)
+    assert_same(played(with_exported(agent, to), greedy), own)
+    assert played(untrained, greedy)[0]["turns"][0]["offered"] != own[0]["turns"][0]["offered"]
+
+
+def test_the_commands_export_and_examine(
+    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, to = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(runs["lora"].path, path)
+    assert main(["export", str(path), "--to", str(to)]) == 0
+    assert f"--model {to}" in capsys.readouterr().out
+    few = ("--episodes", "2", "--env-args", "max_steps=20", "--quiet")
+    assert main(["eval", str(path), *few]) == 0
+    printed = capsys.readouterr().out
+    before = (path / "episodes.jsonl").read_text()
+    assert main(["eval", str(path), "--model", str(to), *few]) == 0
+    again = capsys.readouterr().out
+    assert [line.split("success_interval")[0] for line in again.splitlines()] == [
+        line.split("success_interval")[0] for line in printed.splitlines()
+    ]
+    assert (path / "episodes.jsonl").read_text() == before, "they are not the checkpoint's"
+    kept = [json.loads(line) for line in (path / "exported.jsonl").read_text().splitlines()]
+    own = [json.loads(line) for line in before.splitlines()]
+    assert [record.pop("model") for record in kept] == [str(to)] * 4
+    assert_same(kept, own)
+
+
+@torch.no_grad()
+def logits(causal: Any, rows: list[tuple[int, ...]]) -> list[torch.Tensor]:
+    return [causal(input_ids=torch.tensor([row])).logits[0, -1].float() for row in rows]
+
+
+@PEFT_ASKS
+@pytest.mark.parametrize("adapter", [False, True], ids=["merged", "adapter"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen", "gpt2", "neox"])
+def test_plain_transformers_and_peft_compute_the_same(
+    zoo: Zoo, tmp_path: Path, architecture: str, adapter: bool
+) -> None:
+    from peft import PeftModel
+
+    base = zoo.path(architecture)
+    model = {"name": str(base), "tuning": "lora", "device": "cpu"}
+    run = run_of(tmp_path / "run", settings("Chain", model=model))
+    to = exported(run, tmp_path / "out", adapter)
+    _, agent, _ = load_run(run.path, None, untrained=False)
+    codec = agent.model.codec
+    rows = [codec.prompt(text) + codec.action(act) for text in PROMPTS for act in ACTIONS[:3]]
+    causal = AutoModelForCausalLM.from_pretrained(base if adapter else to)
+    untrained = logits(AutoModelForCausalLM.from_pretrained(base), rows)
+    if adapter:
+        causal = PeftModel.from_pretrained(causal, str(to))
+    with torch.no_grad():
+        packed = pack([(row, ()) for row in rows], codec.pad_id)
+        own = agent.model.logits(agent.model.read(packed))
+    for found, expected, old in zip(logits(causal, rows), own, untrained, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, old, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("trained", ["float32", "bfloat16"])
+def test_weights_keep_the_precision_they_were_trained_in(
+    zoo: Zoo, tmp_path: Path, trained: str
+) -> None:
+    asset = tmp_path / "half"
+    causal: Any = AutoModelForCausalLM.from_pretrained(zoo.path(), dtype=torch.bfloat16)
+    causal.save_pretrained(asset)
+    for file in zoo.path().glob("*token*"):
+        shutil.copy(file, asset)
+    for tuning in ("full", "lora"):
+        model = {"name": str(asset), "tuning": tuning, "dtype": trained, "device": "cpu"}
+        run = run_of(tmp_path / tuning, settings("Chain", model=model))
+        to = exported(run, tmp_path / f"{tuning}-out")
+        weights = load_file(to / "model.safetensors")
+        assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{trained}"}
+        assert json.loads((to / "config.json").read_text())["dtype"] == trained
+        own = load_run(run.path, None, untrained=False)[1].model.state()
+        if tuning == "full":
+            assert all(torch.equal(weights[name], weight) for name, weight in own.items())
+        rounded = "rounded to bfloat16" in (to / "README.md").read_text()
+        assert rounded == (tuning == "lora" and trained == "bfloat16")
+
+
+@PEFT_ASKS
+@pytest.mark.parametrize("kind", ["full", "lora", "adapter"])
+def test_an_export_holds_what_others_expect_and_a_card(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    run, adapter = runs["full" if kind == "full" else "lora"], kind == "adapter"
+    to = exported(run, tmp_path / "cook", adapter)
+    names = {file.name for file in to.iterdir()}
+    weights = "adapter_model.safetensors" if adapter else "model.safetensors"
+    assert {weights, "tokenizer.json", "README.md"} <= names
+    assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".md", ".jinja"}
+    assert len({file.stat().st_mode for file in to.iterdir()}) == 1
+    if adapter:
+        said = json.loads((to / "adapter_config.json").read_text())
+        assert said["base_model_name_or_path"] == "tiny-kitchen"
+    card = (to / "README.md").read_text()
+    for fact in (KITCHEN, "poad, acting by `trie`", "| seed | 0 |", "512 environment steps"):
+        assert fact in card
+    assert "| sampled | 75.0% | 50.0% – 90.0% | 0.200 | 9.0 | 4 |" in card
+    for file in to.iterdir():
+        assert str(tmp_path) not in file.read_text(errors="replace"), "a path of this machine"
+    usage = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent(usage), found)
+    assert found["tokenizer"].eos_token is not None
+    assert next(found["model"].parameters()).dtype == torch.float32
+
+
+def test_results_of_another_checkpoint_are_not_claimed(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    run = Run.open(shutil.copytree(runs["full"].path, tmp_path / "run"))
+    run.log(metrics(2))
+    run.write_summary((run.summary() or {}) | {"iteration": 2})
+    card = (exported(run, tmp_path / "out") / "README.md").read_text()
+    assert "was not examined" in card
+    assert "75.0%" not in card
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_is_overwritten(
+    runs: dict[str, Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        said = error_of(capsys, "export", str(runs["full"].path), "--to", str(tmp_path / name))
+        assert "overwrites nothing" in said
+        assert "--to" in said
+    assert {path.name for path in tmp_path.rglob("*")} == {"full", "file", "note.txt"}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    exported(runs["full"], Path())
+    assert (tmp_path / "empty" / "config.json").exists()
+
+
+def test_what_cannot_be_exported_or_examined_is_told(
+    runs: dict[str, Run], zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, to = str(runs["full"].path), str(tmp_path / "out")
+    assert "no adapters" in error_of(capsys, "export", run, "--to", to, "--adapter")
+    assert "it has 1" in error_of(capsys, "export", run, "--to", to, "--checkpoint", "5")
+    assert not Path(to).exists()
+    assert "is not an exported model" in error_of(capsys, "eval", run, "--model", to)
+    assert "another tokenizer" in error_of(capsys, "eval", run, "--model", str(zoo.path()))
+    both = ("--model", to, "--untrained")
+    assert "leave out --untrained" in error_of(capsys, "eval", run, *both)
+
+
+def test_an_adapter_that_poad_cannot_have_written_is_refused(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    to = exported(runs["lora"], tmp_path / "out", adapter=True)
+    _, agent, _ = load_run(runs["lora"].path, None, untrained=True)
+    config = to / "adapter_config.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps(written | {"use_rslora": True}))
+    with pytest.raises(ExportError, match="use_rslora"):
+        with_exported(agent, to)
+    config.write_text(json.dumps(written))
+    (to / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ExportError, match="damaged"):
+        with_exported(agent, to)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+def test_adapters_of_a_tied_head_are_not_merged_into_the_words(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", settings(KITCHEN, model=LORA | {"lora_targets": ["lm_head"]}))
+    with pytest.raises(ExportError, match=r"tied .*--adapter"):
+        exported(run, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["run"]
+    to = exported(run, tmp_path / "out", adapter=True)
+    _, agent, _ = load_run(run.path, None, untrained=False)
+    assert_same(played(with_exported(agent, to), False), played(agent, False))
+
+
+@pytest.mark.parametrize("what", ["full disk", "interrupt"])
+def test_whatever_happens_nothing_partial_is_left(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    _, agent, iteration = load_run(runs["full"].path, None, untrained=False)
+    to = tmp_path / "out"
+    if what == "interrupt":
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("poad.workflows.export._sync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export(runs["full"], agent, iteration, to, adapter=False)
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+        try:
+            with pytest.raises(ExportError, match="disk full"):
+                export(runs["full"], agent, iteration, to, adapter=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_training_can_go_on_from_an_export(runs: dict[str, Run], tmp_path: Path) -> None:
+    to = exported(runs["lora"], tmp_path / "out")
+    small = ("--steps", "32", "--streams", "2", "--horizon", "8", "--eval.episodes", "0", "--quiet")
+    run = tmp_path / "next"
+    assert main(["train", "--run", str(run), "--model.name", str(to), *small]) == 0
+    assert Run.open(run).config.model.name == str(to)

@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from poad.agent import Agent, Observation, load_agent
+from poad.agent import Agent, load_agent
 from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
 from poad.envs import make
 from poad.learn import evaluate, observe
+from poad.turns import Observation
 from poad.workflows import check_world, load_run
 
 

@@ -131,8 +131,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
         except KeyboardInterrupt:  # the training is done and saved; only its evaluation is not
             interrupted.append(True)
             summary["status"] = "stopped"
-    if trainer.best is not None:
-        summary["best"] = trainer.best._asdict()
+    if trainer.works.best is not None:
+        summary["best"] = trainer.works.best._asdict()
         show_work(console, summary["best"])
     summary["logprob_drift"] = _drift(run.metrics())
     if (planned := hindsight(config, run.metrics())) is not None:

@@ -179,6 +179,7 @@ class DecisionTable:
         numbers: dict[Position, int] = {}
         for position in (*self._positions(), *extra_positions):
             numbers.setdefault(position, len(numbers))
+        # All decisions are padded to K options of A tokens each.
         shape = (
             len(self._decisions),  # Q
             max(len(d.paths) for d in self._decisions),  # K

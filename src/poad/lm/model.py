@@ -84,13 +84,13 @@ class LanguageModel:
             for name, module in causal.named_modules()
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
-        self._check_halves()
+        _check_halves(self)
         self._skips_unread = True
         try:
-            self._check_packing()
+            _check_packing(self)
         except ModelError:  # the feed-forward layers may need whole rows, as experts do
             self._skips_unread = False
-            self._check_packing()
+            _check_packing(self)
         if gradient_checkpointing:
             self._checkpoint_layers()
 
@@ -251,44 +251,51 @@ class LanguageModel:
         for layer in layers[:-1] if self._skips_unread else layers:
             layer.forward = partial(_checkpointed, layer.forward)
 
-    # --- checks of the architecture -----------------------------------------------------------
 
-    @torch.no_grad()
-    def _check_halves(self) -> None:
-        """Check that body and head together are the whole model."""
-        ids = torch.arange(4, device=self.device).remainder(self._head.weight.shape[0])[None]
-        whole = self.causal_lm(input_ids=ids, use_cache=False).logits.float()
-        halves = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, halves, rtol=1e-2, atol=1e-2):
-            raise ModelError(
-                f"{type(self.causal_lm).__name__} does something between its last hidden state and "
-                "its logits that poad does not know, so training would optimize another policy. "
-                "Use another architecture."
-            )
+# --- checks of the architecture ---------------------------------------------------------------
 
-    @torch.no_grad()
-    def _check_packing(self) -> None:
-        """Check that the branches of a padded tree read as they do alone."""
-        vocabulary = self._head.weight.shape[0]
-        a, b, c, d = (i % vocabulary for i in range(4))
-        positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
-        rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
-        alone = torch.cat(
-            [self._body(input_ids=r.to(self.device)).last_hidden_state[:, -1] for r in rows]
-        ).float()
-        try:
-            error = self.read(pack(positions, self.codec.pad_id)).float() - alone
-        except (TypeError, ValueError, RuntimeError) as failure:
-            reason = f"its forward pass fails with {str(failure)!r}"
-        else:
-            # With a wrong mask the relative error is about 1; bfloat16 alone accounts for 0.01.
-            if error.norm() <= 0.1 * alone.norm():
-                return
-            reason = "its hidden states differ from those of each action alone"
+
+@torch.no_grad()
+def _check_halves(model: LanguageModel) -> None:
+    """Check that body and head together are the whole model."""
+    body, whole = model._body, model.causal_lm
+    ids = torch.arange(4, device=model.device).remainder(model._head.weight.shape[0])[None]
+    expected = whole(input_ids=ids, use_cache=False).logits.float()
+    found = model.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2):
         raise ModelError(
-            f"{type(self.causal_lm).__name__} cannot read several actions behind one prompt: "
-            f"{reason}. poad needs a transformer that takes an attention mask and position ids."
+            f"{type(whole).__name__} does something between its last hidden state and its logits "
+            "that poad does not know, so training would optimize another policy. Use another "
+            "architecture."
         )
+
+
+@torch.no_grad()
+def _check_packing(model: LanguageModel) -> None:
+    """Check that the branches of a padded tree read as they do alone."""
+    vocabulary = model._head.weight.shape[0]
+    a, b, c, d = (i % vocabulary for i in range(4))
+    positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
+    rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
+    alone = torch.cat(
+        [model._body(input_ids=row.to(model.device)).last_hidden_state[:, -1] for row in rows]
+    ).float()
+    try:
+        error = model.read(pack(positions, model.codec.pad_id)).float() - alone
+    except (TypeError, ValueError, RuntimeError) as failure:
+        reason = f"its forward pass fails with {str(failure)!r}"
+    else:
+        # With a wrong mask the relative error is about 1; bfloat16 alone accounts for 0.01.
+        if error.norm() <= 0.1 * alone.norm():
+            return
+        reason = "its hidden states differ from those of each action alone"
+    raise ModelError(
+        f"{type(model.causal_lm).__name__} cannot read several actions behind one prompt: "
+        f"{reason}. poad needs a transformer that takes an attention mask and position ids."
+    )
+
+
+# --- helpers of the forward pass --------------------------------------------------------------
 
 
 @contextmanager

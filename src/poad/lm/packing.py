@@ -25,8 +25,15 @@ from poad.turns import Position, TokenIds
 class Packed:
     """B rows of L columns, and the Q places in them where hidden states are read.
 
-    A row is a tree of token sequences: a prefix that several of them share stands in it once. Rows
-    are padded on the right.
+    A row is a tree of token sequences: a prefix that several of them share stands in it once. The
+    sequences ``a b c d`` and ``a b e`` make this row, and are read in columns 3 and 4::
+
+        column        0  1  2  3  4
+        token         a  b  c  d  e
+        position id   0  1  2  3  2
+        attends to    a  ab abc abcd abe
+
+    Rows are padded on the right.
     """
 
     token_ids: Tensor

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 class LengthEnv(TextWorld[State]):
-    """Walk through four rooms by actions of any length, two words of which decide.
+    """A walk through four rooms by actions of any length.
 
     ## Description
     There are four rooms in a row: the agent walks from the kitchen through the bathroom, the

@@ -452,7 +452,9 @@ def test_there_are_as_many_states_transitions_and_observations_as_documented(
 
 
 @pytest.mark.parametrize(("house", "states", "moves"), [(CHORE, 34, 141), (EVENING, 136, 603)])
-def test_the_number_of_states_that_behave_differently_is_known(house: House, states: int, moves: int):
+def test_the_number_of_states_that_behave_differently_is_known(
+    house: House, states: int, moves: int
+):
     one_of_each = {number: state for state, number in merged(house).items()}
     assert len(one_of_each) == states
     assert sum(len(slots(house, state)) for state in one_of_each.values()) == moves

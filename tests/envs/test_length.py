@@ -50,7 +50,9 @@ def test_length_changes_nothing_but_the_spelling(words: int, choices: list[int])
 
 @settings(deadline=None)
 @given(st.integers(2, 40), st.lists(st.integers(0, 3), min_size=8, max_size=8))
-def test_written_freely_an_action_does_the_same_as_when_it_is_offered(words: int, choices: list[int]):
+def test_written_freely_an_action_does_the_same_as_when_it_is_offered(
+    words: int, choices: list[int]
+):
     assert play(words, choices, offered=False) == play(words, choices)
 
 

@@ -146,9 +146,9 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_known_there(group: s
 @pytest.mark.parametrize(
     ("data", "meant"),
     [
-        ({"sead": 1}, "Did you mean seed"),
-        ({"ppo": {"entropie": 1}}, "'ppo.entropie'. Did you mean entropy"),
-        ({"credit": {"gama": 1}}, "Did you mean gamma"),
+        ({"sead": 1}, "Did you mean 'seed'"),
+        ({"ppo": {"entropie": 1}}, "'ppo.entropie'. Did you mean 'entropy'"),
+        ({"credit": {"gama": 1}}, "Did you mean 'gamma'"),
         ({"credit": {"discount": "durations"}}, "Did you mean 'duration'"),
         ({3: 4}, "unknown key '3'"),
     ],
@@ -176,7 +176,7 @@ def test_a_slip_is_met_with_the_nearest_names(data: Any, meant: str):
         ({"acting": {"stop": [1]}}, "acting.stop = 1 has the wrong type"),
         ({"critic": {"hidden": [64, "x"]}}, "critic.hidden = 'x' has the wrong type"),
         ({"credit": {"lam_token": "x"}}, "credit.lam_token = 'x' has the wrong type"),
-        ({"mirrors": ["tensorbord"]}, "mirrors = 'tensorbord' is not one of"),
+        ({"trackers": ["tensorbord"]}, "trackers = 'tensorbord' is not one of"),
         ({"model": {"tuning": ["full"]}}, "model.tuning = .*is not one of: full, lora"),
         ({"ppo": 3}, "ppo is a group of settings, not 3"),
     ],

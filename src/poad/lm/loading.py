@@ -5,7 +5,6 @@ The only module that knows peft.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import logging
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from poad.config import ModelConfig
-from poad.errors import ModelError
+from poad.errors import ModelError, did_you_mean
 from poad.lm.model import LanguageModel
 from poad.lm.tokenizer import TextCodec
 
@@ -80,9 +79,9 @@ def load_model(
 
     name = resolve_model(config.name, env)
     source = where(name)
-    near = difflib.get_close_matches(name, embedded_models(), n=1)
-    if source == name and near and not Path(name).exists():
-        raise ModelError(f"There is no embedded model {name!r}. Did you mean {near[0]!r}?")
+    hint = did_you_mean(name, embedded_models(), 1)
+    if source == name and hint and not Path(name).exists():
+        raise ModelError(f"There is no embedded model {name!r}. {hint.rstrip()}")
     device = _device(config.device)
     options = _loading(config, device)
     torch.manual_seed(seed)

@@ -139,7 +139,7 @@ def refusal(dataset: str, target: str | None = None) -> str:
 
 def test_an_unknown_name_is_met_with_close_ones_and_all_there_are():
     said = refusal("balance-scal")
-    assert "no data set 'balance-scal' (close: balance-scale, balance-scale-125" in said
+    assert "no data set 'balance-scal'. Did you mean 'balance-scale' or 'balance-scale-125" in said
     assert all(name in said for name in names())
     assert "the path of a csv file, or openml:<id>" in said
 
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_csv(tmp_path: Path, content: str):
 def test_a_target_that_is_missing_or_unknown_names_the_columns(tmp_path: Path):
     path = written(tmp_path, CSV)
     assert "say which column to predict, target=..." in refusal(path)
-    assert "no column 'labl' (close: label)" in refusal(path, "labl")
+    assert "no column 'labl'. Did you mean 'label'?" in refusal(path, "labl")
     for target in (None, "labl"):
         assert "columns: row, size, colour, open, label." in refusal(path, target)
 
@@ -277,7 +277,7 @@ def test_an_unknown_number_or_column_of_openml(openml: OpenML):
     assert refusal("openml:12") == "OpenML has no table with the number in 'openml:12'."
     assert "as in openml:15" in refusal("openml:balance-scale")
     said = refusal("openml:11", "clas")
-    assert "no column 'clas' (close: class)" in said
+    assert "no column 'clas'. Did you mean 'class'?" in said
     assert "left-weight, left-distance" in said
 
 

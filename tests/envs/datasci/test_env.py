@@ -297,7 +297,7 @@ def test_wrong_arguments_are_told_before_anything_starts(
 
 
 def test_mistakes_about_data_are_told_before_anything_starts(made: list[Fake], tmp_path: Path):
-    with pytest.raises(DataError, match="close: iris"):
+    with pytest.raises(DataError, match="Did you mean 'iris'"):
         make(NAME, dataset="irs")
     path = tmp_path / "rare.csv"
     path.write_text("a,b\n" + "1,x\n2,y\n" * 20 + "3,z\n")

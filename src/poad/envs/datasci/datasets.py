@@ -4,7 +4,6 @@ Everything here is deterministic. What poad calls by a name is always the same r
 order; a csv file or an OpenML table of yours is taken whole, in its own order.
 """
 
-import difflib
 import os
 import socket
 import warnings
@@ -17,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from poad.errors import DataError
+from poad.errors import DataError, did_you_mean
 
 Frame: TypeAlias = Any
 """A `pandas.DataFrame`; pandas is an extra, so it is imported where it is needed."""
@@ -116,7 +115,7 @@ def load(dataset: str, target: str | None = None) -> Table:
             f"dataset=data/{dataset}.csv."
         )
     raise DataError(
-        f"there is no data set {dataset!r}{_close_to(dataset, [*_NAMED, *KAGGLE])}. "
+        f"there is no data set {dataset!r}. {did_you_mean(dataset, [*_NAMED, *KAGGLE], 3)}"
         f"Known: {', '.join(names())}. Besides, the path of a csv file, or openml:<id>."
     )
 
@@ -278,7 +277,7 @@ def _table(dataset: str, title: str, frame: Frame, target: str, encode_all: bool
 
     if target not in frame.columns:
         raise DataError(
-            f"{dataset} has no column {target!r}{_close_to(target, list(frame.columns))}. "
+            f"{dataset} has no column {target!r}. {did_you_mean(target, frame.columns, 3)}"
             f"Its columns: {', '.join(frame.columns)}."
         )
     y, classes = _ranks(frame[target].to_numpy(dtype=object))
@@ -310,8 +309,3 @@ def _ranks(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _words(name: str) -> str:
     return " ".join(name.replace("-", " ").replace("_", " ").split()).lower()
-
-
-def _close_to(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (close: {', '.join(near)})" if near else ""

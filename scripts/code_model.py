@@ -181,7 +181,7 @@ def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dic
     failures at -1, the mean score of those that run; the last two also of the grammar's bodies
     without faults.
     """
-    model = load_model(ModelConfig(name=str(folder), device="cpu"), "", seed=0)
+    model = load_model(ModelConfig(name=str(folder), device="cpu"))
     policy = Policy(model, ActingConfig(max_action_tokens=LONGEST, stop=()))
     generator, rng = np.random.default_rng(recipe.seed), Random(recipe.seed + 1)
     measured = {}

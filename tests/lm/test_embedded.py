@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from poad.agent.build import Agent, load_agent
 from poad.agent.policy import Observation
-from poad.agent.sampling import Memo
+from poad.agent.sampling import ActingCache
 from poad.config import Config, ModelConfig
 from poad.envs.datasci.sandbox import Sandbox
 from poad.envs.registry import make
@@ -70,7 +70,7 @@ def test_a_model_is_small_and_carries_no_code(name: str) -> None:
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     with safe_open(ASSETS / name / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {dtype}  # noqa: SIM118
-    model = load_model(ModelConfig(name=name), "", seed=0)
+    model = load_model(ModelConfig(name=name))
     assert sum(p.numel() for p in model.parameters()) == model_card(name)["parameters"]
 
 
@@ -158,7 +158,7 @@ def test_the_shipped_words_come_from_that_text(script: ModuleType, name: str) ->
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.train_tokenizer(turns, recipe["vocabulary"])
-    shipped = load_model(ModelConfig(name=name), "", seed=0).codec.tokenizer
+    shipped = load_model(ModelConfig(name=name)).codec.tokenizer
     assert tokenizer.get_vocab() == shipped.get_vocab()
 
 
@@ -181,7 +181,7 @@ def test_building_again_gives_the_same_bytes(script: ModuleType, tmp_path: Path)
         built.append({path.name: path.read_bytes() for path in files})
     assert built[0] == built[1]
     assert "model.safetensors" in built[0]
-    assert load_model(ModelConfig(name=str(tmp_path / "one" / "x")), "", seed=0)
+    assert load_model(ModelConfig(name=str(tmp_path / "one" / "x")))
 
 
 # --- what it knows ---
@@ -189,13 +189,13 @@ def test_building_again_gives_the_same_bytes(script: ModuleType, tmp_path: Path)
 
 def success_probability(agent: Agent, world: str) -> float:
     """Exactly: push the distribution over states forward through the primitive steps."""
-    env, memo = make(world).unwrapped, Memo()
+    env, cache = make(world).unwrapped, ActingCache()
     assert isinstance(env, TextWorld)
     limit, view, act = env.max_steps, env._view, env._act
     states, number, chances, moves = [env.state], {env.state: 0}, [], []
     for state in states:  # which grow on the way
         prompt, actions = view(state)
-        chances.append(agent.policy.probabilities(Observation(prompt, actions), memo))
+        chances.append(agent.policy.probabilities(Observation(prompt, actions), cache))
         moves.append([act(state, action) for action in actions])
         for move in moves[-1]:
             if not move.success and move.state not in number:
@@ -283,7 +283,7 @@ def test_its_bodies_are_short_enough_and_end_where_it_stops_writing(script: Modu
     turns = script.code_model.first_turns(
         script.CodeRecipe("x", (), programs=300), random.Random(3)
     )
-    codec = load_model(ModelConfig(name=CODE), "", seed=0).codec
+    codec = load_model(ModelConfig(name=CODE)).codec
     lengths = []
     for prompt, body in turns:
         ids, read = script.code_model.row(codec, prompt, body)
@@ -333,5 +333,5 @@ def test_the_code_model_s_words_come_from_its_text(script: ModuleType, sandbox: 
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.code_model.train_tokenizer(turns, recipe.vocabulary)
-    shipped = load_model(ModelConfig(name=CODE), "", seed=0).codec.tokenizer
+    shipped = load_model(ModelConfig(name=CODE)).codec.tokenizer
     assert tokenizer.get_vocab() == shipped.get_vocab()

@@ -100,7 +100,8 @@ def test_the_embedded_model_is_known_by_name_and_world():
     assert "tiny-kitchen" in embedded_models()
     assert resolve_model("auto", "poad/TomatoSalad-v0") == "tiny-kitchen"
     assert resolve_model("some/model", "poad/TomatoSalad-v0") == "some/model"
-    model = load_model(ModelConfig(device="cpu"), "poad/TomatoLettuceSalad-v0", seed=0)
+    name = resolve_model("auto", "poad/TomatoLettuceSalad-v0")
+    model = load_model(ModelConfig(name=name, device="cpu"))
     with torch.no_grad():
         hidden = model.read(pack([(model.codec.prompt("You see"), ())], model.codec.pad_id))
     assert model.logits(hidden).isfinite().all()
@@ -136,7 +137,7 @@ def test_loading_leaves_progress_bars_as_they_were(zoo: Zoo, shown):
 def refused(name: Path | str, **settings: Any) -> str:
     config = replace(ModelConfig(name=str(name), device="cpu"), **settings)
     with pytest.raises(ModelError) as caught:
-        load_model(config, "", seed=0)
+        load_model(config)
     return str(caught.value)
 
 
@@ -283,7 +284,7 @@ def test_without_its_adapters_a_model_is_the_one_it_was_loaded_from(zoo: Zoo, ar
 
 def test_fresh_adapters_change_nothing(zoo: Zoo, packed: Packed):
     config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
-    model = load_model(config, "", seed=0)
+    model = load_model(config)
     assert torch.equal(model.read(packed), model.read_frozen(packed))
 
 
@@ -332,7 +333,7 @@ def test_adapters_sit_where_they_are_asked_to(zoo: Zoo):
 
 def test_the_seed_decides_the_adapters(zoo: Zoo):
     config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
-    one, again, other = (load_model(config, "", seed).state() for seed in (1, 1, 2))
+    one, again, other = (load_model(config, seed=seed).state() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 

@@ -20,7 +20,7 @@ from tiny_models import (
 from torch import Tensor
 
 from poad.lm.model import LanguageModel
-from poad.lm.packing import Bundles, Packed, common, pack
+from poad.lm.packing import Bundles, Packed, common_prefix_length, pack
 from poad.turns import Position, TokenIds
 
 PAD = 1
@@ -170,7 +170,11 @@ def test_moving_to_a_device_keeps_everything():
 
 def members(bundles: Bundles, crowd: list[Position]) -> list[list[Position]]:
     return [
-        [position for position, bundle in zip(crowd, bundles.of, strict=True) if bundle == s]
+        [
+            position
+            for position, bundle in zip(crowd, bundles.assignment, strict=True)
+            if bundle == s
+        ]
         for s in range(len(bundles.cost))
     ]
 
@@ -179,7 +183,7 @@ def members(bundles: Bundles, crowd: list[Position]) -> list[list[Position]]:
 @given(crowds(), st.sampled_from([1, 2, 3, 5, None]))
 def test_a_bundle_is_of_what_begins_with_one_prompt_and_costs_what_it_says(crowd, largest):
     bundles = Bundles.divide(crowd, largest)
-    assert len(bundles.of) == len(crowd)
+    assert len(bundles.assignment) == len(crowd)
     for cost, inside in zip(bundles.cost.tolist(), members(bundles, crowd), strict=True):
         sequences = [(*prompt, *beginning) for prompt, beginning in inside]
         prompts = {prompt for prompt, _ in crowd}
@@ -200,10 +204,10 @@ def test_where_a_bundle_ends_it_has_enough_that_the_next_does_not_share(crowd, l
     for inside in members(alone, crowd):
         parts: dict[int, list[TokenIds]] = {}
         for sequence, q in sorted(((*p, *b), crowd.index((p, b))) for p, b in inside):
-            parts.setdefault(int(bundles.of[q]), []).append(sequence)
+            parts.setdefault(int(bundles.assignment[q]), []).append(sequence)
         ordered = list(parts.values())
         for one, other in pairwise(ordered):
-            shared = common(one[-1], other[0])
+            shared = common_prefix_length(one[-1], other[0])
             assert prefixes([*one, other[0]]) > shared + largest
 
 
@@ -238,9 +242,9 @@ def test_without_branches_each_branch_is_paid_for():
     branches: list[Position] = [(tuple(range(500)), (500 + i,)) for i in range(40)]
     bundles = Bundles.divide(branches, branching=False)
     assert int(bundles.cost.sum()) == 500 + 1 + 39 * 501
-    for run in bundles.runs(2000):
+    for run in bundles.micro_batches(2000):
         kept = bundles.select(run)[1].tolist()
-        packed = pack([branches[q] for q in kept], PAD).linear(PAD)
+        packed = pack([branches[q] for q in kept], PAD).without_branches(PAD)
         assert packed.tokens <= 2000 + 129 * 501
         assert packed.attention is None
 
@@ -248,7 +252,7 @@ def test_without_branches_each_branch_is_paid_for():
 @settings(deadline=None)
 @given(crowds())
 def test_undivided_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
-    bundles = Bundles.divide(crowd, largest=None)
+    bundles = Bundles.divide(crowd, max_unshared_tokens=None)
     found = [inside[0][0] for inside in members(bundles, crowd)]
     assert found == list(dict.fromkeys(prompt for prompt, _ in crowd))
 
@@ -256,11 +260,11 @@ def test_undivided_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
 @settings(deadline=None)
 @given(crowds(), st.data())
 def test_selected_bundles_keep_their_positions(crowd, data):
-    bundles = Bundles.divide(crowd, largest=2)
+    bundles = Bundles.divide(crowd, max_unshared_tokens=2)
     count = len(bundles.cost)
     chosen = data.draw(st.permutations(range(count)))[: data.draw(st.integers(1, count))]
     part, kept = bundles.select(torch.tensor(chosen))
-    assert kept.tolist() == [q for q in range(len(crowd)) if bundles.of[q] in chosen]
+    assert kept.tolist() == [q for q in range(len(crowd)) if bundles.assignment[q] in chosen]
     assert part.cost.tolist() == bundles.cost[chosen].tolist()
     inside = members(bundles, crowd)
     assert members(part, [crowd[q] for q in kept]) == [inside[s] for s in chosen]
@@ -269,21 +273,21 @@ def test_selected_bundles_keep_their_positions(crowd, data):
 @settings(deadline=None)
 @given(crowds(), st.integers(1, 60))
 def test_runs_are_of_about_equal_cost_and_leave_nothing_out(crowd, tokens):
-    bundles = Bundles.divide(crowd, largest=2)
+    bundles = Bundles.divide(crowd, max_unshared_tokens=2)
     order = torch.arange(len(bundles.cost)).flip(0)
-    runs = bundles.runs(tokens, order)
+    runs = bundles.micro_batches(tokens, order)
     assert torch.cat(runs).tolist() == order.tolist()
     for run in runs:
         assert int(bundles.cost[run[1:]].sum()) < tokens  # the first may lie across the border
-    assert torch.cat(bundles.runs(tokens)).tolist() == list(range(len(bundles.cost)))
+    assert torch.cat(bundles.micro_batches(tokens)).tolist() == list(range(len(bundles.cost)))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "count"),
     [((), (1,), 0), ((1, 2), (1, 2), 2), ((1, 2), (1, 2, 3), 2), ((1,), (2,), 0)],
 )
-def test_common_counts_the_tokens_until_two_sequences_part(a, b, count):
-    assert common(a, b) == common(b, a) == count
+def test_the_common_prefix_counts_the_tokens_until_two_sequences_part(a, b, count):
+    assert common_prefix_length(a, b) == common_prefix_length(b, a) == count
 
 
 # --- learning through it ----------------------------------------------------------------------

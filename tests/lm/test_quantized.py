@@ -49,8 +49,8 @@ def quantized(name: str, bits: str) -> ModelConfig:
 @pytest.mark.parametrize("bits", BITS)
 def test_a_quantized_base_reads_about_the_same(base: str, bits: str) -> None:
     pytest.importorskip("bitsandbytes")
-    whole = load_model(ModelConfig(name=base, device="cpu"), "", seed=0)
-    model = load_model(quantized(base, bits), "", seed=0)
+    whole = load_model(ModelConfig(name=base, device="cpu"))
+    model = load_model(quantized(base, bits))
     packed = pack(POSITIONS, whole.codec.pad_id)
     expected = whole.read(packed).detach()
     for found in (model.read(packed).detach(), model.read_frozen(packed)):
@@ -79,7 +79,7 @@ def test_only_the_adapters_learn(base: str, bits: str) -> None:
 def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModelError, match=r"needs bitsandbytes: pip install 'poad\[quantize\]'"):
-        load_model(quantized("tiny-code", "4bit"), "", seed=0)
+        load_model(quantized("tiny-code", "4bit"))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -88,7 +88,7 @@ def test_gradients_go_through_the_quantized_base(base: str, bits: str) -> None:
     pytest.importorskip("bitsandbytes")
     found = []
     for config in (ModelConfig(name=base, tuning="lora", device="cpu"), quantized(base, bits)):
-        model = load_model(config, "", seed=0)
+        model = load_model(config)
         logits = model.logits(model.read(pack(POSITIONS, model.codec.pad_id)))
         logits.log_softmax(-1)[:, 30].sum().backward()
         found.append(
@@ -101,4 +101,4 @@ def test_gradients_go_through_the_quantized_base(base: str, bits: str) -> None:
 def test_flash_attention_wants_a_gpu() -> None:
     config = from_dict({"model": {"attention": "flash_attention_2", "device": "cpu"}}).model
     with pytest.raises(ModelError, match=r"flash_attention_2 runs on GPUs only; use sdpa"):
-        load_model(config, "poad/TomatoSalad-v0", seed=0)
+        load_model(config)

@@ -131,7 +131,7 @@ def test_what_was_encoded_once_is_the_same_object(codec: TextCodec):
 
 
 def test_a_full_memory_starts_afresh_and_answers_the_same():
-    codec, roomy = TextCodec(byte_level(), memory=2), TextCodec(byte_level())
+    codec, roomy = TextCodec(byte_level(), cache_size=2), TextCodec(byte_level())
     for _ in range(2):
         for text in (*PROMPTS, *ACTIONS):
             assert codec.prompt(text) == roomy.prompt(text)

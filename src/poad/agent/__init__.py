@@ -4,15 +4,15 @@ from poad.agent.build import Agent, Tensors, load_agent, resolve
 from poad.agent.critic import Critic, FrozenFeatures
 from poad.agent.decisions import DecisionBatch
 from poad.agent.policy import Observation, Policy
-from poad.agent.sampling import Choice, Memo
+from poad.agent.sampling import ActingCache, Categorical
 
 __all__ = [
+    "ActingCache",
     "Agent",
-    "Choice",
+    "Categorical",
     "Critic",
     "DecisionBatch",
     "FrozenFeatures",
-    "Memo",
     "Observation",
     "Policy",
     "Tensors",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import get_args
 
 import torch
@@ -16,7 +15,7 @@ from poad.config import Config
 from poad.credit import Method, find_method
 from poad.envs import free_text_of
 from poad.errors import ConfigError
-from poad.lm import LanguageModel, codec_for, load_model, pack, resolve_model
+from poad.lm import LanguageModel, load_model, pack, resolve_model
 from poad.turns import Position
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -59,7 +58,7 @@ def resolve(config: Config) -> Config:
 
     Raises:
         ConfigError: settings that contradict each other.
-        poad.lm.loading.ModelError: a world without an embedded model.
+        ModelError: a world without an embedded model.
     """
     method = _method(config)
     acting, credit = config.acting, config.credit
@@ -112,20 +111,18 @@ def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
         tensors: trained weights of a checkpoint; none leaves the agent untrained.
 
     Raises:
-        ConfigError, poad.lm.loading.ModelError: it cannot be built; the message says why.
+        ConfigError, ModelError: it cannot be built; the message says why.
     """
     config = resolve(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     frozen = config.critic.body == "frozen"
-    reference = config.ppo.kl_reference > 0
     model = load_model(
         config.model,
-        config.env,
+        config.prompt,
         config.seed,
-        frozen,
-        reference,
-        partial(codec_for, config=config.prompt),
+        keep_frozen=frozen,
+        keep_reference=config.ppo.kl_reference > 0,
     )
     policy = Policy(model, config.acting, config.prompt)
     critic = Critic(model.width, config.critic.hidden, config.seed).to(model.device)

@@ -64,8 +64,8 @@ class FrozenFeatures:
         """[Q, H] float32, no gradient, for Q positions."""
         features = torch.zeros(len(positions), self._model.width, device=self._model.device)
         bundles = Bundles.divide(positions, branching=self._model.branching)
-        for run in bundles.runs(self._batch_tokens):
-            _, kept = bundles.select(run)
+        for part in bundles.micro_batches(self._batch_tokens):
+            _, kept = bundles.select(part)
             packed = pack([positions[q] for q in kept.tolist()], self._model.codec.pad_id)
             features[kept.to(features.device)] = self._model.read_frozen(packed).float()
         return features

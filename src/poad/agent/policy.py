@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poad.agent.continuous_batching import write_with_transformers
 from poad.agent.decisions import DecisionBatch, DecisionTable
-from poad.agent.sampling import CERTAIN, Choice, Memo, walk, write
+from poad.agent.sampling import SINGLE_OPTION, ActingCache, Categorical, walk, write
 from poad.config import ActingConfig, PromptConfig
 from poad.envs import FreeText
 from poad.lm import Dialogue, LanguageModel
@@ -82,7 +82,7 @@ class Policy:
 
     def dialogue(self) -> Dialogue:
         """What makes one stream's prompts."""
-        longest = self.model.longest
+        longest = self.model.context_length
         if longest is not None:
             longest -= (self.acting.max_action_tokens or 0) + self.prompt.thinking
         return Dialogue(self.codec, self.prompt, longest)
@@ -91,7 +91,7 @@ class Policy:
         """The prompt that the model reads."""
         if observation.prompt_ids is not None:
             return observation.prompt_ids
-        return self.dialogue().begin(observation.prompt)
+        return self.dialogue().first_prompt(observation.prompt)
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Policy:
         generator: np.random.Generator | Sequence[np.random.Generator],
         *,
         greedy: bool = False,
-        memo: Memo | None = None,
+        cache: ActingCache | None = None,
     ) -> list[Action]:
         """Write one action for each observation.
 
@@ -110,14 +110,14 @@ class Policy:
             observations: any number, with or without offered actions.
             generator: the source of randomness; or one for each observation, so that what an
                 episode does depends on no other. Where all share one, who draws first depends on
-                what the memo knows: the probabilities are the same, the actions may differ.
+                what the cache knows: the probabilities are the same, the actions may differ.
             greedy: take the likeliest token (or action) instead of sampling.
-            memo: distributions to reuse and extend; only while the weights stand still.
+            cache: distributions to reuse and extend; only while the weights stand still.
 
         Raises:
             ValueError: a world offers actions that are empty, repeated or the same tokens.
         """
-        actions = dict(self.act_each(observations, generator, greedy=greedy, memo=memo))
+        actions = dict(self.act_each(observations, generator, greedy=greedy, cache=cache))
         return [actions[i] for i in range(len(observations))]
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class Policy:
         generator: np.random.Generator | Sequence[np.random.Generator],
         *,
         greedy: bool = False,
-        memo: Memo | None = None,
+        cache: ActingCache | None = None,
     ) -> Iterator[tuple[int, Action]]:
         """The same, each action as soon as it is written.
 
@@ -136,17 +136,17 @@ class Policy:
         Yields:
             The index of an observation, and the action.
         """
-        memo = Memo() if memo is None else memo
-        if memo.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
-            memo.decoder = self.model.decoder(remember=True)
+        cache = ActingCache() if cache is None else cache
+        if cache.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
+            cache.decoder = self.model.decoder(remember=True)
         by_engine = self.acting.engine == "transformers" and not greedy
         # It has one seed for all: where each has its own source, we write ourselves.
-        memo.engine = (
+        cache.engine_generator = (
             generator if by_engine and isinstance(generator, np.random.Generator) else None
         )
         many = len(observations)
         each = [generator] * many if isinstance(generator, np.random.Generator) else generator
-        thoughts = self._think(observations, each, greedy, memo) if self.prompt.thinking else None
+        thoughts = self._think(observations, each, greedy, cache) if self.prompt.thinking else None
         if thoughts is not None:
             observations = [
                 replace(o, prompt_ids=(*self.prompt_ids(o), *thought.token_ids))
@@ -157,7 +157,7 @@ class Policy:
             if mine:
                 seen, generators = [observations[i] for i in mine], [each[i] for i in mine]
                 act = self._write if free else self._choose
-                for place, action in act(seen, generators, greedy, memo):
+                for place, action in act(seen, generators, greedy, cache):
                     i = mine[place]
                     yield i, action if thoughts is None else _behind(thoughts[i], action)
 
@@ -166,20 +166,20 @@ class Policy:
         observations: Sequence[Observation],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        memo: Memo,
+        cache: ActingCache,
     ) -> list[Action]:
         """Thoughts, closed by the agent or, with tokens that are no choice of its own, for it."""
         close = self.prompt.thinking_close
         mark = close.strip()
         acting = replace(self.acting, stop=(mark,), max_action_tokens=self.prompt.thinking)
         prompts = [self.prompt_ids(o) for o in observations]
-        found = dict(self._freely(acting, prompts, generators, greedy, memo))
+        found = dict(self._freely(acting, prompts, generators, greedy, cache))
         thoughts = []
         for thought in (found[i] for i in range(len(prompts))):
             text = self.codec.tokenizer.decode(list(thought.token_ids))
             _, closed, after = text.partition(mark)
             missing = close[len(close.rstrip()) :].removeprefix(after) if closed else close
-            forced = self.codec.following(missing) if missing else ()
+            forced = self.codec.continuation(missing) if missing else ()
             many = len(thought.token_ids) + len(forced)
             thoughts.append(
                 replace(
@@ -198,21 +198,23 @@ class Policy:
         observations: Sequence[Observation],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        memo: Memo,
+        cache: ActingCache,
     ) -> Iterator[tuple[int, Action]]:
         """Among offered actions."""
         offers = [self._encode(o) for o in observations]
         if self.scheme == "trie":
-            if memo.decoder is None:
-                self._prefetch_choices(offers, memo)
-            actions = walk(self.model, self.acting.temperature, offers, generators, greedy, memo)
+            if cache.decoder is None:
+                self._prefetch_choices(offers, cache)
+            actions = walk(self.model, self.acting.temperature, offers, generators, greedy, cache)
         else:
-            actions = self._pick(offers, generators, greedy, memo)
+            actions = self._pick(offers, generators, greedy, cache)
             if self.scheme == "published":
-                actions = self._as_tokens([prompt for prompt, _ in offers], actions, memo)
+                actions = self._as_tokens([prompt for prompt, _ in offers], actions, cache)
         return enumerate(actions)
 
-    def _prefetch_choices(self, offers: Sequence[tuple[TokenIds, ActionTrie]], memo: Memo) -> None:
+    def _prefetch_choices(
+        self, offers: Sequence[tuple[TokenIds, ActionTrie]], cache: ActingCache
+    ) -> None:
         """Compute all decisions of an offer in one pass where they lie close behind the prompt.
 
         A walk waits for a pass at each choice, and reads a prompt anew when it comes to another of
@@ -222,25 +224,27 @@ class Policy:
         found: dict[tuple[TokenIds, ActionTrie, int], int] = {}
         for prompt, trie in offers:
             choices, tokens = trie.choices
-            known = all((prompt, trie, node) in memo for node in choices)
+            known = all((prompt, trie, node) in cache.node_choices for node in choices)
             if not known and tokens <= _NEAR:
                 found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
         if found:
             logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
             for (prompt, trie, node), q in found.items():
                 children = trie.children[node + 1]
-                memo[prompt, trie, node] = Choice.of(logprob[q, : len(children)])
+                cache.node_choices[prompt, trie, node] = Categorical.from_logprob(
+                    logprob[q, : len(children)]
+                )
 
     def _write(
         self,
         observations: Sequence[Observation],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        memo: Memo,
+        cache: ActingCache,
     ) -> Iterator[tuple[int, Action]]:
         """Freely; what is written hardly repeats, so no distribution is remembered."""
         prompts = [self.prompt_ids(o) for o in observations]
-        return self._freely(self.acting, prompts, generators, greedy, memo)
+        return self._freely(self.acting, prompts, generators, greedy, cache)
 
     def _freely(
         self,
@@ -248,40 +252,41 @@ class Policy:
         prompts: Sequence[TokenIds],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        memo: Memo,
+        cache: ActingCache,
     ) -> Iterator[tuple[int, Action]]:
-        if memo.engine is not None:
-            return write_with_transformers(self.model, acting, prompts, memo.engine)
-        return write(self.model, acting, prompts, generators, greedy, memo.decoder)
+        if cache.engine_generator is not None:
+            return write_with_transformers(self.model, acting, prompts, cache.engine_generator)
+        return write(self.model, acting, prompts, generators, greedy, cache.decoder)
 
     def _pick(
         self,
         offers: Sequence[tuple[TokenIds, ActionTrie]],
         generators: Sequence[np.random.Generator],
         greedy: bool,
-        memo: Memo,
+        cache: ActingCache,
     ) -> list[Action]:
         """Whole-action policy: softmax over normalized scores of all offered actions."""
         table = DecisionTable()
         unknown = {
             (prompt, trie): self._whole(prompt, trie, table)
             for prompt, trie in offers
-            if len(trie.leaves) > 1 and (prompt, trie) not in memo
+            if len(trie.leaves) > 1 and (prompt, trie) not in cache.action_choices
         }
         if unknown:
             logprob = self.evaluate(table.batch(self.codec.pad_id)).logprob
             for (prompt, trie), q in unknown.items():
-                memo[prompt, trie] = Choice.of(logprob[q, : len(trie.leaves)])
+                cache.action_choices[prompt, trie] = Categorical.from_logprob(
+                    logprob[q, : len(trie.leaves)]
+                )
         actions = []
         for (prompt, trie), generator in zip(offers, generators, strict=True):
-            choice = memo.get((prompt, trie), CERTAIN)
-            assert isinstance(choice, Choice)
-            option = choice.draw(generator, greedy)
+            choice = cache.action_choices.get((prompt, trie), SINGLE_OPTION)
+            option = choice.sample(generator, greedy)
             actions.append(_whole_action(trie, option, choice.logprob[option]))
         return actions
 
     def _as_tokens(
-        self, prompts: Sequence[TokenIds], actions: Sequence[Action], memo: Memo
+        self, prompts: Sequence[TokenIds], actions: Sequence[Action], cache: ActingCache
     ) -> list[Action]:
         """The same actions with the full-vocabulary log-probability of each of their tokens."""
         keys = [(p, a.token_ids) for p, a in zip(prompts, actions, strict=True)]
@@ -289,7 +294,7 @@ class Policy:
         if not self.acting.score_end:
             for choice in counted.values():
                 choice[-1] = False
-        unknown = [key for key in counted if key not in memo]
+        unknown = [key for key in counted if key not in cache.token_logprobs]
         if unknown:
             turns = [
                 Turn(prompt, Action("", tokens, tuple(counted[prompt, tokens]), ()), 0.0)
@@ -299,9 +304,9 @@ class Policy:
             logprob = self.evaluate(batch).logprob.cpu()[decision, option]
             logprob = logprob.where(decision >= 0, torch.zeros(()))
             for key, values in zip(unknown, logprob.tolist(), strict=True):
-                memo[key] = tuple(values[: len(key[1])])
+                cache.token_logprobs[key] = tuple(values[: len(key[1])])
         return [
-            replace(action, choice=tuple(counted[key]), logprob=tuple(memo[key]))
+            replace(action, choice=tuple(counted[key]), logprob=cache.token_logprobs[key])
             for key, action in zip(keys, actions, strict=True)
         ]
 
@@ -312,13 +317,13 @@ class Policy:
     # --- training -----------------------------------------------------------------------------
 
     def decisions(
-        self, turns: Sequence[Turn], also: Sequence[Position] = (), divide: bool = True
+        self, turns: Sequence[Turn], extra_positions: Sequence[Position] = (), divide: bool = True
     ) -> tuple[DecisionBatch, Tensor, Tensor]:
         """The distinct decisions behind some turns.
 
         Args:
             turns: n turns that this policy acted.
-            also: further positions to read in the same rows.
+            extra_positions: further positions to read in the same rows.
             divide: whether the decisions behind one prompt may fall into several minibatches.
 
         Returns:
@@ -337,7 +342,7 @@ class Policy:
             for column, q, k in seen[key]:
                 decision[i, column] = q
                 option[i, column] = k
-        batch = table.batch(self.codec.pad_id, also, self.model.branching, divide)
+        batch = table.batch(self.codec.pad_id, extra_positions, self.model.branching, divide)
         return batch, torch.from_numpy(decision), torch.from_numpy(option)
 
     def evaluate(self, batch: DecisionBatch, reference: bool = False) -> Evaluated:
@@ -374,15 +379,17 @@ class Policy:
         entropy = torch.where(among_options, _entropy(among), _entropy(everything))
         return Evaluated(logprob, entropy, hidden)
 
-    def probabilities(self, observation: Observation, memo: Memo | None = None) -> list[float]:
+    def probabilities(
+        self, observation: Observation, cache: ActingCache | None = None
+    ) -> list[float]:
         """[K] probability of each offered action, in the order offered."""
         prompt, trie = self._encode(observation)
-        memo = Memo() if memo is None else memo
-        known = memo.get(("probabilities", prompt, trie))
+        cache = ActingCache() if cache is None else cache
+        known = cache.probabilities.get((prompt, trie))
         if known is None:
             with torch.no_grad():
-                known = memo["probabilities", prompt, trie] = self._probabilities(prompt, trie)
-        return list(known)  # pyright: ignore[reportReturnType]
+                known = cache.probabilities[prompt, trie] = self._probabilities(prompt, trie)
+        return list(known)
 
     def _probabilities(self, prompt: TokenIds, trie: ActionTrie) -> list[float]:
         if len(trie.leaves) == 1:

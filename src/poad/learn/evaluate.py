@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from poad.agent import Agent, Memo, Observation
+from poad.agent import ActingCache, Agent, Observation
 from poad.envs import make
 from poad.learn.rollout import Stream, episode_of, open_stream
 from poad.runs import versions
@@ -61,7 +61,7 @@ def evaluate(
         "versions": versions(),
     }
     scribe = _Scribe(agent) if turns else None
-    memo = Memo()
+    cache = ActingCache()
     waiting = iter(range(seed, seed + episodes))
     done: dict[int, dict[str, Any]] = {}
     due = seed
@@ -73,12 +73,14 @@ def evaluate(
         observations = [play.stream.observation for play in playing]
         generators = [play.generator for play in playing]
         actions: dict[int, Action] = {}
-        for i, action in agent.policy.act_each(observations, generators, greedy=greedy, memo=memo):
+        for i, action in agent.policy.act_each(
+            observations, generators, greedy=greedy, cache=cache
+        ):
             actions[i] = action
             playing[i].stream.prepare(action.text)
         still = []
         for i, play in enumerate(playing):
-            record = play.step(actions[i], scribe, memo)
+            record = play.step(actions[i], scribe, cache)
             if record is None:
                 still.append(play)
                 continue
@@ -121,9 +123,11 @@ class _Play:
         self.turns = []
         self.generator = np.random.default_rng(seed)
 
-    def step(self, action: Action, scribe: _Scribe | None, memo: Memo) -> dict[str, Any] | None:
+    def step(
+        self, action: Action, scribe: _Scribe | None, cache: ActingCache
+    ) -> dict[str, Any] | None:
         """Act; the episode's record when this ended it."""
-        thought = scribe and scribe.describe(self.stream.observation, action, memo)
+        thought = scribe and scribe.describe(self.stream.observation, action, cache)
         reward, terminated, truncated, info = self.stream.step(action)
         outcome = {
             "reward": reward,
@@ -152,21 +156,25 @@ class _Scribe:
         self._agent = agent
         self._described: dict[tuple[TokenIds, ActionTrie, TokenIds], dict[str, Any]] = {}
 
-    def describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
+    def describe(
+        self, observation: Observation, action: Action, cache: ActingCache
+    ) -> dict[str, Any]:
         if action.trie is None:
-            return self._describe(observation, action, memo)  # free writing hardly repeats
+            return self._describe(observation, action, cache)  # free writing hardly repeats
         key = (self._agent.policy.prompt_ids(observation), action.trie, action.token_ids)
         if key not in self._described:
-            self._described[key] = self._describe(observation, action, memo)
+            self._described[key] = self._describe(observation, action, cache)
         return self._described[key]
 
-    def _describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
+    def _describe(
+        self, observation: Observation, action: Action, cache: ActingCache
+    ) -> dict[str, Any]:
         codec, policy = self._agent.model.codec, self._agent.policy
         prompt, tokens = policy.prompt_ids(observation), action.token_ids
         decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
         value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
         offered = observation.admissible_actions
-        chances = None if offered is None else policy.probabilities(decided, memo)
+        chances = None if offered is None else policy.probabilities(decided, cache)
         return {
             "prompt": observation.prompt,
             "offered": None if chances is None else list(map(list, zip(offered or (), chances))),  # noqa: B905

@@ -29,6 +29,7 @@ from poad.learn.losses import (
     normalize_advantages,
 )
 from poad.learn.rollout import split_finished
+from poad.lm import renumber
 from poad.turns import Rollout, Turn
 
 
@@ -114,7 +115,7 @@ class PPO:
         lesson, metrics = self._prepare(streams, stale)
         ppo, steps, passes = self._config.ppo, [], 0
         self._drift = None
-        if lesson and (ppo.recompute_logprob or self.policy.model.drops):
+        if lesson and (ppo.recompute_logprob or self.policy.model.has_dropout):
             lesson = self._recomputed(lesson)
         while lesson and passes < ppo.epochs:
             passes += 1
@@ -163,11 +164,11 @@ class PPO:
             self.refuse_free_writing()
         readings = read_where(streams, self.method, self._slots)
         features = self._features(readings.positions) if self._features else None
-        also = () if self._features else readings.positions
+        extra = () if self._features else readings.positions
         if not any(any(turn.action.choice) for turn in turns):
             return None, {}
         whole = self._config.ppo.ratio == "turn"
-        batch, decision, option = self.policy.decisions(turns, also, divide=not whole)
+        batch, decision, option = self.policy.decisions(turns, extra, divide=not whole)
         value = self._values(batch, features).cpu()
         credit_config = self._config.credit
         by_duration = credit_config.discount == "duration"
@@ -231,10 +232,12 @@ class PPO:
         """[U] the critic as it stands."""
         if features is not None:
             return self.critic(features)
-        value = torch.zeros(len(batch.also))
-        for run in batch.bundles.runs(self._config.ppo.micro_batch_tokens):
+        value = torch.zeros(len(batch.extra_readings))
+        for run in batch.bundles.micro_batches(self._config.ppo.micro_batch_tokens):
             part, _, kept = batch.select(run)
-            value[kept] = self.critic(self.policy.model.read(part.packed)[part.also]).cpu()
+            value[kept] = self.critic(
+                self.policy.model.read(part.packed)[part.extra_readings]
+            ).cpu()
         return value
 
     @torch.no_grad()
@@ -244,7 +247,7 @@ class PPO:
         """[S] log-probabilities of terms as the policy, or the untrained model, sees them now."""
         q, k, _ = batch.read.shape
         logprob = torch.zeros(q, k)
-        for run in batch.bundles.runs(self._config.ppo.micro_batch_tokens):
+        for run in batch.bundles.micro_batches(self._config.ppo.micro_batch_tokens):
             part, kept, _ = batch.select(run)
             logprob[kept] = self.policy.evaluate(part, reference=reference).logprob.cpu()
         return logprob[decision, option]
@@ -313,8 +316,10 @@ class PPO:
         if lesson.features is not None:
             value = self.critic(lesson.features[read])
             value_loss, totals[1] = self._value_loss(lesson, read, value, share)
-        for i, run in enumerate(lesson.batch.bundles.runs(ppo.micro_batch_tokens, bundles)):
-            with self.policy.model.dropping(self._any_seed):
+        for i, run in enumerate(
+            lesson.batch.bundles.micro_batches(ppo.micro_batch_tokens, bundles)
+        ):
+            with self.policy.model.dropout(self.generator):
                 loss, sums, pair = self._loss(lesson, run, share)
                 (loss + value_loss if i == 0 else loss).backward()
             totals += sums
@@ -332,17 +337,13 @@ class PPO:
             self.optimizer.step()
         return _Step._make([*totals.tolist(), float(norms[0])])
 
-    def _any_seed(self) -> int:
-        return int(torch.randint(2**62, (), generator=self.generator))
-
     def _loss(
         self, lesson: Experience, bundles: Tensor, share: float
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """The loss of some bundles; its parts as sums over terms; log-probabilities to compare."""
         ppo = self._config.ppo
-        batch, kept, kept_also = lesson.batch.select(bundles)
-        place = torch.full((len(lesson.batch.read),), -1)
-        place[kept] = torch.arange(len(kept))
+        batch, kept, kept_extra = lesson.batch.select(bundles)
+        place = renumber(kept, len(lesson.batch.read))
         mine = place[lesson.decision] >= 0
         new = self.policy.evaluate(batch)
         device = new.logprob.device
@@ -372,8 +373,8 @@ class PPO:
             loss, away = loss + ppo.kl_reference * penalty, penalty.item()
         value_total = 0.0
         if lesson.features is None:
-            value = self.critic(new.hidden[batch.also.to(device)])
-            value_loss, value_total = self._value_loss(lesson, kept_also, value, share)
+            value = self.critic(new.hidden[batch.extra_readings.to(device)])
+            value_loss, value_total = self._value_loss(lesson, kept_extra, value, share)
             loss = loss + value_loss
         with torch.no_grad():
             log_ratio = logprob - old
@@ -389,8 +390,7 @@ class PPO:
         self, lesson: Experience, read: Tensor, value: Tensor, share: float
     ) -> tuple[Tensor, float]:
         """The weighted value loss at some readings, and its unweighted mean."""
-        place = torch.full((len(lesson.readings.positions),), -1)
-        place[read] = torch.arange(len(read))
+        place = renumber(read, len(lesson.readings.positions))
         mine = place[lesson.position] >= 0
         new = value[place[lesson.position[mine]].to(value.device)]
         old, target = lesson.old_value[mine].to(new), lesson.target[mine].to(new)

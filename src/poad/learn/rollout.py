@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from poad.agent import Memo, Observation, Policy
+from poad.agent import ActingCache, Observation, Policy
 from poad.errors import WorldError
 from poad.lm import Dialogue
 from poad.turns import Action, Episode, Rollout, TokenIds, Turn, Work
@@ -39,7 +39,7 @@ class Stream:
         self.seed, self.actions = seed, []
         with self._naming_the_world():
             prompt, info = self.env.reset(seed=seed)
-        self.observation = observe(prompt, info, self.dialogue.begin(prompt))
+        self.observation = observe(prompt, info, self.dialogue.first_prompt(prompt))
         self.notes = tuple(info.get("notes", ()))
 
     def step(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -53,7 +53,7 @@ class Stream:
         with self._naming_the_world():
             prompt, reward, terminated, truncated, info = self.env.step(action.text)
             reward = float(reward)
-        self.observation = observe(prompt, info, self.dialogue.go_on(action, prompt))
+        self.observation = observe(prompt, info, self.dialogue.next_prompt(action, prompt))
         if not math.isfinite(reward):
             raise WorldError(f"A reward is {reward}; it must be a finite number. {self._place()}")
         if terminated or truncated:
@@ -141,10 +141,10 @@ class Collector:
         turns: list[list[Turn]] = [[] for _ in self._streams]
         episodes: list[Episode] = []
         diary = _Diary()
-        memo = Memo()
+        cache = ActingCache()
         for _ in range(horizon):
             actions: dict[int, Action] = {}
-            for i, action in self._policy.act_each(self.observations, generator, memo=memo):
+            for i, action in self._policy.act_each(self.observations, generator, cache=cache):
                 actions[i] = action
                 self._streams[i].prepare(action.text)
             for i, (stream, history) in enumerate(zip(self._streams, turns, strict=True)):

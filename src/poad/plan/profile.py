@@ -22,11 +22,11 @@ from poad.lm import (
     Dialogue,
     TextCodec,
     codec_for,
-    common,
+    common_prefix_length,
     embedded_models,
+    model_source,
     packed_tokens,
     resolve_model,
-    where,
     with_adapters,
 )
 from poad.trie import ROOT, ActionTrie
@@ -138,7 +138,7 @@ def _describe(name: str, env: str) -> Any:
 
     name = resolve_model(name, env)
     try:
-        return AutoConfig.from_pretrained(where(name))
+        return AutoConfig.from_pretrained(model_source(name))
     except (OSError, ValueError, KeyError) as error:
         hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
@@ -218,7 +218,7 @@ def load_codec(config: Config) -> tuple[TextCodec, bool]:
 
     name = resolve_model(config.model.name, config.env)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where(name))
+        tokenizer = AutoTokenizer.from_pretrained(model_source(name))
         TextCodec(tokenizer).prompt("word")  # without its files, a tokenizer may come up empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return TextCodec(_Guess()), False
@@ -327,7 +327,7 @@ def _play(
     """The turns of a stream, and whether actions were offered in all of them."""
     prompt, info = env.reset(seed=seed)
     dialogue = Dialogue(codec, _form(config, codec), _room(config))
-    ids = dialogue.begin(prompt)
+    ids = dialogue.first_prompt(prompt)
     steps: list[_Step] = []
     offered = True
     for _ in range(config.horizon):
@@ -351,9 +351,9 @@ def _play(
         if terminated or truncated:
             seed += 1_000
             prompt, info = env.reset(seed=seed)
-            ids = dialogue.begin(prompt)
+            ids = dialogue.first_prompt(prompt)
         else:
-            ids = dialogue.go_on(Action(action, written, (), ()), prompt)
+            ids = dialogue.next_prompt(Action(action, written, (), ()), prompt)
     return steps, offered
 
 
@@ -397,6 +397,6 @@ def _cost(positions: Sequence[Position], once: bool) -> int:
     total = 0
     before: TokenIds = ()
     for way in sorted({(*prompt, *beginning) for prompt, beginning in positions}):
-        total += len(way) - common(before, way)
+        total += len(way) - common_prefix_length(before, way)
         before = way
     return total

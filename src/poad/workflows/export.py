@@ -26,7 +26,7 @@ from torch import Tensor
 from poad.agent import Agent, load_agent
 from poad.config import PromptConfig, dump
 from poad.errors import ExportError
-from poad.lm import embedded_models, without_bars
+from poad.lm import embedded_models, without_progress_bars
 from poad.runs import Run, versions
 
 # What poad never sets in an adapter: another value would be another function of the same weights.
@@ -68,7 +68,7 @@ def export(run: Run, agent: Agent, iteration: int | None, to: Path, *, adapter: 
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a crash has left
         partial.mkdir(parents=True)
-        with without_bars():
+        with without_progress_bars():
             if adapter:
                 _save_adapter(agent, partial)
             else:
@@ -113,7 +113,7 @@ def with_exported(agent: Agent, folder: Path) -> Agent:
 
     Raises:
         ExportError: not an export, or one with another tokenizer.
-        poad.lm.loading.ModelError: its model cannot be loaded.
+        ModelError: its model cannot be loaded.
     """
     model, config = agent.config.model, agent.config
     adapter = _adapter_config(folder)
@@ -312,7 +312,7 @@ def _usage(base: str, dtype: str, to: Path, adapter: bool) -> str:
         embedded = base in embedded_models()
         lines.insert(0, "from peft import PeftModel")
         if embedded:
-            lines.insert(1, "from poad.lm.loading import ASSETS")
+            lines.insert(1, "from poad.lm import ASSETS")
         where = f'ASSETS / "{base}"' if embedded else f'"{_base(base)}"'
         lines += [
             f'base = AutoModelForCausalLM.from_pretrained({where}, dtype="{dtype}")',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
 import shlex
@@ -106,6 +108,15 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     named = re.findall(r"(?<![\w/-])(?:configs|studies|examples|scripts)/[\w./-]+\.\w+", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_python_of_a_page_imports_exists(page: Path) -> None:
+    for code in blocks(page, "python") if page.name != "api.md" else ():
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("poad"):
+                room = importlib.import_module(node.module or "")
+                assert [name.name for name in node.names if not hasattr(room, name.name)] == []
 
 
 def test_the_make_commands_of_the_readme_exist() -> None:

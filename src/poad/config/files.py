@@ -158,8 +158,11 @@ def _unknown_key(base: Any, key: str, name: str, known: list[str]) -> str:
     group, dot, inner = key.partition(".")
     if dot and group in known:
         return f"unknown key {name!r}. Write it nested, as '{group}: {{{inner}: ...}}'."
-    elsewhere = [f"{each}.{key}" for each in known if hasattr(getattr(base, each), key)]
-    hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, known)
+    groups = [each for each in known if dataclasses.is_dataclass(getattr(base, each))]
+    inside = [each for each in groups if key in typing.get_type_hints(type(getattr(base, each)))]
+    hint = did_you_mean(key, known)
+    if inside:
+        hint = f"Did you mean {' or '.join(f'{each}.{key}' for each in inside)}? "
     return f"unknown key {name!r}. {hint}Known here: {', '.join(known)}."
 
 

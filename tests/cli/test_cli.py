@@ -182,7 +182,7 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("trian",), "Did you mean `poad train`?"),
+        (("trian",), "Did you mean 'train'?"),
         (("train", "--env", "poad/TomatoSalat-v0"), "poad/TomatoSalad-v0"),
         (("train", "--env-args", "max_stps=3"), "max_steps"),
         (("train", "--env-args", "max_steps"), "name=value"),

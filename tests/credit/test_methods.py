@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from torch import Tensor
 from trajectories import Trajectory, credit_of
 
 from poad.credit import METHODS, Credit, Method, find_method, token_credit
+from poad.errors import ConfigError
 
 rates = st.sampled_from([0.0, 0.3, 0.9, 1.0])
 seeds = st.integers(0, 2**32)
@@ -163,10 +167,44 @@ def test_the_table_agrees_with_its_keys_and_every_row_has_one_line():
 
 
 def test_an_unknown_method_is_refused_with_its_neighbours():
-    with pytest.raises(ValueError, match=r"'paod'.*Did you mean 'poad'.*archer_adrl"):
+    with pytest.raises(ConfigError, match=r"'paod'\. Did you mean 'poad'.*archer_adrl"):
         find_method("paod")
-    with pytest.raises(ValueError, match=r"There are poad, .*reinforce\.$"):
+    with pytest.raises(ConfigError, match=r"Known methods: poad, .*reinforce\. Name .*module:NAME"):
         find_method("zzz")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with a method of its own, and with a name that is none."""
+    (tmp_path / "methods_of_mine.py").write_text(
+        "from poad.credit import Method\n"
+        "TD0 = Method(name='td0', summary='Mine.')\n"
+        "def one_step(): ...\n"
+    )
+    (tmp_path / "broken_methods.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "methods_of_mine"
+    sys.modules.pop("methods_of_mine", None)
+
+
+def test_a_method_of_ones_own_is_found_by_its_module(module: str):
+    assert find_method(f"{module}:TD0").name == "td0"
+
+
+@pytest.mark.parametrize(
+    ("method", "explained"),
+    [
+        ("no_such_module:TD0", "Cannot import .*'no_such_module'.*directory that holds the module"),
+        ("broken_methods:TD0", "Cannot import .*ZeroDivisionError: division by zero"),
+        ("methods_of_mine:TD1", "has no 'TD1'. Did you mean 'TD0'.*Methods there: TD0"),
+        ("methods_of_mine:one_step", "is a function, not a poad.credit.Method"),
+        ("methods_of_mine:", "Methods there: TD0"),
+        (":TD0", "Cannot import"),
+    ],
+)
+def test_what_is_no_method_of_ones_own_is_explained(module: str, method: str, explained: str):
+    with pytest.raises(ConfigError, match=explained):
+        find_method(method)
 
 
 @pytest.mark.parametrize("name", ["gamma", "lam", "lam_token", "gamma_token"])

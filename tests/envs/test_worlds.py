@@ -143,6 +143,37 @@ def test_the_error_for_an_unknown_argument_lists_the_known_ones(module: str):
         make(f"{module}:mine/Strict-v3", level=1, pepper=2)
 
 
+class Refused:
+    """A constructor that fails as it is told to."""
+
+    def __init__(self, error: Exception):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        (
+            ValueError("level 7: there are 3"),
+            r"Cannot make mine/Refused-v0 with .*: level 7: there",
+        ),
+        (TypeError("level is text"), r"Cannot make mine/Refused-v0 with .*: level is text$"),
+        (
+            ConnectionRefusedError("no server"),
+            r"ConnectionRefusedError: no server \(.*, line \d+\)",
+        ),
+    ],
+)
+def test_a_constructor_that_fails_is_explained_in_one_sentence(error: Exception, explained: str):
+    gymnasium.register("mine/Refused-v0", entry_point=Refused)  # pyright: ignore
+    try:
+        with pytest.raises(ConfigError, match=explained) as caught:
+            make("mine/Refused-v0", error=error)
+        assert caught.value.__cause__ is not None
+    finally:
+        del gymnasium.registry["mine/Refused-v0"]
+
+
 def test_a_world_without_an_entry_point_cannot_be_made():
     gymnasium.register("mine/Vector-v0", vector_entry_point="nowhere:Nothing")
     try:

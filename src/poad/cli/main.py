@@ -6,7 +6,6 @@ that ``poad --help`` costs no torch.
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import sys
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
+from poad.cli.config_command import ConfigOptions, show_config
 from poad.cli.options import (
     EnvsOptions,
     EvalOptions,
@@ -30,14 +29,15 @@ from poad.cli.options import (
     TrainOptions,
     VerifyOptions,
 )
-from poad.config import Config, load
-from poad.errors import ConfigError
+from poad.config import Config, load, parse_value, whole_number
+from poad.errors import ConfigError, PoadError, did_you_mean
 
 _OVERVIEW = """\
 poad: train language agents by reinforcement learning, with credit for every token
 
   poad train        train an agent in a text world
   poad plan         predict memory and time of a training before anything is loaded
+  poad config       print a configuration in full
   poad eval         examine a trained agent, sampled and greedy
   poad play         watch an agent turn by turn, or play yourself
   poad generalize   examine an agent in worlds it was not trained in
@@ -246,6 +246,7 @@ def _sandbox(_: SandboxOptions) -> int:
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainOptions, _train),
     "plan": (PlanOptions, _plan),
+    "config": (ConfigOptions, show_config),
     "eval": (EvalOptions, _eval),
     "play": (PlayOptions, _play),
     "generalize": (GeneralizeOptions, _generalize),
@@ -270,9 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f" Did you mean `poad {near[0]}`?" if near else ""
-        return _fail(f"There is no command {name!r}.{hint} There are: {', '.join(_COMMANDS)}.")
+        hint = did_you_mean(name, _COMMANDS, 1)
+        return _fail(f"There is no command {name!r}. {hint}There are: {', '.join(_COMMANDS)}.")
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
@@ -288,15 +288,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `poad … | head`
         sys.stdout = None
         return 0
-    except Exception as error:
-        if not _is_expected(error):
-            raise
+    except PoadError as error:
         return _fail(str(error))
 
 
 def _parse(name: str, options_type: type, arguments: list[str]) -> Any:
     default = None
-    if options_type in (TrainOptions, PlanOptions):
+    if options_type in (TrainOptions, PlanOptions, ConfigOptions):
         base = Config()
         if (resumed := _value_of("--resume", arguments)) is not None:
             from poad.runs import Run
@@ -304,6 +302,8 @@ def _parse(name: str, options_type: type, arguments: list[str]) -> Any:
             base = Run.open(resumed).config
         elif (path := _value_of("--config", arguments)) is not None:
             base = load(path)
+        elif options_type is ConfigOptions and arguments and not arguments[0].startswith("-"):
+            base = load(arguments[0])
         default = options_type(settings=base)
     return tyro.cli(
         options_type,
@@ -325,7 +325,7 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Teaches tyro to read `--env-args name=value …`; values are read as YAML."""
+    """Teach tyro to read `--env-args name=value …` with YAML values, and integers such as 1e4."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -339,7 +339,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
                 name, equals, value = argument.partition("=")
                 if not (name and equals):
                     raise ValueError(f"expected name=value, not {argument!r}")
-                values[name] = yaml.safe_load(value)
+                values[name] = parse_value(value)
             return values
 
         return tyro.constructors.PrimitiveConstructorSpec(
@@ -350,12 +350,19 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             str_from_instance=lambda value: [f"{k}={v}" for k, v in value.items()],
         )
 
+    @registry.primitive_rule
+    def integers(info: tyro.constructors.PrimitiveTypeInfo):
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda arguments: whole_number(arguments[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     return registry
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether the message is meant for the user, so that a traceback would only be in the way."""
-    return type(error).__module__.startswith("poad.")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

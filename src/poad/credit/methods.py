@@ -6,6 +6,7 @@ tensors; it lays the rows out as a `TokenStream` and ends in one recursion.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from poad.credit.recursion import Credit, recursion
 from poad.credit.slots import Slots, TokenStream, sequences, turn_sum
-from poad.errors import did_you_mean
+from poad.errors import ConfigError, did_you_mean
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From reward, value, next value, discount and trace to advantage and target; all [N, L]."""
@@ -186,17 +187,48 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def find_method(method: str | Method) -> Method:
-    """Look a method up by name; a `Method` is returned as it is.
+    """Find a method by its name in `METHODS`, or one of your own as "package.module:NAME".
+
+    In the second form the module is imported, and `NAME` must be a `Method` there. A `Method` is
+    returned as it is.
 
     Raises:
-        ValueError: an unknown name.
+        ConfigError: the name is unknown, its module cannot be imported, or it is not a `Method`.
     """
     if isinstance(method, Method):
         return method
+    module, colon, name = method.rpartition(":")
+    if colon:
+        return _import_method(module, name)
     if method in METHODS:
         return METHODS[method]
-    hint = did_you_mean(method, METHODS)
-    raise ValueError(f"Unknown method {method!r}. {hint}There are {', '.join(METHODS)}.")
+    raise ConfigError(
+        f"There is no method {method!r}. {did_you_mean(method, METHODS)}Known methods: "
+        f"{', '.join(METHODS)}. Name a method of your own as package.module:NAME."
+    )
+
+
+def _import_method(module: str, name: str) -> Method:
+    where = f"the method '{module}:{name}'"
+    try:
+        names = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Cannot import {where}: {error}. Run poad from the directory that holds the module, "
+            "or install its package."
+        ) from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(f"Cannot import {where}: {type(error).__name__}: {error}") from error
+    if name not in names:
+        known = [each for each, value in names.items() if isinstance(value, Method)]
+        raise ConfigError(
+            f"Cannot find {where}: {module} has no {name!r}. {did_you_mean(name, known)}"
+            f"Methods there: {', '.join(known) or 'none'}."
+        )
+    if not isinstance(names[name], Method):
+        kind = type(names[name]).__name__
+        raise ConfigError(f"Cannot use {where}: it is a {kind}, not a poad.credit.Method.")
+    return names[name]
 
 
 def token_credit(

@@ -5,13 +5,14 @@ Importing this module registers the worlds of poad with Gymnasium.
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from poad.errors import ConfigError, did_you_mean
+from poad.errors import ConfigError, PoadError, did_you_mean
 
 
 class FreeText(NamedTuple):
@@ -115,8 +116,8 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         kwargs: arguments for the world's constructor; `world_arguments` lists them.
 
     Raises:
-        ConfigError: the name is unknown, its module cannot be imported, or the world does not take
-            an argument. The message lists the alternatives.
+        ConfigError: the name is unknown, its module cannot be imported, the world does not take an
+            argument, or its constructor fails. The message lists the alternatives.
     """
     spec = _spec(env_id)
     arguments = world_arguments(env_id)
@@ -126,7 +127,23 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
                 f"{spec.id} takes no argument {name!r}. {did_you_mean(name, arguments)}"
                 f"It takes: {', '.join(arguments) or 'none'}."
             )
-    return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    return _open(spec, kwargs)
+
+
+def _open(spec: EnvSpec, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
+    """Call a world's constructor, and report in one sentence why it fails."""
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except PoadError:
+        raise
+    except Exception as error:
+        # Gymnasium appends all arguments to the message of a TypeError.
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        if not isinstance(error, ValueError | TypeError):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {reason} ({place.filename}, line {place.lineno})"
+        given = f" with {kwargs}" if kwargs else ""
+        raise ConfigError(f"Cannot make {spec.id}{given}: {reason}") from error
 
 
 def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
@@ -193,6 +210,11 @@ def _spec(env_id: str) -> EnvSpec:
             raise ConfigError(
                 f"Cannot import {module!r} to find the world {name!r}: {error}. "
                 "Run poad from the directory that holds the module, or install the package."
+            ) from error
+        except Exception as error:  # whatever the module does when it is imported
+            raise ConfigError(
+                f"Cannot import {module!r} to find the world {name!r}: "
+                f"{type(error).__name__}: {error}"
             ) from error
     if name not in gymnasium.registry:
         where = f" The module {module!r} was imported; it must register the world." if colon else ""

@@ -6,7 +6,6 @@ random agent for one rollout. :mod:`poad.plan.predict` reckons with the outcome.
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import nn
 
 from poad.config import Config, ModelConfig, PromptConfig
 from poad.envs import make
-from poad.errors import ModelError
+from poad.errors import ModelError, did_you_mean
 from poad.lm import (
     Dialogue,
     TextCodec,
@@ -141,8 +140,7 @@ def _describe(name: str, env: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model_source(name))
     except (OSError, ValueError, KeyError) as error:
-        near = difflib.get_close_matches(name, embedded_models(), n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
             f"Cannot find the configuration of the model {name!r}. {hint}Expected an embedded "
             f"model ({', '.join(embedded_models())}), a directory with a config.json, or a hub "

@@ -25,28 +25,23 @@ from poad.runs import Run, append_line
 from poad.workflows.export import export, refuse_taken, with_exported
 
 MODES = {"sampled": False, "greedy": True}
-_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "mirrors")
+_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
 
 
 def check_world(config: Config) -> None:
-    """Open and close the world, so that a wrong name or argument is told before anything loads.
+    """Open and close the world, so that wrong arguments are reported before a model is loaded.
 
     Raises:
-        ConfigError: it cannot be made.
+        PoadError: the world cannot be made; the message says why.
     """
-    try:
-        make(config.env, **config.env_args).close()
-    except (ValueError, TypeError) as error:
-        reason = str(error).partition(" was raised from the environment creator")[0]
-        given = f" with {config.env_args}" if config.env_args else ""
-        raise ConfigError(f"Cannot make {config.env}{given}: {reason}") from error
+    make(config.env, **config.env_args).close()
 
 
 def free_path(config: Config) -> Path:
     """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered where it is taken."""
     world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
     world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
-    base = Path("runs") / f"{world}-{config.credit.method}-seed{config.seed}"
+    base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
     path, number = base, 2
     while path.exists() and any(path.iterdir()):
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
@@ -115,7 +110,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
                 break
     summary: dict[str, Any] = {
         "env": config.env,
-        "method": config.credit.method,
+        "method": config.credit.label,
         "seed": config.seed,
         "status": "stopped" if interrupted else "finished",
         **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},

@@ -1,6 +1,6 @@
-"""A text world of your own. Train on it from this directory:
+"""A text world of your own.
 
-poad train --env my_world:Doors-v0 --model.name tiny-kitchen
+In this directory: poad train --env my_world:Doors-v0 --model.name tiny-kitchen
 """
 
 import gymnasium

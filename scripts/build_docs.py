@@ -11,8 +11,9 @@ TARGET = Path(__file__).parent.parent / "docs" / "environments.md"
 HEAD = """\
 # The worlds
 
-This page is the manual of every world that poad ships. It is generated from the docstrings of the worlds by `make docs`; edit
-those instead. `poad envs` lists the worlds in the terminal, and `poad envs ID` shows one of these manuals.
+This page is the manual of every world that poad ships. `make docs` generates it from the docstrings
+of the worlds, so edit those instead. In the terminal, `poad envs` lists the worlds and
+`poad envs ID` shows one of these manuals.
 
 """
 
@@ -29,7 +30,7 @@ def page() -> str:
 
 
 def manual(kind: type, names: list[str]) -> str:
-    """Write one manual: the docstring of a kind of world, and the first scene of its first world."""
+    """Write one manual: the docstring of a kind of world, and its first scene."""
     lines = (inspect.getdoc(kind) or "").replace("\n## ", "\n### ").splitlines()
     env = make(names[0])
     prompt, info = env.reset(seed=0)

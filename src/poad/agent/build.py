@@ -14,7 +14,7 @@ from poad.agent.critic import Critic, FrozenFeatures
 from poad.agent.policy import Policy, Score
 from poad.config import Config
 from poad.credit import Method, find_method
-from poad.envs import writing
+from poad.envs import free_text_of
 from poad.errors import ConfigError
 from poad.lm import LanguageModel, codec_for, load_model, pack, resolve_model
 from poad.turns import Position
@@ -98,9 +98,9 @@ def resolve(config: Config) -> Config:
         credit = replace(credit, gamma_token=rate)
     name = resolve_model(config.model.name, config.env)
     if acting.stop is None:
-        acting = replace(acting, stop=writing(config.env).stop)
+        acting = replace(acting, stop=free_text_of(config.env).stop)
     if acting.max_action_tokens is None:
-        acting = replace(acting, max_action_tokens=writing(config.env).tokens)
+        acting = replace(acting, max_action_tokens=free_text_of(config.env).max_tokens)
     return replace(config, acting=acting, credit=credit, model=replace(config.model, name=name))
 
 

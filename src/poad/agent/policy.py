@@ -19,7 +19,7 @@ from poad.agent.continuous_batching import write_with_transformers
 from poad.agent.decisions import DecisionBatch, DecisionTable
 from poad.agent.sampling import CERTAIN, Choice, Memo, walk, write
 from poad.config import ActingConfig, PromptConfig
-from poad.envs import Writing
+from poad.envs import FreeText
 from poad.lm import Dialogue, LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, Position, TokenIds, Turn
@@ -73,9 +73,9 @@ class Policy:
         self.prompt = prompt or PromptConfig()
         acting = acting or ActingConfig()
         if acting.stop is None:
-            acting = replace(acting, stop=Writing().stop)
+            acting = replace(acting, stop=FreeText().stop)
         if acting.max_action_tokens is None:
-            acting = replace(acting, max_action_tokens=Writing().tokens)
+            acting = replace(acting, max_action_tokens=FreeText().max_tokens)
         self.acting = acting
         self.scheme: Scheme = "trie" if acting.scheme == "auto" else acting.scheme
         self.score: Score = "word" if acting.score == "auto" else acting.score

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from poad.agent import Agent
 from poad.display import Screen, watch
-from poad.envs import same_words, world_arguments
+from poad.envs import same_class, world_arguments
 from poad.errors import ConfigError
 from poad.learn import evaluate, summarize
 from poad.runs import UNTRAINED, Run, write_json, write_text
@@ -55,7 +55,7 @@ def generalize_run(
     rows = _rows(path, beside)
     console = Screen(quiet=quiet)
     home = rows[0].agent.config.env
-    if not any(same_words(home, world) for world in worlds):
+    if not any(same_class(home, world) for world in worlds):
         console.print(
             f"Note: none of these worlds speaks as {home} does, where this agent was trained; "
             "little can carry over."

@@ -17,7 +17,7 @@ from poad.envs.check import check_env
 from poad.envs.datasci import env as module
 from poad.envs.datasci.env import DataScienceEnv
 from poad.envs.datasci.text import CHARACTERS, program, prompt
-from poad.envs.registry import make, world_arguments, writing
+from poad.envs.registry import free_text_of, make, world_arguments
 from poad.errors import DataError
 
 NAME = "poad/DataScience-v0"
@@ -202,8 +202,8 @@ def test_filling_in_the_middle(made: list[Fake]):
 
 
 def test_how_a_program_ends_when_it_is_written_freely():
-    said = writing(NAME)
-    assert said.tokens == 128
+    said = free_text_of(NAME)
+    assert said.max_tokens == 128
     assert "\n    return model" in said.stop
 
 
@@ -341,9 +341,9 @@ def test_without_the_extra_worlds_can_still_be_listed_and_the_cure_is_told():
 import sys
 for missing in ("sklearn", "pandas", "scipy", "pyseccomp"):
     sys.modules[missing] = None
-from poad.envs import known_worlds, make, writing
+from poad.envs import free_text_of, known_worlds, make
 assert "poad/DataScience-v0" in dict(known_worlds())
-assert writing("poad/DataScience-v0").tokens == 128
+assert free_text_of("poad/DataScience-v0").max_tokens == 128
 make("poad/TomatoSalad-v0").reset()
 try:
     make("poad/DataScience-v0")

@@ -15,7 +15,7 @@ from poad.envs.datasci import datasets, text
 from poad.envs.datasci.sandbox import Answer, Isolation, Job, Sandbox
 from poad.envs.datasci.scoring import PARITY, Judge
 from poad.envs.datasci.text import Marking
-from poad.envs.registry import Writing
+from poad.envs.registry import FreeText
 
 FAILURE: Final = -1.0
 """The reward of a program that could not be scored."""
@@ -87,7 +87,7 @@ class DataScienceEnv(gymnasium.Env[str, str]):
     * v0: first version.
     """
 
-    writing: Final = Writing(stop=text.STOPS, tokens=128)
+    free_text: Final = FreeText(stop=text.STOPS, max_tokens=128)
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from poad.agent import Observation, load_agent
+from poad.agentNone import load_agent
+from poad.turns import Observation
 from poad.config import Config
 from poad.envs.datasci import text
 

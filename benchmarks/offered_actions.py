@@ -21,7 +21,8 @@ import torch
 from iteration import TOKENIZER, million
 from transformers import AutoTokenizer
 
-from poad.agent import Observation, Policy
+from poad.agentNone import Policy
+from poad.turns import Observation
 from poad.config import ActingConfig
 from poad.envs import make
 from poad.lm import LanguageModel, TextCodec

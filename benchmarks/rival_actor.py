@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from rival_reader import Line, Reader, Savings, ways
 
-from poad.agent import ActingCache, Observation, Policy
+from poad.agentNone import ActingCache, Policy
+from poad.turns import Observation
 from poad.lm import LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, TokenIds

@@ -1,6 +1,6 @@
 """PPO the slow way: a forward pass per turn, nothing shared, the losses as in the textbook.
 
-The judge of the learner. It takes from it the model's weights and the recorded turns, no more.
+It checks the learner, and takes from it the model's weights and the recorded turns alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from naive_credit import naive_credit
 from torch import Tensor
+from trajectories import Trajectory
 
 from poad.agent.build import Agent
-from poad.credit.recursion import Trajectory
 from poad.turns import Turn
 
 Streams = Sequence[Sequence[Turn]]
@@ -119,10 +119,10 @@ class Textbook:
 
     def loss(self, streams: Streams, before: Trajectory) -> Tensor:
         """The whole loss now; `before` holds the values that the update began with."""
-        config, method = self.agent.config, self.agent.method
+        config = self.agent.config
         credit = naive_credit(
             before,
-            method.name,
+            config.credit.method,
             config.credit.gamma,
             config.credit.lam,
             lam_token=config.credit.lam_token,

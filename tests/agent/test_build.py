@@ -9,7 +9,8 @@ import torch
 from naive_credit import ALL_METHODS
 from tiny_worlds import settings
 
-from poad.agent.build import Agent, load_agent, resolve
+from poad.agent.build import Agent, load_agent, torch_threads
+from poad.agent.settings import Acting, resolve
 from poad.config import Config, from_dict, to_dict
 from poad.errors import ConfigError, ModelError
 
@@ -19,7 +20,8 @@ SCORES = {"twosome": ("score", "word"), "glam": ("score", "sum")}
 
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_nothing_is_left_to_guess(method: str) -> None:
-    config = resolve(from_dict({"credit": {"method": method, "gamma": 0.9, "lam": 0.8}}))
+    settings = resolve(from_dict({"credit": {"method": method, "gamma": 0.9, "lam": 0.8}}))
+    config = settings.config
     assert config.model.name == "tiny-kitchen"
     assert (config.acting.scheme, config.acting.score) == SCORES.get(method, ("trie", "word"))
     assert config.credit.slots == ("tokens" if method == "ntpo" else "choices")
@@ -27,7 +29,11 @@ def test_nothing_is_left_to_guess(method: str) -> None:
     assert config.credit.lam_token == (0.8 if fades else 1.0)
     assert config.credit.gamma_token == (0.9 if fades else 1.0)
     assert "auto" not in leaves(to_dict(config)) - {config.model.device}
-    assert resolve(config) == config
+    assert resolve(config) == settings
+    assert settings.acting == Acting(**vars(config.acting))
+    rates = settings.credit.rates
+    assert rates._asdict().items() <= vars(config.credit).items()
+    assert settings.credit.method.name == method
 
 
 def leaves(tree: Any) -> set[Any]:
@@ -48,7 +54,7 @@ def test_what_is_said_stays_said() -> None:
         "model": {"name": "tiny-kitchen"},
     }
     config = from_dict(said)
-    assert resolve(config) == config
+    assert resolve(config).config == config
 
 
 @pytest.mark.parametrize(
@@ -116,12 +122,13 @@ def test_tensors_of_another_tuning_are_refused() -> None:
         load_agent(lora, full)
 
 
-def test_threads_are_what_the_configuration_says() -> None:
-    before = torch.get_num_threads()
-    try:
-        load_agent(settings("Chain", threads=2))
-        assert torch.get_num_threads() == 2
-        load_agent(settings("Chain", threads=0))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_the_callers_thread_count_and_random_state_are_kept() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    load_agent(settings("Chain", threads=threads + 1))
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch_threads(threads + 1):
+        assert torch.get_num_threads() == threads + 1
+        with torch_threads(0):
+            assert torch.get_num_threads() == threads + 1
+    assert torch.get_num_threads() == threads

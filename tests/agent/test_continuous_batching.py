@@ -12,13 +12,13 @@ from tiny_models import PROMPTS, Zoo
 from tiny_worlds import settings
 
 from poad.agent.continuous_batching import write_with_transformers
-from poad.agent.policy import Observation, Policy
-from poad.config import ActingConfig
+from poad.agent.policy import Policy
+from poad.agent.settings import Acting
 from poad.errors import ModelError
 from poad.learn.train import Trainer
-from poad.turns import Turn
+from poad.turns import Observation, Turn
 
-ACTING = ActingConfig(engine="transformers", max_action_tokens=9, stop=("\n", "door"))
+ACTING = Acting(engine="transformers", max_action_tokens=9, stop=("\n", "door"))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -32,9 +32,8 @@ def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuni
     batch, decision, option = policy.decisions(turns)
     with torch.no_grad():
         logprob = policy.evaluate(batch).logprob
-    for i, action in enumerate(actions):
-        n = len(action.token_ids)
-        found = logprob[decision[i, :n], option[i, :n]]
+    found_each = logprob[decision, option].split([len(a.token_ids) for a in actions])
+    for found, action in zip(found_each, actions, strict=True):
         torch.testing.assert_close(found, torch.tensor(action.logprob), atol=1e-4, rtol=0)
 
 

@@ -82,7 +82,7 @@ def test_values_are_float32_whatever_the_model(zoo: Zoo):
     model = zoo.load(dtype="bfloat16")
     critic = Critic(model.width, (16,), seed=0)
     assert {weight.dtype for weight in critic.parameters()} == {torch.float32}
-    assert FrozenFeatures(model)(SOME).dtype == torch.float32
+    assert FrozenFeatures(model, 16_384)(SOME).dtype == torch.float32
     hidden = model.read(pack(SOME, model.codec.pad_id))
     assert hidden.dtype == torch.bfloat16
     have_opinions(critic)
@@ -95,7 +95,7 @@ def test_values_are_float32_whatever_the_model(zoo: Zoo):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_features_are_the_untrained_hidden_states_of_positions_alone(zoo, architecture, tuning):
     model, untouched = zoo.load(architecture, tuning=tuning), zoo.load(architecture)
-    features = FrozenFeatures(model)(SOME)
+    features = FrozenFeatures(model, 16_384)(SOME)
     alone = [untouched.read(pack([position], 0))[0].detach() for position in SOME]
     assert not features.requires_grad
     assert_same(features, torch.stack(alone))
@@ -104,7 +104,7 @@ def test_features_are_the_untrained_hidden_states_of_positions_alone(zoo, archit
 @pytest.mark.parametrize("batch_tokens", [1, 6, 16_384])
 def test_features_do_not_depend_on_how_the_work_is_divided(zoo: Zoo, batch_tokens):
     model = zoo.load()
-    whole = FrozenFeatures(model)(SOME)
+    whole = FrozenFeatures(model, 16_384)(SOME)
     with counting(model) as sizes:
         features = FrozenFeatures(model, batch_tokens)(SOME)
     assert_same(features, whole)
@@ -118,7 +118,7 @@ def test_values_do_not_depend_on_neighbours(zoo: Zoo):
     model = zoo.load()
     critic = Critic(model.width, (16,), seed=0)
     have_opinions(critic)
-    features = FrozenFeatures(model)
+    features = FrozenFeatures(model, 16_384)
     together = critic(features(SOME))
     alone = torch.cat([critic(features([position])) for position in SOME])
     assert_same(together, alone)
@@ -127,11 +127,11 @@ def test_values_do_not_depend_on_neighbours(zoo: Zoo):
 
 def test_asking_again_gives_the_same_bits(zoo: Zoo):
     model = zoo.load()
-    features = FrozenFeatures(model)
+    features = FrozenFeatures(model, 16_384)
     first = features(SOME)
     features(SOME[::-1])
     assert torch.equal(features(SOME), first)
 
 
 def test_no_positions_no_features(zoo: Zoo):
-    assert FrozenFeatures(zoo.load())([]).shape == (0, 32)
+    assert FrozenFeatures(zoo.load(), 16_384)([]).shape == (0, 32)

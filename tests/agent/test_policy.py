@@ -20,22 +20,23 @@ from tiny_models import ACTIONS, CONFIGURATIONS, PROMPTS, Zoo, assert_same, next
 from torch import Tensor
 
 from poad.agent.build import load_agent
-from poad.agent.policy import Observation, Policy
+from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
-from poad.config import ActingConfig, Config
+from poad.agent.settings import Acting
+from poad.config import Config
 from poad.envs.registry import make
 from poad.lm.model import LanguageModel
 from poad.trie import ActionTrie
-from poad.turns import Action, TokenIds, Turn
+from poad.turns import Action, Observation, TokenIds, Turn
 
 SCHEMES = {
-    "trie": ActingConfig(scheme="trie"),
-    "word": ActingConfig(scheme="score", score="word"),
-    "token": ActingConfig(scheme="score", score="token"),
-    "sum": ActingConfig(scheme="score", score="sum"),
-    "word with end": ActingConfig(scheme="score", score="word", score_end=True),
-    "token with end": ActingConfig(scheme="score", score="token", score_end=True),
-    "published": ActingConfig(scheme="published"),
+    "trie": Acting(scheme="trie"),
+    "word": Acting(scheme="score", score="word"),
+    "token": Acting(scheme="score", score="token"),
+    "sum": Acting(scheme="score", score="sum"),
+    "word with end": Acting(scheme="score", score="word", score_end=True),
+    "token with end": Acting(scheme="score", score="token", score_end=True),
+    "published": Acting(scheme="published"),
 }
 # Whole-word tokens are short; a stop text that many of them hold ends writing at all lengths.
 FREE: dict[str, Any] = {"stop": ("o", "\n"), "max_action_tokens": 6}
@@ -111,12 +112,14 @@ class Plain:
         """[K] log-probability of each offered action, from the definition of each scheme."""
         policy, temperature = self.policy, self.policy.acting.temperature
         sequences = [policy.codec.action(text) for text in texts]
-        if policy.scheme == "trie":
+        if policy.acting.scheme == "trie":
             return torch.stack([self._walk(prompt, tokens, sequences) for tokens in sequences])
         scores: list[Tensor] = []
         for text, tokens in zip(texts, sequences, strict=True):
             counted = tokens if policy.acting.score_end else tokens[:-1]
-            divisor = {"word": len(text.split()), "token": len(counted), "sum": 1}[policy.score]
+            divisor = {"word": len(text.split()), "token": len(counted), "sum": 1}[
+                policy.acting.score
+            ]
             each = [self.token(prompt, tokens, j, 1.0) for j in range(len(counted))]
             scores.append(torch.stack(each).sum() / divisor)
         return (torch.stack(scores) / temperature).log_softmax(-1)
@@ -183,8 +186,8 @@ def test_offers_of_single_tokens_are_scored_by_words_too(zoo: Zoo):
         with torch.no_grad():
             scores = next_token_logits(policy.model, *prompt).log_softmax(-1)[[60, 61]]
             scores = scores / torch.tensor([len(text.split()) for text in texts])
-            assert_same(policy.evaluate(batch).logprob[decision[0, 0]], scores.log_softmax(-1))
-        assert option[0, 0] == 0
+            assert_same(policy.evaluate(batch).logprob[decision[0]], scores.log_softmax(-1))
+        assert option[0] == 0
 
 
 # --- what is recorded -------------------------------------------------------------------------
@@ -221,7 +224,9 @@ def test_before_the_first_update_the_learner_sees_what_was_recorded(zoo, archite
             turns = [turn_of(policy, *pair) for pair in acted(policy)]
             for seed in (0, 1):  # other company, other order, other padding
                 order = rng(seed).permutation(len(turns))[: len(turns) - 7 * seed]
-                batch, decision, option = policy.decisions([turns[i] for i in order])
+                some_turns = [turns[i] for i in order]
+                recorded = [logprob for turn in some_turns for logprob in turn.action.logprob]
+                batch, decision, option = policy.decisions(some_turns)
                 bundles = torch.randperm(len(batch.bundles.cost))
                 compared = 0
                 for some in bundles.split(2 + seed):
@@ -229,10 +234,9 @@ def test_before_the_first_update_the_learner_sees_what_was_recorded(zoo, archite
                     with torch.no_grad():
                         logprob = policy.evaluate(part).logprob
                     for q, whole in enumerate(kept.tolist()):
-                        for i, j in (decision == whole).nonzero().tolist():
-                            recorded = turns[order[i]].action.logprob[j]
-                            found = logprob[q, option[i, j]].item()
-                            assert found == pytest.approx(recorded, abs=1e-5), (scheme, i, j)
+                        for m in (decision == whole).nonzero().squeeze(1).tolist():
+                            found = logprob[q, option[m]].item()
+                            assert found == pytest.approx(recorded[m], abs=1e-5), (scheme, m)
                             compared += 1
                 assert compared == int((decision >= 0).sum()) > 0
 
@@ -242,12 +246,10 @@ def test_every_choice_is_a_decision_and_nothing_else_is(zoo: Zoo, scheme):
     policy = policy_of(zoo.load(), scheme)
     pairs = acted(policy)
     _, decision, _ = policy.decisions([turn_of(policy, *pair) for pair in pairs])
-    assert decision.shape == (len(pairs), max(len(a.token_ids) for _, a in pairs))
-    for (_, action), row in zip(pairs, decision, strict=True):
-        length = len(action.token_ids)
-        assert len(action.choice) == len(action.logprob) == length
-        assert tuple((row[:length] >= 0).tolist()) == action.choice
-        assert (row[length:] == -1).all()
+    lengths = [len(action.token_ids) for _, action in pairs]
+    for (_, action), row in zip(pairs, decision.split(lengths), strict=True):
+        assert len(action.choice) == len(action.logprob) == len(row)
+        assert tuple((row >= 0).tolist()) == action.choice
         for choice, logprob in zip(action.choice, action.logprob, strict=True):
             assert logprob <= 0.0 if choice else logprob == 0.0
 
@@ -442,7 +444,7 @@ def test_greedy_takes_the_likeliest_at_every_node(zoo: Zoo):
             batch, decision, option = policy.decisions([turn_of(policy, observation, action)])
             best = policy.evaluate(batch).logprob.argmax(1)
             for j, choice in enumerate(action.choice):
-                assert not choice or best[decision[0, j]] == option[0, j]
+                assert not choice or best[decision[j]] == option[j]
 
 
 def test_greedy_writing_takes_the_likeliest_token(zoo: Zoo):
@@ -616,13 +618,13 @@ def test_worlds_that_offer_and_worlds_that_do_not_act_side_by_side(zoo: Zoo, sch
 def expected_terms(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of the decision at a turn's token j, by brute force."""
     prompt, action, policy = turn.prompt_ids, turn.action, plain.policy
-    if action.trie is not None and policy.scheme == "score":
+    if action.trie is not None and policy.acting.scheme == "score":
         distribution = plain.offered(prompt, action.trie.texts)
         taken = action.trie.texts.index(action.text)
     else:
         logits = plain.logits(*prompt, *action.token_ids[:j]) / policy.acting.temperature
         distribution, taken = logits.log_softmax(-1), action.token_ids[j]
-        if action.trie is not None and policy.scheme == "trie":
+        if action.trie is not None and policy.acting.scheme == "trie":
             siblings = action.trie.children[action.trie.parents[action.nodes[j]] + 1]
             tokens = [action.trie.tokens[node] for node in siblings]
             distribution, taken = logits[tokens].log_softmax(-1), tokens.index(taken)
@@ -637,12 +639,14 @@ def test_entropies_and_gradients_equal_brute_force(zoo: Zoo, architecture, tunin
     turns = [turn_of(policy, *pair) for pair in acted(policy, times=1)]
     batch, decision, option = policy.decisions(turns)
     found = policy.evaluate(batch)
-    plain, slots = Plain(policy), (decision >= 0).nonzero().tolist()
+    plain = Plain(policy)
+    places = [(turn, j) for turn in turns for j in range(len(turn.action.token_ids))]
+    slots = (decision >= 0).nonzero().squeeze(1).tolist()
     weights = torch.randn(len(slots), 2, generator=torch.Generator().manual_seed(0))
     one, other = torch.zeros(()), torch.zeros(())
-    for (i, j), weight in zip(slots, weights, strict=True):
-        terms = found.logprob[decision[i, j], option[i, j]], found.entropy[decision[i, j]]
-        expected = expected_terms(plain, turns[i], j)
+    for m, weight in zip(slots, weights, strict=True):
+        terms = found.logprob[decision[m], option[m]], found.entropy[decision[m]]
+        expected = expected_terms(plain, *places[m])
         for term, target, w in zip(terms, expected, weight, strict=True):
             assert_same(term, target)
             one, other = one + w * term, other + w * target

@@ -441,8 +441,9 @@ def test_law_9_the_worked_example_as_a_conversation(method: str):
     value[mask] = torch.tensor([v for turn in VALUES for v in turn], dtype=DOUBLE)
     reward[mask] = 0
     reward[0, [5, 9, 16]] = torch.tensor(REWARDS, dtype=DOUBLE)
-    rates = {"gamma": 0.9, "lam": 0.95, "lam_token": 0.95}
-    credit = token_credit(reward, value, mask, turn_ids, **rates, method=method)
+    credit = token_credit(
+        reward, value, mask, turn_ids, gamma=0.9, lam=0.95, lam_token=0.95, method=method
+    )
     expected = [a for turn in WORKED[method] for a in turn]
     assert credit.advantage[mask].tolist() == pytest.approx(expected, abs=1e-14)
     assert torch.equal(credit.mask, mask)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poad.agent.build import load_agent
-from poad.agent.policy import Observation
 from poad.config import from_dict
 from poad.envs.length import KEYS, ROOMS
 from poad.envs.registry import make
+from poad.turns import Observation
 
 
 def offer(words: int) -> tuple[str, ...]:

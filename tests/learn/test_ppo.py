@@ -33,7 +33,7 @@ WIDE_OPEN = {"kl_stop": None, "drift_stop": None, "max_grad_norm": 1e9, "minibat
 def build(config: Config) -> tuple[Agent, PPO, Collector]:
     agent = load_agent(config)
     config = agent.config
-    learner = PPO(agent.policy, agent.critic, agent.features, agent.method, config)
+    learner = PPO.for_agent(agent)
     worlds = Collector(
         lambda: make(config.env, **config.env_args), agent.policy, config.streams, config.seed
     )
@@ -133,7 +133,7 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
     push(agent, 1)
     textbook = Textbook(agent)
     streams = rollout.streams
-    if agent.method.name == "reinforce":
+    if agent.config.credit.method == "reinforce":
         streams = ended_turns(streams)
     before = textbook.trajectory(streams)
     found: list[tuple[Tensor, Tensor]] = []
@@ -440,15 +440,15 @@ def test_reinforce_uses_every_turn_once_and_only_when_its_episode_is_over(
     config = settings("Chain", credit={"method": "reinforce"}, streams=3, horizon=4)
     _, learner, worlds = build(config)
     used: list[list[Any]] = [[] for _ in range(3)]
-    read_where = experience.read_where
+    gather = experience.gather
 
-    def spy(streams: Streams, *rest: Any) -> Any:
+    def spy(streams: Streams, stale: Any, **rest: Any) -> Any:
         for mine, stream in zip(used, streams, strict=True):
             mine += stream
             assert not stream or stream[-1].terminated or stream[-1].truncated
-        return read_where(streams, *rest)
+        return gather(streams, stale, **rest)
 
-    monkeypatch.setattr(ppo, "read_where", spy)
+    monkeypatch.setattr(ppo, "gather", spy)
     generator = np.random.default_rng(4)
     acted: list[list[Any]] = [[] for _ in range(3)]
     waited = False
@@ -637,9 +637,7 @@ def test_what_is_recomputed_drops_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyP
         agent, learner, worlds = build(settings("Novel", model=model, ppo={"epochs": 1}))
         rollout = worlds.collect(4, np.random.default_rng(2))
         push(agent, 1)  # adapters begin at zero, where nothing dropped shows
-        learner._config = replace(
-            learner._config, ppo=replace(learner._config.ppo, drift_stop=None, minibatches=1)
-        )
+        learner.ppo = replace(learner.ppo, drift_stop=None, minibatches=1)
         instead_of_steps(learner, monkeypatch, lambda _, agent=agent: found.append(policy(agent)))
         learner.update(rollout)
     assert found[0].norm() > 1e-3
@@ -667,16 +665,19 @@ def test_one_ratio_an_action_is_the_product_of_its_tokens(
     assert len(found) == minibatches or world != "Novel"
 
     turns = [turn for turn in rollout.turns if any(turn.action.choice)]
-    lesson, _ = learner._prepare(list(rollout.streams), [0] * len(rollout.streams))
-    assert lesson is not None
-    judged = {int(t): float(a) for t, a in zip(lesson.turn, lesson.advantage, strict=True)}
+    gathered = learner._gather(rollout.streams, [0] * len(rollout.streams))
+    assert gathered is not None
+    terms = gathered.policy
+    judged = {int(t): float(a) for t, a in zip(terms.turn, terms.advantage, strict=True)}
     advantage = torch.tensor([judged[t] for t in sorted(judged)])
     assert len(advantage) == len(turns)
     for p in agent.model.parameters():
         p.grad = None
     batch, decision, option = agent.policy.decisions(turns)
     logprob = agent.policy.evaluate(batch).logprob[decision, option]
-    new = torch.where(decision >= 0, logprob, torch.zeros(())).sum(1)
+    each = torch.where(decision >= 0, logprob, torch.zeros(()))
+    lengths = [len(turn.action.token_ids) for turn in turns]
+    new = torch.stack([tokens.sum() for tokens in each.split(lengths)])
     old = torch.tensor([sum(turn.action.logprob) for turn in turns])
     ratio = (new - old).exp()
     clip = config.ppo.clip

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from poad.config import Config
 from poad.envs.registry import make
-from poad.learn import resume as snapshot
 from poad.learn.ppo import PPO
+from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
 from poad.learn.train import Trainer
 
@@ -23,7 +23,7 @@ Snapshot = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 
 def take(trainer: Trainer) -> Snapshot:
     """A snapshot as a run keeps it: tensors apart from the live ones, the rest as JSON."""
-    tensors, state = snapshot.take(
+    tensors, state = take_snapshot(
         trainer.agent, trainer.learner, trainer.collector, trainer.generator
     )
     copied = {name: {k: t.clone() for k, t in group.items()} for name, group in tensors.items()}
@@ -31,7 +31,7 @@ def take(trainer: Trainer) -> Snapshot:
 
 
 def restore(trainer: Trainer, taken: Snapshot) -> None:
-    snapshot.restore(*taken, trainer.agent, trainer.learner, trainer.collector, trainer.generator)
+    restore_snapshot(*taken, trainer.agent, trainer.learner, trainer.collector, trainer.generator)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -99,9 +99,9 @@ def test_turns_that_wait_come_back_as_they_were(case: str) -> None:
     assert sum(map(len, waiting)) > 3
     agent, config = trainer.agent, trainer.config
     # The same agent, so that equal means equal down to the trie.
-    learner = PPO(agent.policy, agent.critic, agent.features, agent.method, config)
+    learner = PPO.for_agent(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, 0)
-    snapshot.restore(*take(trainer), agent, learner, worlds, np.random.default_rng())
+    restore_snapshot(*take(trainer), agent, learner, worlds, np.random.default_rng())
     assert learner.waiting == waiting
 
 

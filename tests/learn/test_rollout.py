@@ -17,8 +17,10 @@ from poad.agent.build import Agent, load_agent
 from poad.envs.check import check_env
 from poad.envs.registry import make
 from poad.errors import WorldError
-from poad.learn.rollout import Collector, episode_of, split_finished
-from poad.turns import Action, Rollout, Turn
+from poad.learn.play import Step
+from poad.learn.ppo import split_finished
+from poad.learn.rollout import Collector
+from poad.turns import Action, Observation, Rollout, Turn
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_a_world_that_asks_is_told_each_action_before_any_is_taken(
     worlds = collector(agent, "Workshop")
     rollout = worlds.collect(4, generator)
     for stream, turns in zip(worlds._streams, rollout.streams, strict=True):
-        told = cast(tiny_worlds.WorkshopWorld, stream.env.unwrapped).prepared
+        told = cast(tiny_worlds.WorkshopWorld, stream.world.unwrapped).prepared
         assert told == [turn.action.text for turn in turns]
 
 
@@ -162,18 +164,18 @@ def test_measures_work_notes_and_seconds_elsewhere_are_passed_on(
     in_time = [turns[t].action.text for t in range(4) for turns in rollout.streams]
     assert [m["long"] for m in rollout.measures] == [float(len(text) > 3) for text in in_time]
     assert [m.get("letters", 0) for m in rollout.measures] == [len(text) for text in in_time]
-    assert rollout.best is not None
-    assert rollout.best.text == max(in_time, key=len)
-    assert rollout.best.turn == in_time.index(rollout.best.text) + 1
     assert rollout.cpu_elsewhere == 0.25 * 12
     assert worlds.notes == ("one lamp is broken",)
 
 
 def test_an_episode_is_read_from_info() -> None:
-    assert episode_of({"episode": {"r": 1, "l": 3.0, "success": 1}}) == (1.0, 3, True)
+    info = {"episode": {"r": 1, "l": 3.0, "success": 1}}
+    action, seen = Action("x", (1,), (True,), (0.0,)), Observation("")
+    step = Step(0, 0, seen, action, 0.0, True, False, info, seen)
+    assert step.episode() == (1.0, 3, True)
 
 
-def test_hold_back_splits_behind_the_last_end() -> None:
+def test_streams_are_split_after_their_last_ended_episode() -> None:
     action = Action("x", (1,), (True,), (0.0,))
     goes_on = Turn((1,), action, 0.0)
     ends, stops = replace(goes_on, terminated=True), replace(goes_on, truncated=True)

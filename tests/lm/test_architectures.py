@@ -78,7 +78,7 @@ def test_it_acts_and_learns(
     config = settings(world, model=model, prompt=prompt, ppo={"lr": 1e-2, "drift_stop": 0.05})
     agent = load_agent(config)
     config = agent.config
-    learner = PPO(agent.policy, agent.critic, agent.features, agent.method, config)
+    learner = PPO.for_agent(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, config.seed)
     before = {name: tensor.clone() for name, tensor in agent.model.state().items()}
     for seed in range(2):

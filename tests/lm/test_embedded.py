@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 
 from poad.agent.build import Agent, load_agent
-from poad.agent.policy import Observation
 from poad.agent.sampling import ActingCache
 from poad.config import Config, ModelConfig
 from poad.envs.datasci.sandbox import Sandbox
@@ -28,6 +27,7 @@ from poad.envs.text_world import TextWorld
 from poad.errors import SandboxError
 from poad.learn.evaluate import evaluate, summarize
 from poad.lm.loading import ASSETS, embedded_models, load_model, model_card
+from poad.turns import Observation
 
 ROOT = Path(__file__).parents[2]
 CODE = "tiny-code"

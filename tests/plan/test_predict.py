@@ -15,7 +15,7 @@ from tiny_models import TOKENIZERS, Zoo
 from tiny_worlds import settings as world
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PhiConfig
 
-from poad.agent.build import load_agent, resolve
+from poad.agent import load_agent, resolve
 from poad.cli.main import main
 from poad.config import Config, ModelConfig, PPOConfig, PromptConfig
 from poad.errors import HardwareError, ModelError
@@ -163,7 +163,7 @@ def test_a_model_that_is_nowhere_is_named(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_the_sample_is_like_a_real_rollout() -> None:
-    config = resolve(Config())
+    config = resolve(Config()).config
     found = sample_world(config, *load_codec(config))
     trainer = Trainer(config)
     turns = trainer.collector.collect(config.horizon, trainer.generator).turns
@@ -177,7 +177,7 @@ def test_the_sample_is_like_a_real_rollout() -> None:
 
 def test_history_and_thinking_cost_tokens() -> None:
     def tokens(**prompt: Any) -> tuple[int, int]:
-        config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12))
+        config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12)).config
         found = sample_world(config, *load_codec(config))
         return found.updating, found.longest
 
@@ -193,7 +193,7 @@ def test_history_and_thinking_cost_tokens() -> None:
 
 
 def test_free_writing_is_not_tried_out() -> None:
-    config = resolve(world("Diary"))
+    config = resolve(world("Diary")).config
     found = sample_world(config, *load_codec(config))
     assert not found.offered
     assert found.action_tokens == config.acting.max_action_tokens
@@ -275,7 +275,7 @@ def test_what_is_recomputed_takes_time_but_is_no_work(tmp_path: Path) -> None:
 
 
 def test_the_speed_is_measured_in_the_precision_of_the_model() -> None:
-    speed = matrix_speed(resolve(Config()), seconds=0.02)
+    speed = matrix_speed(resolve(Config()).config, seconds=0.02)
     assert 1e8 < speed < 1e15
 
 

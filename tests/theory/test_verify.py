@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poad.cli.main import main
-from poad.credit import METHODS, Credit, Method
+from poad.credit import METHODS, Credit, Method, token_credit
 from poad.theory import exact as theory
 from poad.theory import laws, sampled
 from poad.theory.laws import GAMMA_TOKENS, Law, length_preference, ntpo_gap, verify
@@ -108,7 +108,7 @@ def test_credit_by_the_wrong_method_breaks_its_laws(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_method_that_gives_no_credit_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = sampled.token_credit
+    right = token_credit
 
     def silent(*, method: Method, **arguments: Any) -> Credit:
         credit = right(method=method, **arguments)

@@ -64,6 +64,7 @@ def resolve(config: Config) -> Settings:
         method = find_method(config.credit.method)
     except ValueError as error:
         raise ConfigError(f"credit.method: {error}") from error
+    model = replace(config.model, name=resolve_model(config.model.name, config.env))
     acting = _resolve_acting(config.acting, method, free_text_of(config.env))
     _refuse_contradictions(config, acting, method)
     credit = config.credit
@@ -75,7 +76,7 @@ def resolve(config: Config) -> Settings:
         credit=replace(
             credit, slots=rates.slots, lam_token=rates.lam_token, gamma_token=rates.gamma_token
         ),
-        model=replace(config.model, name=resolve_model(config.model.name, config.env)),
+        model=model,
     )
     by_duration = credit.discount == "duration"
     return Settings(resolved, acting, CreditSettings(method, rates, by_duration))

@@ -1,0 +1,361 @@
+"""One rollout of a random agent, counted in tokens and forward passes.
+
+The real collector and the real policy act in the real world; only the language model is a stand-in
+without weights. What an update and the critic would read is found by the learner's own functions.
+:mod:`poad.plan.predict` turns the counts into memory and time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poad.agent import DecisionBatch, FrozenFeatures, Policy
+from poad.config import SEEDS_PER_RUN, Config
+from poad.credit import find_method
+from poad.envs import make
+from poad.learn import Collector, read_where
+from poad.lm import Decoder, Packed, TextCodec, codec_for, packed_tokens, resolve_model, where
+from poad.plan.shape import describe
+from poad.turns import Position, Rollout
+
+_TURNS = 2048
+"""Turns to play at most. A larger rollout is scaled up from these."""
+_WRITTEN = 4096
+"""Tokens to write freely at most."""
+_LOGITS = 500_000_000
+"""Logits to compute at most; a few seconds' work."""
+_WRITING_VOCABULARY = 4096
+"""Tokens to draw from where nothing is offered. Fewer than a model has, to draw quickly."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The size of one rollout and of the update that follows it."""
+
+    turns: int
+    prompts: int
+    """Distinct prompts."""
+    prompt_tokens: float
+    """Mean tokens of a distinct prompt."""
+    action_tokens: float
+    """Mean tokens of an action, thoughts included. Freely written actions fill their budget."""
+    longest: int
+    """Tokens of the longest prompt with its action."""
+    offered: bool
+    """Whether every action was chosen from an offer."""
+    acting: int
+    """Tokens computed while acting."""
+    passes: int
+    """Forward passes while acting, one after the other."""
+    drawn: int
+    """Positions where logits are computed in one pass of acting, at most."""
+    updating: int
+    """Tokens computed in the update's first pass over the rollout."""
+    updates: int
+    """Forward passes in the update's first pass over the rollout."""
+    together: int
+    """Tokens that one pass would compute if it read the whole rollout at once."""
+    readings: int
+    """Distinct positions where an update computes logits."""
+    features: int
+    """Tokens computed for the critic's values before the first step."""
+    values: int
+    """Distinct positions where the critic reads."""
+    tokenizer: bool = True
+    """Whether the model's own tokenizer counted the tokens, or a guess."""
+
+
+# --- a model that counts --------------------------------------------------------------------------
+
+
+class Weightless:
+    """A language model without weights: every token is equally likely, and all work is counted.
+
+    It has the part of :class:`poad.lm.LanguageModel` that acting and reading use. Its decoder is
+    the real one around a body without layers, so that its caches decide what is computed again.
+
+    Args:
+        codec: the tokenizer.
+        vocabulary: V, the number of logits.
+        longest: tokens of the longest sequence the model reads; None: no limit.
+        branching: whether rows may be trees.
+    """
+
+    width = 1
+    device = torch.device("cpu")
+
+    def __init__(
+        self, codec: TextCodec, vocabulary: int, longest: int | None = None, branching: bool = True
+    ) -> None:
+        self.codec, self.longest, self.branching = codec, longest, branching
+        self._row = torch.zeros(vocabulary)
+        self._tokens = self._passes = 0
+        self.drawn = 0
+        """Most logits [V] that were asked for at once."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of logits."""
+        return len(self._row)
+
+    def write_to_the_end(self) -> None:
+        """Never draw the token that ends an action, so that free writing fills its budget."""
+        self._row = self._row[:_WRITING_VOCABULARY].clone()
+        self._row[self.codec.end_id : self.codec.end_id + 1] = -math.inf
+
+    def count(self) -> tuple[int, int]:
+        """Return the tokens and forward passes since the last call, padding not included."""
+        counted = self._tokens, self._passes
+        self._tokens = self._passes = 0
+        return counted
+
+    def read(self, packed: Packed) -> Tensor:
+        """Hidden states [Q, 1] at a batch's reading places."""
+        if not self.branching:
+            packed = packed.linear(self.codec.pad_id)
+        self._add(packed.mask)
+        return torch.zeros(len(packed.row), self.width)
+
+    read_frozen = read
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Equal logits [..., V] for hidden states [..., 1]."""
+        self.drawn = max(self.drawn, hidden.numel())
+        return self._row.expand(*hidden.shape[:-1], -1)
+
+    def decoder(self, remember: bool = False) -> Decoder:
+        """A real decoder around a body that only counts."""
+        body: Any = self._body
+        return Decoder(body, self.codec.pad_id, None, self.device, remember)
+
+    def _body(
+        self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any, **_: Any
+    ) -> SimpleNamespace:
+        """The forward call of a transformers body with one layer, one head and one dimension."""
+        rows, new = input_ids.shape
+        self._add(attention_mask[:, -new:])  # [R, past + new], where the past is cached
+        nothing = torch.zeros(rows, 1, new, 1)
+        past_key_values.update(nothing, nothing, 0)
+        return SimpleNamespace(last_hidden_state=nothing[:, 0])
+
+    def _add(self, mask: Tensor) -> None:
+        self._tokens += int(mask.sum())
+        self._passes += 1
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def load_codec(config: Config) -> tuple[TextCodec, bool]:
+    """Load the model's tokenizer, or a guess if it has none.
+
+    Returns:
+        The codec, and whether it is the model's own.
+
+    Raises:
+        PromptError: prompts cannot be made as configured.
+    """
+    from transformers import AutoTokenizer
+
+    name = resolve_model(config.model.name, config.env)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where(name))
+        TextCodec(tokenizer).prompt("word")  # without its files, a tokenizer may come up empty
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return TextCodec(_Guess()), False
+    return codec_for(tokenizer, config.prompt), True
+
+
+class _Guess:
+    """Cuts English about as common tokenizers do: words of up to seven letters, or signs."""
+
+    eos_token_id, pad_token_id = 0, None
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {"": 0}
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        pieces = re.findall(r" ?[^\W\d]{1,7}|\d| ?[^\w\s]|\s|_", text)
+        return {"input_ids": [self._known.setdefault(p, len(self._known)) for p in pieces]}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Back to text; a token that was never read is a question mark."""
+        pieces = list(self._known)
+        return "".join(pieces[i] if i < len(pieces) else "?" for i in token_ids)
+
+
+# --- the rollout ----------------------------------------------------------------------------------
+
+
+class _Unanswered:
+    """A world that never sees a freely written action and shows the same observation again.
+
+    Nobody knows what the agent will write, and a world may run it as a program. An action from an
+    offer is taken as usual.
+
+    Args:
+        env: the world.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env, self.spec = env, env.spec
+        self._shown: tuple[str, dict[str, Any]] = "", {}
+
+    @property
+    def unwrapped(self) -> _Unanswered:
+        """Itself: the world inside must not be asked to prepare for an action either."""
+        return self
+
+    def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode."""
+        self._shown = self._env.reset(seed=seed)
+        return self._shown
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take an offered action; ignore any other."""
+        prompt, info = self._shown
+        if info.get("admissible_actions") is None:
+            return prompt, 0.0, False, False, info
+        prompt, reward, terminated, truncated, info = self._env.step(action)
+        self._shown = prompt, info
+        return prompt, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the world."""
+        self._env.close()
+
+
+def sample_world(config: Config, codec: TextCodec, tokenizer: bool = True) -> Sample:
+    """Play a rollout with a uniformly random model and count.
+
+    The world is not stepped where it offers no actions: an action then fills its token budget and
+    leads to the same observation. A rollout that would take long is played in part and scaled up,
+    which takes prompts to repeat less often than they do.
+
+    Args:
+        config: resolved.
+        codec: counts the tokens.
+        tokenizer: whether it is the model's own.
+    """
+    text = describe(config.model.name, config.env).get_text_config()
+    model = Weightless(
+        codec,
+        text.vocab_size if tokenizer else max(text.vocab_size, 32_000),
+        getattr(text, "max_position_embeddings", None),
+        branching=config.model.attention != "flash_attention_2",
+    )
+    with closing(_world(config)) as world:  # open to the end: its copies may share what is costly
+        _, info = world.reset(seed=0)
+        streams, horizon = _affordable(config, model, info.get("admissible_actions"))
+        policy, rollout = _play(config, model, tokenizer, streams, horizon)
+    acting, passes = model.count()
+    positions, batch = _readings(config, policy, rollout)
+    read = () if batch is None else batch.positions
+    if batch is not None:
+        _read(config, policy, batch, _minibatches(config, batch))
+    updating, updates = model.count()
+    if config.critic.body == "frozen":
+        FrozenFeatures(policy.model)(positions)
+    elif batch is not None:
+        _read(config, policy, batch, [None])
+    features, _ = model.count()
+    turns = rollout.turns
+    prompts = {turn.prompt_ids for turn in turns}
+    more = config.streams * config.horizon / len(turns)
+    if more > 1:
+        updates = max(updates, math.ceil(more * updating / config.ppo.micro_batch_tokens))
+    return Sample(
+        turns=config.streams * config.horizon,
+        prompts=round(more * len(prompts)),
+        prompt_tokens=sum(map(len, prompts)) / len(prompts),
+        action_tokens=sum(len(turn.action.token_ids) for turn in turns) / len(turns),
+        longest=max(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in turns),
+        offered=all(turn.action.trie is not None for turn in turns),
+        acting=round(more * acting),
+        passes=round(config.horizon / horizon * passes),  # streams act side by side
+        drawn=round(config.streams / streams * model.drawn),
+        updating=round(more * updating),
+        updates=updates,
+        together=round(more * packed_tokens(read)),
+        readings=round(more * len(read)),
+        features=round(more * features),
+        values=round(more * len(positions)),
+        tokenizer=tokenizer,
+    )
+
+
+def _world(config: Config) -> Any:
+    return _Unanswered(make(config.env, **config.env_args))
+
+
+def _affordable(config: Config, model: Weightless, offer: Sequence[str] | None) -> tuple[int, int]:
+    """Choose how many streams and turns to play, so that planning takes seconds."""
+    written, rows = config.prompt.thinking, 0
+    if offer is None:
+        written += config.acting.max_action_tokens or 0
+        model.write_to_the_end()
+    elif config.acting.scheme != "trie":  # it normalizes logits along every offered action
+        rows = len(model.codec.trie(tuple(offer)).tokens)
+    turns = min(_TURNS, _WRITTEN // max(1, written))
+    rows += written
+    turns = max(1, min(turns, _LOGITS // (model.vocabulary * max(1, rows))))
+    horizon = min(config.horizon, turns)
+    return max(1, min(config.streams, turns // horizon)), horizon
+
+
+def _play(
+    config: Config, model: Any, tokenizer: bool, streams: int, horizon: int
+) -> tuple[Policy, Rollout]:
+    """Act as the run's first iteration would with a uniformly random model."""
+    # A guessed tokenizer has no chat template.
+    prompt = config.prompt if tokenizer else replace(config.prompt, format="plain")
+    policy = Policy(model, replace(config.acting, stop=(), engine="own"), prompt)
+    seed = (config.seed + 2) * SEEDS_PER_RUN
+    collector = Collector(lambda: _world(config), policy, streams, seed)
+    try:
+        return policy, collector.collect(horizon, np.random.default_rng(config.seed))
+    finally:
+        collector.close()
+
+
+def _readings(
+    config: Config, policy: Policy, rollout: Rollout
+) -> tuple[list[Position], DecisionBatch | None]:
+    """Find the distinct positions where the critic reads, and the decisions of an update, if any.
+
+    Where the critic shares the policy's body, the decisions' batch holds its positions too.
+    """
+    turns = rollout.turns
+    method = find_method(config.credit.method)
+    positions = read_where(rollout.streams, method, config.credit.slots).positions
+    if not any(any(turn.action.choice) for turn in turns):
+        return positions, None
+    also = () if config.critic.body == "frozen" else positions
+    batch, _, _ = policy.decisions(turns, also, divide=config.ppo.ratio != "turn")
+    return positions, batch
+
+
+def _minibatches(config: Config, batch: DecisionBatch) -> Sequence[Tensor]:
+    """Divide a batch's bundles into minibatches as the learner does in its first pass."""
+    count = len(batch.bundles.cost)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    return order.tensor_split(min(config.ppo.minibatches, count))
+
+
+def _read(
+    config: Config, policy: Policy, batch: DecisionBatch, minibatches: Sequence[Tensor | None]
+) -> None:
+    """Read a batch in micro-batches, minibatch after minibatch; None stands for all of it."""
+    for bundles in minibatches:
+        for run in batch.bundles.runs(config.ppo.micro_batch_tokens, bundles):
+            policy.model.read(batch.select(run)[0].packed)

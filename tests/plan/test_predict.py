@@ -171,7 +171,7 @@ def test_a_random_agent_computes_about_as_much_as_an_untrained_one() -> None:
     batch, _, _ = trainer.agent.policy.decisions(turns)
     real = int(batch.packed.mask.sum())
     assert found.turns == len(turns)
-    assert 0.5 * real < found.updating < 2 * real
+    assert 0.5 * real < found.update_tokens < 2 * real
     distinct = len({turn.prompt_ids for turn in turns})
     assert 0.5 * distinct < found.prompts < 2 * distinct
 
@@ -180,7 +180,7 @@ def test_history_and_thinking_cost_tokens() -> None:
     def tokens(**prompt: Any) -> tuple[int, int]:
         config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12))
         found = sample_world(config, *load_codec(config))
-        return found.updating, found.longest
+        return found.update_tokens, found.longest
 
     plain, longest = tokens()
     last, longer = tokens(history="last", last=2)
@@ -263,9 +263,9 @@ def test_time_is_operations_over_speed(tmp_path: Path) -> None:
     slow, quick = plan.predict(config, flops=1e10), plan.predict(config, flops=1e11)
     assert 5 < slow.seconds / quick.seconds < 10
     shape, sample = quick.shape, quick.sample
-    once = 2 * (shape.multiplied * sample.updating + shape.head * sample.readings)
-    acting = 2 * (shape.multiplied * sample.acting + shape.head * sample.readings)
-    features = 2 * shape.multiplied * sample.features
+    once = 2 * (shape.multiplied * sample.update_tokens + shape.head * sample.update_positions)
+    acting = 2 * (shape.multiplied * sample.acting_tokens + shape.head * sample.update_positions)
+    features = 2 * shape.multiplied * sample.critic_tokens
     assert math.isclose(quick.operations, acting + 3 * config.ppo.epochs * once + features)
 
 

@@ -114,7 +114,7 @@ def test_the_counts_are_those_of_a_real_iteration(
 
     def uniform(self: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
         tally["logits", torch.is_grad_enabled()] += len(hidden)
-        tally["drawn", False] = max(tally["drawn", False], len(hidden))
+        tally["most logits", False] = max(tally["most logits", False], len(hidden))
         logits = 0.0 * self._head(hidden).float()
         if not predicted.offered:  # an agent that writes until its budget is spent
             logits[..., end] = -torch.inf
@@ -135,16 +135,16 @@ def test_the_counts_are_those_of_a_real_iteration(
         "prompt_tokens": sum(map(len, prompts)) / len(prompts),
         "action_tokens": sum(len(turn.action.token_ids) for turn in turns) / len(turns),
         "longest": max(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in turns),
-        "acting": acted["tokens", False],
-        "passes": acted["passes", False],
-        "drawn": acted["drawn", False],
-        "updating": tally["tokens", True],
-        "updates": tally["passes", True],
-        "readings": tally["logits", True],
-        "features": tally["tokens", False],
+        "acting_tokens": acted["tokens", False],
+        "acting_passes": acted["passes", False],
+        "acting_logits": acted["most logits", False],
+        "update_tokens": tally["tokens", True],
+        "update_passes": tally["passes", True],
+        "update_positions": tally["logits", True],
+        "critic_tokens": tally["tokens", False],
     }
     if config.critic.body == "frozen":
-        real["values"] = tally["values", False]
+        real["critic_positions"] = tally["values", False]
     assert real == {name: getattr(predicted, name) for name in real}
 
 
@@ -153,10 +153,11 @@ def test_a_long_rollout_is_played_in_part_and_scaled_up(monkeypatch: pytest.Monk
     whole = sample_world(config, *load_codec(config))
     monkeypatch.setattr("poad.plan.sample._TURNS", 32)
     part = sample_world(config, *load_codec(config))
-    assert (part.turns, part.passes) == (whole.turns, whole.passes)
-    for name in ("prompts", "readings", "values"):
+    assert (part.turns, part.acting_passes) == (whole.turns, whole.acting_passes)
+    for name in ("prompts", "update_positions", "critic_positions"):
         assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=0.2)
-    for name in ("acting", "updating", "features"):  # fewer prompts have less in common
+    # Fewer prompts have less in common.
+    for name in ("acting_tokens", "update_tokens", "critic_tokens"):
         assert 0.9 * getattr(whole, name) < getattr(part, name) < 2 * getattr(whole, name)
 
 
@@ -183,5 +184,5 @@ def test_planning_to_write_much_draws_little(monkeypatch: pytest.MonkeyPatch) ->
     config = resolve(tiny(PAGE, streams=64, horizon=64, acting={"max_action_tokens": 128}))
     found = sample_world(config, *load_codec(config))
     assert found.turns == 64 * 64
-    assert found.passes == 64 * 128
+    assert found.acting_passes == 64 * 128
     assert 0 < drawn <= 4096

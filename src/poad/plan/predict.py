@@ -143,7 +143,7 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     sizes = (shape.width, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
     # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, width].
-    features = sample.values * shape.width * 4 if config.critic.body == "frozen" else 0
+    features = sample.critic_positions * shape.width * 4 if config.critic.body == "frozen" else 0
     yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and its input")
     name = "libraries" if kind == "cpu" else "CUDA context"
     yield Part(name, OVERHEAD[kind], note="Python, torch, transformers and poad")
@@ -175,8 +175,8 @@ def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     """
     number = getattr(torch, config.model.dtype).itemsize
     minibatches = max(1, min(config.ppo.minibatches, sample.prompts))
-    tokens = min(config.ppo.micro_batch_tokens, math.ceil(sample.together / minibatches))
-    readings = math.ceil(sample.readings * tokens / max(1, sample.together))
+    tokens = min(config.ppo.micro_batch_tokens, math.ceil(sample.tokens_at_once / minibatches))
+    readings = math.ceil(sample.update_positions * tokens / max(1, sample.tokens_at_once))
     row = max(240, 2 * sample.longest) if sample.offered else sample.longest  # as `pack` fills them
     each = shape.saved
     if config.model.gradient_checkpointing:
@@ -198,7 +198,7 @@ def _acting(
     """Yield what a pass of acting needs; ``number`` and ``unpacked`` are in bytes."""
     # While acting no row waits for another. An evaluation may play more of them than training.
     rows = max(config.streams, config.eval.streams if config.eval.episodes else 0)
-    drawn = math.ceil(sample.drawn * rows / config.streams)
+    drawn = math.ceil(sample.acting_logits * rows / config.streams)
     read = min(rows, sample.prompts)
     rows = read if sample.offered else rows
     if not sample.offered or config.acting.scheme == "trie":  # other schemes keep no cache
@@ -228,15 +228,15 @@ def _seconds(
     """
     per_token, per_reading = 2 * shape.multiplied, 2 * shape.head
     trained = 2 * (shape.multiplied if config.model.tuning == "full" else shape.adapters)
-    forward = per_token * sample.updating + per_reading * sample.readings
-    act = per_token * sample.acting + per_reading * sample.readings
-    step = 2 * forward + trained * sample.updating
+    forward = per_token * sample.update_tokens + per_reading * sample.update_positions
+    act = per_token * sample.acting_tokens + per_reading * sample.update_positions
+    step = 2 * forward + trained * sample.update_tokens
     if config.model.tuning == "full":
-        step += per_reading * sample.readings
+        step += per_reading * sample.update_positions
     ppo = config.ppo
     # Passes before the first step: the critic's values, fresh and reference log-probabilities.
     compared = ppo.recompute_logprob or config.model.lora_dropout > 0
-    before = forward * (compared + (ppo.kl_reference > 0)) + per_token * sample.features
+    before = forward * (compared + (ppo.kl_reference > 0)) + per_token * sample.critic_tokens
     update = step * ppo.epochs + before
     recomputed = forward * ppo.epochs if config.model.gradient_checkpointing else 0
     # A pass waits for every layer to be launched, and for all weights to be read from memory.
@@ -244,8 +244,8 @@ def _seconds(
     latency = shape.layers * LAYER_SECONDS[kind] + weights
     share_acting, share_updating = UTILIZATION[kind]
     turns = TURN_SECONDS * sample.turns
-    acting = act / speed / share_acting + sample.passes * latency + turns
-    passes = 3 * sample.updates * ppo.epochs  # a backward pass waits about twice as long
+    acting = act / speed / share_acting + sample.acting_passes * latency + turns
+    passes = 3 * sample.update_passes * ppo.epochs  # a backward pass waits about twice as long
     updating = (update + recomputed) / speed / share_updating + passes * latency + turns
     return acting, updating, act + update
 
@@ -441,7 +441,7 @@ def _scaled(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
+    if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60
     if minutes < 120:

@@ -53,23 +53,23 @@ class Sample:
     """Tokens of the longest prompt with its action."""
     offered: bool
     """Whether every action was chosen from an offer."""
-    acting: int
+    acting_tokens: int
     """Tokens computed while acting."""
-    passes: int
+    acting_passes: int
     """Forward passes while acting, one after the other."""
-    drawn: int
+    acting_logits: int
     """Positions where logits are computed in one pass of acting, at most."""
-    updating: int
+    update_tokens: int
     """Tokens computed in the update's first pass over the rollout."""
-    updates: int
+    update_passes: int
     """Forward passes in the update's first pass over the rollout."""
-    together: int
-    """Tokens that one pass would compute if it read the whole rollout at once."""
-    readings: int
+    tokens_at_once: int
+    """Tokens that one forward pass would compute if it read the whole rollout."""
+    update_positions: int
     """Distinct positions where an update computes logits."""
-    features: int
+    critic_tokens: int
     """Tokens computed for the critic's values before the first step."""
-    values: int
+    critic_positions: int
     """Distinct positions where the critic reads."""
     tokenizer: bool = True
     """Whether the model's own tokenizer counted the tokens, or a guess."""
@@ -78,7 +78,7 @@ class Sample:
 # --- a model that counts --------------------------------------------------------------------------
 
 
-class Weightless:
+class CountingModel:
     """A language model without weights: every token is equally likely, and all work is counted.
 
     It has the part of :class:`poad.lm.LanguageModel` that acting and reading use. Its decoder is
@@ -100,8 +100,8 @@ class Weightless:
         self.codec, self.longest, self.branching = codec, longest, branching
         self._row = torch.zeros(vocabulary)
         self._tokens = self._passes = 0
-        self.drawn = 0
-        """Most logits [V] that were asked for at once."""
+        self.most_logits = 0
+        """Rows of logits asked for at once, at most."""
 
     @property
     def vocabulary(self) -> int:
@@ -130,7 +130,7 @@ class Weightless:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Equal logits [..., V] for hidden states [..., 1]."""
-        self.drawn = max(self.drawn, hidden.numel())
+        self.most_logits = max(self.most_logits, hidden.numel())
         return self._row.expand(*hidden.shape[:-1], -1)
 
     def decoder(self, remember: bool = False) -> Decoder:
@@ -197,11 +197,11 @@ class _Guess:
 # --- the rollout ----------------------------------------------------------------------------------
 
 
-class _Unanswered:
-    """A world that never sees a freely written action and shows the same observation again.
+class _OfferedOnly:
+    """A world that is stepped by offered actions only.
 
-    Nobody knows what the agent will write, and a world may run it as a program. An action from an
-    offer is taken as usual.
+    A freely written action shows the same observation again, because nobody knows what the agent
+    will write, and a world may run it as a program.
 
     Args:
         env: the world.
@@ -212,7 +212,7 @@ class _Unanswered:
         self._shown: tuple[str, dict[str, Any]] = "", {}
 
     @property
-    def unwrapped(self) -> _Unanswered:
+    def unwrapped(self) -> _OfferedOnly:
         """Itself: the world inside must not be asked to prepare for an action either."""
         return self
 
@@ -238,9 +238,9 @@ class _Unanswered:
 def sample_world(config: Config, codec: TextCodec, tokenizer: bool = True) -> Sample:
     """Play a rollout with a uniformly random model and count.
 
-    The world is not stepped where it offers no actions: an action then fills its token budget and
-    leads to the same observation. A rollout that would take long is played in part and scaled up,
-    which takes prompts to repeat less often than they do.
+    Where the world offers no actions, every action fills its token budget and leads to the same
+    observation, so an episode lasts as long as the rollout. A rollout that would take long is
+    played in part and scaled up, as if the rest repeated none of its prompts.
 
     Args:
         config: resolved.
@@ -248,7 +248,7 @@ def sample_world(config: Config, codec: TextCodec, tokenizer: bool = True) -> Sa
         tokenizer: whether it is the model's own.
     """
     text = describe(config.model.name, config.env).get_text_config()
-    model = Weightless(
+    model = CountingModel(
         codec,
         text.vocab_size if tokenizer else max(text.vocab_size, 32_000),
         getattr(text, "max_position_embeddings", None),
@@ -281,24 +281,26 @@ def sample_world(config: Config, codec: TextCodec, tokenizer: bool = True) -> Sa
         action_tokens=sum(len(turn.action.token_ids) for turn in turns) / len(turns),
         longest=max(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in turns),
         offered=all(turn.action.trie is not None for turn in turns),
-        acting=round(more * acting),
-        passes=round(config.horizon / horizon * passes),  # streams act side by side
-        drawn=round(config.streams / streams * model.drawn),
-        updating=round(more * updating),
-        updates=updates,
-        together=round(more * packed_tokens(read)),
-        readings=round(more * len(read)),
-        features=round(more * features),
-        values=round(more * len(positions)),
+        acting_tokens=round(more * acting),
+        acting_passes=round(config.horizon / horizon * passes),  # streams act side by side
+        acting_logits=round(config.streams / streams * model.most_logits),
+        update_tokens=round(more * updating),
+        update_passes=updates,
+        tokens_at_once=round(more * packed_tokens(read)),
+        update_positions=round(more * len(read)),
+        critic_tokens=round(more * features),
+        critic_positions=round(more * len(positions)),
         tokenizer=tokenizer,
     )
 
 
 def _world(config: Config) -> Any:
-    return _Unanswered(make(config.env, **config.env_args))
+    return _OfferedOnly(make(config.env, **config.env_args))
 
 
-def _affordable(config: Config, model: Weightless, offer: Sequence[str] | None) -> tuple[int, int]:
+def _affordable(
+    config: Config, model: CountingModel, offer: Sequence[str] | None
+) -> tuple[int, int]:
     """Choose how many streams and turns to play, so that planning takes seconds."""
     written, rows = config.prompt.thinking, 0
     if offer is None:

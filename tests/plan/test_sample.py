@@ -95,7 +95,11 @@ CASES: dict[str, Callable[[], Config]] = {
     ),
     "thinking": lambda: tiny("Lottery", prompt={"thinking": 6}),
     "whole turns": lambda: tiny("Prefixes", credit={"method": "turn_ppo"}, ppo={"ratio": "turn"}),
-    "one action": lambda: tiny("Corridor"),
+    "few choices": lambda: tiny("Corridor"),
+    "no choice": lambda: tiny("Rail"),
+    "thinking and writing": lambda: tiny(
+        PAGE, acting={"stop": []}, prompt={"thinking": 3, "history": "episode"}
+    ),
     "free writing": lambda: tiny(PAGE, acting={"stop": []}, horizon=4),
     "free writing with history": lambda: tiny(
         PAGE, acting={"stop": []}, horizon=6, prompt={"history": "episode"}
@@ -169,6 +173,22 @@ def test_nothing_that_is_written_freely_reaches_the_world(monkeypatch: pytest.Mo
     found = sample_world(config, *load_codec(config))
     assert found.turns == config.streams * config.horizon
     assert not taken
+
+
+def test_a_world_is_stepped_as_long_as_it_offers_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    step = TinyWorld.step
+
+    def recording(self: TinyWorld, action: str) -> Any:
+        taken.append(action)
+        return step(self, action)
+
+    monkeypatch.setattr(TinyWorld, "step", recording)
+    config = resolve(tiny("Mixed"))  # it offers actions in its first two turns
+    found = sample_world(config, *load_codec(config))
+    assert not found.offered
+    assert len(taken) == 2 * config.streams
+    assert set(taken) <= {"walk on", "stay here"}
 
 
 def test_planning_to_write_much_draws_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What `poad plan` says before anything is loaded is what a run finds when it is."""
+"""`poad plan` predicts the memory and the time that a run then takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_models import TOKENIZERS, Zoo
 from tiny_worlds import settings as world
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PhiConfig
 
-from poad.agent import load_agent, resolve
+from poad.agent.build import load_agent, resolve
 from poad.cli.main import main
 from poad.config import Config, ModelConfig, PPOConfig, PromptConfig
 from poad.errors import HardwareError, ModelError
@@ -23,7 +23,8 @@ from poad.learn.train import Trainer
 from poad.plan import predict as plan
 from poad.plan.hardware import matrix_speed, read_size
 from poad.plan.predict import Plan
-from poad.plan.profile import load_codec, model_shape, sample_world
+from poad.plan.sample import load_codec, sample_world
+from poad.plan.shape import model_shape
 from poad.runs.run import Run
 
 SPEED = 1e11
@@ -111,7 +112,7 @@ def _head(model: Any) -> Any:
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("architecture", ZOO)
-def test_what_the_backward_pass_keeps_is_what_a_real_one_keeps(
+def test_the_backward_pass_is_predicted_to_keep_what_a_real_one_keeps(
     zoo: Zoo, architecture: str, tuning: Any
 ) -> None:
     config = ModelConfig(name=folder(zoo, architecture), tuning=tuning, device="cpu")
@@ -134,15 +135,15 @@ def test_what_the_backward_pass_keeps_is_what_a_real_one_keeps(
     assert 0.75 * real < model_shape(config, "").saved < 1.25 * real
 
 
-def test_a_pass_that_cannot_be_made_without_memory_is_reckoned_with_the_published_formula(
+def test_the_published_formula_replaces_a_pass_that_cannot_be_made_without_memory(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ModelConfig(name=folder(zoo, "llama"), dtype="bfloat16", device="cpu")
-    monkeypatch.setattr("poad.plan.profile._saved", lambda *_: 0)
+    monkeypatch.setattr("poad.plan.shape._saved", lambda *_: 0)
     assert model_shape(config, "").saved == 34 * 32 * 2
 
 
-def test_a_directory_with_sizes_alone_can_be_planned(tmp_path: Path) -> None:
+def test_a_directory_that_holds_only_sizes_can_be_planned(tmp_path: Path) -> None:
     found = predicted(large(tmp_path / "shape"))
     assert found.shape.weights > 1e8
     assert not found.sample.tokenizer
@@ -150,7 +151,7 @@ def test_a_directory_with_sizes_alone_can_be_planned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "tiny-kitchn"])
-def test_a_model_that_is_nowhere_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("not there")
 
@@ -162,24 +163,24 @@ def test_a_model_that_is_nowhere_is_named(name: str, monkeypatch: pytest.MonkeyP
 # --- the world ------------------------------------------------------------------------------------
 
 
-def test_the_sample_is_like_a_real_rollout() -> None:
-    config = resolve(Config()).config
+def test_a_random_agent_computes_about_as_much_as_an_untrained_one() -> None:
+    config = resolve(Config())
     found = sample_world(config, *load_codec(config))
     trainer = Trainer(config)
     turns = trainer.collector.collect(config.horizon, trainer.generator).turns
     batch, _, _ = trainer.agent.policy.decisions(turns)
     real = int(batch.packed.mask.sum())
     assert found.turns == len(turns)
-    assert 0.5 * real < found.updating < 2 * real
+    assert 0.5 * real < found.update_tokens < 2 * real
     distinct = len({turn.prompt_ids for turn in turns})
     assert 0.5 * distinct < found.prompts < 2 * distinct
 
 
 def test_history_and_thinking_cost_tokens() -> None:
     def tokens(**prompt: Any) -> tuple[int, int]:
-        config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12)).config
+        config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12))
         found = sample_world(config, *load_codec(config))
-        return found.updating, found.longest
+        return found.update_tokens, found.longest
 
     plain, longest = tokens()
     last, longer = tokens(history="last", last=2)
@@ -192,8 +193,8 @@ def test_history_and_thinking_cost_tokens() -> None:
     assert tokens(system="You are a cook.")[1] > longest
 
 
-def test_free_writing_is_not_tried_out() -> None:
-    config = resolve(world("Diary")).config
+def test_freely_written_actions_fill_their_budget() -> None:
+    config = resolve(world("Diary"))
     found = sample_world(config, *load_codec(config))
     assert not found.offered
     assert found.action_tokens == config.acting.max_action_tokens
@@ -202,7 +203,7 @@ def test_free_writing_is_not_tried_out() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_what_should_save_memory_does(tmp_path: Path) -> None:
+def test_settings_that_should_save_memory_do(tmp_path: Path) -> None:
     full = large(tmp_path / "shape")
     lora = replace(full, model=replace(full.model, tuning="lora"))
 
@@ -229,16 +230,17 @@ def test_what_should_save_memory_does(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 16_384))
-def test_fewer_tokens_at_a_time_never_take_more(a: int, b: int, tokens: int) -> None:
+def test_fewer_tokens_at_a_time_never_take_more_memory(a: int, b: int, tokens: int) -> None:
+    small = Config(streams=8, horizon=16)
     few, many = sorted((64 * a, 64 * a + tokens))
     sizes = [
-        predicted(replace(Config(), ppo=PPOConfig(micro_batch_tokens=n, minibatches=b))).memory
+        predicted(replace(small, ppo=PPOConfig(micro_batch_tokens=n, minibatches=b))).memory
         for n in (few, many)
     ]
     assert sizes[0] <= sizes[1]
 
 
-def test_changes_are_sorted_by_what_they_save_and_are_what_they_say(tmp_path: Path) -> None:
+def test_changes_are_sorted_by_their_savings_and_save_what_they_claim(tmp_path: Path) -> None:
     config = large(tmp_path / "shape")
     found = predicted(config)
     listed = plan.changes(config, found)
@@ -261,13 +263,13 @@ def test_time_is_operations_over_speed(tmp_path: Path) -> None:
     slow, quick = plan.predict(config, flops=1e10), plan.predict(config, flops=1e11)
     assert 5 < slow.seconds / quick.seconds < 10
     shape, sample = quick.shape, quick.sample
-    once = 2 * (shape.multiplied * sample.updating + shape.head * sample.readings)
-    acting = 2 * (shape.multiplied * sample.acting + shape.head * sample.readings)
-    features = 2 * shape.multiplied * sample.features
+    once = 2 * (shape.multiplied * sample.update_tokens + shape.head * sample.update_positions)
+    acting = 2 * (shape.multiplied * sample.acting_tokens + shape.head * sample.update_positions)
+    features = 2 * shape.multiplied * sample.critic_tokens
     assert math.isclose(quick.operations, acting + 3 * config.ppo.epochs * once + features)
 
 
-def test_what_is_recomputed_takes_time_but_is_no_work(tmp_path: Path) -> None:
+def test_recomputation_takes_time_but_does_not_count_as_operations(tmp_path: Path) -> None:
     config = large(tmp_path / "shape")
     again = replace(config, model=replace(config.model, gradient_checkpointing=True))
     assert predicted(again).seconds > predicted(config).seconds
@@ -275,11 +277,11 @@ def test_what_is_recomputed_takes_time_but_is_no_work(tmp_path: Path) -> None:
 
 
 def test_the_speed_is_measured_in_the_precision_of_the_model() -> None:
-    speed = matrix_speed(resolve(Config()).config, seconds=0.02)
+    speed = matrix_speed(resolve(Config()), seconds=0.02)
     assert 1e8 < speed < 1e15
 
 
-def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
+def test_a_prediction_is_compared_with_the_measurement(tmp_path: Path) -> None:
     rows = [{"collect_seconds": 1.0, "update_seconds": s} for s in (1.0, 9.0, 2.0)]
     found = predicted(Config())
     said = plan.compare(found, rows)
@@ -289,7 +291,7 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert plan.compare(found, [])["measured_seconds"] is None
 
 
-def test_a_run_keeps_the_prediction_and_never_fails_for_it(
+def test_a_run_records_the_prediction_and_never_fails_because_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = ["--steps", "64", "--streams", "2", "--horizon", "16", "--eval.episodes", "0"]
@@ -323,12 +325,12 @@ def test_sizes_are_read(text: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "many", "3XB", "-1GB", "0", "1.2.3GB"])
-def test_sizes_that_are_none_are_refused(text: str) -> None:
+def test_texts_that_are_no_sizes_are_rejected(text: str) -> None:
     with pytest.raises(HardwareError, match="24GB"):
         read_size(text)
 
 
-def test_the_command_tells_what_does_not_fit(
+def test_the_command_reports_what_does_not_fit(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     name = large(tmp_path / "shape").model.name
@@ -367,7 +369,7 @@ def test_the_command_takes_files_and_flags(
         ),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_explained(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", *arguments]) == 2

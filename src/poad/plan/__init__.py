@@ -1,8 +1,8 @@
-"""Predictions of memory and time, made before anything is loaded."""
+"""Memory and time of a training run, predicted before any weights are loaded."""
 
 from poad.plan.hardware import matrix_speed
 from poad.plan.predict import hindsight, show
-from poad.plan.profile import Shape, model_shape
+from poad.plan.shape import Shape, model_shape
 
 __all__ = [
     "Shape",

@@ -1,4 +1,4 @@
-"""The machine a run would use: its memory, its speed, and what a process took of it."""
+"""The machine of a run: its memory, its speed, and the memory that a process has used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ Kind = Literal["cpu", "cuda"]
 
 
 def matrix_speed(config: Config, seconds: float = 1.0) -> float:
-    """Operations per second of a large matrix product on the run's device, in its precision."""
+    """Measure the speed of a large matrix product on the run's device, in its precision.
+
+    Args:
+        config: the run.
+        seconds: how long to measure.
+
+    Returns:
+        Floating-point operations per second.
+
+    Raises:
+        HardwareError: the device is not in this machine.
+    """
     device = torch.device(_device(config))
     if config.threads and device.type == "cpu":
         torch.set_num_threads(config.threads)
@@ -34,11 +45,11 @@ def matrix_speed(config: Config, seconds: float = 1.0) -> float:
         wait()
         products += 1
     passed = max(time.perf_counter() - start, passed)
-    return 2 * size**3 * products / passed
+    return 2 * size**3 * products / passed  # a multiplication and an addition each
 
 
 def device_kind(config: Config) -> Kind:
-    """Which kind of device a run would use."""
+    """Return the kind of device that a run would use."""
     name = config.model.device
     here = torch.cuda.is_available()
     return "cuda" if name.startswith("cuda") or (name == "auto" and here) else "cpu"
@@ -50,14 +61,18 @@ def _device(config: Config) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise HardwareError(
-            f"model.device = {name}: there is no such GPU here to measure. Say what it has: "
-            "--memory 24GB --flops 150e12 (half to two thirds of what its maker promises)."
+            f"model.device = {name}: this machine has no such GPU to measure. Describe it instead: "
+            "--memory 24GB --flops 150e12 (half to two thirds of the advertised FLOP/s)."
         )
     return "cuda" if name == "auto" else name
 
 
 def device_memory(config: Config) -> int:
-    """Bytes of memory of the device a run would use."""
+    """Return the bytes of memory of the device that a run would use.
+
+    Raises:
+        HardwareError: the device is not in this machine.
+    """
     device = _device(config)
     if device != "cpu":
         return int(torch.cuda.get_device_properties(device).total_memory)
@@ -68,10 +83,10 @@ def device_memory(config: Config) -> int:
 
 
 def read_size(text: str) -> int:
-    """Bytes from text: ``24GB``, ``80GiB``, ``512MB`` or a plain number.
+    """Read a number of bytes such as ``24GB``, ``80GiB``, ``512MB`` or ``1000``.
 
     Raises:
-        HardwareError: none of these.
+        HardwareError: the text is no such size.
     """
     found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     try:
@@ -84,7 +99,10 @@ def read_size(text: str) -> int:
 
 
 def peak_memory(kind: Kind) -> int | None:
-    """Bytes at this process's peak so far: allocated by torch on a GPU, resident on a CPU."""
+    """Return the bytes this process has used at its peak, or None where that is unknown.
+
+    On a GPU these are the bytes that torch allocated, on a CPU the resident set.
+    """
     if kind == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     try:

@@ -1,7 +1,8 @@
-"""`poad plan`: what a run will need, said before any weights are loaded.
+"""Memory and time of a training run, predicted before any weights are loaded.
 
-Memory is added up part by part; time is floating-point operations over the speed of the machine.
-Both are predictions: a run's summary puts what was measured beside them.
+Memory is a sum over parts. Time is floating-point operations divided by the speed of the machine,
+plus a fixed cost for every forward pass and turn. A run's summary shows both predictions next to
+what was measured.
 """
 
 from __future__ import annotations
@@ -28,31 +29,34 @@ from poad.plan.hardware import (
     peak_memory,
     read_size,
 )
-from poad.plan.profile import Sample, Shape, load_codec, model_shape, sample_world
+from poad.plan.sample import Sample, load_codec, sample_world
+from poad.plan.shape import Shape, model_shape
 
 OVERHEAD: Mapping[Kind, int] = {"cpu": 430_000_000, "cuda": 600_000_000}
-"""Bytes before the first weight. CPU: Python with torch, transformers and poad loaded and a first
-step taken, measured on Linux with torch 2.13. CUDA: the context and cuBLAS work space; that torch
-does not count among what it allocated."""
+"""Bytes before the first weight. CPU: Python with torch, transformers and poad loaded and one step
+taken, measured on Linux with torch 2.13. CUDA: the context and the work space of cuBLAS, which
+torch does not count as allocated."""
 UTILIZATION: Mapping[Kind, tuple[float, float]] = {"cpu": (0.7, 0.7), "cuda": (0.3, 0.45)}
-"""Share of the sustained matrix speed reached while acting and while updating. CPU: roughly that of
-one core with Llamas of 0.3 and 60 million weights. CUDA: an assumption, never measured here."""
+"""Share of the sustained matrix speed that acting and updating reach. CPU: about that of one core
+with Llamas of 0.3 and 60 million weights. CUDA: an assumption that was never measured."""
 LAYER_SECONDS: Mapping[Kind, float] = {"cpu": 5e-4, "cuda": 5e-4}
-"""What a layer costs in a forward pass even for one token: Python and the launch of kernels."""
+"""Seconds per layer of a forward pass, even of one token: Python, and the launch of kernels."""
 TURN_SECONDS = 1e-4
-"""A turn's own cost: the world's step, text, bookkeeping."""
+"""Seconds per turn: the world's step, its text, and bookkeeping."""
 INTENSITY: Mapping[Kind, float] = {"cpu": 5, "cuda": 150}
-"""Operations in the time in which a byte of the weights is read: a pass is never quicker."""
+"""Operations in the time it takes to read a byte of the weights. No pass is faster than that."""
 QUANTIZED = {"none": 0.0, "8bit": 1.0, "4bit": 0.516}
-"""Bytes of a quantized weight with its scales (NF4, double quantization: arXiv 2305.14314)."""
+"""Bytes per quantized weight with its scales. 4 bits: NF4 with double quantization, 4.127 bits
+(QLoRA, arXiv 2305.14314, section 3)."""
 LOGITS = {True: 3, False: 7}
-"""Float32 copies of the logits in an update: among offered tokens, over the vocabulary."""
-SAMPLING = 28
-"""Bytes per entry of the vocabulary while a token is drawn: float32 twice, float64 twice, index."""
+"""Float32 copies of the logits in an update: among offered tokens, or over the vocabulary."""
+SAMPLING = {True: 8, False: 28}
+"""Bytes per logit while acting. Among offered actions: float32 twice. Over the vocabulary: float32
+twice, float64 twice and an index."""
 
 
 class Part(NamedTuple):
-    """Memory for one thing."""
+    """Memory for one purpose."""
 
     name: str
     size: int
@@ -63,24 +67,23 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A prediction."""
+    """A prediction for one iteration of a run."""
 
     parts: tuple[Part, ...]
     kind: Kind
     seconds_acting: float
-    """Of one iteration."""
     seconds_updating: float
-    """Of one iteration, with all its passes."""
+    """Seconds of the update, with all its passes over the rollout."""
     operations: float
-    """Floating-point operations of one iteration."""
+    """Floating-point operations of acting and updating."""
     speed: float
-    """Sustained matrix speed it was reckoned with, operations per second."""
+    """Sustained speed of a large matrix product, in operations per second."""
     shape: Shape
     sample: Sample
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak: what is always there, and the larger of acting and updating."""
+        """Bytes at the peak: the permanent parts, and the larger of acting and updating."""
         size = dict.fromkeys(("always", "acting", "updating"), 0)
         for part in self.parts:
             size[part.when] += part.size
@@ -88,64 +91,67 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of one iteration."""
+        """Seconds of one iteration."""
         return self.seconds_acting + self.seconds_updating
 
 
 def predict(config: Config, *, flops: float | None = None, measure: float = 1.0) -> Plan:
-    """Predict memory and time of an iteration, without loading weights.
+    """Predict memory and time of one iteration, without loading weights.
 
     Args:
-        config: what would be trained.
-        flops: sustained matrix speed of the machine, in operations per second; none measures it.
+        config: the run.
+        flops: sustained speed of the machine's matrix products, in operations per second. None
+            measures it.
         measure: seconds to spend on measuring.
 
     Raises:
-        HardwareError: the device is not here and no speed is given.
-        ConfigError, poad.lm.model.ModelError: it could not be built either.
+        HardwareError: the device is not in this machine and no speed is given.
+        ConfigError, ModelError: the run could not be started either.
     """
-    config = resolve(config).config
+    settings = resolve(config)
+    config = settings.config
     kind = device_kind(config)
     if flops is None:
         flops = matrix_speed(config, measure)
     shape = model_shape(config.model, config.env)
-    sample = sample_world(config, *load_codec(config))
-    return _reckon(config, kind, flops, shape, sample)
+    sample = sample_world(settings, *load_codec(config))
+    return _plan(config, kind, flops, shape, sample)
 
 
-def _reckon(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> Plan:
+def _plan(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> Plan:
     acting, updating, operations = _seconds(config, kind, speed, shape, sample)
-    parts = (*_standing(config, kind, shape, sample), *_passing(config, shape, sample))
-    kept = tuple(part for part in parts if part.size)
-    return Plan(kept, kind, acting, updating, operations, speed, shape, sample)
+    parts = (*_permanent(config, kind, shape, sample), *_temporary(config, shape, sample))
+    needed = tuple(part for part in parts if part.size)
+    return Plan(needed, kind, acting, updating, operations, speed, shape, sample)
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def _standing(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iterator[Part]:
-    """What is there from the first update to the last."""
+def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iterator[Part]:
+    """Yield what stays in memory from the first update to the last."""
     number = getattr(torch, config.model.dtype).itemsize
     full = config.model.tuning == "full"
     yield Part("base weights", base_bytes(config, shape), note=_precision(config, shape))
     if full and (config.critic.body == "frozen" or config.ppo.kl_reference > 0):
-        # A tied head is part of the body; another is copied only where it is asked.
+        # A tied head is part of the body. Another head is copied only for the reference.
         size = shape.weights if config.ppo.kl_reference > 0 else shape.body
-        yield Part("frozen copy", size * number, note="of the untrained body, for the critic")
+        yield Part("frozen copy", size * number, note="of the untrained model")
     trained, width = (shape.weights, number) if full else (shape.adapters, 4)
     yield Part("adapters", 4 * shape.adapters, note=f"rank {config.model.lora_rank}, float32")
-    yield Part("gradients", trained * width, note=f"of {trained:,} weights")
-    yield Part("Adam moments", 2 * trained * width, note="two of each")
+    yield Part("gradients", trained * width, note=f"of {trained:,} trained weights")
+    yield Part("Adam moments", 2 * trained * width, note="two per trained weight")
     sizes = (shape.width, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
-    features = sample.values * shape.width * 4 if config.critic.body == "frozen" else 0
-    yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and what it reads")
+    # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, width].
+    features = sample.critic_positions * shape.width * 4 if config.critic.body == "frozen" else 0
+    yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and its input")
     name = "libraries" if kind == "cpu" else "CUDA context"
-    yield Part(name, OVERHEAD[kind], note="torch and its like")
+    yield Part(name, OVERHEAD[kind], note="Python, torch, transformers and poad")
 
 
 def base_bytes(config: Config, shape: Shape) -> int:
-    """Bytes of the base weights; quantization leaves embeddings, norms and the head alone."""
+    """Return the bytes of the base weights. Embeddings, norms and head are never quantized."""
     number = getattr(torch, config.model.dtype).itemsize
     if config.model.quantize == "none":
         return shape.weights * number
@@ -158,47 +164,54 @@ def _precision(config: Config, shape: Shape) -> str:
     count = billions or f"{shape.weights:,}"
     quantized = config.model.quantize
     how = f"{quantized}, rest {config.model.dtype}" if quantized != "none" else config.model.dtype
-    return f"{count}, {how}"
+    return f"{count} weights, {how}"
 
 
-def _passing(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
-    """What comes and goes: while updating, and while acting.
+def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
+    """Yield what is in memory only while acting or only while updating.
 
-    Activations of a micro-batch of m tokens in rows of L, after Korthikanti et al. (arXiv
-    2205.05198): m·c bytes, c counted by `poad.plan.profile.model_shape`, for kernels that keep no
-    attention matrix. With checkpointing, one hidden state per layer and token, and c of a single
-    layer. On top come the largest intermediate results of the
-    backward pass and the attention mask, a byte and a number for every pair of tokens in a row.
+    The activations of a micro-batch of m tokens take m · c bytes, where c is ``Shape.saved``
+    (Korthikanti et al., arXiv 2205.05198, equation 1, without the attention matrices). With
+    gradient checkpointing they are a hidden state per layer and token, and c of a single layer.
     """
     number = getattr(torch, config.model.dtype).itemsize
-    once = max(1, min(config.ppo.minibatches, sample.prompts))
-    tokens = min(config.ppo.micro_batch_tokens, math.ceil(sample.updating / once))
-    readings = math.ceil(sample.readings * tokens / max(1, sample.updating))
-    row = max(240, 2 * sample.longest) if sample.offered else sample.longest
+    minibatches = max(1, min(config.ppo.minibatches, sample.prompts))
+    tokens = min(config.ppo.micro_batch_tokens, math.ceil(sample.tokens_at_once / minibatches))
+    readings = math.ceil(sample.update_positions * tokens / max(1, sample.tokens_at_once))
+    row = max(240, 2 * sample.longest) if sample.offered else sample.longest  # as `pack` fills them
     each = shape.saved
     if config.model.gradient_checkpointing:
         each = shape.layers * shape.width * number + math.ceil(each / shape.layers)
+    # The backward pass's largest results; the mask, one byte and one number per pair in a row.
     working = 2 * shape.feed * number + row * (1 + number)
     unpacked = shape.largest * number if config.model.quantize != "none" else 0
     note = f"{tokens:,} tokens" + (", layer by layer" * config.model.gradient_checkpointing)
     yield Part("activations", tokens * (each + working) + unpacked, "updating", note)
-    offered = sample.offered and config.acting.scheme != "published"
-    copies = LOGITS[offered and config.acting.scheme == "trie"]
+    copies = LOGITS[sample.offered and config.acting.scheme == "trie"]
     size = readings * shape.vocabulary * (4 * copies + 2 * number)
-    yield Part("logits", size, "updating", f"{readings:,} decisions, float32")
-    # While acting no row waits for another, and an evaluation may play more of them.
+    yield Part("logits", size, "updating", f"{readings:,} positions, float32")
+    yield from _acting(config, shape, sample, number, unpacked)
+
+
+def _acting(
+    config: Config, shape: Shape, sample: Sample, number: int, unpacked: int
+) -> Iterator[Part]:
+    """Yield what a pass of acting needs; ``number`` and ``unpacked`` are in bytes."""
+    # While acting no row waits for another. An evaluation may play more of them than training.
     rows = max(config.streams, config.eval.streams if config.eval.episodes else 0)
-    rows = min(rows, sample.prompts) if sample.offered else rows
-    # Where prompts grow, what was read is kept beside the rows that go on from it.
-    copies = 2 if config.prompt.history == "episode" or config.prompt.thinking else 1
-    cached = copies * rows * sample.longest * shape.cached * number
-    yield Part("KV cache", cached, "acting", f"{rows} rows of {sample.longest} tokens")
-    reading = min(rows, sample.prompts) * sample.longest
-    hidden = reading * (4 * shape.width + 3 * shape.feed) * number + rows * sample.longest**2
-    drawn = rows * shape.vocabulary * (SAMPLING if not sample.offered else 8)
-    yield Part(
-        "a pass of acting", hidden + unpacked + drawn, "acting", "prompts, and what is drawn"
-    )
+    drawn = math.ceil(sample.acting_logits * rows / config.streams)
+    read = min(rows, sample.prompts)
+    rows = read if sample.offered else rows
+    if not sample.offered or config.acting.scheme == "trie":  # other schemes keep no cache
+        # Where prompts grow, finished rows are kept next to those that continue them.
+        copies = 2 if config.prompt.history == "episode" or config.prompt.thinking else 1
+        cached = copies * rows * sample.longest * shape.cached * number
+        yield Part("KV cache", cached, "acting", f"{rows} rows of {sample.longest} tokens")
+    tokens = read * sample.longest + drawn
+    hidden = tokens * (4 * shape.width + 3 * shape.feed) * number + rows * sample.longest**2
+    logits = drawn * shape.vocabulary * SAMPLING[sample.offered]
+    note = f"hidden states and {drawn:,} x {shape.vocabulary:,} logits"
+    yield Part("forward pass", hidden + logits + unpacked, "acting", note)
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -207,35 +220,34 @@ def _passing(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
 def _seconds(
     config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample
 ) -> tuple[float, float, float]:
-    """Seconds of acting and of updating, and the operations of both.
+    """Predict the seconds of acting and of updating, and the operations of both.
 
-    A token costs 2 operations per weight it is multiplied with: forward, backward through every
-    layer, and once more for the weights that are trained. What is recomputed takes time but is no
-    operation in the count.
+    A forward pass takes 2 operations per token and weight, a backward pass 2 through every layer
+    and 2 more for each trained weight (Kaplan et al., arXiv 2001.08361, section 2.1). Attention
+    scores are left out. What gradient checkpointing computes again takes time, but the count of
+    operations does not include it.
     """
     per_token, per_reading = 2 * shape.multiplied, 2 * shape.head
     trained = 2 * (shape.multiplied if config.model.tuning == "full" else shape.adapters)
-    forward = per_token * sample.updating + per_reading * sample.readings
-    act = per_token * sample.acting + per_reading * sample.readings
-    step = 2 * forward + trained * sample.updating
+    forward = per_token * sample.update_tokens + per_reading * sample.update_positions
+    act = per_token * sample.acting_tokens + per_reading * sample.update_positions
+    step = 2 * forward + trained * sample.update_tokens
     if config.model.tuning == "full":
-        step += per_reading * sample.readings
-    epochs = config.ppo.epochs
-    extra = forward * (config.ppo.recompute_logprob + (config.ppo.kl_reference > 0))
-    if config.critic.body == "frozen":
-        extra += per_token * sample.features
-    update = step * epochs + extra
-    redone = forward * epochs if config.model.gradient_checkpointing else 0
-    runs = max(
-        min(config.ppo.minibatches, sample.prompts),
-        math.ceil(sample.updating / config.ppo.micro_batch_tokens),
-    )
-    least = base_bytes(config, shape) * INTENSITY[kind] / speed
-    a_pass = shape.layers * LAYER_SECONDS[kind] + least
+        step += per_reading * sample.update_positions
+    ppo = config.ppo
+    # Passes before the first step: the critic's values, fresh and reference log-probabilities.
+    compared = ppo.recompute_logprob or config.model.lora_dropout > 0
+    before = forward * (compared + (ppo.kl_reference > 0)) + per_token * sample.critic_tokens
+    update = step * ppo.epochs + before
+    recomputed = forward * ppo.epochs if config.model.gradient_checkpointing else 0
+    # A pass waits for every layer to be launched, and for all weights to be read from memory.
+    weights = base_bytes(config, shape) * INTENSITY[kind] / speed
+    latency = shape.layers * LAYER_SECONDS[kind] + weights
     share_acting, share_updating = UTILIZATION[kind]
     turns = TURN_SECONDS * sample.turns
-    acting = act / speed / share_acting + sample.passes * a_pass + turns
-    updating = (update + redone) / speed / share_updating + 3 * runs * epochs * a_pass + turns
+    acting = act / speed / share_acting + sample.acting_passes * latency + turns
+    passes = 3 * sample.update_passes * ppo.epochs  # a backward pass waits about twice as long
+    updating = (update + recomputed) / speed / share_updating + passes * latency + turns
     return acting, updating, act + update
 
 
@@ -247,40 +259,36 @@ class Change(NamedTuple):
 
     setting: str
     memory: int
-    """Bytes at the peak with it, all else unchanged."""
+    """Bytes at the peak with this setting and all else unchanged."""
 
 
 def changes(config: Config, plan: Plan) -> list[Change]:
-    """Settings that would save at least a hundredth of the peak, the most saving first."""
+    """List settings that would save at least 1 % of the peak, the largest saving first."""
     config = resolve(config).config
     found = []
     for setting, other in _alternatives(config):
-        shape = plan.shape
+        shape, sample = plan.shape, plan.sample
         if other.model != config.model:
             shape = model_shape(other.model, other.env)
-        memory = _reckon(other, plan.kind, plan.speed, shape, _fewer(plan.sample, config, other))
-        if memory.memory < 0.99 * plan.memory:
-            found.append(Change(setting, memory.memory))
+        if (other.streams, other.critic) != (config.streams, config.critic):
+            sample = sample_world(resolve(other), *load_codec(other))
+        memory = _plan(other, plan.kind, plan.speed, shape, sample).memory
+        if memory < 0.99 * plan.memory:
+            found.append(Change(setting, memory))
     return sorted(found, key=lambda change: change.memory)
 
 
-def _fewer(sample: Sample, config: Config, other: Config) -> Sample:
-    """The sample with another number of streams; as many prompts repeat."""
-    share = other.streams / config.streams
-    counts = ("turns", "prompts", "acting", "updating", "readings", "features", "values")
-    return replace(sample, **{n: math.ceil(getattr(sample, n) * share) for n in counts})
-
-
 def _alternatives(c: Config) -> Iterator[tuple[str, Config]]:
+    """Yield each setting to try, as it is written and as a whole configuration."""
     lora = replace(c.model, tuning="lora")
     if c.model.tuning == "full":
         yield "model.tuning = lora", replace(c, model=lora)
     if c.model.dtype == "float32":
         yield "model.dtype = bfloat16", replace(c, model=replace(c.model, dtype="bfloat16"))
     if c.model.quantize != "4bit":
-        also = " with model.tuning = lora" * (c.model.tuning == "full")
+        with_lora = " with model.tuning = lora" * (c.model.tuning == "full")
         small = replace(lora, quantize="4bit")
-        yield f"model.quantize = 4bit{also}", replace(c, model=small)
+        yield f"model.quantize = 4bit{with_lora}", replace(c, model=small)
     if not c.model.gradient_checkpointing:
         again = replace(c.model, gradient_checkpointing=True)
         yield "model.gradient_checkpointing = true", replace(c, model=again)
@@ -296,19 +304,19 @@ def _alternatives(c: Config) -> Iterator[tuple[str, Config]]:
         yield "critic.body = shared", replace(c, critic=replace(c.critic, body="shared"))
 
 
-# --- beside measurement ---------------------------------------------------------------------------
+# --- comparison with a run ------------------------------------------------------------------------
 
 
 def compare(plan: Plan, metrics: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """A prediction beside what was measured in this process.
+    """Compare a prediction with what this process has measured.
 
     Args:
         plan: the prediction.
-        metrics: of each iteration; the time is their median.
+        metrics: those of each iteration. The measured time is their median.
 
     Returns:
-        Bytes at the peak and seconds per iteration, each predicted and measured. On a GPU the
-        CUDA context is left out of both, since torch does not count it.
+        Bytes at the peak and seconds per iteration, each predicted and measured. On a GPU both
+        leave out the CUDA context, which torch does not count.
     """
     seconds = [row["collect_seconds"] + row["update_seconds"] for row in metrics]
     uncounted = OVERHEAD["cuda"] if plan.kind == "cuda" else 0
@@ -321,12 +329,11 @@ def compare(plan: Plan, metrics: Iterable[Mapping[str, float]]) -> dict[str, Any
 
 
 def hindsight(config: Config, metrics: Iterable[Mapping[str, float]]) -> dict[str, Any] | None:
-    """What would have been predicted of a run that is over, beside what it took; or nothing."""
+    """Compare a finished run with its prediction; None if there is no prediction."""
     try:
-        # Measured first: predicting takes memory, too.
-        peak = peak_memory(device_kind(config))
+        peak = peak_memory(device_kind(config))  # measured first: predicting takes memory, too
         return compare(predict(config, measure=0.05), metrics) | {"measured_memory": peak}
-    except Exception:  # a remark in the summary must not cost anyone their run
+    except Exception:  # a note in the summary must never cost anyone their run
         return None
 
 
@@ -334,64 +341,94 @@ def hindsight(config: Config, metrics: Iterable[Mapping[str, float]]) -> dict[st
 
 
 def show(config: Config, memory: str | None = None, flops: float | None = None) -> int:
-    """Print a plan; the exit status, 1 when it does not fit."""
+    """Print a plan.
+
+    Args:
+        config: the run.
+        memory: size of the machine's memory, such as ``24GB``. None asks this machine.
+        flops: as in :func:`predict`.
+
+    Returns:
+        The exit status: 0 if the run fits into memory, 1 if not.
+
+    Raises:
+        HardwareError: the size or the speed makes no sense, or the device is not in this machine.
+    """
     if flops is not None and not flops > 0:
         raise HardwareError(f"--flops {flops:g}: must be above 0, in operations per second.")
     room = device_memory(config) if memory is None else read_size(memory)
     plan = predict(config, flops=flops)
     console = Screen()
-    console.print(
-        _table(plan, config), "", *_times(plan, config, given=flops is not None), sep="\n"
-    )
+    console.print(_table(plan, config), "", *_world_lines(plan), "", sep="\n")
+    console.print(*_time_lines(plan, config, given=flops is not None), "", sep="\n")
     fits = plan.memory <= room
     verdict = "fits" if fits else "does not fit"
     console.print(
-        f"\n[bold]{_bytes(plan.memory)}[/] at the peak {verdict} into {_bytes(room)}.",
+        f"The peak of [bold]{_bytes(plan.memory)}[/] {verdict} into {_bytes(room)} of memory.",
         highlight=False,
     )
     if fits:
         return 0
-    table = Table("change", "then", "saves", title="What to change, most saving first", box=None)
-    for change in changes(config, plan):
+    listed = changes(config, plan)
+    if not listed:
+        console.print("No single setting would save much memory.")
+        return 1
+    table = Table("setting", "peak", "saves", title="Settings that save memory", box=None)
+    for change in listed:
         enough = " (fits)" if change.memory <= room else ""
         saved = _bytes(plan.memory - change.memory)
         table.add_row(change.setting, _bytes(change.memory) + enough, saved)
-    console.print(table if table.row_count else "Nothing in the settings would save much.")
+    console.print(table)
     return 1
 
 
 def _table(plan: Plan, config: Config) -> Table:
-    sample, shape = plan.sample, plan.shape
-    title = f"{shape.architecture}, {config.env}, {config.streams} x {config.horizon} turns"
-    table = Table("memory", "", "when", "", title=title, box=None, title_justify="left")
+    title = f"{plan.shape.architecture} in {config.env}, {config.streams} x {config.horizon} turns"
+    table = Table("memory", "size", "needed", "details", title=title, box=None)
+    table.title_justify = "left"
     table.columns[1].justify = "right"
     for part in plan.parts:
-        table.add_row(part.name, _bytes(part.size), part.when, part.note)
-    table.caption = (
-        f"{sample.prompts:,} distinct prompts of {sample.prompt_tokens:.0f} tokens, actions of "
-        f"{sample.action_tokens:.1f}"
-        + ("" if sample.offered else " (their budget)")
-        + ("" if sample.tokenizer else "; there is no tokenizer, so tokens are guessed")
-    )
-    table.caption_justify = "left"
+        needed = part.when if part.when == "always" else f"while {part.when}"
+        table.add_row(part.name, _bytes(part.size), needed, part.note)
     return table
 
 
-def _times(plan: Plan, config: Config, given: bool) -> Iterator[str]:
+def _world_lines(plan: Plan) -> Iterator[str]:
+    sample = plan.sample
+    yield (
+        f"A random agent reads {sample.prompts:,} distinct prompts per iteration, of "
+        f"{sample.prompt_tokens:.0f} tokens on average."
+    )
+    if sample.offered:
+        yield f"An action has {sample.action_tokens:.1f} tokens on average."
+    else:
+        yield f"Every action is assumed to fill its budget of {sample.action_tokens:.0f} tokens."
+    if not sample.tokenizer:
+        yield "The model's tokenizer was not found, so all numbers of tokens are estimates."
+
+
+def _time_lines(plan: Plan, config: Config, given: bool) -> Iterator[str]:
     acting, updating = (100 * share for share in UTILIZATION[plan.kind])
     iterations = math.ceil(config.steps / plan.sample.turns)
     yield (
-        f"an iteration: {_duration(plan.seconds)} ({_duration(plan.seconds_acting)} acting, "
-        f"{_duration(plan.seconds_updating)} updating); the run's {iterations:,}: "
-        f"{_duration(iterations * plan.seconds)}, evaluations aside"
+        f"One iteration takes about {_duration(plan.seconds)}: "
+        f"{_duration(plan.seconds_acting)} for acting and "
+        f"{_duration(plan.seconds_updating)} for updating."
     )
     yield (
-        f"reckoned with {_scaled(plan.operations)}FLOP at {_scaled(plan.speed)}FLOP/s "
-        f"{'as given' if given else 'as measured now'}, of which {acting:.0f} % are reached while "
-        f"acting, {updating:.0f} % while updating"
+        f"The run has {iterations:,} iterations and takes about "
+        f"{_duration(iterations * plan.seconds)}, without evaluations."
+    )
+    yield (
+        f"This assumes {_scaled(plan.operations)}FLOP per iteration at "
+        f"{_scaled(plan.speed)}FLOP/s ({'as given' if given else 'measured now'}), of which acting "
+        f"reaches {acting:.0f} % and updating {updating:.0f} %."
     )
     if config.acting.engine != "own":
-        yield f"acting.engine = {config.acting.engine} is not reckoned with: acting as by our own"
+        yield (
+            "The time for acting is that of acting.engine = own; "
+            f"{config.acting.engine} may be faster."
+        )
 
 
 def _bytes(size: float) -> str:
@@ -399,12 +436,15 @@ def _bytes(size: float) -> str:
 
 
 def _scaled(number: float) -> str:
-    """Three digits and a prefix of the unit that follows."""
+    """Format a number with three digits and the prefix of the unit that follows it."""
     unit = next((i for i in range(5) if number < 1000 ** (i + 1)), 5)
     return f"{number / 1000**unit:.3g} {('', 'k', 'M', 'G', 'T', 'P')[unit]}"
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
+    if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"

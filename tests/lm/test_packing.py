@@ -282,6 +282,7 @@ def test_micro_batches_have_about_equal_cost_and_leave_nothing_out(crowd, tokens
     assert torch.cat(bundles.micro_batches(tokens)).tolist() == list(range(len(bundles.cost)))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_renumbering_inverts_a_selection(data):
     size = data.draw(st.integers(1, 9))

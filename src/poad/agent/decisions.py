@@ -27,6 +27,13 @@ class DecisionBatch:
 
     The score of an option is the mean or the sum of the log-probabilities of up to A tokens: one
     token where the agent decides token by token, the whole action where it decides between actions.
+
+    For example, a decision between the tokens ``look`` and ``take``, both predicted at reading 7,
+    and one between the actions ``go on`` and ``wait`` are, with K = A = 2::
+
+        read        [[[7, 7], [7, 7]],             [[0, 1], [0, 0]]]
+        token       [[[look, -], [take, -]],       [[go, on], [wait, -]]]
+        token_mask  [[[1, 0], [1, 0]],             [[1, 1], [1, 0]]]
     """
 
     positions: tuple[Position, ...]
@@ -134,6 +141,7 @@ class DecisionTable:
             paths, divisor = [], []
             for leaf, text in zip(trie.leaves, trie.texts, strict=True):
                 tokens = trie.token_path(leaf)
+                # Token j is predicted at the position behind the j tokens before it.
                 counted = tokens if score_end else tokens[:-1]
                 paths.append([((prompt, tokens[:j]), token) for j, token in enumerate(counted)])
                 lengths = {"word": len(text.split()), "token": len(counted), "sum": 1}
@@ -190,7 +198,8 @@ class DecisionTable:
         token_mask = np.zeros(shape, dtype=bool)
         divisor = np.ones(shape[:2], dtype=np.float32)
         for q, decision in enumerate(self._decisions):
-            # Padding points at a reading of the same decision, so that it survives `select`.
+            # Padding points at a reading of the same decision, so that `select` keeps it valid.
+            # Padded options have no tokens and divide by 1; `option_mask` rules them out.
             read[q] = numbers[decision.paths[0][0][0]]
             divisor[q, : len(decision.divisor)] = decision.divisor
             for k, path in enumerate(decision.paths):

@@ -127,6 +127,7 @@ class Decoder:
         self._stored = [
             replace(row, idle=True) for row in stored if not row.idle and id(row) not in used
         ]
+        # Row r holds the first match.length tokens of sequence r already, so the rest is read.
         chunks = [s[match.length :] for s, match in zip(sequences, matches, strict=True)]
         return self.read(chunks, range(len(chunks)) if self._tokens else None)
 

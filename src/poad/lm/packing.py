@@ -28,10 +28,10 @@ class Packed:
     A row is a tree of token sequences: a prefix that several of them share stands in it once. The
     sequences ``a b c d`` and ``a b e`` make this row, and are read in columns 3 and 4::
 
-        column        0  1  2  3  4
-        token         a  b  c  d  e
-        position id   0  1  2  3  2
-        attends to    a  ab abc abcd abe
+        column        0  1   2    3     4
+        token         a  b   c    d     e
+        position id   0  1   2    3     2
+        attends to    a  ab  abc  abcd  abe
 
     Rows are padded on the right.
     """
@@ -262,11 +262,9 @@ class Bundles:
                 shared = common_prefix_length(previous, sequence)
                 continues = shared == len(previous)
                 added = len(sequence) - (shared if branching or continues else 0)
-                unshared = (
-                    cost[-1] - shared
-                )  # tokens in the bundle that this sequence has no use for
-                # A new bundle computes the shared prefix again. That pays off only if the old one
-                # holds a good deal besides the prefix.
+                # The bundle has this many tokens besides the shared prefix. A new bundle computes
+                # the prefix again, which pays off only if they are many.
+                unshared = cost[-1] - shared
                 if (
                     max_unshared_tokens is not None
                     and not continues

@@ -1,4 +1,4 @@
-"""How much the doubling scan gains over the plain loop over time, on one thread.
+"""Compare the recursion of credit by a doubling scan with the plain loop over time, on one thread.
 
 python benchmarks/credit_speed.py
 """
@@ -19,7 +19,7 @@ SHAPES = [(16, 32 * 4), (64, 8192)]
 def loop(
     reward: Tensor, value: Tensor, next_value: Tensor, discount: Tensor, trace: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The recursion as it is usually written."""
+    """The recursion as a loop over time."""
     delta, carry = reward + discount * next_value - value, discount * trace
     advantage, after = torch.empty_like(delta), torch.zeros_like(delta[:, 0])
     for t in reversed(range(delta.shape[1])):
@@ -28,11 +28,11 @@ def loop(
     return advantage, advantage + value
 
 
-def seconds(run: Callable[[], object], least: float = 1.0) -> float:
-    """The fastest of as many runs as fit into the time."""
+def fastest(run: Callable[[], object], seconds: float = 1.0) -> float:
+    """Measure the fastest of as many runs as fit into the given seconds."""
     run()
     best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < least:
+    while time.perf_counter() - start < seconds:
         before = time.perf_counter()
         run()
         best = min(best, time.perf_counter() - before)
@@ -44,8 +44,8 @@ def main() -> None:
     for shape in SHAPES:
         reward, value, ahead = torch.randn(3, *shape)
         rates = torch.full((2, *shape), 0.95)
-        slow = seconds(lambda five=(reward, value, ahead, *rates): loop(*five))
-        fast = seconds(lambda five=(reward, value, ahead, *rates): recursion(*five))
+        slow = fastest(lambda five=(reward, value, ahead, *rates): loop(*five))
+        fast = fastest(lambda five=(reward, value, ahead, *rates): recursion(*five))
         print(
             f"[{shape[0]}, {shape[1]}]  loop {slow * 1e3:8.3f} ms   scan {fast * 1e3:8.3f} ms   "
             f"loop / scan = {slow / fast:5.1f}"

@@ -1,12 +1,12 @@
-"""What the critic could know inside a freely written action, and what it does know.
+"""Measure how well the critic predicts returns from inside a freely written action.
 
     poad study studies/length_free.yaml --only poad turn_ppo
     python benchmarks/critic_probe.py runs/studies/length_free/runs/tokens_32.turn_ppo.0
 
-Lets a trained agent act, and asks of the discounted return that follows how much of its variance is
-explained before a token: by the run's own critic, and by a ridge regression from the frozen hidden
-state that the critic reads. A third of the turns fits the regression, a third chooses its
-strength, a third is explained.
+A trained agent plays episodes. The table shows, for several places in the action, the share of the
+variance of the discounted return that is explained by the run's critic, and by a ridge regression
+from the hidden state that the critic reads. One third of the turns fits the regression, one third
+chooses its strength, and one third tests it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ Floats = NDArray[np.float64]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     for path in parser.parse_args().runs:
         _, agent, _ = load_run(path, None, untrained=False)
         hidden = agent.features
         if hidden is None:
-            raise SystemExit(f"{path}: its critic shares the policy's body; nothing to compare.")
+            raise SystemExit(
+                f"{path}: the critic shares the policy's body, so there is nothing to do."
+            )
         print(f"\n{path.name}\n{'before token':14}{'turns':>7}{'critic':>8}{'regression':>12}")
         for place, (positions, returns) in places(agent, played(agent)).items():
             critic = explained(np.array(agent.values(positions)), returns)
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def played(agent: Agent) -> Rollout:
-    """Turns of the agent as it is now."""
+    """Play with the agent, without learning."""
     config = agent.config
     collector = Collector(lambda: make(config.env, **config.env_args), agent.policy, STREAMS, SEED)
     rollout = collector.collect(HORIZON, np.random.default_rng(0))
@@ -54,7 +56,7 @@ def played(agent: Agent) -> Rollout:
 
 
 def places(agent: Agent, rollout: Rollout) -> dict[str, tuple[list[Position], Floats]]:
-    """By place in the action: where the critic reads, and what followed, of finished episodes."""
+    """Collect, by place in the action, positions and returns from finished episodes."""
     found: dict[str, tuple[list[Position], list[float]]] = {name: ([], []) for name in PLACES}
     for stream in rollout.streams:
         after: float | None = None
@@ -69,16 +71,16 @@ def places(agent: Agent, rollout: Rollout) -> dict[str, tuple[list[Position], Fl
                 j = min(1, len(tokens) - 1) if name == "second" else int(share * (len(tokens) - 1))
                 found[name][0].append((turn.prompt_ids, tokens[:j]))
                 found[name][1].append(after)
-    return {name: (where, np.array(what)) for name, (where, what) in found.items()}
+    return {name: (at, np.array(returns)) for name, (at, returns) in found.items()}
 
 
 def explained(value: Floats, truth: Floats) -> float:
-    """The share of the variance that is explained; below 0 where the mean would do better."""
+    """Compute the share of explained variance; it is negative if the mean would do better."""
     return float(1 - ((truth - value) ** 2).mean() / truth.var())
 
 
 def regression(features: Floats, returns: Floats) -> float:
-    """What a ridge regression explains of turns that neither fitted it nor chose its strength."""
+    """Compute the share that a ridge regression explains of the third of turns for the test."""
     fit, choose, test = np.array_split(np.random.default_rng(0).permutation(len(returns)), 3)
     x, y = features - features[fit].mean(0), returns - returns[fit].mean()
     square, product = x[fit].T @ x[fit], x[fit].T @ y[fit]

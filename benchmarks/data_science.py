@@ -1,11 +1,11 @@
-"""Programs that get better: POAD and NTPO on four tables, and their best on fresh splits.
+"""Train POAD and NTPO to write programs for four tables, and score the best on fresh splits.
 
-    python benchmarks/data_science.py                    # everything, two runs at a time
+    python benchmarks/data_science.py                    # all of them, two runs at a time
     python benchmarks/data_science.py balance-scale-125 --methods poad --seeds 0
 
-Each run is an ordinary training with configs/balance_scale.yaml on another table. It stops at
---cpu-minutes, trainer and workers together; what is there is continued, what is finished is kept.
-Seeds 0-4 took no part in choosing any setting (tuning used seeds from 100).
+Each run is an ordinary training with configs/balance_scale.yaml on another table. It stops after
+--cpu-minutes, counting the trainer and its workers. Unfinished runs are continued, and finished
+ones are kept. Seeds 0-4 were not used to choose any setting (tuning used seeds from 100 on).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from poad.config import load
-from poad.envs.datasci import Judge, Sandbox, datasets
+from poad.envs.datasci import Sandbox, Scorer, datasets
 from poad.errors import RunError
 from poad.learn import Trainer
 from poad.runs import Run
@@ -33,11 +33,11 @@ TABLES = ROOT.parent / "shared" / "data" / "kaggle"
 
 
 class Data(NamedTuple):
-    """A table, and what others reach on it under the same protocol."""
+    """A table, with reference scores under the same protocol."""
 
     dataset: str
     best_default: float
-    """The best of seven scikit-learn classifiers with their defaults."""
+    """The best of seven scikit-learn classifiers with default settings."""
     searched: float
     """The best of a small random search."""
 
@@ -50,20 +50,25 @@ DATA = {
 }
 METHODS = ("poad", "ntpo")
 FRESH = range(100, 200)
-"""Seeds of splits that no training saw."""
+"""Seeds of splits that are not used in training."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="POAD and NTPO on data-science coding.")
-    parser.add_argument("tables", nargs="*", default=list(DATA), help=f"of {', '.join(DATA)}")
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        default=list(DATA),
+        help=f"tables among {', '.join(DATA)}; default: all",
+    )
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
-    parser.add_argument("--steps", type=int, help="programs per run; default: the configuration's")
+    parser.add_argument("--steps", type=int, help="programs per run; default: as configured")
     parser.add_argument("--cpu-minutes", type=float, default=15.0)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "data_science")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--only-run", action="store_true", help="train, in this process; no table")
+    parser.add_argument("--only-run", action="store_true", help="only train, in this process")
     options = parser.parse_args()
     tables = [name for name in options.tables if Path(DATA[name].dataset).suffix != ".csv"]
     tables += [n for n in options.tables if n not in tables and Path(DATA[n].dataset).exists()]
@@ -73,7 +78,7 @@ def main() -> None:
             train(table, method, seed, options)
         return
 
-    def apart(one: tuple[str, str, int]) -> None:
+    def train_in_process(one: tuple[str, str, int]) -> None:
         table, method, seed = one
         command = [sys.executable, __file__, table, "--only-run", "--methods", method]
         command += ["--seeds", str(seed), "--runs", str(options.runs)]
@@ -82,17 +87,17 @@ def main() -> None:
         subprocess.run(command, check=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(apart, asked))
+        list(pool.map(train_in_process, asked))
     rows = [outcome(options.runs, *one) for one in asked]
     rows = [row for row in rows if row is not None]
-    judge_afresh(rows, options.runs)
+    score_on_fresh_splits(rows, options.runs)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "data_science.json").write_text(json.dumps(rows, indent=1) + "\n")
     print("\n".join(report(rows)))
 
 
 def train(table: str, method: str, seed: int, options: argparse.Namespace) -> None:
-    """Train one run to its end or its budget, from where it was."""
+    """Train or continue one run until its end or its time limit."""
     path = options.runs / f"{table}-{method}-{seed}"
     config = load(ROOT / "configs" / "balance_scale.yaml")
     config = replace(
@@ -117,8 +122,8 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
             if metrics["cpu_seconds"] > 60 * options.cpu_minutes:
                 break
         assert trainer.best is not None
-        told = list(trainer.measured)
-        scores = [m["score"] for m in told if "score" in m]
+        measured = list(trainer.measured)
+        scores = [m["score"] for m in measured if "score" in m]
         run.write_summary(
             {
                 "table": table,
@@ -126,9 +131,9 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 "seed": seed,
                 "programs": trainer.env_steps,
                 "cpu_seconds": trainer.collecting.cpu + trainer.updating.cpu,
-                "executable": len(scores) / len(told),
+                "executable": len(scores) / len(measured),
                 "score": float(np.mean(scores)),
-                "reward": float(np.mean([m.get("score", -1.0) for m in told])),
+                "reward": float(np.mean([m.get("score", -1.0) for m in measured])),
                 "best": trainer.best._asdict(),
             }
         )
@@ -136,7 +141,7 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
 
 
 def outcome(runs: Path, table: str, method: str, seed: int) -> dict[str, Any] | None:
-    """What a finished run's files say; none where it is unfinished."""
+    """Read the summary of a finished run; None if it is not finished."""
     try:
         run = Run.open(runs / f"{table}-{method}-{seed}")
     except RunError:
@@ -149,47 +154,47 @@ def outcome(runs: Path, table: str, method: str, seed: int) -> dict[str, Any] | 
     }
 
 
-def judge_afresh(rows: list[dict[str, Any]], runs: Path) -> None:
-    """Score every best program on splits that no training saw; remembered beside the runs."""
+def score_on_fresh_splits(rows: list[dict[str, Any]], runs: Path) -> None:
+    """Score every best program on fresh splits, and remember the scores in fresh.json."""
     memory = runs / "fresh.json"
     known = json.loads(memory.read_text()) if memory.exists() else {}
     with Sandbox(budget=600.0) as sandbox:
         for table in dict.fromkeys(row["table"] for row in rows):
-            judge = Judge(datasets.load(DATA[table].dataset), sandbox, seeds=FRESH, refuse=())
-            mine = [row for row in rows if row["table"] == table]
-            for row in mine:
+            scorer = Scorer(datasets.load(DATA[table].dataset), sandbox, seeds=FRESH, refuse=())
+            selected = [row for row in rows if row["table"] == table]
+            for row in selected:
                 if f"{table}\n{row['best']['text']}" not in known:
-                    judge.prepare(row["best"]["text"])
-            for row in mine:
+                    scorer.prepare(row["best"]["text"])
+            for row in selected:
                 key = f"{table}\n{row['best']['text']}"
                 if key not in known:
-                    verdict = judge.verdict(row["best"]["text"])
-                    known[key] = {"score": verdict.score, "deviation": verdict.deviation}
+                    result = scorer.score(row["best"]["text"])
+                    known[key] = {"score": result.score, "deviation": result.deviation}
                     memory.write_text(json.dumps(known, indent=1))
                 row["fresh"] = known[key]
 
 
 def report(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """A table of tables and methods, then every best program."""
+    """Yield the table of results, then every best program."""
     yield "| table | method | runs | CPU-min | executable | score | reward | best program | fresh |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    for (table, method), mine in _grouped(rows).items():
+    for (table, method), group in _grouped(rows).items():
         default, searched = DATA[table].best_default, DATA[table].searched
 
         def spread(values: list[float], form: str = ".3f") -> str:
             return f"{np.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
-        good = sum(r["executable"] >= 0.95 and r["score"] >= default - 0.03 for r in mine)
+        good = sum(r["executable"] >= 0.95 and r["score"] >= default - 0.03 for r in group)
         cells = [
             table,
             method,
-            f"{good} of {len(mine)} within .03 of {default:.3f}",
-            spread([r["cpu_seconds"] / 60 for r in mine], ".1f"),
-            spread([r["executable"] for r in mine]),
-            spread([r["score"] for r in mine]),
-            spread([r["reward"] for r in mine]),
-            f"{spread([r['best']['score'] for r in mine], '.4f')}; searched {searched:.3f}",
-            spread([r["fresh"]["score"] or np.nan for r in mine], ".4f"),
+            f"{good} of {len(group)} within .03 of {default:.3f}",
+            spread([r["cpu_seconds"] / 60 for r in group], ".1f"),
+            spread([r["executable"] for r in group]),
+            spread([r["score"] for r in group]),
+            spread([r["reward"] for r in group]),
+            f"{spread([r['best']['score'] for r in group], '.4f')}; searched {searched:.3f}",
+            spread([r["fresh"]["score"] or np.nan for r in group], ".4f"),
         ]
         yield f"| {' | '.join(cells)} |"
     for row in rows:

@@ -1,7 +1,7 @@
-"""Whether the same configuration and seed give the same metrics twice.
+"""Check that the same configuration and seed give the same metrics twice.
 
-Each training runs in a process of its own, with another hash seed, so that nothing can agree by
-being shared and nothing may depend on the order of a set.
+Each training runs in a process of its own with a different hash seed. So the two share no state,
+and a dependence on the order of a set would show.
 
 python benchmarks/determinism.py
 """
@@ -18,12 +18,12 @@ from dataclasses import replace
 from poad.config import load
 
 CONFIGS = ("tomato_salad", "tomato_lettuce_salad")
-CLOCKS = ("seconds", "per_second")
-"""Metrics with these in their names tell the time, and may differ."""
+TIMES = ("seconds", "per_second")
+"""Metrics with these strings in their names measure time, and may differ."""
 
 
 def train_once(config_path: str, seed: int, steps: int) -> None:
-    """Print the metrics of every iteration, exactly."""
+    """Print the exact metrics of every iteration, as hexadecimal floats."""
     from poad.learn import train
 
     config = replace(load(config_path), seed=seed, steps=steps)
@@ -32,7 +32,7 @@ def train_once(config_path: str, seed: int, steps: int) -> None:
 
 
 def train_elsewhere(config_path: str, seed: int, steps: int, hash_seed: int) -> list[dict]:
-    """The same in another process: a dict per iteration."""
+    """Train in another process. Returns a dict per iteration."""
     command = [sys.executable, __file__, "--once", config_path]
     command += ["--seed", str(seed), "--steps", str(steps)]
     environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
@@ -41,9 +41,9 @@ def train_elsewhere(config_path: str, seed: int, steps: int, hash_seed: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Same configuration and seed, twice.")
+    parser = argparse.ArgumentParser(description="Train twice and compare the metrics.")
     configs = os.path.join(os.path.dirname(__file__), "..", "configs")
-    parser.add_argument("--configs", nargs="+", help="YAML files; default both kitchens")
+    parser.add_argument("--configs", nargs="+", help="YAML files; default: both kitchens")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--steps", type=int, default=4096, help="environment steps to train")
     parser.add_argument("--once", metavar="CONFIG", help=argparse.SUPPRESS)
@@ -53,7 +53,7 @@ def main() -> None:
         return
     for path in options.configs or [os.path.join(configs, f"{name}.yaml") for name in CONFIGS]:
         one, other = (train_elsewhere(path, options.seed, options.steps, h) for h in (1, 2))
-        names = [name for name in one[0] if not any(clock in name for clock in CLOCKS)]
+        names = [name for name in one[0] if not any(time in name for time in TIMES)]
         differing = [n for n in names if [m[n] for m in one] != [m.get(n) for m in other]]
         verdict = "no: " + ", ".join(differing) if differing else "yes"
         print(

@@ -1,10 +1,9 @@
-"""Writing freely, ours against `generate` of transformers: CPU seconds for the same programs.
+"""Compare free writing with `generate` of transformers, in CPU seconds per 1,000 tokens.
 
-Both sides sample 64 programs of the untrained embedded code model from one prompt, at temperature 1
-and with the same token budget. Ours computes the prompt once and lets a row leave the batch when it
-is over; `generate` pads and carries all rows to the end of the longest. Ours also records
-log-probabilities, which training needs; `generate` does not. The sides take turns; each has its own
-samples, so the figure is CPU seconds per thousand tokens written.
+Both sample 64 programs of the untrained embedded code model from one prompt, at temperature 1 and
+with the same limit of tokens. Poad computes the prompt once and removes a row from the batch when
+it ends. `generate` pads all rows to the end of the longest. Poad also records log-probabilities for
+training; `generate` does not. The two alternate, and each draws samples of its own.
 
 python benchmarks/free_writing.py
 """
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poad.agentNone import load_agent
+from poad.agent import load_agent
 from poad.turns import Observation
 from poad.config import Config
 from poad.envs.datasci import text
@@ -54,9 +53,11 @@ def theirs(agent: Any, rows: int, seed: int) -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Free writing against transformers' generate.")
+    parser = argparse.ArgumentParser(
+        description="Compare free writing with transformers' generate."
+    )
     parser.add_argument("--rows", type=int, default=64, help="programs at a time")
-    parser.add_argument("--times", type=int, default=5, help="rounds")
+    parser.add_argument("--times", type=int, default=5, help="number of rounds")
     options = parser.parse_args()
     agent = load_agent(Config(env="poad/DataScience-v0"))
     ratios, paces = [], []

@@ -1,9 +1,9 @@
-"""One training iteration, collect and update, against a rival in the published style.
+"""Compare one training iteration, collecting and updating, with a rival in the published style.
 
-First the proof that both compute the same: on one rollout, away from the policy that acted it, the
-rival with any of its savings gives our losses and gradients. Then CPU seconds of one iteration at
-the untrained policy, rival and ours taking turns: `--ladder` adds the savings to the rival one by
-one, and takes each away from all of them, so that the table shows what each is worth.
+First the script checks that both compute the same: on one rollout, with weights that have moved on,
+the rival with any savings has the losses and gradients of ours. Then it measures CPU seconds of one
+iteration with the untrained policy, where the two alternate. `--ladder` adds the savings to the
+rival one by one, and removes each of them from the complete set, to show the effect of each.
 
 python benchmarks/iteration.py --ladder
 """
@@ -44,7 +44,7 @@ ALL = Savings(**dict.fromkeys(NAMES, True))
 
 def settings(world: str, micro_batch: int, **ppo: Any) -> Config:
     """4 environments, 32 steps, 5 epochs of 2 minibatches, no early stop."""
-    # The same rollout is learned from again and again, by weights that have moved on.
+    # The check learns from a rollout by weights that have moved on, so nothing may stop it early.
     ppo = {
         "epochs": 5,
         "minibatches": 2,
@@ -53,12 +53,12 @@ def settings(world: str, micro_batch: int, **ppo: Any) -> Config:
         "drift_stop": None,
     } | ppo
     learner = PPOConfig(micro_batch_tokens=micro_batch, **ppo)
-    name = ModelConfig(name="tiny-kitchen", device="cpu")  # its tokenizer; the weights are ours
+    name = ModelConfig(name="tiny-kitchen", device="cpu")  # used for its tokenizer only
     return resolve(Config(env=world, streams=4, horizon=32, model=name, ppo=learner))
 
 
 def million(width: int = 192, layers: int = 2) -> LlamaForCausalLM:
-    """A Llama of about a million random weights: the embedded model, twice as wide."""
+    """Create a Llama of about a million random weights: the embedded model, twice as wide."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     config = LlamaConfig(
@@ -86,7 +86,7 @@ class Side(NamedTuple):
 
 
 def build(causal: LlamaForCausalLM, codec: TextCodec, config: Config, how: Savings | None) -> Side:
-    """Ours (None), or the rival with some savings."""
+    """Build ours (None), or the rival with some savings."""
     model = LanguageModel(copy.deepcopy(causal), codec)
     critic = Critic(model.width, config.critic.hidden, seed=0)
     if how is None:
@@ -102,11 +102,11 @@ def collect(side: Side, config: Config, seed: int) -> Any:
     return collector.collect(config.horizon, np.random.default_rng(seed))
 
 
-# --- the proof ------------------------------------------------------------------------------------
+# --- the check ------------------------------------------------------------------------------------
 
 
 def push(side: Side) -> None:
-    """Move weights away from where they were, the same way each time: ratios leave 1."""
+    """Move the weights, in the same way each time, so that the ratios differ from 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in [*side.model.parameters(), *side.critic.parameters()]:
@@ -121,7 +121,7 @@ def gradients(side: Side) -> Tensor:
 def prove(
     causal: LlamaForCausalLM, codec: TextCodec, config: Config
 ) -> Iterator[tuple[str, float]]:
-    """By savings: the largest difference of losses, or of gradients relative to the largest."""
+    """Yield, for each set of savings, the largest difference of losses and relative gradients."""
     one_step = {"epochs": 1, "minibatches": 1, "max_grad_norm": 1e9, "entropy": 0.1}
     config = replace(config, ppo=replace(config.ppo, **one_step))
     ours = build(causal, codec, config, None)
@@ -138,11 +138,11 @@ def prove(
         yield name, max(apart)
 
 
-# --- the clock ------------------------------------------------------------------------------------
+# --- the measurement ------------------------------------------------------------------------------
 
 
 def ladder(cumulative: bool) -> Iterator[tuple[str, Savings]]:
-    """Savings one by one on top of those before, or each taken from all."""
+    """Yield the savings cumulatively, or all of them but one."""
     for i, name in enumerate(NAMES):
         if cumulative:
             yield f"+ {name}", Savings(**dict.fromkeys(NAMES[: i + 1], True))
@@ -151,9 +151,9 @@ def ladder(cumulative: bool) -> Iterator[tuple[str, Savings]]:
 
 
 def clock(causal: LlamaForCausalLM, codec: TextCodec, config: Config, how: Any) -> float:
-    """CPU seconds of one iteration of a fresh learner; of quick ones the median, 3 seconds' worth.
+    """Measure the CPU seconds of one iteration: the median over fresh learners for 3 seconds.
 
-    The first after another side finds cold caches, which training does not.
+    The median ignores the first one, which finds cold caches after the other side has run.
     """
     seconds = []
     while sum(seconds) < 3:
@@ -167,9 +167,9 @@ def clock(causal: LlamaForCausalLM, codec: TextCodec, config: Config, how: Any) 
 def measure(
     causal: LlamaForCausalLM, codec: TextCodec, config: Config, sides: dict[str, Any], times: int
 ) -> dict[str, list[float]]:
-    """CPU seconds by side. The sides take turns; each round acts with another seed."""
+    """Measure CPU seconds by side. The sides alternate, and each round has another seed."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    clock(causal, codec, config, None)  # warms up
+    clock(causal, codec, config, None)  # warm up
     for seed in range(times):
         for name, how in sides.items():
             seconds[name].append(clock(causal, codec, replace(config, seed=seed), how))
@@ -177,8 +177,8 @@ def measure(
 
 
 def report(seconds: dict[str, list[float]]) -> None:
-    """A row per side: seconds, and its ratio to ours in the same round, median (least to most)."""
-    print("\n| side | CPU seconds | times ours (least to most) |\n|---|---|---|")
+    """Print a row per side: seconds, and the ratio to ours, as median (minimum to maximum)."""
+    print("\n| side | CPU seconds | ratio to ours (min to max) |\n|---|---|---|")
     for name, mine in seconds.items():
         ratios = [a / b for a, b in zip(mine, seconds["ours"], strict=True)]
         spread = f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
@@ -186,12 +186,12 @@ def report(seconds: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One training iteration against a rival.")
+    parser = argparse.ArgumentParser(description="Compare one training iteration with a rival.")
     parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
-    parser.add_argument("--times", type=int, default=5, help="rounds")
-    parser.add_argument("--ladder", action="store_true", help="also with savings one by one")
-    parser.add_argument("--width", type=int, default=192, help="of the model")
-    parser.add_argument("--layers", type=int, default=2, help="of the model")
+    parser.add_argument("--times", type=int, default=5, help="number of rounds")
+    parser.add_argument("--ladder", action="store_true", help="also measure the savings one by one")
+    parser.add_argument("--width", type=int, default=192, help="width of the model")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the model")
     parser.add_argument("--micro-batch", type=int, default=1024, help="tokens per forward pass")
     parser.add_argument("--steps", type=int, default=32, help="turns per environment")
     options = parser.parse_args()
@@ -201,11 +201,13 @@ def main() -> None:
     print(f"Llama with {sum(p.numel() for p in causal.parameters()):,} weights, one thread")
     for world in options.worlds:
         config = replace(settings(world, options.micro_batch), horizon=options.steps)
-        print(f"\n{world}\n\nrival to ours, largest difference of losses and relative gradients:")
+        print(
+            f"\n{world}\n\nLargest difference to ours in losses and relative gradients, by savings:"
+        )
         for name, apart in prove(causal, codec, config):
             print(f"  {name:24} {apart:.1e}", flush=True)
             if not name.startswith("share") and apart > 1e-4:
-                raise SystemExit(f"{world}, {name}: the rival computes something else")
+                raise SystemExit(f"{world}, {name}: the rival computes something different.")
         sides: dict[str, Any] = {"rival": Savings(), "ours": None}
         if options.ladder:
             sides |= dict(ladder(True)) | dict(ladder(False))

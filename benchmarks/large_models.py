@@ -1,17 +1,20 @@
-"""Large models with random weights: what one iteration costs, beside the published style.
+"""Measure one iteration with large models of random weights against the published style.
 
-For whoever has a GPU: a Llama of 7B and a model of 0.5B parameters, bfloat16, LoRA. Three tasks:
-the kitchen, where prompts repeat; the order desk, where none ever does (the worst case for us);
-programs written freely, each prompt another. Ours is one iteration of the Trainer. The rival
-computes the same turns as the trainers published with TWOSOME and POAD do: every turn is a padded
-row of its own, the prompt written out anew for each offered action, logits over the whole
-vocabulary at every column, acting without any cache, values and the untrained model in passes of
-their own at every epoch. That this gives our losses is shown by iteration.py; here only its cost is
-of interest, so its loss is a plain policy gradient. It is sent as many tokens at a time as ours.
+The models are a Llama of 7B parameters and a model of 0.5B parameters, both in bfloat16 with LoRA.
+There are three tasks: the kitchen, where prompts repeat; the order desk, where no prompt repeats,
+which is the worst case for our savings; and programs written freely, each for another prompt.
 
-Work is counted for both sides alike, as what one has to compute: 2 operations per weight and real
-token forward, 2 backward through frozen weights, 2 per trained weight; each prompt once per pass,
-padding and repetition not counted. The share is of the matrix product's speed measured here.
+Ours is one iteration of the Trainer. The rival computes the same turns like the trainers published
+with TWOSOME and POAD. Every turn is a padded row, with the prompt repeated for each offered action.
+There are logits over the whole vocabulary at every column, acting has no cache, and values and the
+untrained model take separate passes in every epoch. iteration.py checks that this style has our
+losses. Here only the cost matters, so the loss is a plain policy gradient. Both process the same
+number of tokens at a time.
+
+Both sides are credited with the same work, the necessary minimum: 2 operations per weight and token
+in the forward pass, 2 in the backward pass through frozen weights, and 2 per trained weight. Each
+prompt counts once per pass, and padding does not count. The share is relative to the speed of
+matrix products measured on this machine.
 
 python benchmarks/large_models.py            # one GPU with 80 GB
 python benchmarks/large_models.py --small    # tiny shapes on the CPU, under two minutes
@@ -57,7 +60,7 @@ HEADINGS = (
     "updating, s",
     "share acting",
     "share updating",
-    "times published",
+    "speed-up",
 )
 SHAPES: dict[str, Any] = {
     "7B": lambda: LlamaConfig(
@@ -87,7 +90,7 @@ SHAPES: dict[str, Any] = {
 
 
 class Programs(gym.Env[str, str]):
-    """Asks for a program, each time another; whatever is written is worth as much as it is long."""
+    """Asks for a different program each turn. The reward is proportional to the action's length."""
 
     def __init__(self, lines: int = 16) -> None:
         self.lines = lines
@@ -98,15 +101,15 @@ class Programs(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Ask for the first."""
+        """Ask for the first program."""
         super().reset(seed=seed)
         self.turns, self.running = 0, True
         return self._ask(), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Pay, and ask for the next."""
+        """Reward the action and ask for the next program."""
         if not self.running:
-            raise ResetNeeded("no episode is under way: call reset() before step()")
+            raise ResetNeeded("No episode is running; call reset() before step().")
         self.turns += 1
         over, self.running = self.turns == 4, self.turns < 4
         reward = min(1.0, len(action) / 400)
@@ -127,12 +130,12 @@ if PROGRAMS not in gym.registry:
 
 @dataclass(frozen=True)
 class Task:
-    """A world, and the embedded model whose tokenizer knows its words."""
+    """A world, with the embedded model whose tokenizer knows its words."""
 
     world: str
     tokenizer: str
     epochs: int
-    """The paper's: 5 with offered actions, 1 on programs."""
+    """As in the paper: 5 with offered actions, 1 with programs."""
 
 
 TASKS = {
@@ -143,7 +146,7 @@ TASKS = {
 
 
 def build(shape: str, tokenizer: str, dtype: str, device: str, folder: Path) -> Path:
-    """A model of random weights with an embedded tokenizer, written to a directory."""
+    """Write a model of random weights with an embedded tokenizer to a directory."""
     path = folder / f"{shape}-{tokenizer}"
     if path.exists():
         return path
@@ -160,7 +163,7 @@ def build(shape: str, tokenizer: str, dtype: str, device: str, folder: Path) -> 
 
 
 def settings(path: Path, task: Task, options: argparse.Namespace) -> Config:
-    """One minibatch, so that as many tokens as possible are computed at a time; no early stop."""
+    """Configure one minibatch, for as many tokens at a time as possible, and no early stop."""
     return Config(
         env=task.world,
         streams=options.streams,
@@ -187,14 +190,14 @@ def settings(path: Path, task: Task, options: argparse.Namespace) -> Config:
 
 @dataclass
 class Cost:
-    """Seconds of acting and updating, and the largest memory."""
+    """The seconds of acting and updating, and the peak memory."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     memory: int = 0
 
     @contextmanager
     def clock(self, what: str, device: str) -> Iterator[None]:
-        """Of what happens inside ``with``."""
+        """Measure what happens inside a `with` block."""
         if device != "cpu":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -207,7 +210,7 @@ class Cost:
 
 
 def real_tokens(turns: Sequence[Turn]) -> tuple[int, int]:
-    """What one pass must compute: tokens, each prompt once, and places where logits are needed."""
+    """Count the tokens of one pass, with each prompt once, and the places that need logits."""
     prompts, beginnings, decisions = set(), set(), set()
     for turn in turns:
         prompts.add(turn.prompt_ids)
@@ -219,7 +222,7 @@ def real_tokens(turns: Sequence[Turn]) -> tuple[int, int]:
 
 
 def work(shape: Shape, tokens: int, readings: int, epochs: int) -> dict[str, float]:
-    """Operations of acting and of updating, the critic's frozen features included."""
+    """Count the operations of acting and of updating, including the critic's frozen features."""
     forward = 2.0 * (shape.multiplied * tokens + shape.head * readings)
     trained = 2.0 * shape.adapters * tokens
     features = 2.0 * shape.multiplied * tokens
@@ -230,7 +233,7 @@ def work(shape: Shape, tokens: int, readings: int, epochs: int) -> dict[str, flo
 
 
 def ours(trainer: Trainer, device: str) -> tuple[Cost, list[list[Turn]]]:
-    """One iteration, and the turns of each stream; a first one warms up."""
+    """Measure one iteration after a warm-up. Returns the cost and the turns of each stream."""
     trainer.iterate()
     cost = Cost()
     with cost.clock("acting", device):
@@ -241,7 +244,7 @@ def ours(trainer: Trainer, device: str) -> tuple[Cost, list[list[Turn]]]:
 
 
 class Published:
-    """The same turns, computed as the published trainers do."""
+    """Computes the same turns in the published style."""
 
     def __init__(self, trainer: Trainer) -> None:
         model = trainer.agent.model
@@ -252,7 +255,7 @@ class Published:
         self.optimizer = torch.optim.Adam(weights, lr=1e-6, fused=True)
 
     def act(self, streams: Sequence[Sequence[Turn]]) -> None:
-        """What choosing all those actions takes; the worlds' own time is left out."""
+        """Compute what choosing all actions takes, without the time of the worlds."""
         for together in zip(*streams, strict=True):
             if together[0].action.trie is None:
                 self._write([turn.prompt_ids for turn in together])
@@ -262,7 +265,7 @@ class Published:
                     self._scores(batch)
 
     def update(self, turns: Sequence[Turn]) -> None:
-        """Values, then epochs of one gradient step each."""
+        """Compute values, then run epochs of one gradient step each."""
         for batch in self._batches(turns):
             with torch.no_grad():
                 self.critic(self._untrained(batch))
@@ -277,14 +280,14 @@ class Published:
             self.optimizer.step()
 
     def _rows(self, turn: Turn) -> list[tuple[TokenIds, TokenIds]]:
-        """A row for each offered action, the prompt in all of them."""
+        """Make a row for each offered action, each with the prompt."""
         trie = turn.action.trie
         if trie is None:
             return [(turn.prompt_ids, turn.action.token_ids)]
         return [(turn.prompt_ids, trie.token_path(leaf)) for leaf in trie.leaves]
 
     def _batches(self, turns: Sequence[Turn]) -> Iterator[list[Turn]]:
-        """Turns that go through the model at once."""
+        """Yield batches of turns for the model."""
         batch, spent = [], 0
         for turn in turns:
             cost = sum(len(prompt) + len(action) for prompt, action in self._rows(turn))
@@ -296,7 +299,7 @@ class Published:
         yield batch
 
     def _lay(self, rows: Sequence[tuple[TokenIds, TokenIds]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, mask, and which columns are the action's; padded on the right."""
+        """Pad rows on the right. Returns token ids, mask, and a mask of the action's columns."""
         width = max(len(prompt) + len(action) for prompt, action in rows)
         ids = np.full((len(rows), width), self.codec.pad_id)
         mask, acted = np.zeros_like(ids), np.zeros_like(ids, dtype=bool)
@@ -308,7 +311,7 @@ class Published:
         return next(laid), next(laid), next(laid)
 
     def _scores(self, turns: Sequence[Turn], untrained: bool = False) -> Tensor:
-        """Summed log-probabilities of the rows' actions, from logits at every column."""
+        """Sum the log-probabilities of the rows' actions, from logits at every column."""
         ids, mask, acted = self._lay([row for turn in turns for row in self._rows(turn)])
         with self._plain(untrained):
             logits = self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -317,7 +320,7 @@ class Published:
         return (taken * acted[:, 1:]).sum(1)
 
     def _untrained(self, turns: Sequence[Turn]) -> Tensor:
-        """The untrained model's hidden states along the chosen actions."""
+        """Compute the untrained model's hidden states along the chosen actions."""
         ids, mask, acted = self._lay([(t.prompt_ids, t.action.token_ids) for t in turns])
         with self._plain(True):
             body = self.module.get_base_model().base_model
@@ -334,7 +337,7 @@ class Published:
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[TokenIds]) -> None:
-        """Token by token to the budget's end, as `generate` does it without a cache."""
+        """Write up to the limit of tokens by `generate`, without a cache."""
         width, budget = max(map(len, prompts)), self.config.acting.max_action_tokens
         ids = np.full((len(prompts), width), self.codec.pad_id)
         mask = np.zeros_like(ids)
@@ -352,10 +355,10 @@ class Published:
 
 
 def published(trainer: Trainer, streams: Sequence[Sequence[Turn]], device: str) -> Cost:
-    """One iteration over the same turns."""
+    """Measure one iteration over the same turns."""
     rival, cost = Published(trainer), Cost()
     if device != "cpu":
-        rival.act([stream[:1] for stream in streams])  # warms up
+        rival.act([stream[:1] for stream in streams])  # warm up
     with cost.clock("acting", device):
         rival.act(streams)
     with cost.clock("updating", device):
@@ -367,13 +370,13 @@ def published(trainer: Trainer, streams: Sequence[Sequence[Turn]], device: str) 
 
 
 def measure(model: str, task: str, options: argparse.Namespace, folder: Path) -> list[str]:
-    """Both sides of one model and task, as rows of the table."""
+    """Measure both sides for one model and task. Returns rows of the table."""
     device, how = options.device, TASKS[task]
     path = build(model, how.tokenizer, options.dtype, device, folder)
     config = settings(path, how, options)
     trainer = Trainer(config)
     shape, speed = model_shape(config.model, config.env), matrix_speed(trainer.config)
-    mine, streams = ours(trainer, device)
+    own, streams = ours(trainer, device)
     trainer.collector.close()
     theirs = published(trainer, streams, device)
     turns = [turn for stream in streams for turn in stream]
@@ -381,7 +384,7 @@ def measure(model: str, task: str, options: argparse.Namespace, folder: Path) ->
     counted = work(shape, tokens, readings, how.epochs)
     written = sum(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in turns)
     rows = []
-    for side, cost in (("published style", theirs), ("ours", mine)):
+    for side, cost in (("published style", theirs), ("ours", own)):
         whole = sum(cost.seconds.values())
         share = {name: counted[name] / cost.seconds[name] / speed for name in counted}
         ratio = sum(theirs.seconds.values()) / whole
@@ -404,20 +407,22 @@ def measure(model: str, task: str, options: argparse.Namespace, folder: Path) ->
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Large models beside the published style.")
+    parser = argparse.ArgumentParser(description="Measure one iteration with large models.")
     parser.add_argument("--models", nargs="+", default=["7B", "0.5B"], choices=list(SHAPES))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--streams", type=int, help="default 16")
-    parser.add_argument("--steps", type=int, help="turns per stream, default 16")
-    parser.add_argument("--action-tokens", type=int, help="budget of a program, default 128")
+    parser.add_argument("--streams", type=int, help="number of streams; default 16")
+    parser.add_argument("--steps", type=int, help="turns per stream; default 16")
+    parser.add_argument(
+        "--action-tokens", type=int, help="limit of tokens per program; default 128"
+    )
     parser.add_argument("--micro-batch", type=int, default=8192, help="tokens per forward pass")
-    parser.add_argument("--small", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--small", action="store_true", help="measure tiny shapes on the CPU")
     options = parser.parse_args()
     options.device, options.dtype = "cuda", "bfloat16"
     if options.small:
         options.models, options.device, options.dtype = ["small"], "cpu", "float32"
     elif not torch.cuda.is_available():
-        raise SystemExit("There is no GPU here. --small runs tiny shapes on the CPU.")
+        raise SystemExit("There is no GPU here. Use --small for tiny shapes on the CPU.")
     few, budget = (4, 24) if options.small else (16, 128)
     options.streams, options.steps = options.streams or few, options.steps or few
     options.action_tokens = options.action_tokens or budget
@@ -428,8 +433,8 @@ def main() -> None:
     options = arguments()
     if options.small:
         torch.set_num_threads(1)
-        print("Small: a Llama of 1.3 million weights, float32, one CPU thread. These are")
-        print("no figures of large models; they show that the script runs.\n")
+        print("A Llama of 1.3 million weights, float32, one CPU thread. This only tests")
+        print("the script; the figures say nothing about large models.\n")
     else:
         print(f"{torch.cuda.get_device_name()}, {options.dtype}, LoRA\n")
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")

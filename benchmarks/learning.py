@@ -1,10 +1,10 @@
-"""Does it learn, on every seed? Trains seeds 0-4 on each world and examines 1,000 episodes.
+"""Train seeds 0-4 on each world, and evaluate each of them on 1,000 episodes.
 
-    python benchmarks/learning.py                        # all worlds, continues where it was
+    python benchmarks/learning.py                        # all worlds; skips finished runs
     python benchmarks/learning.py tomato_salad --seeds 0 1
 
-Seeds 0-4 took no part in choosing any setting (tuning used seeds from 100). Each run is an ordinary
-`poad train` with its shipped configuration; the table is made from the runs' own files.
+Seeds 0-4 were not used to choose any setting (tuning used seeds from 100 on). Each run is an
+ordinary `poad train` with the shipped configuration. The table comes from the files of the runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ EPISODES = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train and examine seeds on the shipped worlds.")
-    parser.add_argument("worlds", nargs="*", default=WORLDS, help=f"of {', '.join(WORLDS)}")
+    parser = argparse.ArgumentParser(description="Train and evaluate seeds on the shipped worlds.")
+    parser.add_argument(
+        "worlds", nargs="*", default=WORLDS, help=f"worlds among {', '.join(WORLDS)}"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=range(5))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def ensure(name: str, seed: int, runs: Path) -> None:
-    """Train a run unless it is there and finished."""
+    """Train a run unless it is finished."""
     path = runs / f"{name}-{seed}"
     try:
         if (Run.open(path).summary() or {}).get("status") == "finished":
@@ -61,7 +63,7 @@ def ensure(name: str, seed: int, runs: Path) -> None:
 
 
 def row(path: Path) -> dict[str, Any]:
-    """What a run's files say."""
+    """Read a row of the table from the files of a run."""
     run = Run.open(path)
     summary = run.summary() or {}
     sampled, greedy = (summary["evaluation"][mode] for mode in ("sampled", "greedy"))

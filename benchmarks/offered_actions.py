@@ -1,9 +1,9 @@
-"""What a decision costs as more actions are offered: nothing but the chosen path is computed.
+"""Measure the cost of a decision by the number of offered actions.
 
-The same observations with 5 to 50 offered actions, acted on without any memory: by the trie
-policy, and for comparison by scores of whole actions, which must compute all of them (prompt once,
-packed). CPU time, the sizes taking turns. What grows is the number of choices on the path, each a
-pass of its own.
+The trie policy and, for comparison, scores of whole actions act on the same observations with 5 to
+50 offered actions, without remembering anything. The trie policy computes the chosen path only. Its
+cost grows with the number of choices on the path, since each is a forward pass. Scores compute all
+actions, with the prompt once and packed. The figures are CPU times, and the sizes alternate.
 
 python benchmarks/offered_actions.py
 """
@@ -21,7 +21,7 @@ import torch
 from iteration import TOKENIZER, million
 from transformers import AutoTokenizer
 
-from poad.agentNone import Policy
+from poad.agent import Policy
 from poad.turns import Observation
 from poad.config import ActingConfig
 from poad.envs import make
@@ -38,11 +38,11 @@ OFFERS = [
     *(f"go to {place}" for place in order_desk.PLACES),
     *("chop nothing", "deliver nothing", "put nothing", "hold nothing"),
 ]
-"""50 wordings out of the kitchen's vocabulary."""
+"""50 actions in the kitchen's vocabulary."""
 
 
 def prompts(count: int, sentences: int) -> list[str]:
-    """Distinct observations."""
+    """Collect distinct observations."""
     desk = make(order_desk.WORLD, sentences=sentences)
     prompt, info = desk.reset(seed=0)
     texts = [prompt]
@@ -55,7 +55,7 @@ def prompts(count: int, sentences: int) -> list[str]:
 def measure(
     policy: Policy, texts: list[str], batch: int, times: int
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """CPU milliseconds per decision, and choices per action, by how many actions are offered."""
+    """Measure CPU milliseconds per decision and choices per action, by the size of the offer."""
     shuffled = np.random.default_rng(0).permutation(OFFERS).tolist()
     seconds: dict[int, list[float]] = {count: [] for count in COUNTS}
     choices: dict[int, list[float]] = {count: [] for count in COUNTS}
@@ -77,11 +77,13 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Cost per decision by offered actions.")
-    parser.add_argument("--times", type=int, default=60, help="rounds")
+    parser = argparse.ArgumentParser(
+        description="Measure the cost of a decision by offered actions."
+    )
+    parser.add_argument("--times", type=int, default=60, help="number of rounds")
     parser.add_argument("--batch", type=int, default=16, help="observations acted on together")
-    parser.add_argument("--sentences", type=int, default=9, help="of an observation")
-    parser.add_argument("--width", type=int, default=192, help="of the model")
+    parser.add_argument("--sentences", type=int, default=9, help="sentences of an observation")
+    parser.add_argument("--width", type=int, default=192, help="width of the model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = LanguageModel(

@@ -1,9 +1,9 @@
-"""A world whose prompts never repeat: a cook is handed slip after slip, each written at random.
+"""A world whose prompts practically never repeat: a cook reads one random order slip after another.
 
-It exists to measure what is left of our savings where text does not come back. A slip has about
-ninety tokens of kitchen talk, drawn anew for every turn, so that two alike are all but impossible;
-nine actions are offered at every turn, always the same. The last sentence names a food, and the
-action that gets it is paid 1. Prompts begin alike for a few tokens only.
+It measures our savings where text does not repeat. A slip has about ninety tokens of random
+sentences about a kitchen, and two slips share a prefix of a few tokens at most. The same nine
+actions are offered at every turn. The last sentence names a food, and the action that gets this
+food has the reward 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ACTIONS = (
 
 
 class OrderDesk(gym.Env[str, str]):
-    """Twelve slips make an episode; it succeeds when half of them were understood."""
+    """An episode has twelve slips. It succeeds if half of the actions were right."""
 
     def __init__(self, slips: int = 12, sentences: int = 9) -> None:
         self.slips, self.sentences = slips, sentences
@@ -41,25 +41,25 @@ class OrderDesk(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start with a new slip."""
+        """Start an episode with a new slip."""
         super().reset(seed=seed)
-        self.turns, self.understood, self.running = 0, 0, True
+        self.turns, self.right, self.running = 0, 0, True
         return self._write(), {"admissible_actions": ACTIONS}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Judge the action and hand over the next slip."""
+        """Reward the action and show the next slip."""
         if not self.running:
-            raise ResetNeeded("the desk has no episode under way: call reset() before step()")
+            raise ResetNeeded("No episode is running; call reset() before step().")
         reward = float(action == f"get the {self.wanted}")
-        self.turns, self.understood = self.turns + 1, self.understood + int(reward)
+        self.turns, self.right = self.turns + 1, self.right + int(reward)
         over = self.turns == self.slips
         self.running = not over
         info: dict[str, Any] = {"admissible_actions": ACTIONS}
         if action not in ACTIONS:
             info["invalid_action"] = action
         if over:
-            success = 2 * self.understood >= self.slips
-            info["episode"] = {"r": float(self.understood), "l": self.turns, "success": success}
+            success = 2 * self.right >= self.slips
+            info["episode"] = {"r": float(self.right), "l": self.turns, "success": success}
         return self._write(), reward, over, False, info
 
     def _write(self) -> str:

@@ -1,11 +1,11 @@
-"""A learner in the published style, with each of our savings as a switch on it.
+"""A learner in the published style, with each of our savings as a switch.
 
-The trainers published with TWOSOME (arXiv 2401.14151) and POAD (arXiv 2405.15821) write prompt and
-action out anew for every offered action of every turn, read the untrained model in passes of its
-own for values and for reference log-probabilities, compute logits at every column, and do all of it
-again at every epoch. This learner does the same, for the same loss as ours: clipped PPO on the trie
-policy with a critic on the untrained body. It is kinder than they are: texts are tokenized once,
-and rows go through the model in batches of the size that suits the machine best.
+The trainers published with TWOSOME (arXiv 2401.14151) and POAD (arXiv 2405.15821) write out prompt
+and action for every offered action of every turn. They run separate passes of the untrained model
+for values and for reference log-probabilities, compute logits at every column, and repeat all of
+this in every epoch. This learner does the same, with the same loss as ours: clipped PPO on the trie
+policy, with a critic on the untrained body. It is faster than the published code in two respects:
+it tokenizes texts once, and its batches have the size that suits the machine best.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rival_reader import Line, Reader, Savings
@@ -20,14 +21,49 @@ from torch import Tensor
 
 from poad.agent import Critic
 from poad.config import Config
-from poad.credit import METHODS
-from poad.learn import lay_out, normalize_advantages, read_where
+from poad.credit import Credit, token_credit
+from poad.learn import normalize_advantages
 from poad.lm import LanguageModel
-from poad.turns import Turn
+from poad.turns import Position, Turn
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The U distinct positions where the critic is read, for n turns of at most D tokens."""
+
+    positions: list[Position]
+    at: Tensor
+    """[n, D] int64. The position before each choice and before the first token; −1 elsewhere."""
+    after: Tensor
+    """[n] int64. The position after a turn where its stream is cut off; −1 elsewhere."""
+
+    @classmethod
+    def of(cls, streams: Sequence[Sequence[Turn]]) -> Readings:
+        """Find the positions of all turns."""
+        index: dict[Position, int] = {}
+        at, after = [], []
+        for stream in streams:
+            for turn in stream:
+                tokens, cut = turn.action.token_ids, turn.truncated or turn is stream[-1]
+                at.append(
+                    torch.tensor(
+                        [
+                            index.setdefault((turn.prompt_ids, tokens[:j]), len(index))
+                            if j == 0 or choice
+                            else -1
+                            for j, choice in enumerate(turn.action.choice)
+                        ]
+                    )
+                )
+                next_position = (turn.next_prompt_ids, ())
+                bootstraps = cut and not turn.terminated
+                after.append(index.setdefault(next_position, len(index)) if bootstraps else -1)
+        padded = torch.nn.utils.rnn.pad_sequence(at, batch_first=True, padding_value=-1)
+        return cls(list(index), padded, torch.tensor(after))
 
 
 class Rival:
-    """Learns from rollouts as the published trainers do, except for the savings it is given."""
+    """Learns from rollouts as the published trainers do, except for the given savings."""
 
     def __init__(
         self, model: LanguageModel, critic: Critic, config: Config, savings: Savings
@@ -44,9 +80,9 @@ class Rival:
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def update(self, streams: Sequence[Sequence[Turn]]) -> list[Mapping[str, float]]:
-        """Epochs of minibatch steps; what each step measured."""
+        """Run all epochs, and return the measurements of each gradient step."""
         self.turns = [turn for stream in streams for turn in stream]
-        self._judge(streams)
+        self._assign_credit(streams)
         together: dict[object, list[int]] = {}
         for i, turn in enumerate(self.turns):
             together.setdefault(turn.prompt_ids if self.savings.rows_once else i, []).append(i)
@@ -60,53 +96,102 @@ class Rival:
 
     @torch.no_grad()
     def values(self, lines: Sequence[Line]) -> list[Tensor]:
-        """The critic at all readings of each line."""
-        said = []
+        """Read the critic at all positions of each line."""
+        values = []
         for run in self._runs([(len(p) + len(b), [i]) for i, (p, b) in enumerate(lines)]):
             hidden, first = self.reader.hidden([lines[i] for i in run])
             value = self.critic(hidden)
             for i, at in zip(run, first, strict=True):
-                said.append(value[at : at + len(lines[i][1]) + 1])
-        return said
+                values.append(value[at : at + len(lines[i][1]) + 1])
+        return values
 
     def _last(self, lines: Sequence[Line]) -> Iterator[Tensor]:
-        """Hidden states of the untrained body at the end of each line, in batches."""
+        """Yield the hidden states of the untrained body at the end of each line, in batches."""
         for run in self._runs([(len(p) + len(b), [i]) for i, (p, b) in enumerate(lines)]):
             hidden, first = self.reader.hidden([lines[i] for i in run])
             yield hidden[[at + len(lines[i][1]) for i, at in zip(run, first, strict=True)]]
 
-    def _judge(self, streams: Sequence[Sequence[Turn]]) -> None:
-        """Credit, by the same few lines of arithmetic that ours uses; [n, D] each."""
-        self.readings = readings = read_where(streams, METHODS["poad"], "choices")
+    def _assign_credit(self, streams: Sequence[Sequence[Turn]]) -> None:
+        """Compute advantages and targets, [n, D] each, with the arithmetic that ours uses."""
+        self.readings = readings = Readings.of(streams)
         if self.savings.frozen_once:
             self.features = torch.cat(list(self._last(readings.positions)))
             value = self.critic(self.features).detach()
         else:
-            spoken = self.values([self.reader.spoken(turn) for turn in self.turns])
+            read = self.values([self.reader.critic_line(turn) for turn in self.turns])
             value = torch.zeros(len(readings.positions))
-            for at, said in zip(readings.at, spoken, strict=True):
-                read = (at >= 0).nonzero().squeeze(1)
-                value[at[read]] = said[read]
-            ends = (readings.beyond >= 0).nonzero().squeeze(1).tolist()
-            after = self.values([(self.turns[i].next_prompt_ids, ()) for i in ends])
-            value[readings.beyond[ends]] = torch.cat(after)
-        credit = self.config.credit
-        time, place = lay_out(streams, readings, value, credit.gamma, credit.discount == "duration")
-        judged = METHODS["poad"].credit(
-            time, credit.gamma, credit.lam, lam_token=credit.lam_token, slots="choices"
-        )
-        floor = self.config.ppo.std_floor
-        advantage = normalize_advantages(judged.advantage, judged.mask, floor)
-        four = (advantage, judged.target, judged.mask, judged.value_mask)
-        self.advantage, self.target, mask, self.value_mask = (t.flatten(0, 1)[place] for t in four)
-        first = self.value_mask.int().argmax(1, keepdim=True)  # forced roots learn too
+            for at, values in zip(readings.at, read, strict=True):
+                columns = (at >= 0).nonzero().squeeze(1)
+                value[at[columns]] = values[columns]
+            cut = (readings.after >= 0).nonzero().squeeze(1).tolist()
+            after = self.values([(self.turns[i].next_prompt_ids, ()) for i in cut])
+            value[readings.after[cut]] = torch.cat(after)
+        credit, place = self._flat_credit(streams, value)
+        advantage = normalize_advantages(credit.advantage, credit.mask, self.config.ppo.std_floor)
+
+        def by_turn(flat: Tensor) -> Tensor:  # [N, L] -> [n, D], with zeros after the last token
+            return flat.flatten()[place.clamp(min=0)] * (place >= 0)
+
+        self.advantage, self.target = by_turn(advantage), by_turn(credit.target)
+        self.value_mask = by_turn(credit.value_mask)
+        # The target of a turn's first slot is also that of its root, where the critic is trained
+        # even if the first token was forced.
+        first = self.value_mask.int().argmax(1, keepdim=True)
         self.target[:, :1] = self.target.gather(1, first)
         self.value_mask[:, 0] = True
         self.old_value = value[readings.at.clamp(min=0)]
-        self.terms, self.value_terms = int(mask.sum()), int(self.value_mask.sum())
+        self.terms, self.value_terms = int(credit.mask.sum()), int(self.value_mask.sum())
+
+    def _flat_credit(
+        self, streams: Sequence[Sequence[Turn]], value: Tensor
+    ) -> tuple[Credit, Tensor]:
+        """Lay the tokens of each stream end to end, [N, L], and call `token_credit`.
+
+        Also returns the place of each turn's tokens among the N·L positions, [n, D] with −1 after
+        the last token.
+        """
+        settings, readings = self.config.credit, self.readings
+        n, width = len(streams), max(sum(len(t.action.token_ids) for t in s) for s in streams)
+        reward, old, bootstrap, discount = torch.zeros(4, n, width)
+        mask, choice, ended = torch.zeros(3, n, width, dtype=torch.bool)
+        turn_ids, episodes = torch.zeros(2, n, width, dtype=torch.long)
+        place = torch.full_like(readings.at, -1)
+        i = 0
+        for row, stream in enumerate(streams):
+            start = episode = 0
+            for number, turn in enumerate(stream):
+                length = len(turn.action.token_ids)
+                span, last = (row, slice(start, start + length)), (row, start + length - 1)
+                at, after = readings.at[i, :length], readings.after[i]
+                duration = turn.duration if settings.discount == "duration" else 1
+                old[span] = torch.where(at >= 0, value[at], 0.0)
+                mask[span], choice[span] = True, torch.tensor(turn.action.choice)
+                turn_ids[span], episodes[span] = number, episode
+                reward[last], discount[last] = turn.reward, settings.gamma**duration
+                bootstrap[last] = value[after] if after >= 0 else 0.0
+                ended[last] = turn.terminated or turn.truncated
+                place[i, :length] = row * width + torch.arange(start, start + length)
+                episode += int(ended[last])
+                start, i = start + length, i + 1
+        credit = token_credit(
+            reward,
+            old,
+            mask,
+            turn_ids,
+            gamma=settings.gamma,
+            lam=settings.lam,
+            lam_token=settings.lam_token,
+            slots="choices",
+            choice=choice,
+            discount=discount,
+            bootstrap=bootstrap,
+            ended=ended,
+            episode_ids=episodes,
+        )
+        return credit, place
 
     def _step(self, groups: Sequence[tuple[int, list[int]]]) -> Mapping[str, float]:
-        """One gradient step on some turns."""
+        """Take one gradient step on some turns."""
         ppo = self.config.ppo
         self.optimizer.zero_grad(set_to_none=True)
         totals: Counter[str] = Counter()
@@ -120,7 +205,7 @@ class Rival:
         return totals
 
     def _loss(self, turns: Sequence[int], share: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of some turns, and its parts."""
+        """Compute the loss of some turns, and its parts."""
         ppo, critic = self.config.ppo, self.config.critic
         lines: list[Line] = []
         asked = [(i, *a) for i in turns for a in self.reader.ask(self.turns[i], lines)]
@@ -148,19 +233,21 @@ class Rival:
         return total + critic.coefficient * value_loss, parts
 
     def _read_values(self, turns: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The critic at the slots of some turns, its values of before, and targets."""
+        """Compute the values at the slots of some turns, with their old values and targets."""
         index = torch.tensor(turns)
         mask = self.value_mask[index]
         if self.savings.frozen_once:
             hidden = self.features[self.readings.at[index][mask]]
         else:
-            states, first = self.reader.hidden([self.reader.spoken(self.turns[i]) for i in turns])
+            states, first = self.reader.hidden(
+                [self.reader.critic_line(self.turns[i]) for i in turns]
+            )
             place = torch.tensor(first)[:, None] + torch.arange(mask.shape[1])
             hidden = states[place[mask]]
         return self.critic(hidden), self.old_value[index][mask], self.target[index][mask]
 
     def _cost(self, turns: Sequence[int]) -> int:
-        """Tokens to compute for some turns."""
+        """Count the tokens to compute for some turns."""
         lines: list[Line] = []
         for i in turns:
             list(self.reader.ask(self.turns[i], lines))
@@ -168,7 +255,7 @@ class Rival:
         return sum(len(prompt) + len(beginning) for prompt, beginning in rows)
 
     def _runs(self, groups: Sequence[tuple[int, list[int]]]) -> Iterator[list[int]]:
-        """Join groups, given with their cost, to batches that go through the model at once."""
+        """Join groups, each with its cost, into batches for the model."""
         run, spent = [], 0
         for cost, members in groups:
             run, spent = run + members, spent + cost

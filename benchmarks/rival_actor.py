@@ -1,4 +1,4 @@
-"""Acting as the published trainers do: all offered actions through the model at every turn."""
+"""Acting in the published style: all offered actions go through the model at every turn."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from rival_reader import Line, Reader, Savings, ways
+from rival_reader import Line, Reader, Savings, trie_lines
 
-from poad.agentNone import ActingCache, Policy
-from poad.turns import Observation
+from poad.agent import ActingCache, Policy
 from poad.lm import LanguageModel
 from poad.trie import ROOT, ActionTrie
-from poad.turns import Action, TokenIds
+from poad.turns import Action, Observation, TokenIds
 
 
 @dataclass
 class _Walker:
-    """One walk through the offered actions."""
+    """A walk through the tree of offered actions."""
 
     number: int
     prompt: TokenIds
@@ -31,7 +30,7 @@ class _Walker:
         return self.nodes[-1] if self.nodes else ROOT
 
     def key(self, shared: bool, node: int | None = None) -> tuple:
-        """What a distribution is remembered by: for all who come here, or for this walk."""
+        """Return the key of a distribution, either shared by all walks or for this walk only."""
         node = self.node if node is None else node
         return (self.prompt, self.trie, node) if shared else (self.number, node)
 
@@ -47,7 +46,7 @@ class _Walker:
 
 
 class Actor:
-    """The side of a policy that a collector knows."""
+    """The part of a policy that the collector uses."""
 
     def __init__(self, model: LanguageModel, savings: Savings) -> None:
         self.model, self.codec, self.savings = model, model.codec, savings
@@ -66,7 +65,7 @@ class Actor:
         *,
         cache: ActingCache,
     ) -> Iterable[tuple[int, Action]]:
-        """One action for each observation."""
+        """Choose one action for each observation."""
         if self.savings.keep_keys and self.savings.chosen_path:
             own = cache if self.savings.memo else ActingCache()
             return enumerate(Policy(self.model).act(observations, generator, cache=own))
@@ -81,7 +80,7 @@ class Actor:
         return enumerate(w.action() for w in walkers)
 
     def _walk(self, w: _Walker, generator: np.random.Generator) -> bool:
-        """Go on as far as is known; whether the action is complete."""
+        """Walk on as far as distributions are known; return whether the action is complete."""
         while children := w.trie.children[w.node + 1]:
             key = w.key(self.savings.memo)
             if len(children) > 1 or (self.savings.chosen_path and not self.savings.skip_forced):
@@ -96,12 +95,12 @@ class Actor:
         return True
 
     def _look(self, waiting: Sequence[_Walker]) -> None:
-        """Read what the walkers must know to go on: one distribution each, or all they may meet."""
+        """Compute the next distribution of each walker, or all that it may need."""
         lines: list[Line] = []
         keys, questions = [], []
         for w in waiting:
             start = len(lines)
-            beginnings, through, choices = ways(w.trie, self.savings.skip_forced)
+            beginnings, through, choices = trie_lines(w.trie, self.savings.skip_forced)
             if self.savings.chosen_path:
                 lines.append((w.prompt, w.trie.token_path(w.node)))
                 nodes, through = [w.node], dict.fromkeys(through, 0)

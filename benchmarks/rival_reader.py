@@ -1,7 +1,7 @@
-"""Rows through a language model as the published trainers send them, or with our savings.
+"""Rows for a language model as in the published trainers, or with our savings.
 
-TWOSOME and POAD write prompt and action out anew for every offered action of every turn. A *line*
-is such a row; a *question* is a decision that some lines answer.
+TWOSOME and POAD write out prompt and action for every offered action of every turn. A *line* is
+such a row. A *question* is a decision, whose probabilities some lines provide.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from poad.turns import TokenIds, Turn
 
 @dataclass(frozen=True)
 class Savings:
-    """What is not done twice, or not at all. None of it is the published style."""
+    """Computations that are done once or not at all. The published style has none of these."""
 
     chosen_path: bool = False
-    """Compute the tokens that were chosen, not those of every offered action."""
+    """Compute the tokens of the chosen action, not those of every offered action."""
     no_reference: bool = False
-    """No pass of the untrained model for reference log-probabilities, which no loss uses here."""
+    """Skip the untrained model's pass for reference log-probabilities, which no loss uses here."""
     rows_once: bool = False
-    """Compute identical rows of a minibatch once; minibatches part the prompts, not the turns."""
+    """Compute identical rows of a minibatch once. Minibatches partition prompts, not turns."""
     memo: bool = False
-    """While acting, compute each distribution once per rollout."""
+    """When acting, compute each distribution once per rollout."""
     frozen_once: bool = False
-    """Read the untrained body for the critic once per rollout, not at every turn and epoch."""
+    """Run the untrained body for the critic once per rollout, not at every turn and epoch."""
     beginnings_once: bool = False
-    """Compute what rows begin with alike once: they become trees (includes `rows_once`)."""
+    """Compute common prefixes of rows once, as trees. This includes `rows_once`."""
     few_logits: bool = False
-    """Logits, and the last feed-forward layer, where a token of an action is predicted, not at
-    every column of every row."""
+    """Compute logits and the last feed-forward layer only where an action's token is predicted."""
     skip_forced: bool = False
-    """Compute nothing at tokens without an alternative, nor behind the last choice."""
+    """Skip tokens without an alternative, and tokens after the last choice."""
     keep_keys: bool = False
-    """While acting along the chosen path, keep keys and values and append to them, and read choices
-    that lie close with the prompt."""
+    """When acting along the chosen path, keep the keys and values in a cache, and read choices
+    soon after the prompt together with it."""
 
 
 Line = tuple[TokenIds, TokenIds]
-"""A row to compute: a prompt and the beginning of an action. All its positions can be read."""
+"""A row: a prompt and the beginning of an action. All of its positions can be read."""
 Question = tuple[int, list[tuple[int, int]]]
-"""A decision: how many tokens precede it, and for each option a line to read it in and a token."""
+"""A decision: the number of tokens before it, and a line and a token for each option."""
 
 
 @cache
-def ways(trie: ActionTrie, skip_forced: bool) -> tuple[list[TokenIds], dict[int, int], list[int]]:
-    """Of a trie: the tokens to compute of each action, an action through each node, the choices."""
+def trie_lines(
+    trie: ActionTrie, skip_forced: bool
+) -> tuple[list[TokenIds], dict[int, int], list[int]]:
+    """List each action's tokens to compute, an action through each node, and the choice nodes."""
     beginnings, through = [], {}
     for k, leaf in enumerate(trie.leaves):
         nodes = trie.path(leaf)
@@ -67,13 +68,16 @@ def ways(trie: ActionTrie, skip_forced: bool) -> tuple[list[TokenIds], dict[int,
 
 
 class Reader:
-    """Rows through the model, laid out with or without our savings."""
+    """Runs rows through the model, with or without our savings."""
 
     def __init__(self, model: LanguageModel, savings: Savings) -> None:
         self.model, self.savings = model, savings
 
     def lay(self, lines: Sequence[Line]) -> tuple[Packed, list[int]]:
-        """Rows for some lines, and the first reading of each: its prompt's end, then its tokens."""
+        """Lay out rows for lines. Also returns the index of each line's first reading.
+
+        The readings of a line are the end of its prompt, then its tokens.
+        """
         pad_id = self.model.codec.pad_id
         once = self.savings.rows_once or self.savings.beginnings_once
         rows = list(dict.fromkeys(lines)) if once else lines
@@ -93,7 +97,7 @@ class Reader:
         return Packed(ids, mask, place, None, row, column), first
 
     def hidden(self, lines: Sequence[Line]) -> tuple[Tensor, list[int]]:
-        """Hidden states of the untrained body at all readings of some lines."""
+        """Compute the untrained body's hidden states at all readings of some lines."""
         packed, first = self.lay(lines)
         if self.savings.few_logits:
             return self.model.read_frozen(packed).float(), first
@@ -101,14 +105,14 @@ class Reader:
         return self.model.read_frozen(whole)[readings].float(), first
 
     def logprobs(self, packed: Packed, read: Callable[[Packed], Tensor]) -> Tensor:
-        """[R, V] of the next token at the readings."""
+        """[R, V] log-probabilities of the next token at the readings."""
         if self.savings.few_logits:
             return self.model.logits(read(packed)).log_softmax(-1)
         whole, readings = _everywhere(packed)
         return self.model.logits(read(whole)).log_softmax(-1)[readings]
 
     def answer(self, lines: Sequence[Line], questions: Sequence[Question]) -> Tensor:
-        """[S, K] log-probabilities among the options of each question."""
+        """[S, K] log-probabilities over the options of each question."""
         packed, first = self.lay(lines)
         if not self.savings.no_reference:
             with torch.no_grad():
@@ -125,12 +129,12 @@ class Reader:
         return score.masked_fill(~real, -math.inf).log_softmax(-1)
 
     def ask(self, turn: Turn, lines: list[Line]) -> Iterator[tuple[int, Question, int]]:
-        """Column, question and answer of each decision of a turn; adds the lines it takes."""
+        """Yield the column, question and answer of each decision of a turn; appends its lines."""
         trie, action = turn.action.trie, turn.action
         assert trie is not None
         if self.savings.skip_forced and not any(action.choice):
             return
-        beginnings, through, _ = ways(trie, self.savings.skip_forced)
+        beginnings, through, _ = trie_lines(trie, self.savings.skip_forced)
         start = len(lines)
         mine = trie.leaves.index(action.nodes[-1])
         chosen = [mine] if self.savings.chosen_path else range(len(beginnings))
@@ -142,16 +146,16 @@ class Reader:
                 options = [(start + k, trie.tokens[c]) for k, c in zip(via, children, strict=True)]
                 yield j, (j, options), children.index(action.nodes[j])
 
-    def spoken(self, turn: Turn) -> Line:
-        """What the critic reads of a turn."""
+    def critic_line(self, turn: Turn) -> Line:
+        """Return the line of a turn that the critic reads."""
         assert turn.action.trie is not None
-        beginnings, _, _ = ways(turn.action.trie, self.savings.skip_forced)
+        beginnings, _, _ = trie_lines(turn.action.trie, self.savings.skip_forced)
         k = turn.action.trie.leaves.index(turn.action.nodes[-1])
         return turn.prompt_ids, beginnings[k]
 
 
 def _everywhere(packed: Packed) -> tuple[Packed, Tensor]:
-    """The same rows with every column read, and where among those the readings are."""
+    """Read every column of the same rows. Also returns the places of the original readings."""
     rows, width = packed.token_ids.shape
     row, column = torch.arange(rows * width) // width, torch.arange(rows * width) % width
     return replace(packed, row=row, column=column), packed.row * width + packed.column

@@ -1,10 +1,10 @@
-"""How many untrusted programs run per second, and what isolation costs.
+"""Measure how many untrusted programs run per second, and the cost of isolation.
 
-Every program is run on five splits of the balance scale with 125 rows. Throughput is with two
-workers fed from one queue. For the cost of isolation, one worker of each kind takes turns with
-the unconfined one on the same program; the ratio is of CPU seconds (which other work on the
-machine disturbs less) and of wall seconds. A cold start is a fresh interpreter for each program,
-unconfined, which imports what that program needs and runs all five splits.
+Every program runs on five splits of the balance scale with 125 rows. Throughput is measured with
+two workers and one queue. For the cost of isolation, one worker of each kind and an unconfined one
+alternate on the same program. The table has the ratios of wall seconds and of CPU seconds, which
+depend less on other work on the machine. A cold start is a fresh, unconfined interpreter for each
+program, which imports what the program needs and runs all five splits.
 
 python benchmarks/sandbox.py
 """
@@ -45,7 +45,7 @@ def build_model(x_train, y_train):
 """,
 }
 BUDGET = 600.0
-"""Seconds: no program is stopped here, however busy the machine."""
+"""In seconds. No program reaches it, even on a busy machine."""
 CONFINED: tuple[Isolation, ...] = ("bubblewrap", "process")
 COLD = """
 import io, sys
@@ -72,18 +72,18 @@ def splits() -> list[Job]:
 
 
 def cold(source: str, jobs: list[Job]) -> tuple[float, float]:
-    """Wall and CPU seconds of a fresh interpreter."""
+    """Measure wall and CPU seconds of a program in a fresh interpreter."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    told = b"".join(job.packed() for job in jobs)
+    data = b"".join(job.packed() for job in jobs)
     command = [sys.executable, "-W", "ignore", "-c", COLD, source, str(len(jobs))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run(command, input=told, env=environment, check=True)
+    subprocess.run(command, input=data, env=environment, check=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def once(box: Sandbox, source: str, jobs: list[Job]) -> tuple[float, float]:
-    """Wall and CPU seconds of a program in a worker that is up."""
+    """Measure wall and CPU seconds of a program in a running worker."""
     answer = box.run(source, jobs)
     if answer.status != "ok":
         raise RuntimeError(f"{box.isolation}: {answer.message}")
@@ -113,8 +113,8 @@ def isolation(times: int, jobs: list[Job]) -> None:
             try:
                 boxes[design] = stack.enter_context(Sandbox(design, workers=1, budget=BUDGET))
             except SandboxError as error:
-                print(f"\nno {design} here: {error}")
-        print("\nmedians of one program: wall ms (CPU ms), ratio to none of wall (of CPU)\n")
+                print(f"\n{design} is not available here: {error}")
+        print("\nMedians per program: wall ms (CPU ms): ratio to none of wall (of CPU)\n")
         print(f"| program | {' | '.join(boxes)} | cold start |\n|---|{'---|' * (len(boxes) + 1)}")
         for (name, source), share in zip(PROGRAMS.items(), (20, 5, 1), strict=True):
             took: dict[str, list[tuple[float, float]]] = {design: [] for design in [*boxes, "cold"]}
@@ -134,7 +134,9 @@ def isolation(times: int, jobs: list[Job]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--times", type=int, default=10, help="more is steadier")
+    options.add_argument(
+        "--times", type=int, default=10, help="scales the number of runs; more is more accurate"
+    )
     times = options.parse_args().times
     jobs = splits()
     throughput(times, jobs)

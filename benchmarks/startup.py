@@ -1,6 +1,6 @@
-"""How long `import poad` and `poad --help` take, and whether torch stays unloaded.
+"""Measure the time of `import poad` and `poad --help`, and check that they do not load torch.
 
-Each runs in fresh interpreters, taking turns with an empty one, whose time is given for comparison.
+Each runs in fresh interpreters, alternating with an interpreter that does nothing.
 
 python benchmarks/startup.py
 """
@@ -25,7 +25,7 @@ _ASK = "\nimport sys\nprint('torch' in sys.modules)"
 
 
 def run(code: str) -> tuple[float, float, bool]:
-    """Wall seconds, CPU seconds, and whether torch was loaded."""
+    """Measure wall and CPU seconds, and find out if torch was loaded."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(
@@ -38,14 +38,14 @@ def run(code: str) -> tuple[float, float, bool]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Start-up time.")
-    parser.add_argument("--times", type=int, default=11, help="fresh interpreters for each")
+    parser = argparse.ArgumentParser(description="Measure the start-up time.")
+    parser.add_argument("--times", type=int, default=11, help="number of interpreters for each")
     times = parser.parse_args().times
     found: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in COMMANDS}
     for _ in range(times):
         for name, code in COMMANDS.items():
             found[name].append(run(code))
-    print("| command | wall seconds (least) | CPU seconds | loads torch |\n|---|---|---|---|")
+    print("| command | wall seconds (minimum) | CPU seconds | loads torch |\n|---|---|---|---|")
     for name, runs in found.items():
         wall, cpu, loaded = zip(*runs, strict=True)
         loads = "yes" if any(loaded) else "no"

@@ -1,6 +1,6 @@
-"""Actions per second of our worlds on one core, prompts and offered actions included.
+"""Measure actions per second of poad's worlds on one core, including prompts and offered actions.
 
-The actions are drawn uniformly from those offered; episodes restart as they end.
+The actions are drawn uniformly from those offered.
 """
 
 import argparse
@@ -23,10 +23,10 @@ def measure(env_id: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=100_000, help="actions per world")
+    parser.add_argument("--steps", type=int, default=100_000, help="number of actions per world")
     steps = parser.parse_args().steps
     for env_id, _ in known_worlds():
-        if env_id == "poad/DataScience-v0":  # it takes programs, not actions: see sandbox.py
+        if env_id == "poad/DataScience-v0":  # its actions are programs; see sandbox.py
             continue
         print(f"{env_id}: {measure(env_id, steps):,.0f} actions/s over {steps:,}")
 

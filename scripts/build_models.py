@@ -1,10 +1,11 @@
 """Build the embedded language models: `make models`.
 
-Each model learns the language of its worlds from text that a uniformly random policy wrote, and
-nothing of the task: every turn of every episode is used, in the order of the seeds, whatever came
-of it. Where the agent writes freely, a grammar takes the place of that policy (`code_model.py`).
-The build is deterministic on one CPU thread; `src/poad/assets/NAME/` holds the result:
-weights (safetensors), tokenizer, configuration, `making.json` and a model card.
+Each model learns the language of its worlds from the episodes of a uniformly random policy. It
+learns nothing about the task, because every turn of every episode is used, whatever its reward. For
+worlds where the agent writes freely, a grammar takes the place of the policy (`code_model.py`).
+
+The build is deterministic on one CPU thread. `src/poad/assets/NAME/` holds the result: the weights
+(safetensors), the tokenizer, the configuration, `making.json` and a model card.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ ASSETS = Path(__file__).parent.parent / "src" / "poad" / "assets"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one embedded model is made."""
+    """The settings for one embedded model."""
 
     name: str
     worlds: tuple[str, ...]
     arguments: tuple[dict[str, Any], ...] = ({},)
     """Each world is opened with each of these."""
     gradually: bool = False
-    """Begin with the first of `arguments` and let the others join one by one; learn actions only.
-    To look back at the prompt is found among few words, and carries over to many."""
+    """Train on actions only, and begin with the first of `arguments`; the others join one by one.
+    A model learns to attend to the prompt with short actions, and then keeps it for long ones."""
     episodes: int = 150
     """Random episodes per world and arguments."""
     vocabulary: int = 420
-    """Upper limit; small worlds have fewer words."""
+    """The largest size of the vocabulary. Small worlds have fewer words."""
     width: int = 96
     layers: int = 2
     heads: int = 4
@@ -89,11 +90,11 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
 
 
 Turn = tuple[str, str]
-"""A prompt, and the action taken."""
+"""A prompt and the action taken."""
 
 
 def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
-    """Every turn of some episodes, actions uniform among the offered."""
+    """Play episodes with uniformly random offered actions, and return all turns."""
     chooser = random.Random(seed)
     env = make(world, **arguments)
     turns = []
@@ -109,7 +110,7 @@ def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list
 
 
 def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the worlds' words."""
+    """Train a byte-level BPE on the texts of the worlds."""
     texts = sorted({text for prompt, action in turns for text in (prompt, f" {action}")})
     return train_bpe(texts, vocabulary)
 
@@ -117,7 +118,7 @@ def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFa
 def train_model(
     recipe: Recipe, codec: TextCodec, parts: list[list[Turn]]
 ) -> tuple[LlamaForCausalLM, float]:
-    """Next-token prediction on turns drawn uniformly; the model and its last loss in nats."""
+    """Train next-token prediction on random turns. Returns the model and its last loss in nats."""
     model = new_model(recipe, codec, positions=512, seed=recipe.seed)
     rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
     if recipe.gradually:
@@ -134,20 +135,20 @@ def _row(codec: TextCodec, turn: Turn, read: bool) -> Row:
 
 
 def drawn(rows: list[Row], batch: int) -> Iterator[list[Row]]:
-    """Batches without end, each row drawn uniformly."""
+    """Yield batches forever, with rows drawn uniformly."""
     while True:
         yield [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
 
 
 def joining(parts: list[list[Row]], batch: int, steps: int) -> Iterator[list[Row]]:
-    """Batches of one part each: the first three parts at once, the others by half of the steps."""
+    """Yield batches of one part each. Training starts with three parts; all join by half-time."""
     for step in range(steps):
         there = min(3 + 2 * step * (len(parts) - 2) // steps, len(parts))
         yield next(drawn(parts[int(torch.randint(there, ()))], batch))
 
 
 def build(recipe: Recipe, out: Path) -> None:
-    """Make one model and write it to ``out/NAME``."""
+    """Build one model and write it to `out/NAME`."""
     parts = [
         random_turns(world, recipe.episodes, seed=recipe.seed, **arguments)
         for world in recipe.worlds
@@ -171,7 +172,7 @@ def build(recipe: Recipe, out: Path) -> None:
 
 
 def card(making: dict[str, Any], folder: Path) -> str:
-    """The model card."""
+    """Write the model card."""
     recipe = making["recipe"]
     weights = (folder / "model.safetensors").stat().st_size / 1e6
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
@@ -181,12 +182,12 @@ def card(making: dict[str, Any], folder: Path) -> str:
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
         f"{recipe['heads']} heads, tied embeddings",
-        "tokenizer": "byte-level BPE trained on the same text",
+        "tokenizer": "byte-level BPE, trained on the same text",
         "training text": f"{making['turns']:,} turns ({making['distinct_prompts']} distinct "
-        f"prompts): {recipe['episodes']} episodes of each world{opened}, every action drawn "
-        "uniformly among the offered",
-        "selection": "none: every turn of every episode, in the order of the seeds, whatever "
-        "came of it",
+        f"prompts): {recipe['episodes']} episodes of each world{opened}, with actions drawn "
+        "uniformly among those offered",
+        "selection": "none: every turn of every episode, in the order of the seeds, whatever its "
+        "reward",
         "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of "
         f"{recipe['batch']} turns; "
         f"final loss {making['final_loss']} nats per token",
@@ -195,29 +196,29 @@ def card(making: dict[str, Any], folder: Path) -> str:
     table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
     return f"""# {recipe["name"]}
 
-A Llama of {making["parameters"]:,} parameters ({weights:.1f} MB) that knows the words of {worlds}
-and nothing of their tasks. It exists so that `poad` trains within seconds on a CPU, offline.
+A Llama of {making["parameters"]:,} parameters ({weights:.1f} MB) that knows the words of {worlds},
+but not their tasks. With it, `poad` trains within seconds on a CPU, without a network.
 
 | | |
 |---|---|
 {table}
 
-A test holds that the untrained model succeeds hardly more often than the uniformly random policy.
-Rebuild it with `make models`; the result is the same to the byte on the same versions of torch and
-tokenizers with one thread.
+A test checks that the untrained model succeeds hardly more often than a uniformly random policy.
+Rebuild the model with `make models`. With one thread and the same versions of torch and tokenizers,
+the result is identical to the byte.
 """
 
 
 def main() -> None:
-    """Build all models, or those named."""
+    """Build the models named on the command line, or all of them."""
     parser = argparse.ArgumentParser(description="Build the embedded language models.")
-    parser.add_argument("names", nargs="*", help="which models; default: all")
-    parser.add_argument("--out", type=Path, default=ASSETS, help="where to write them")
+    parser.add_argument("names", nargs="*", help="the models to build; default: all")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="the directory to write to")
     arguments = parser.parse_args()
     known = {recipe.name: recipe for recipe in RECIPES}
     unknown = set(arguments.names) - set(known)
     if unknown:
-        parser.error(f"unknown model {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"unknown model {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     torch.set_num_threads(1)
     for name in arguments.names or known:
         recipe, started = known[name], time.process_time()

@@ -1,9 +1,9 @@
-"""A grammar of program bodies: the language of `poad/DataScience-v0`, and nothing of its task.
+"""A grammar of program bodies for `poad/DataScience-v0`, which ignores their scores.
 
 A body imports what it needs, assigns a scikit-learn classifier to `model` and fits it. Forms,
-estimators, transformers and their settings are drawn uniformly; nobody asks what a program would
-score. Every kind of fault in `FAULTS` can be planted into a body that runs. The data set that a
-prompt names is drawn on its own, so that it says nothing about the program that follows.
+estimators, transformers and their settings are drawn uniformly. `FAULTS` can break a body in
+several ways. The data set in a prompt is drawn independently, so it carries no information about
+the program that follows.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-# --- what there is to build ---
+# --- parts ---
 
 
 @dataclass(frozen=True)
 class Part:
-    """An estimator or a transformer, and what may be written between its brackets."""
+    """An estimator or a transformer with its possible arguments."""
 
     module: str
     name: str
     always: tuple[tuple[str, tuple[str, ...]], ...]
-    """Keywords that are set every time: without them it fails, or takes long."""
+    """Keywords that are always set. Without them the part fails or takes long."""
     sometimes: tuple[tuple[str, tuple[str, ...]], ...]
-    """Keywords of which up to two are set."""
+    """Keywords, up to two of which are set."""
 
 
 def _parts(table: str) -> tuple[Part, ...]:
-    """Read lines of ``module name keyword=value|value ...``; a star marks what is always set."""
+    """Parse lines of `module name keyword=value|value ...`. A star marks keywords to always set."""
     parts = []
     for line in table.strip().splitlines():
         module, name, *settings = line.split()
@@ -85,7 +85,7 @@ kernel_approximation RBFSampler *n_components=20|50 gamma=0.01|0.1|1.0
 """)
 
 NOT_NEGATIVE = ("MultinomialNB", "ComplementNB")
-"""They refuse negative numbers, so a scaler to [0, 1] always stands before them."""
+"""Estimators that need a scaler to [0, 1] before them, as they reject negative numbers."""
 WITHOUT_PROBABILITIES = _parts("""
 linear_model RidgeClassifier alpha=0.1|1.0|10.0
 linear_model Perceptron alpha=0.001|0.01|0.1
@@ -98,7 +98,7 @@ ensemble StackingClassifier
 ensemble BaggingClassifier *n_estimators=3|5|8 max_samples=0.5|0.8 max_features=0.5|0.8
 calibration CalibratedClassifierCV *cv=2 method="sigmoid"|"isotonic"
 """)
-"""What is built from other parts."""
+"""Parts that consist of other parts."""
 
 _ALL = ESTIMATORS + SCALERS + FEATURES + WITHOUT_PROBABILITIES + JOINTS
 _KNOWN = {part.name: part for part in _ALL}
@@ -108,15 +108,15 @@ _KNOWN = {part.name: part for part in _ALL}
 
 @dataclass(frozen=True)
 class Body:
-    """What stands between the opened function and `return model`."""
+    """The code between the first line of the function and `return model`."""
 
     imports: tuple[tuple[str, str], ...]
-    """Module and name, in the order of their use."""
+    """Pairs of module and name, in the order of use."""
     lines: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """As it is written, every line indented by four spaces."""
+        """The code, with every line indented by four spaces."""
         names: dict[str, list[str]] = {}
         for module, name in self.imports:
             names.setdefault(module, []).append(name)
@@ -125,25 +125,25 @@ class Body:
 
     @classmethod
     def of(cls, lines: tuple[str, ...]) -> Body:
-        """Lines, and the imports they need."""
+        """Make a body of lines, with the imports that they need."""
         used = dict.fromkeys(re.findall(r"\w+", "\n".join(lines)))
         return cls(tuple((_KNOWN[n].module, n) for n in used if n in _KNOWN), lines)
 
 
 def draw_body(rng: Random) -> Body:
-    """A body that runs; its form is drawn uniformly, then everything in it.
+    """Draw a body that runs: first its form, then its parts, all uniformly.
 
-    What is longer than `LONGEST` characters, or about 90 tokens, is drawn again.
+    Bodies longer than `MAX_CHARACTERS` characters, about 90 tokens, are drawn again.
     """
     lines, code = rng.choice(FORMS)(rng)
     if rng.random() < 0.5:
         body = Body.of((*lines, f"model = {code}.fit(x_train, y_train)"))
     else:
         body = Body.of((*lines, f"model = {code}", "model.fit(x_train, y_train)"))
-    return body if len(body.text) <= LONGEST else draw_body(rng)
+    return body if len(body.text) <= MAX_CHARACTERS else draw_body(rng)
 
 
-LONGEST = 450
+MAX_CHARACTERS = 450
 
 Form = Callable[[Random], tuple[tuple[str, ...], str]]
 """Draws the lines that come first, and the code that builds the classifier."""
@@ -181,7 +181,7 @@ FORMS: tuple[Form, ...] = (_plain, _pipeline, _voting, _stacking, _wrapped)
 
 
 def _members(rng: Random, number: int) -> tuple[tuple[str, ...], str]:
-    """Classifiers to ask together: written in place, or each on a line of its own first."""
+    """Draw several classifiers, either in place or each assigned on a line of its own."""
     codes = {name: _member(rng) for name in "abc"[:number]}
     if rng.random() < 0.5:
         return (), _listed(codes)
@@ -195,7 +195,7 @@ def _listed(members: dict[str, str]) -> str:
 
 
 def _member(rng: Random) -> str:
-    """An estimator, as it is or behind a scaler."""
+    """Draw an estimator, with or without a scaler before it."""
     code = _estimator(rng)
     if code.startswith("make_pipeline(") or rng.random() < 0.5:
         return code
@@ -209,7 +209,7 @@ def _estimator(rng: Random) -> str:
 
 
 def _call(rng: Random, part: Part, first: str = "") -> str:
-    """The part with its settings, in the order of the table."""
+    """Write a part with random settings, in the order of the table."""
     number = rng.randint(0, min(2, len(part.sometimes)))
     chosen = sorted(rng.sample(range(len(part.sometimes)), number))
     settings = [*part.always, *(part.sometimes[i] for i in chosen)]
@@ -220,11 +220,11 @@ def _call(rng: Random, part: Part, first: str = "") -> str:
 # --- faults ---
 
 Fault = Callable[[Random, Body], str | None]
-"""Plants one fault; None where a body offers no place for it."""
+"""Returns a body with one fault, or None if there is no place for the fault."""
 
 
 def plant_fault(rng: Random, body: Body) -> tuple[str, str]:
-    """Name and text of a broken version; the kind is drawn uniformly among those that fit."""
+    """Break a body by a random kind of fault that fits. Returns the kind and the text."""
     for kind in rng.sample(list(FAULTS), len(FAULTS)):
         broken = FAULTS[kind](rng, body)
         if broken is not None:
@@ -317,7 +317,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def _changed(rng: Random, text: str, pattern: str, change: Callable[[str], str]) -> str | None:
-    """Change one of the places that a pattern finds."""
+    """Change a random match of a pattern; None if there is none."""
     places = list(re.finditer(pattern, text))
     if not places:
         return None
@@ -326,14 +326,14 @@ def _changed(rng: Random, text: str, pattern: str, change: Callable[[str], str])
 
 
 def _misspelt(rng: Random, word: str) -> str:
-    """A letter left out, written twice, or in its neighbour's place."""
+    """Leave out a letter, double it, or swap it with its neighbor."""
     at = rng.randrange(1, len(word) - 1)
     a, b = word[at], word[at + 1]
     slips = [a, a + a + b] + ([b + a] if a != b else [])
     return word[:at] + rng.choice(slips) + word[at + 2 :]
 
 
-# --- what the prompt says of the data ---
+# --- data sets ---
 
 SUBJECTS = tuple(
     subject.strip()
@@ -348,7 +348,7 @@ SUBJECTS = tuple(
 
 
 def draw_data(rng: Random) -> tuple[str, int, int, int]:
-    """A data set's name, rows, features and classes: each drawn by itself."""
+    """Draw the name, rows, features and classes of a data set, all independently."""
     rows = int(10 ** rng.uniform(1.7, 3.7))
     features = int(10 ** rng.uniform(0.31, 2.0))
     return rng.choice(SUBJECTS), rows, features, rng.choice((2, 3, 4, 5, 7, 10))

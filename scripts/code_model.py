@@ -1,8 +1,8 @@
-"""The embedded code model: what it reads, how it is fitted, and what its programs do untrained.
+"""The embedded code model: its training text, its training, and a measurement of its programs.
 
-It reads bodies from the grammar behind prompts about data sets that do not exist, some bodies with
-a planted fault, and repairs: the prompt after a failure, with the error that the sandbox really
-reported, answered by the body without the fault.
+The training text consists of first turns and repairs. A first turn is a prompt about an invented
+data set and a body from the grammar, some of which contain a fault. A repair is the prompt after a
+failure, with the error from the sandbox, and the body without the fault.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from poad.envs.datasci import Sandbox, Scorer, datasets, program, prompt
 from poad.lm import TextCodec, load_model
 
 WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
-"""What a token may reach across at most: a line break with its indentation, a name with its
-underscores, a number, brackets and quotes in a row. So a common name is one token."""
-LONGEST = 128
-"""Tokens that a program may have when the model is measured."""
+"""The limits of a token: a line break with its indentation, a name with its underscores, a number,
+or brackets and quotes in a row. A common name is thus one token."""
+MAX_TOKENS = 128
+"""The largest number of tokens in a program when the model is measured."""
 
 Turn = tuple[str, str]
-"""A prompt, and the body that follows it."""
+"""A prompt and the body that follows it."""
 
 
 @dataclass(frozen=True)
 class CodeRecipe:
-    """How the code model is made."""
+    """The settings for the code model."""
 
     name: str
     worlds: tuple[str, ...]
     programs: int = 6500
-    """Bodies behind a first prompt."""
+    """The number of first turns."""
     faults: float = 0.2
-    """The share of them with a planted fault."""
+    """The share of them with a fault."""
     repairs: int = 2000
-    """Bodies behind the prompt that follows a failure; broken programs that run are left out."""
+    """The number of repairs. Those whose broken program runs are left out."""
     vocabulary: int = 1000
     width: int = 256
     layers: int = 4
@@ -63,14 +63,14 @@ class CodeRecipe:
         ("iris", 100),
         ("digits", 50),
     )
-    """Data sets and numbers of programs in the measurement."""
+    """The data sets and numbers of programs for the measurement."""
 
 
-# --- what it reads ---
+# --- the training text ---
 
 
 def first_turns(recipe: CodeRecipe, rng: Random) -> list[Turn]:
-    """Bodies behind first prompts, some of them with a fault."""
+    """Draw first turns, some of them with a fault."""
     turns = []
     for _ in range(recipe.programs):
         body = draw_body(rng)
@@ -81,7 +81,7 @@ def first_turns(recipe: CodeRecipe, rng: Random) -> list[Turn]:
 
 
 def repair_turns(recipe: CodeRecipe, rng: Random, sandbox: Sandbox) -> list[Turn]:
-    """Bodies behind prompts that show a broken version of them and the error it really gave."""
+    """Draw repairs, and run their broken programs to get the error messages."""
     scorer = Scorer(made_up_table(), sandbox, seeds=(0,))
     drawn = []
     for _ in range(recipe.repairs):
@@ -98,16 +98,16 @@ def repair_turns(recipe: CodeRecipe, rng: Random, sandbox: Sandbox) -> list[Turn
 
 
 def made_up_table() -> datasets.Table:
-    """Numbers without meaning, for programs that are to fail: 120 rows, 4 columns, 3 classes."""
+    """Make a table of random numbers for the broken programs: 120 rows, 4 columns, 3 classes."""
     x = np.random.RandomState(0).normal(size=(120, 4))
     return datasets.Table("made-up", "made up", x, np.arange(120) % 3, ("a", "b", "c"))
 
 
-# --- how it is made ---
+# --- training ---
 
 
 def build(recipe: CodeRecipe, out: Path) -> None:
-    """Make the model, measure it, and write it to ``out/NAME``."""
+    """Build the model, measure it, and write it to `out/NAME`."""
     rng = Random(recipe.seed)
     with Sandbox() as sandbox:
         first = first_turns(recipe, rng)
@@ -138,14 +138,14 @@ def build(recipe: CodeRecipe, out: Path) -> None:
 
 
 def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of prompts, bodies and errors."""
+    """Train a byte-level BPE on prompts, bodies and errors."""
     return train_bpe(sorted({text for turn in turns for text in turn}), vocabulary, WORDS)
 
 
 def train_model(
     recipe: CodeRecipe, codec: TextCodec, turns: list[Turn]
 ) -> tuple[LlamaForCausalLM, float]:
-    """Next-token prediction of bodies and their end; the model and the mean of its last losses."""
+    """Train next-token prediction of bodies. Returns the model and the mean of its last losses."""
     model = new_model(recipe, codec, positions=1024, seed=recipe.seed)
     rows = [row(codec, *turn) for turn in turns]
     batches = alike(rows, recipe.batch)
@@ -154,14 +154,14 @@ def train_model(
 
 
 def row(codec: TextCodec, shown: str, body: str) -> Row:
-    """A turn as a policy meets it: the prompt is given; the body is written, then the end token."""
+    """Encode a turn as a policy sees it: the prompt, the body, and the end token."""
     read = codec.prompt(shown)
     written = codec.tokenizer(body, add_special_tokens=False)["input_ids"]
     return (*read, *written, codec.end_id), len(read)
 
 
 def alike(rows: Sequence[Row], batch: int, pool: int = 20) -> Iterator[list[Row]]:
-    """Batches without end, every row once per pass; of similar lengths, to pad little."""
+    """Yield batches forever, each row once per pass. Rows of a batch have similar lengths."""
     while True:
         order = torch.randperm(len(rows)).tolist()
         for start in range(0, len(order), batch * pool):
@@ -171,18 +171,18 @@ def alike(rows: Sequence[Row], batch: int, pool: int = 20) -> Iterator[list[Row]
                 yield [rows[j] for j in chunks[i]]
 
 
-# --- what it can do ---
+# --- measurement ---
 
 
 def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dict[str, float]]:
-    """Run programs that the untrained model wrote at temperature 1, and as many of the grammar.
+    """Run programs that the untrained model writes at temperature 1, and as many of the grammar.
 
-    Returns, for each data set: the number of programs, the share that runs, the mean reward with
-    failures at -1, the mean score of those that run; the last two also of the grammar's bodies
-    without faults.
+    Returns, for each data set: the number of programs, the share of them that run, the mean reward
+    with -1 for failures, and the mean score of those that run. For the grammar's bodies without
+    faults, it returns the share and the mean score.
     """
     model = load_model(ModelConfig(name=str(folder), device="cpu"))
-    policy = Policy(model, ActingConfig(max_action_tokens=LONGEST, stop=()))
+    policy = Policy(model, Acting(max_action_tokens=MAX_TOKENS, stop=()))
     generator, rng = np.random.default_rng(recipe.seed), Random(recipe.seed + 1)
     measured = {}
     for name, number in recipe.samples:
@@ -204,7 +204,7 @@ def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dic
 
 
 def scores(bodies: Sequence[str], table: datasets.Table, sandbox: Sandbox) -> list[float | None]:
-    """Mean ROC-AUC of each program; None where it fails."""
+    """Compute the mean ROC-AUC of each program; None if it fails."""
     scorer = Scorer(table, sandbox)
     sources = [program(body) for body in bodies]
     for source in sources:
@@ -213,17 +213,17 @@ def scores(bodies: Sequence[str], table: datasets.Table, sandbox: Sandbox) -> li
 
 
 def share(found: Sequence[float | None]) -> float:
-    """How many of the programs have a score."""
+    """Compute the share of programs that have a score."""
     return mean([float(score is not None) for score in found])
 
 
 def mean(found: Sequence[float | None]) -> float:
-    """Of those that are there, to three digits, which other machines will agree on."""
+    """Average the scores that exist, rounded to three digits, which other machines reproduce."""
     return round(float(np.mean([score for score in found if score is not None] or [0.0])), 3)
 
 
 def card(making: dict[str, Any], folder: Path) -> str:
-    """The model card."""
+    """Write the model card."""
     recipe, tokens = making["recipe"], making["tokens"]
     weights = (folder / "model.safetensors").stat().st_size / 1e6
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
@@ -234,12 +234,12 @@ def card(making: dict[str, Any], folder: Path) -> str:
         "text; a common name is one token",
         "training text": f"{making['turns']:,} turns ({making['distinct_prompts']:,} distinct "
         f"prompts): {recipe['programs']:,} bodies from the grammar in `scripts/code_grammar.py`, "
-        f"{recipe['faults']:.0%} of them with a planted fault, and {making['repairs']:,} repairs: "
-        "a broken program with the error it really gave, then the program without the fault",
+        f"{recipe['faults']:.0%} of them with a fault, and {making['repairs']:,} repairs: a broken "
+        "program with its error from the sandbox, then the program without the fault",
         "selection": "none: forms, estimators, transformers and settings are drawn uniformly, "
-        "whatever they would score; the data sets in the prompts are made up",
-        "bodies": f"{tokens['5 %']} to {tokens['95 %']} tokens (5 % to 95 %), half of them up to "
-        f"{tokens['median']}, the longest {tokens['longest']}",
+        "whatever their score; the data sets in the prompts are invented",
+        "bodies": f"{tokens['5 %']} to {tokens['95 %']} tokens (5 % to 95 %), median "
+        f"{tokens['median']}, longest {tokens['longest']}",
         "objective": f"next-token prediction of bodies and their end, {recipe['steps']} steps of "
         f"{recipe['batch']} turns; final loss {making['final_loss']} nats per token",
         "seed": recipe["seed"],
@@ -253,22 +253,22 @@ def card(making: dict[str, Any], folder: Path) -> str:
     return f"""# {recipe["name"]}
 
 A Llama of {making["parameters"]:,} parameters ({weights:.1f} MB) that knows how programs for
-{worlds} are written and nothing of what they score. It exists so that `poad` trains on a CPU,
-offline.
+{worlds} are written, but not how they score. With it, `poad` trains on a CPU, without a network.
 
 | | |
 |---|---|
 {table}
 
-What it writes untrained at temperature 1, up to {LONGEST} tokens, run in the sandbox; beside it as
-many bodies of the grammar without a fault. The reward counts a failure as -1, the score is the mean
-ROC-AUC of the programs that run.
+The table shows programs of the untrained model at temperature 1, with up to {MAX_TOKENS} tokens and
+run in the sandbox, and as many bodies of the grammar without a fault. The reward counts a failure
+as -1. The score is the mean ROC-AUC of the programs that run.
 
 | data set | programs | run | reward | score | grammar: run | score |
 |---|---|---|---|---|---|---|
 {measured}
 
-A test holds that about half of its programs run, and that those score no better than the grammar's.
-Rebuild it with `make models`; the result is the same to the byte on the same versions of torch,
-tokenizers and scikit-learn with one thread. The programs need scikit-learn 1.8 or newer.
+A test checks that about half of its programs run, and that these score no better than those of the
+grammar. Rebuild the model with `make models`. With one thread and the same versions of torch,
+tokenizers and scikit-learn, the result is identical to the byte. The programs need scikit-learn 1.8
+or newer.
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install bubblewrap and libseccomp, the two system packages of the sandbox, with this system's own
-# package manager. Says what it runs; asks for a password where sudo does.
+# Install bubblewrap and libseccomp, the two system packages of the sandbox, with the package manager
+# of this system. The script prints the commands that it runs. sudo may ask for a password.
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -8,15 +8,15 @@ missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 ldconfig -p 2>/dev/null | grep -q 'libseccomp\.so\.2' || missing+=(libseccomp)
 if [ ${#missing[@]} -eq 0 ]; then
-    echo "bubblewrap and libseccomp are there."
+    echo "bubblewrap and libseccomp are installed."
     exit 0
 fi
 
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
     command -v sudo >/dev/null || {
-        echo "Missing: ${missing[*]}. Installing them needs root, and there is no sudo: ask whoever" \
-            "runs this machine. Without bubblewrap programs still run in confined processes." >&2
+        echo "Missing: ${missing[*]}. Installing them needs root, and sudo is not available. Ask the" \
+            "administrator. Without bubblewrap, programs run in confined processes." >&2
         exit 1
     }
     as_root=(sudo)

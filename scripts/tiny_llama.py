@@ -1,4 +1,4 @@
-"""What all embedded models are made of: a byte-level BPE and a small Llama."""
+"""The parts of all embedded models: a byte-level BPE and a small Llama."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ END, PAD = "<|end|>", "<|pad|>"
 
 
 class Shape(Protocol):
-    """What a recipe says of the model's size."""
+    """The size of a model, as part of a recipe."""
 
     @property
     def width(self) -> int: ...  # noqa: D102
@@ -32,12 +32,13 @@ class Shape(Protocol):
 def train_bpe(
     texts: Iterable[str], vocabulary: int, words: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE; text that it has never seen still has an encoding, byte by byte.
+    """Train a byte-level BPE, which can encode any text, if need be byte by byte.
 
     Args:
-        texts: in a fixed order.
-        vocabulary: the most tokens it may have.
-        words: a regular expression for what no token reaches beyond; default: that of GPT-2.
+        texts: the training texts, in a fixed order.
+        vocabulary: the largest number of tokens.
+        words: a regular expression for words. No token crosses their borders. By default, the
+            expression of GPT-2.
     """
     bpe = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
@@ -57,7 +58,7 @@ def train_bpe(
 
 
 def new_model(shape: Shape, codec: TextCodec, positions: int, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights and tied embeddings."""
+    """Create a Llama with random weights and tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(codec.tokenizer),
@@ -76,13 +77,13 @@ def new_model(shape: Shape, codec: TextCodec, positions: int, seed: int) -> Llam
 
 
 Row = tuple[Sequence[int], int]
-"""Token ids, and how many of them are read without being learned."""
+"""Token ids, and the number of tokens at the beginning that have no loss."""
 
 
 def fit(
     model: LlamaForCausalLM, batches: Iterator[list[Row]], steps: int, lr: float, name: str
 ) -> list[float]:
-    """Next-token prediction, one step for each batch; the losses in nats per learned token."""
+    """Train next-token prediction, one step per batch. Returns the losses in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     losses = []
@@ -91,7 +92,7 @@ def fit(
         length = max(len(row) for row, _ in rows)
         ids = torch.full((len(rows), length), model.config.pad_token_id)
         mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, -100)  # transformers ignores −100
         for b, (row, read) in enumerate(rows):
             ids[b, : len(row)] = torch.tensor(row)
             mask[b, : len(row)] = 1
@@ -109,13 +110,13 @@ def fit(
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write weights, tokenizer and configuration."""
+    """Write the weights, the tokenizer and the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def describe(folder: Path, making: Mapping[str, Any], card: str) -> None:
-    """Write down how a model was made, for programs and for people."""
+    """Write `making.json` and the model card."""
     (folder / "making.json").write_text(json.dumps(making, indent=2) + "\n")
     (folder / "README.md").write_text(card)

@@ -82,7 +82,7 @@ def test_a_body_is_shaped_as_a_model_is_to_write_it(grammar: ModuleType) -> None
         assert all(re.match(r" {4}\S", line) for line in text.splitlines())
         assert text == text.rstrip()
         assert text.isascii()
-        assert len(text) <= grammar.LONGEST < MAX_BODY
+        assert len(text) <= grammar.MAX_CHARACTERS < MAX_BODY
         assert "return" not in text
         assert not any(refused in text for refused in REFUSED)
         assert program(text) == program(text.strip())

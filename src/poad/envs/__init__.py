@@ -1,6 +1,7 @@
 """Text worlds: Gymnasium environments that are read and acted in through text. No torch here."""
 
 from poad.envs.check import check_env
+from poad.envs.opening import open_world
 from poad.envs.registry import (
     Writing,
     known_worlds,
@@ -17,6 +18,7 @@ __all__ = [
     "check_env",
     "known_worlds",
     "make",
+    "open_world",
     "register_worlds",
     "same_words",
     "unseen_worlds",

@@ -21,7 +21,7 @@ HEAD = """\
 # API reference
 
 This page lists the public names of `poad` and of the rooms a program is likely to import from. It
-is generated from the docstrings by `make docs`; edit those instead. The names in the table below
+is generated from the docstrings by `make docs`, so edit those instead. The names in the table below
 can be imported from `poad` itself, which loads torch only when a name that needs it is first used.
 """
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes):$")

@@ -269,7 +269,7 @@ def test_a_broken_world_is_caught(world: type[Corridor]):
     assert f"\n    fix:  {RULES[rule]}" in str(caught.value)
 
 
-def test_every_rule_but_that_of_torch_is_broken_by_a_world_above():
+def test_every_rule_but_that_about_torch_is_broken_by_a_world_above():
     assert set(BROKEN.values()) == set(RULES) - {"a world does not import torch"}
 
 
@@ -301,7 +301,7 @@ def test_an_exception_of_the_world_is_kept_as_the_cause():
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_aliased_worlds_may_offer_actions_by_what_the_prompt_hides_and_it_is_said():
+def test_aliased_worlds_may_offer_actions_by_hidden_state_and_it_is_reported():
     (said,) = check_env(OffersByTime, aliased=True)
     assert said.startswith(
         "allowed by aliased=True: offered actions are not a function of the prompt"
@@ -311,7 +311,7 @@ def test_aliased_worlds_may_offer_actions_by_what_the_prompt_hides_and_it_is_sai
     assert check_env(Corridor, aliased=True) == check_env(Corridor) == ()
 
 
-def test_a_world_to_write_freely_in_passes():
+def test_a_world_without_offered_actions_passes():
     class Free(PatchedInfo):
         def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
             return super().reset(**kwargs)[0], {}
@@ -323,7 +323,7 @@ def test_a_world_to_write_freely_in_passes():
     check_env(Free)
 
 
-def test_the_string_that_is_not_offered_is_not_offered():
+def test_the_test_string_is_not_offered():
     assert NOT_OFFERED not in ("walk", "wait")
 
 

@@ -45,7 +45,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         gymnasium.registry.pop(env_id, None)
 
 
-def test_known_worlds_have_a_name_to_make_them_by_and_a_line_about_them():
+def test_known_worlds_can_be_made_by_name_and_have_a_one_line_summary():
     ids = [env_id for env_id, _ in known_worlds()]
     assert len(set(ids)) == len(ids) >= 12
     for env_id, summary in known_worlds():
@@ -66,13 +66,13 @@ def test_our_worlds_keep_the_contract(env_id: str):
     env.close()
 
 
-def test_the_one_aliased_world_is_caught_unless_it_is_said_to_be():
+def test_the_one_aliased_world_fails_the_check_unless_aliased_is_set():
     with pytest.raises(WorldError, match="a function of the prompt, unless aliased=True"):
         check_env("poad/EntertainmentSparseText-v0")
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_numbers(env_id: str):
+def test_our_worlds_have_a_manual_page_and_text_worlds_a_numeric_observation(env_id: str):
     env = make(env_id).unwrapped
     first, _ = env.reset(seed=0)
     page = type(env).__doc__ or ""
@@ -88,7 +88,7 @@ def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_number
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_our_worlds_never_go_on_after_an_end(env_id: str):
+def test_our_worlds_never_continue_after_an_end(env_id: str):
     env = make(env_id, **{LIMITS.get(env_id, "max_steps"): 1})
     env.reset()
     assert env.step("hum a tune")[3] is True
@@ -103,7 +103,7 @@ def test_registering_again_changes_nothing():
     assert dict(gymnasium.registry) == before
 
 
-def test_arguments_are_those_that_the_name_leaves_open():
+def test_arguments_are_those_that_the_name_does_not_fix():
     assert world_arguments("poad/TomatoSalad-v0") == {"max_steps": (int, 200)}
     both = {"max_steps": (int, 50), "distractors": (int, 0)}
     assert world_arguments("poad/EntertainmentAllActions-v0") == both
@@ -120,21 +120,21 @@ def test_a_world_of_ones_own_is_imported_by_its_module(module: str):
     assert arguments["hint"][1] == "none"
 
 
-def test_an_unknown_name_names_close_ones_and_the_known_worlds():
+def test_the_error_for_an_unknown_name_suggests_close_ones_and_lists_the_known():
     with pytest.raises(ConfigError) as caught:
         make("poad/TomatoSald-v0")
     assert "no world 'poad/TomatoSald-v0'. Did you mean 'poad/TomatoSalad-v0'" in str(caught.value)
     assert all(env_id in str(caught.value) for env_id, _ in known_worlds())
 
 
-def test_a_module_without_that_world_or_without_existence_is_named(module: str):
+def test_a_missing_module_or_a_module_without_the_world_is_named(module: str):
     with pytest.raises(ConfigError, match=r"'mine/Kitchn-v0'\. Did you mean 'mine/Kitchen-v0'"):
         make(f"{module}:mine/Kitchn-v0")
     with pytest.raises(ConfigError, match="Cannot import 'no_such_module' to find the world"):
         make("no_such_module:mine/Kitchen-v0")
 
 
-def test_an_unknown_argument_names_what_the_world_takes(module: str):
+def test_the_error_for_an_unknown_argument_lists_the_known_ones(module: str):
     with pytest.raises(ConfigError, match=r"no argument 'max_step'\. Did you mean 'max_steps'"):
         make("poad/TomatoSalad-v0", max_step=9)
     with pytest.raises(ConfigError, match="no argument 'task'"):

@@ -1,4 +1,4 @@
-"""Episodes as prompts: what was sampled stays as it was, and what changes is told."""
+"""Episodes as prompts: sampled tokens stay as they were, and every change is reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plain(tokenizer: str = "bytes", **rest: Any) -> tuple[Dialogue, TextCodec]:
 
 
 def letter_by_letter(codec: TextCodec, text: str, end: bool = True) -> Action:
-    """An action sampled as no tokenizer would write it: a token for each letter."""
+    """Write an action as no tokenizer would: one token for each letter."""
     opened = codec.action_prefix + text
     ids = tuple(t for letter in opened for t in codec.tokenizer.encode(letter))
     assert len(ids) == len(opened)
@@ -48,7 +48,7 @@ def letter_by_letter(codec: TextCodec, text: str, end: bool = True) -> Action:
 
 
 def chat(template: str, *contents: str, system: str | None = None) -> str:
-    """What the template itself makes of a conversation."""
+    """Render a conversation by the template itself."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
     if system is not None:
@@ -119,7 +119,7 @@ def test_behind_thoughts_an_action_needs_no_space() -> None:
 @pytest.mark.parametrize("template", [None, "marked", "trimmed", "spaced"])
 @pytest.mark.parametrize("end", [True, False])
 def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: bool) -> None:
-    """Ended by the agent or cut off: the tokens stay, and the text is the template's."""
+    """Ended by the agent or cut off: the tokens stay, and the text is that of the template."""
     grown = {"history": "episode"}
     talk, codec = plain(**grown) if template is None else dialogue(template, **grown)
     before = talk.first_prompt(TEXTS[0])
@@ -147,7 +147,7 @@ def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: 
     st.sampled_from(["marked", "trimmed", None]),
     st.lists(st.tuples(st.text(min_size=1), st.lists(st.integers(7, 329), min_size=1)), max_size=4),
 )
-def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
+def test_whatever_is_written_the_next_prompt_continues_it_or_reports_why_not(
     template: str | None, turns: list[tuple[str, list[int]]]
 ) -> None:
     talk, codec = (
@@ -166,7 +166,7 @@ def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
         before = after
 
 
-def test_a_stop_text_is_not_said_twice() -> None:
+def test_a_stop_text_is_not_repeated() -> None:
     talk, codec = plain(history="episode")
     first = talk.first_prompt("Where?")
     written = letter_by_letter(codec, "here\n", end=False)
@@ -175,7 +175,7 @@ def test_a_stop_text_is_not_said_twice() -> None:
     assert after[: len(first) + 6] == (*first, *written.token_ids)
 
 
-def test_an_action_without_a_word_leaves_a_gap_and_no_error() -> None:
+def test_an_empty_action_leaves_a_gap_and_raises_no_error() -> None:
     for talk, codec in (plain(history="episode"), dialogue(history="episode")):
         before = talk.first_prompt("Well?")
         after = talk.next_prompt(Action("", (codec.end_id,), (True,), (0.0,)), "And now?")
@@ -185,7 +185,7 @@ def test_an_action_without_a_word_leaves_a_gap_and_no_error() -> None:
 
 @pytest.mark.parametrize("template", [None, "marked", "spaced"])
 @pytest.mark.parametrize("marks", [("<think>\n", "\n</think>\n\n"), ("Think: ", " Act:")])
-def test_an_episode_of_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
+def test_an_episode_with_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
     form = {"history": "episode", "thinking": 9}
     form |= {"thinking_open": marks[0], "thinking_close": marks[1]}
     talk, codec = plain(**form) if template is None else dialogue(template, **form)
@@ -199,7 +199,7 @@ def test_an_episode_of_thoughts_grows(template: str | None, marks: tuple[str, st
     assert talk.note is None
 
 
-def test_a_prompt_that_is_too_long_alone_loses_its_beginning_and_says_so() -> None:
+def test_a_prompt_that_is_too_long_by_itself_is_truncated_and_reported() -> None:
     config = PromptConfig(history="episode")
     codec = codec_for(byte_level(), config)
     talk = Dialogue(codec, config, max_tokens=12)
@@ -222,7 +222,7 @@ def test_only_the_last_turns_are_shown() -> None:
     assert codec.tokenizer.decode(talk.first_prompt("e")) == "e"
 
 
-def test_what_becomes_too_long_loses_its_oldest_turns() -> None:
+def test_a_prompt_that_becomes_too_long_loses_its_oldest_turns() -> None:
     config = PromptConfig(history="episode")
     codec = codec_for(byte_level(), config)
     talk = Dialogue(codec, config, max_tokens=30)
@@ -235,10 +235,10 @@ def test_what_becomes_too_long_loses_its_oldest_turns() -> None:
     assert "start" not in text
 
 
-# --- templates that write history anew --------------------------------------------------------
+# --- templates that rewrite history -----------------------------------------------------------
 
 
-def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> None:
+def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_is_reported() -> None:
     talk, codec = dialogue("forgetful", history="episode", thinking=8)
     first = talk.first_prompt(TEXTS[0])
     assert codec.tokenizer.decode(first).endswith("assistant\n<think>\n")
@@ -252,7 +252,7 @@ def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> Non
     assert f"from token {same} on" in talk.note
 
 
-def test_a_template_that_keeps_thoughts_goes_on() -> None:
+def test_a_template_that_keeps_thoughts_is_continued() -> None:
     talk, codec = dialogue("marked", history="episode", thinking=8)
     first = talk.first_prompt(TEXTS[0])
     written = letter_by_letter(codec, "hm\n</think>\n\nopen")
@@ -261,7 +261,7 @@ def test_a_template_that_keeps_thoughts_goes_on() -> None:
     assert talk.note is None
 
 
-def test_a_template_that_pretends_to_have_thought_is_told() -> None:
+def test_a_template_that_asks_with_words_it_later_leaves_out_is_reported() -> None:
     talk, codec = dialogue("pretending", history="episode")
     talk.first_prompt(TEXTS[0])
     after = talk.next_prompt(letter_by_letter(codec, "open"), TEXTS[1])
@@ -270,7 +270,7 @@ def test_a_template_that_pretends_to_have_thought_is_told() -> None:
     assert "'open'" in talk.note or "'o'" in talk.note
 
 
-# --- what cannot be ---------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 def test_a_model_without_a_template_cannot_chat(zoo: Zoo) -> None:
@@ -281,12 +281,12 @@ def test_a_model_without_a_template_cannot_chat(zoo: Zoo) -> None:
         load_agent(config)
 
 
-def test_a_template_that_takes_no_system_message_says_so() -> None:
+def test_a_template_that_takes_no_system_message_is_an_error() -> None:
     with pytest.raises(PromptError, match=r"Only user and assistant.*leave prompt\.system out"):
         codec_for(chatting("spaced"), PromptConfig(format="chat", system="Be brief."))
 
 
-def test_whole_actions_cannot_be_thought_about() -> None:
+def test_thinking_needs_actions_that_are_chosen_token_by_token() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.thinking has no place"):
         load_agent(small("Chain", prompt={"thinking": 4}, credit={"method": "twosome"}))
 
@@ -326,7 +326,7 @@ def test_before_the_first_step_the_ratio_is_one(zoo: Zoo, world: str, form: str,
         assert metrics["passes"] >= 1
 
 
-def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
+def test_thoughts_are_decisions_and_their_closing_is_not(zoo: Zoo) -> None:
     config, agent, _, worlds = team(zoo, "Chain", "thoughts")
     for turn in worlds.collect(8, np.random.default_rng(0)).turns:
         action = turn.action
@@ -343,7 +343,7 @@ def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
 def test_offered_actions_do_not_read_a_growing_prompt_again(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few tokens to all choices or many: each token of an episode is read once while acting."""
+    """Acting reads each token of an episode once, however many tokens lead to the choices."""
     monkeypatch.setattr("poad.lm.cache._MIN_SHARED_TOKENS", 1)
     _, agent, _, worlds = team(zoo, "poad/TomatoSalad-v0", "episode", streams=1)
     sizes = counted(agent.model)
@@ -352,10 +352,10 @@ def test_offered_actions_do_not_read_a_growing_prompt_again(
     assert sum(sizes) <= len(turns[-1].prompt_ids) + len(turns[-1].action.token_ids)
 
 
-def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(
+def test_free_writing_reads_each_token_of_a_growing_episode_once(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is written is read as it is written, and the next prompt goes on from there."""
+    """Tokens are read as they are written, and the next prompt continues from there."""
     monkeypatch.setattr("poad.lm.cache._MIN_SHARED_TOKENS", 1)
     _, agent, _, worlds = team(zoo, "Diary", "episode", streams=1)
     sizes = counted(agent.model)
@@ -363,11 +363,11 @@ def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(
     lasts = [turn for turn in turns[:-1] if turn.terminated or turn.truncated] + [turns[-1]]
     assert len(lasts) < len(turns)
     grown = sum(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in lasts)
-    # The last token written is read with the next prompt, and never where none follows.
+    # The last token of an action is read with the next prompt, if there is one.
     assert sum(sizes) <= grown - len(lasts)
 
 
-def test_a_template_that_rewrites_is_told_once(zoo: Zoo) -> None:
+def test_a_template_that_rewrites_is_reported_once(zoo: Zoo) -> None:
     model = {"name": str(zoo.path("llama", "pretending")), "device": "cpu"}
     config = small("Diary", prompt={"format": "chat", "history": "episode"}, model=model)
     trainer = Trainer(config)

@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 
 from poad.agent.sampling import action_text, is_finished
-from poad.config import ActingConfig
+from poad.agent.settings import Acting
 from poad.errors import ModelError
 from poad.lm import LanguageModel
 from poad.turns import Action, TokenIds
 
 _PAGE = 32
 """Tokens per page of the cache on a CPU. On GPUs transformers chooses."""
-_BUDGET = 64
-"""Tokens of an action if the configuration names no budget."""
 
 
 def write_with_transformers(
     model: LanguageModel,
-    acting: ActingConfig,
+    acting: Acting,
     prompts: Sequence[TokenIds],
     generator: np.random.Generator,
 ) -> Iterator[tuple[int, Action]]:
@@ -68,7 +66,7 @@ def write_with_transformers(
 
 
 def _generate(
-    model: LanguageModel, acting: ActingConfig, prompts: Sequence[TokenIds], seed: int
+    model: LanguageModel, acting: Acting, prompts: Sequence[TokenIds], seed: int
 ) -> dict[str, Any]:
     """Run the engine; map ``req_<index of the prompt>`` to what it wrote."""
     try:
@@ -78,7 +76,7 @@ def _generate(
             "acting.engine = transformers needs a transformers with continuous batching (5.0 or "
             "newer); leave acting.engine at own."
         ) from error
-    budget = acting.max_action_tokens or _BUDGET
+    budget = acting.max_action_tokens
     sampling = GenerationConfig(
         max_new_tokens=budget,
         do_sample=True,

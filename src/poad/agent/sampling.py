@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.config import ActingConfig
+from poad.agent.settings import Acting
 from poad.lm import Decoder, LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, TokenIds
@@ -177,7 +177,7 @@ def _read_nodes(
 
 def write(
     model: LanguageModel,
-    acting: ActingConfig,
+    acting: Acting,
     prompts: Sequence[TokenIds],
     generators: Sequence[np.random.Generator],
     greedy: bool,
@@ -234,10 +234,9 @@ def _sample(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tenso
     return drawn.clamp(max=logprob.shape[1] - 1)
 
 
-def is_finished(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> bool:
+def is_finished(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> bool:
     """Tell whether the newest token ends a freely written action."""
-    budget = acting.max_action_tokens
-    if tokens[-1] == model.codec.end_id or (budget is not None and len(tokens) >= budget):
+    if tokens[-1] == model.codec.end_id or len(tokens) >= acting.max_action_tokens:
         return True
     if not acting.stop:
         return False
@@ -248,10 +247,10 @@ def is_finished(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int
     return any(stop in text for stop in acting.stop)
 
 
-def action_text(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> str:
+def action_text(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> str:
     """Return the text of a freely written action, up to the first stop text."""
     kept = tokens[:-1] if tokens[-1] == model.codec.end_id else tokens
     text = model.codec.tokenizer.decode(kept)
-    for stop in acting.stop or ():
+    for stop in acting.stop:
         text = text.partition(stop)[0]
     return text.strip()

@@ -49,6 +49,6 @@ def run(options: Options) -> int:
         check_settings(settings)
         from poad.agent import resolve
 
-        settings = resolve(settings)
+        settings = resolve(settings).config
     print(dump(settings), end="")
     return 0

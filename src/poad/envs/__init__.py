@@ -1,5 +1,6 @@
 """Text worlds: Gymnasium environments whose observations and actions are text. No torch here."""
 
+from poad.envs.best_work import BestWork, Work
 from poad.envs.check import RULES, check_env
 from poad.envs.registry import (
     FreeText,
@@ -14,7 +15,9 @@ from poad.envs.registry import (
 
 __all__ = [
     "RULES",
+    "BestWork",
     "FreeText",
+    "Work",
     "check_env",
     "free_text_of",
     "known_worlds",

@@ -11,7 +11,7 @@ from poad.lm.loading import (
     with_adapters,
     without_progress_bars,
 )
-from poad.lm.model import LanguageModel
+from poad.lm.model import LanguageModel, seeded
 from poad.lm.packing import (
     Bundles,
     Packed,
@@ -41,6 +41,7 @@ __all__ = [
     "renumber",
     "resolve_device",
     "resolve_model",
+    "seeded",
     "with_adapters",
     "without_progress_bars",
 ]

@@ -252,7 +252,7 @@ class LanguageModel:
             layer.forward = partial(_checkpointed, layer.forward)
 
 
-# --- checks of the architecture ----------------------------------------------------------------
+# --- checks of the architecture ---------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -295,7 +295,7 @@ def _check_packing(model: LanguageModel) -> None:
     )
 
 
-# --- helpers of the forward pass ----------------------------------------------------------------
+# --- helpers of the forward pass --------------------------------------------------------------
 
 
 @contextmanager

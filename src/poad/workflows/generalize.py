@@ -102,7 +102,7 @@ def _rows(path: Path, beside: Sequence[Path]) -> list[_Row]:
 
 
 def _label(agent: Agent) -> str:
-    return f"{agent.config.credit.method}, seed {agent.config.seed}"
+    return f"{agent.config.credit.label}, seed {agent.config.seed}"
 
 
 def _steps(run: Run) -> int:

@@ -113,8 +113,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     summary = _summary(config, run.metrics(), finished=not interrupts)
     if evaluation is not None:
         summary |= evaluation["sampled"] | {"evaluation": evaluation}
-    if trainer.best is not None:
-        summary["best"] = trainer.best._asdict()
+    if trainer.works.best is not None:
+        summary["best"] = trainer.works.best._asdict()
         show_work(console, summary["best"])
     run.write_summary(summary)
     report = write_report(run)

@@ -1,4 +1,4 @@
-"""``python -m poad`` is the same as ``poad``."""
+"""Run the command line: ``python -m poad`` does what ``poad`` does."""
 
 import sys
 

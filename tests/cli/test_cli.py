@@ -1,9 +1,11 @@
-"""The command line: what is typed, what is refused, and what a run leaves behind."""
+"""The command line: its help, its errors, and the files of a run."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from poad import config
-from poad.cli.main import main
+from poad.cli.main import COMMANDS, main
+from poad.credit import METHODS
 from poad.runs.run import Run
 
 SMALL = ("--steps", "128", "--streams", "4", "--horizon", "16", "--eval.episodes", "2")
@@ -28,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a mistake prints; it must cost status 2 and no traceback."""
+    """The message of a mistake; its exit status must be 2, without a traceback."""
     try:
         status = main(list(arguments))
     except SystemExit as stopped:
@@ -39,17 +42,89 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return " ".join((printed.out + printed.err).split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["--version"]])
-def test_help_and_version_load_no_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys; from poad.cli.main import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert "poad" in shown.stdout
+CHEAP = """
+import sys
+from poad.cli.main import main
+
+for arguments, status in {cases!r}:
+    try:
+        found = main(arguments)
+    except SystemExit as stop:
+        found = stop.code or 0
+    assert found == status, (arguments, found)
+    heavy = {{"torch", "transformers"}} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def run_cheaply(cases: list[tuple[list[str], int]], folder: Path) -> str:
+    """Run commands in a fresh interpreter; none of them may load torch."""
+    command = [sys.executable, "-c", CHEAP.format(cases=cases)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
+    helps = [[name, "--help"] for name in COMMANDS]
+    cases = [*helps, [], ["help"], ["--help"], ["help", "train"], ["--version"]]
+    shown = run_cheaply([(case, 0) for case in cases], tmp_path)
+    assert shown.count("usage: poad train") == 2
+
+
+def test_refusals_load_no_torch(tmp_path: Path) -> None:
+    Run.create(tmp_path / "taken", config.Config()).log({"iteration": 1})
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    refused = {
+        "already holds a run": ["train", "--run", "taken"],
+        "neither empty nor a run": ["train", "--run", "thesis"],
+        "package trackio is not installed": ["train", "--trackers", "trackio"],
+        "no credit method 'poat'": ["train", "--credit.method", "poat"],
+        "poad/TomatoSalad-v0": ["train", "--env", "poad/TomatoSalat-v0"],
+        "has no checkpoint": ["export", "taken", "--to", "out"],
+        "nowhere is not a run": ["eval", "nowhere"],
+        "elsewhere is not a run": ["generalize", "elsewhere"],
+        "gone is not a run": ["play", "gone"],
+        "gone-too is not a run": ["train", "--resume", "gone-too"],
+        "no option --colour": ["study", "--colour", "red"],
+    }
+    shown = run_cheaply([(arguments, 2) for arguments in refused.values()], tmp_path)
+    assert [message for message in refused if message not in shown] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns_and_breaks_no_sentence(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    # A line of a text ends early only where the next word would not have fitted.
+    indent = max(len(line) - len(line.lstrip()) for line in lines)
+    texts = [line if line.startswith(" " * indent) else "" for line in lines]
+    for line, below in itertools.pairwise(texts):
+        if line and below.strip():
+            assert len(line) + 1 + len(below.split()[0]) > 78, f"{line!r} breaks before {below!r}"
+
+
+def test_the_overview_fits_80_columns_and_names_every_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert [name for name in COMMANDS if f"poad {name} " not in shown] == []
+
+
+def test_help_explains_every_credit_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    section = capsys.readouterr().out.partition("Credit methods")[2]
+    explained = [line.split()[0] for line in section.splitlines()[1:] if line]
+    assert explained == list(METHODS)
 
 
 def test_train_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +139,7 @@ def test_train_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -
             assert f"--{name.replace('_', '-')}" in shown
 
 
-def test_a_run_leaves_everything_behind(trained: Path) -> None:
+def test_a_run_records_everything(trained: Path) -> None:
     run = Run.open(trained)
     assert [m["env_steps"] for m in run.metrics()] == [64, 128]
     records = list(run.episodes())
@@ -121,11 +196,30 @@ def test_resume_goes_on_and_allows_more_steps(tmp_path: Path, trained: Path) -> 
         assert first == second or (first != first and second != second)
 
 
+def test_a_run_without_a_checkpoint_is_no_dead_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    Run.create(path, config.Config()).close()  # as a crash in the first iteration leaves it
+    with pytest.warns(UserWarning, match="stopped before its first iteration; it starts again"):
+        assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
+    first = Run.open(path).metrics()
+    shutil.rmtree(path / "checkpoints")  # as a crash before the first checkpoint leaves it
+    (path / "checkpoints").mkdir()
+    (path / "summary.json").unlink()
+    assert "already holds a run" in error_of(capsys, "train", "--run", str(path))
+    with pytest.warns(UserWarning, match="no checkpoint yet; it starts again"):
+        assert main(["train", "--resume", str(path), "--quiet"]) == 0
+    again = Run.open(path).metrics()
+    assert [m["env_steps"] for m in again] == [64, 128]
+    assert [m["entropy"] for m in again] == [m["entropy"] for m in first]
+
+
 def test_resume_refuses_to_become_another_run(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = error_of(capsys, "train", "--resume", str(trained), "--ppo.lr", "0.5")
-    assert "another ppo" in said
+    message = error_of(capsys, "train", "--resume", str(trained), "--ppo.lr", "0.5")
+    assert "another ppo" in message
 
 
 def test_eval_appends_and_play_shows_the_same_episode(
@@ -168,7 +262,7 @@ def test_play_an_untrained_model_and_as_a_person(
 
     monkeypatch.setattr("builtins.input", gone)
     assert main(["play", world, "--human"]) == 0
-    assert "Left in the middle" in capsys.readouterr().out
+    assert "You left after 0 turns" in capsys.readouterr().out
 
 
 def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,12 +277,29 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "expected"),
     [
         (("trian",), "Did you mean 'train'?"),
+        (("help", "paly"), "Did you mean 'play'?"),
         (("train", "--env", "poad/TomatoSalat-v0"), "poad/TomatoSalad-v0"),
         (("train", "--env-args", "max_stps=3"), "max_steps"),
         (("train", "--env-args", "max_steps"), "name=value"),
-        (("train", "--credit.method", "poat"), "poad"),
+        (("train", "--credit.method", "poat"), "Did you mean 'poad'?"),
         (("train", "--credit.gamma", "1.5"), "between 0 and 1"),
-        (("train", "--ppo.entropi", "1"), "--ppo.entropy"),
+        (("train", "--ppo.entropi", "1"), "Did you mean '--ppo.entropy'"),
+        (("train", "--ppo_entropy", "1"), "--ppo.entropy"),
+        (("train", "--lr", "1"), "Did you mean --critic.lr or --ppo.lr?"),
+        (("train", "steps=3"), "did you mean --steps?"),
+        (("train", "--steps"), "--steps needs a value."),
+        (("train", "--steps", "ten"), "--steps: 'ten' is not a whole number."),
+        (("train", "--critic.clip", "off"), "--critic.clip: 'off' is not a number."),
+        (("train", "--critic.hidden", "8", "x"), "--critic.hidden: 'x' is not a whole number."),
+        (("train", "--acting.scheme", "tree"), "Did you mean 'trie'"),
+        (("train", "--trackers", "wandbb"), "--trackers: 'wandbb' is not one of"),
+        (("train", "--prompt.examples", "a"), "come in groups of 2"),
+        (("train", "--env-args", "max_steps=[1],[2]"), "is not a YAML value"),
+        (("eval",), "RUN is missing."),
+        (("eval", "one", "two"), "too many arguments: two."),
+        (("export", "run"), "--to is missing."),
+        (("study",), "Name a study file"),
+        (("study", "--compare", "one"), "--compare needs 2 values."),
         (("train", "--model.name", "no/such/model"), "Cannot load the model"),
         (("train", "--model.name", "tiny-kitchn"), "Did you mean 'tiny-kitchen'?"),
         (("train", "--config", "missing.yaml"), "missing.yaml"),
@@ -198,7 +309,7 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
         (("envs", "poad/Tomato-v0"), "Known worlds"),
     ],
 )
-def test_mistakes_are_told_with_their_cure(
+def test_a_mistake_gives_a_message_with_the_remedy(
     arguments: tuple[str, ...],
     expected: str,
     capsys: pytest.CaptureFixture[str],
@@ -211,7 +322,7 @@ def test_mistakes_are_told_with_their_cure(
     assert not list(tmp_path.rglob("*.jsonl")), "a refused command must not leave a run behind"
 
 
-def test_an_unknown_key_in_a_file_names_its_neighbour(
+def test_the_error_for_an_unknown_key_in_a_file_names_the_nearest_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.yaml").write_text("credit:\n  gama: 0.9\n")
@@ -219,7 +330,7 @@ def test_an_unknown_key_in_a_file_names_its_neighbour(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_after_ctrl_c_a_run_can_be_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     long = ("--steps", "1000000", "--streams", "4", "--horizon", "8")
     process = subprocess.Popen(
@@ -259,7 +370,7 @@ def test_resume_refuses_fewer_steps_than_were_trained(
     assert (path / "config.yaml").read_text() == written
 
 
-def test_other_arguments_make_another_world_in_the_report(tmp_path: Path) -> None:
+def test_the_report_keeps_evaluations_with_other_world_arguments_apart(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0
     before = (path / "report.html").read_text()
@@ -273,7 +384,7 @@ def test_other_arguments_make_another_world_in_the_report(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
 @pytest.mark.parametrize("narrow", [False, True], ids=["reader gone", "narrow encoding"])
-def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path, narrow: bool) -> None:
+def test_training_goes_on_when_its_output_cannot_be_written(tmp_path: Path, narrow: bool) -> None:
     path = tmp_path / "run"
     command = [*POAD, "train", "--run", str(path), *SMALL]
     environment = {**os.environ, **({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"} if narrow else {})}
@@ -304,9 +415,9 @@ def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path, narrow: 
     ],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_what_does_not_apply_is_refused(
+def test_an_option_that_does_not_apply_is_refused(
     trained: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = error_of(capsys, *(a.format(run=trained) for a in arguments))
-    assert "entry_point" not in said
-    assert "kwargs" not in said
+    message = error_of(capsys, *(a.format(run=trained) for a in arguments))
+    assert "entry_point" not in message
+    assert "kwargs" not in message

@@ -74,10 +74,20 @@ def test_an_empty_directory_can_become_a_run(tmp_path: Path):
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path):
-    Run.create(tmp_path / "first", Config())
+    Run.create(tmp_path / "first", Config()).log(metrics(1))
     with pytest.raises(RunError, match=r"already holds a run.*--resume .*first"):
         Run.create(tmp_path / "first", Config(seed=1))
     assert Run.open(tmp_path / "first").config.seed == 0
+
+
+def test_a_run_that_stopped_before_its_first_iteration_is_replaced(tmp_path: Path):
+    path = tmp_path / "run"
+    Run.create(path, Config()).close()
+    (path / "note.txt").write_text("mine")
+    with pytest.warns(UserWarning, match="stopped before its first iteration"):
+        Run.create(path, Config(seed=1)).close()
+    assert Run.open(path).config.seed == 1
+    assert (path / "note.txt").read_text() == "mine"
 
 
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""An export is the agent: for poad, plain transformers and PEFT; and it is whole or absent."""
+"""An export is the same agent in poad, transformers and PEFT, and it is complete or absent."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from poad.errors import ExportError
 from poad.learn.evaluate import evaluate
 from poad.lm.packing import pack
 from poad.runs.run import Run
-from poad.workflows.export import export, with_exported
-from poad.workflows.train import load_run
+from poad.workflows.export import export
+from poad.workflows.load import load_run, with_exported
 
 KITCHEN = "poad/TomatoSalad-v0"
 PEFT_ASKS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -48,8 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 def exported(run: Run, to: Path, adapter: bool = False) -> Path:
-    _, agent, iteration = load_run(run.path, None, untrained=False)
-    export(run, agent, iteration, to, adapter=adapter)
+    export(load_run(run.path), to, adapter=adapter)
     return to
 
 
@@ -79,8 +78,8 @@ def test_an_export_plays_the_episodes_of_its_run(
     runs: dict[str, Run], tmp_path: Path, kind: str, adapter: bool, greedy: bool
 ) -> None:
     to = exported(runs[kind], tmp_path / "out", adapter)
-    _, agent, _ = load_run(runs[kind].path, None, untrained=False)
-    _, untrained, _ = load_run(runs[kind].path, None, untrained=True)
+    _, agent, _ = load_run(runs[kind].path)
+    _, untrained, _ = load_run(runs[kind].path, untrained=True)
     own = played(agent, greedy)
     assert_same(played(with_exported(agent, to), greedy), own)
     assert played(untrained, greedy)[0]["turns"][0]["offered"] != own[0]["turns"][0]["offered"]
@@ -126,7 +125,7 @@ def test_plain_transformers_and_peft_compute_the_same(
     model = {"name": str(base), "tuning": "lora", "device": "cpu"}
     run = run_of(tmp_path / "run", settings("Chain", model=model))
     to = exported(run, tmp_path / "out", adapter)
-    _, agent, _ = load_run(run.path, None, untrained=False)
+    _, agent, _ = load_run(run.path)
     codec = agent.model.codec
     rows = [codec.prompt(text) + codec.action(act) for text in PROMPTS for act in ACTIONS[:3]]
     causal = AutoModelForCausalLM.from_pretrained(base if adapter else to)
@@ -157,7 +156,7 @@ def test_weights_keep_the_precision_they_were_trained_in(
         weights = load_file(to / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{trained}"}
         assert json.loads((to / "config.json").read_text())["dtype"] == trained
-        own = load_run(run.path, None, untrained=False)[1].model.state()
+        own = load_run(run.path)[1].model.state()
         if tuning == "full":
             assert all(torch.equal(weights[name], weight) for name, weight in own.items())
         rounded = "rounded to bfloat16" in (to / "README.md").read_text()
@@ -200,7 +199,7 @@ def test_results_of_another_checkpoint_are_not_claimed(
     run.log(metrics(2))
     run.write_summary((run.summary() or {}) | {"iteration": 2})
     card = (exported(run, tmp_path / "out") / "README.md").read_text()
-    assert "was not examined" in card
+    assert "no evaluation of this checkpoint" in card
     assert "75.0%" not in card
 
 
@@ -239,14 +238,14 @@ def test_what_cannot_be_exported_or_examined_is_told(
     assert "is not an exported model" in error_of(capsys, "eval", run, "--model", to)
     assert "another tokenizer" in error_of(capsys, "eval", run, "--model", str(zoo.path()))
     both = ("--model", to, "--untrained")
-    assert "leave out --untrained" in error_of(capsys, "eval", run, *both)
+    assert "Leave out --untrained" in error_of(capsys, "eval", run, *both)
 
 
 def test_an_adapter_that_poad_cannot_have_written_is_refused(
     runs: dict[str, Run], tmp_path: Path
 ) -> None:
     to = exported(runs["lora"], tmp_path / "out", adapter=True)
-    _, agent, _ = load_run(runs["lora"].path, None, untrained=True)
+    _, agent, _ = load_run(runs["lora"].path, untrained=True)
     config = to / "adapter_config.json"
     written = json.loads(config.read_text())
     config.write_text(json.dumps(written | {"use_rslora": True}))
@@ -265,7 +264,7 @@ def test_adapters_of_a_tied_head_are_not_merged_into_the_words(tmp_path: Path) -
         exported(run, tmp_path / "out")
     assert os.listdir(tmp_path) == ["run"]
     to = exported(run, tmp_path / "out", adapter=True)
-    _, agent, _ = load_run(run.path, None, untrained=False)
+    _, agent, _ = load_run(run.path)
     assert_same(played(with_exported(agent, to), False), played(agent, False))
 
 
@@ -273,7 +272,7 @@ def test_adapters_of_a_tied_head_are_not_merged_into_the_words(tmp_path: Path) -
 def test_whatever_happens_nothing_partial_is_left(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    _, agent, iteration = load_run(runs["full"].path, None, untrained=False)
+    loaded = load_run(runs["full"].path)
     to = tmp_path / "out"
     if what == "interrupt":
 
@@ -282,13 +281,13 @@ def test_whatever_happens_nothing_partial_is_left(
 
         monkeypatch.setattr("poad.workflows.export._sync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            export(runs["full"], agent, iteration, to, adapter=False)
+            export(loaded, to)
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
         try:
             with pytest.raises(ExportError, match="disk full"):
-                export(runs["full"], agent, iteration, to, adapter=False)
+                export(loaded, to)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []

@@ -26,7 +26,7 @@ from poad.cli.main import main
 from poad.config import Config
 from poad.runs.run import Run
 from poad.workflows.language import compare, compare_losses, text_loss, windows
-from poad.workflows.train import load_run
+from poad.workflows.load import load_run
 
 ROOT = Path(__file__).parents[2]
 TASK = Path(__file__).parents[1] / "language_task"
@@ -165,7 +165,7 @@ def test_a_text_before_and_after(
     found = left(run, "text")
     per_token = found["changes"]["nats per token"]
     for key, untrained in (("before", True), ("after", False)):
-        nats, count = text_loss(load_run(run.path, None, untrained)[1].model, TEXT)
+        nats, count = text_loss(load_run(run.path, untrained=untrained).agent.model, TEXT)
         assert per_token[key] == pytest.approx(nats.sum() / count.sum())
     assert per_token["difference"] != 0
     assert found["checkpoint"] == 1
@@ -201,12 +201,12 @@ def test_an_exported_model_is_asked_in_place_of_the_run(run: Run, tmp_path: Path
         (("--limit", "3"), "belong to --language"),
         (("--language", "--text", "nowhere.txt"), "Cannot read the text nowhere.txt"),
         (("--language", "--text", "empty.txt"), "is empty"),
-        (("--language", "--text", "empty.txt", "--tasks", "piqa"), "stands for itself"),
+        (("--language", "--text", "empty.txt", "--tasks", "piqa"), "replaces the tasks"),
         (("--language", "--text", "t.txt", "--checkpoint", "9"), "it has 1"),
-        (("--language", "--untrained"), "leave out"),
-        (("--language", "--limit", "0"), "must be above 0"),
+        (("--language", "--untrained"), "Leave out"),
+        (("--language", "--limit", "0"), "at least 1 item"),
         (("--language", "--task-folder", "."), "name the tasks"),
-        (("--language",), "pip install 'poad[language]'"),
+        (("--language",), "pip install lm-eval"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -1,82 +1,137 @@
-"""Watch an episode turn by turn, or play one yourself."""
+"""``poad play``: watch an episode turn by turn, or choose the actions yourself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
-from poad.agent import Agent, load_agent
+from poad.cli.arguments import Switch
+from poad.cli.settings import check_seed
 from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
-from poad.envs import make
-from poad.learn import evaluate, observe
-from poad.turns import Observation
-from poad.workflows import check_world, load_run
+from poad.envs import known_worlds, make
+from poad.errors import ConfigError
+from poad.runs import Run
 
 
-def play_run(
-    path: Path, *, seed: int | None, greedy: bool, checkpoint: int | None, untrained: bool
-) -> int:
-    """Show an episode of a run's agent: the same one that an evaluation of that seed plays."""
-    run, agent, iteration = load_run(path, checkpoint, untrained)
-    _show(agent, run.config.eval.seed if seed is None else seed, greedy, iteration)
-    return 0
+@dataclass(frozen=True)
+class Options:
+    """Watch an agent turn by turn, or choose the actions yourself.
+
+    Each turn shows the prompt, the probabilities of the offered actions, the value that the critic
+    expects, and the tokens of the action with their values.
+    """
+
+    target: tyro.conf.Positional[str]
+    """The directory of a run, or a world. In a world its untrained model plays, or you with
+    --human."""
+    human: Switch = False
+    """Choose the actions yourself."""
+    seed: int | None = None
+    """Seed of the episode. Default: the run's own (eval.seed), the first episode of its
+    evaluation."""
+    greedy: Switch = False
+    """Take the likeliest token instead of sampling."""
+    checkpoint: int | None = None
+    """Iteration whose weights are used. Default: the newest checkpoint."""
+    untrained: Switch = False
+    """Use the run's model as it was before training."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world, if the target is one."""
 
 
-def play_untrained(config: Config, *, seed: int, greedy: bool) -> int:
-    """Show an episode of the world's untrained model."""
-    check_world(config)
-    _show(load_agent(config), seed, greedy, None)
-    return 0
+def run(options: Options) -> int:
+    """Play one episode; the exit status."""
+    check_seed(options.seed)
+    if not Path(options.target).is_dir() and _is_world(options.target):
+        return _play_in_world(options)
+    if options.env_args:
+        raise ConfigError(
+            "--env-args belong to a world. A run has its own; see `poad eval --help`."
+        )
+    if options.human:
+        raise ConfigError(f"{options.target} is not a world. `poad envs` lists those for --human.")
+    run = Run.open(options.target)
+    if not options.untrained:
+        run.checkpoint_path(options.checkpoint)
+    from poad.workflows import Weights, load_weights
 
-
-def _show(agent: Agent, seed: int, greedy: bool, checkpoint: int | None) -> None:
-    console = Screen()
-    record = next(
-        evaluate(agent, episodes=1, seed=seed, greedy=greedy, streams=1, checkpoint=checkpoint)
+    _, agent, iteration = load_weights(
+        Weights(run.path, options.checkpoint, untrained=options.untrained)
     )
+    return _watch(agent, options.seed, options.greedy, iteration)
+
+
+def _is_world(target: str) -> bool:
+    return ":" in target or target.startswith("poad/") or target in dict(known_worlds())
+
+
+def _play_in_world(options: Options) -> int:
+    if options.checkpoint is not None or options.untrained:
+        raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
+    if options.human:
+        return _play_human(options.target, options.env_args, options.seed or 0)
+    make(options.target, **options.env_args).close()
+    from poad.agent import load_agent
+
+    agent = load_agent(Config(env=options.target, env_args=options.env_args))
+    return _watch(agent, options.seed or 0, options.greedy, None)
+
+
+def _watch(agent: Any, seed: int | None, greedy: bool, checkpoint: int | None) -> int:
+    """Show an episode of an agent, the same one that an evaluation of that seed plays."""
+    from poad.learn import evaluate
+
+    first: int = agent.config.eval.seed if seed is None else seed
+    (record,) = evaluate(
+        agent, episodes=1, seed=first, greedy=greedy, streams=1, checkpoint=checkpoint
+    )
+    console = Screen()
     for number, turn in enumerate(record["turns"], 1):
         show_turn(console, turn, number)
     show_ending(console, record)
+    if any(not all(turn["choice"]) for turn in record["turns"]):
+        console.print(
+            "A token without a percentage had no alternative. Its value stands in brackets.",
+            style="dim",
+        )
+    return 0
 
 
-def play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
+def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     """Let a person choose the actions; an empty line, Ctrl-D or Ctrl-C leaves."""
-    check_world(Config(env=env_id, env_args=dict(env_args)))
     console = Screen()
     env = make(env_id, **env_args)
     prompt, info = env.reset(seed=seed)
     console.print(
-        f"[bold]{env_id}[/]: answer with a number or in words; an empty line leaves.\n",
+        f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n",
         highlight=False,
     )
-    turns, total = 0, 0.0
-    while True:
-        observation = observe(prompt, info)
-        answer = _ask(console, observation)
-        if not answer:
-            console.print("\nLeft in the middle.")
-            return 0
+    turns = 0
+    while answer := _ask(console, prompt, info.get("admissible_actions", ())):
         prompt, reward, terminated, truncated, info = env.step(answer)
-        turns, total = turns + 1, total + float(reward)
+        turns += 1
         console.print(f"  reward {float(reward):+.3f}\n", highlight=False)
         if "invalid_action" in info:
-            console.print(f"  {info['invalid_action']!r} is none of the offered actions.\n")
+            console.print(f"  {info['invalid_action']!r} is not one of the offered actions.\n")
         if terminated or truncated:
             episode = info["episode"]
             word = "[bold green]Success[/]" if episode["success"] else "[bold red]No success[/]"
             console.print(f"{word} after {turns} turns; return {episode['r']:.3f}", highlight=False)
             return 0
+    console.print(f"\nYou left after {turns} turns.")
+    return 0
 
 
-def _ask(console: Console, observation: Observation) -> str:
-    """The person's action; empty to leave."""
-    console.print(Text(observation.prompt))
-    offered = observation.admissible_actions or ()
+def _ask(console: Console, prompt: str, offered: tuple[str, ...]) -> str:
+    """Ask for the next action; an empty answer means to leave."""
+    console.print(Text(prompt))
     for number, action in enumerate(offered, 1):
         console.print(f"  {number:2d}  {action}", highlight=False, markup=False)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-import yaml.composer
+from yaml.composer import ComposerError
 
 from poad.config.settings import Config
 from poad.errors import ConfigError, did_you_mean
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in seen and key.value != "<<":
-                raise yaml.composer.ComposerError(
+                raise ComposerError(
                     None, None, f"the key {key.value!r} appears twice", key.start_mark
                 )
             seen.add(name)

@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,20 +62,28 @@ class Run:
     def create(cls, path: str | Path, config: Config) -> Run:
         """Start a new run in a directory that does not exist yet or is empty.
 
+        A run that stopped before its first iteration is replaced.
+
         Raises:
             RunError: the directory is taken or cannot be written, or a mirror cannot be opened
                 (nothing is left behind then).
         """
         path = Path(path)
-        _refuse_taken(path)
+        check_new_run(path)
+        replaced = (path / "config.yaml").is_file()
         run = cls(path, config)
         with _reporting(f"create the run {path}"):
             path.mkdir(parents=True, exist_ok=True)
         run._begin_writing()
-        _refuse_taken(path)  # somebody else may have been quicker
+        check_new_run(path)  # somebody else may have been quicker
+        if replaced:
+            warnings.warn(
+                f"{path} holds a run that stopped before its first iteration; it starts again.",
+                stacklevel=2,
+            )
         try:
             with _reporting(f"create the run {path}"):
-                (path / "checkpoints").mkdir()
+                (path / "checkpoints").mkdir(exist_ok=True)
                 write_text(path / "config.yaml", dump(config))
                 made = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
                 made |= _here()
@@ -82,7 +91,8 @@ class Run:
             run._open_mirrors(first=1)
         except BaseException:
             run.close()
-            shutil.rmtree(path, ignore_errors=True)
+            if not replaced:
+                shutil.rmtree(path, ignore_errors=True)
             raise
         return run
 
@@ -355,10 +365,14 @@ def _here() -> dict[str, str | None]:
     return {**versions(), "platform": platform.platform(), **poad}
 
 
-def _refuse_taken(path: Path) -> None:
+def check_new_run(path: Path) -> None:
+    """Raise RunError unless a new run may start in this directory."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, and a run is a directory. Give the run another name.")
     if (path / "config.yaml").is_file():
+        begun = (path / "metrics.jsonl", path / "summary.json", *path.glob("checkpoints/*"))
+        if not any(entry.exists() for entry in begun):
+            return  # stopped before its first iteration: there is nothing to lose
         raise RunError(
             f"{path} already holds a run. Go on with it by `poad train --resume {path}`, "
             "or give the new run another name."

@@ -7,6 +7,7 @@ training starts; one that fails later is dropped with a warning, and training go
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,20 @@ def open_trackers(
             refuses to start.
     """
     return [_open(name, path, run_id, config, first) for name in names]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that the packages of some trackers are installed, without importing them.
+
+    Raises:
+        TrackerError: a package is missing.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise TrackerError(
+                f"The package {name} is not installed. Install it with `pip install {name}`, or "
+                "leave it out of --trackers."
+            )
 
 
 def _open(name: str, path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:

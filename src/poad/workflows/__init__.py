@@ -1,27 +1,24 @@
-"""Whole stories of a run: train, evaluate, export, generalize."""
+"""Workflows on whole runs: train, resume, load, evaluate, export and generalize."""
 
+from poad.workflows.evaluate import evaluate_run
+from poad.workflows.export import export_run
 from poad.workflows.generalize import generalize_run
-from poad.workflows.language import TASKS, examine_tasks, examine_text
-from poad.workflows.train import (
-    check_world,
-    evaluate_run,
-    export_run,
-    free_path,
-    load_run,
-    resume_run,
-    train_run,
-)
+from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
+from poad.workflows.load import LoadedRun, Weights, check_world, load_run, load_weights
+from poad.workflows.train import resume_run, train_run
 
 __all__ = [
     "TASKS",
+    "LoadedRun",
+    "Weights",
     "check_world",
     "evaluate_run",
-    "examine_tasks",
-    "examine_text",
+    "evaluate_tasks",
+    "evaluate_text",
     "export_run",
-    "free_path",
     "generalize_run",
     "load_run",
+    "load_weights",
     "resume_run",
     "train_run",
 ]

@@ -1,4 +1,4 @@
-"""How an agent does in worlds it was not trained in, next to others and to its untrained self."""
+"""Evaluate an agent in worlds it was not trained in, and compare it with other agents."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ from poad.envs import same_class, world_arguments
 from poad.errors import ConfigError
 from poad.learn import evaluate, summarize
 from poad.runs import UNTRAINED, Run, write_json, write_text
-from poad.workflows.train import MODES, load_run
+from poad.workflows.evaluate import MODES
+from poad.workflows.load import load_run
 
 
 class _Row(NamedTuple):
-    """One agent of the table."""
+    """One agent of the table: an agent at a checkpoint."""
 
     label: str
     agent: Agent
     checkpoint: int | None
     env_steps: int
     keep: Run | None
-    """Where its episodes are kept."""
+    """Where its episodes are recorded; None records none."""
 
 
 def generalize_run(
     path: Path, beside: Sequence[Path], worlds: Sequence[str], episodes: int, *, quiet: bool
 ) -> int:
-    """Examine a run's agent in each world, sampled and greedy; print the table and save it.
+    """Evaluate a run's agent in each world, sampled and greedy; print the table and save it.
+
+    The table is saved in the run as ``generalization.json`` and ``generalization.md``.
 
     Args:
-        path: the run.
-        beside: other runs to put beside it; they should have trained for as many steps.
-        worlds: where to examine.
-        episodes: per world and mode.
+        path: the directory of the run.
+        beside: other runs to compare with; they should have trained for as many steps.
+        worlds: the worlds to play in.
+        episodes: number of episodes in each world and mode.
         quiet: print nothing but the table.
 
     Returns:
-        The exit status. ``generalization.json`` and ``generalization.md`` are left in the run.
+        The exit status.
 
     Raises:
-        ConfigError: a world that does not exist.
+        ConfigError: there is no such world.
     """
     for world in worlds:
         try:
@@ -54,37 +57,47 @@ def generalize_run(
             raise ConfigError(str(error)) from error
     rows = _rows(path, beside)
     console = Screen(quiet=quiet)
-    home = rows[0].agent.config.env
-    if not any(same_class(home, world) for world in worlds):
-        console.print(
-            f"Note: none of these worlds speaks as {home} does, where this agent was trained; "
-            "little can carry over."
-        )
+    _warn_of_other_words(rows[0].agent.config.env, worlds, console)
     results: list[dict[str, Any]] = []
     for row in rows:
         for world in worlds:
             for mode, greedy in MODES.items():
-                found = _examine(row, world, episodes, greedy, console)
+                found = _evaluate(row, world, episodes, greedy, console)
                 labels = {"agent": row.label, "env_steps": row.env_steps, "world": world}
                 results.append(labels | {"mode": mode} | found)
-    run = Run.open(path)
-    write_json(run.path / "generalization.json", {"results": results})
-    write_text(run.path / "generalization.md", _markdown(results, worlds))
     for mode in MODES:
         Screen().print(_table([r for r in results if r["mode"] == mode], worlds))
     if len({row.env_steps for row in rows if row.checkpoint is not None}) > 1:
         console.print("Note: these agents did not train for the same number of steps.")
-    console.print(f"\nSaved as {run.path / 'generalization.json'} and .md", highlight=False)
+    _save(Run.open(path), results, worlds, console)
     return 0
 
 
+def _warn_of_other_words(home: str, worlds: Sequence[str], console: Console) -> None:
+    if not any(same_class(home, world) for world in worlds):
+        console.print(
+            f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
+            "little can carry over. Choose worlds with --worlds."
+        )
+
+
+def _save(run: Run, results: list[dict[str, Any]], worlds: Sequence[str], console: Console) -> None:
+    file = run.path / "generalization.json"
+    replaced = " They replace earlier ones." if file.exists() else ""
+    write_json(file, {"results": results})
+    write_text(file.with_suffix(".md"), _markdown(results, worlds))
+    console.print(
+        f"\nThe results are in {file} and .md.{replaced}", highlight=False, soft_wrap=True
+    )
+
+
 def _rows(path: Path, beside: Sequence[Path]) -> list[_Row]:
-    run, agent, checkpoint = load_run(path, None, untrained=False)
+    run, agent, checkpoint = load_run(path)
     rows = [_Row(_label(agent), agent, checkpoint, _steps(run), run)]
     for other in beside:
-        other_run, other_agent, at = load_run(other, None, untrained=False)
+        other_run, other_agent, at = load_run(other)
         rows.append(_Row(_label(other_agent), other_agent, at, _steps(other_run), None))
-    _, untrained, _ = load_run(path, None, untrained=True)
+    _, untrained, _ = load_run(path, untrained=True)
     return [*rows, _Row(UNTRAINED, untrained, None, 0, None)]
 
 
@@ -96,7 +109,7 @@ def _steps(run: Run) -> int:
     return int(next(reversed(run.metrics()), {}).get("env_steps", 0))
 
 
-def _examine(
+def _evaluate(
     row: _Row, world: str, episodes: int, greedy: bool, console: Console
 ) -> dict[str, Any]:
     settings = row.agent.config.eval
@@ -121,15 +134,15 @@ def _examine(
 
 
 def _lines(results: Sequence[dict[str, Any]], worlds: Sequence[str]) -> list[list[str]]:
-    """A line per agent and mode: names, the success rate in each world, and their mean."""
+    """A line per agent and mode: its names, the success rate in each world, and their mean."""
     lines = []
     for agent, mode in dict.fromkeys((r["agent"], r["mode"]) for r in results):
-        of = {r["world"]: r for r in results if (r["agent"], r["mode"]) == (agent, mode)}
-        rates = [of[world]["success_rate"] for world in worlds]
+        found = {r["world"]: r for r in results if (r["agent"], r["mode"]) == (agent, mode)}
+        rates = [found[world]["success_rate"] for world in worlds]
         cells = []
         for world in worlds:
-            low, high = of[world]["success_interval"]
-            cells.append(f"{of[world]['success_rate']:.2f} [{low:.2f}, {high:.2f}]")
+            low, high = found[world]["success_interval"]
+            cells.append(f"{found[world]['success_rate']:.2f} [{low:.2f}, {high:.2f}]")
         lines.append([agent, mode, *cells, f"{sum(rates) / len(rates):.3f}"])
     return lines
 
@@ -139,7 +152,7 @@ def _short(world: str) -> str:
 
 
 def _table(results: Sequence[dict[str, Any]], worlds: Sequence[str]) -> Table:
-    """The success rates of one mode: worlds downwards, agents across."""
+    """The success rates of one mode: a row for each world, a column for each agent."""
     lines = _lines(results, worlds)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(f"success, {lines[0][1]}", no_wrap=True)
@@ -156,5 +169,5 @@ def _markdown(results: Sequence[dict[str, Any]], worlds: Sequence[str]) -> str:
     rows = [head, ["---"] * len(head), *_lines(results, worlds)]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     episodes = results[0]["episodes"]
-    note = f"Success rate with its 95 % Wilson interval, {episodes} episodes per world and mode."
+    note = f"Success rates with 95 % Wilson intervals over {episodes} episodes per world and mode."
     return f"{note}\n\n{text}\n"

@@ -1,8 +1,8 @@
-"""Did it stay a language model? The same questions before training and after it.
+"""Evaluate a run's model as a language model, before and after training.
 
-Either tasks of the Language Model Evaluation Harness (the package lm-eval, which this module alone
-knows), or how well a text is predicted, which needs neither harness nor network. Both models answer
-the same items, so a difference comes with the standard error of the *paired* difference.
+The items are tasks of the Language Model Evaluation Harness (the package lm-eval, which only this
+module imports) or the tokens of a text, which need neither the harness nor a network. Both models
+answer the same items, so the standard error of a difference is that of the *paired* difference.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,22 @@ import torch
 from rich.table import Table
 
 from poad.display import Screen
-from poad.errors import LanguageError
+from poad.errors import LanguageError, did_you_mean
 from poad.lm import LanguageModel, Packed
 from poad.runs import Run, write_json
-from poad.workflows.export import with_exported
-from poad.workflows.train import load_run
+from poad.workflows.load import Weights, load_weights
 
 TASKS = ("arc_challenge", "hellaswag", "piqa", "mmlu")
-"""Commonsense and knowledge: what the paper looks at."""
+"""Default tasks: the paper's, about common sense and knowledge."""
 LONGEST_WINDOW = 1024
+"""Most tokens of a text that are read at once."""
 BATCH = 8
-"""Items that the harness asks at once."""
+"""Items per forward pass of the harness."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One number before and after training. Errors are standard errors; none where unknown."""
+    """One metric before and after training, with standard errors; None where they are unknown."""
 
     task: str
     metric: str
@@ -49,41 +49,33 @@ class Change:
     difference_error: float | None
 
 
-def examine_tasks(
-    path: Path,
-    tasks: Sequence[str],
-    *,
-    checkpoint: int | None = None,
-    model: Path | None = None,
-    limit: int | None = None,
-    folder: Path | None = None,
+def evaluate_tasks(
+    weights: Weights, tasks: Sequence[str], *, limit: int | None = None, folder: Path | None = None
 ) -> int:
-    """Put a run's model, untrained and trained, to tasks of the harness; the exit status.
+    """Evaluate a run's model on tasks of the harness, untrained and trained; the exit status.
+
+    The result is printed and saved in the run as ``language.json``.
 
     Args:
-        path: the run; ``language.json`` is left in it.
-        tasks: names the harness knows, or those in ``folder``.
-        checkpoint: iteration to take; none: the newest.
-        model: an exported model to take in place of the run's weights.
-        limit: only so many items of each task.
-        folder: tasks of one's own, as YAML files of the harness.
+        weights: the trained weights.
+        tasks: names that the harness knows, or tasks in ``folder``.
+        limit: at most this many items of each task.
+        folder: a directory with tasks of your own, as YAML files of the harness.
 
     Raises:
-        LanguageError: the harness is not installed, a task is unknown, or its data is not here.
+        LanguageError: the harness is not installed, a task is unknown, or its data is missing.
     """
-    manager, checkpoint = _task_manager(tasks, folder), _iteration(path, checkpoint)
-
-    def answers(untrained: bool) -> dict[str, Any]:
-        return _ask(_model(path, checkpoint, model, untrained), tasks, limit, manager)
-
-    changes = compare(answers(untrained=True), answers(untrained=False))
-    return _tell(path, "tasks", changes, {"checkpoint": checkpoint, "model": model, "limit": limit})
+    manager, weights = _task_manager(tasks, folder), _resolved(weights)
+    before = _answers(_model(weights, untrained=True), tasks, limit, manager)
+    after = _answers(_model(weights, untrained=False), tasks, limit, manager)
+    _report(weights, "tasks", compare(before, after), {"limit": limit})
+    return 0
 
 
-def examine_text(
-    path: Path, text: Path, *, checkpoint: int | None = None, model: Path | None = None
-) -> int:
-    """How well a text file is predicted, by a run's model untrained and trained; the exit status.
+def evaluate_text(weights: Weights, text: Path) -> int:
+    """Evaluate how well a run's model, untrained and trained, predicts a text; the exit status.
+
+    The result is printed and saved in the run as ``language.json``.
 
     Raises:
         LanguageError: the file cannot be read, is not UTF-8, or is empty.
@@ -91,29 +83,26 @@ def examine_text(
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LanguageError(f"Cannot read the text {text}: {error}.") from error
+        raise LanguageError(f"Cannot read the text {text}: {error}. It must be UTF-8.") from error
     if not words.strip():
-        raise LanguageError(f"The text {text} is empty; there is nothing to predict in it.")
-    checkpoint = _iteration(path, checkpoint)
-    before, count = text_loss(_model(path, checkpoint, model, untrained=True), words)
-    after, _ = text_loss(_model(path, checkpoint, model, untrained=False), words)
+        raise LanguageError(f"The text {text} is empty, so there is nothing to predict.")
+    weights = _resolved(weights)
+    before, count = text_loss(_model(weights, untrained=True), words)
+    after, _ = text_loss(_model(weights, untrained=False), words)
     changes = compare_losses(text.name, before, after, count, len(words.encode()))
-    facts = {"checkpoint": checkpoint, "model": model, "tokens": int(count.sum())}
-    return _tell(path, "text", changes, facts)
+    _report(weights, "text", changes, {"tokens": int(count.sum())})
+    return 0
 
 
-def _iteration(path: Path, checkpoint: int | None) -> int:
-    return int(Run.open(path).checkpoint_path(checkpoint).name)
+def _resolved(weights: Weights) -> Weights:
+    """The weights with the number of their checkpoint."""
+    folder = Run.open(weights.run).checkpoint_path(weights.checkpoint)
+    return replace(weights, checkpoint=int(folder.name))
 
 
-def _model(
-    path: Path, checkpoint: int | None, exported: Path | None, untrained: bool
-) -> LanguageModel:
-    """One model at a time: the one before is gone when the next is loaded."""
-    _, agent, _ = load_run(path, None if untrained else checkpoint, untrained)
-    if exported is not None and not untrained:
-        agent = with_exported(agent, exported)
-    return agent.model
+def _model(weights: Weights, untrained: bool) -> LanguageModel:
+    """Load one of the two models. Only one is in memory at a time."""
+    return load_weights(replace(weights, untrained=untrained)).agent.model
 
 
 # Predicting a text.
@@ -123,19 +112,19 @@ def _model(
 def text_loss(
     model: LanguageModel, text: str, window: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of a text, read in windows that overlap by half.
+    """Compute the negative log-likelihood of a text, read in windows that overlap by half.
 
-    Every token is counted once, in the first window that reaches it, so that each but the first
-    window's has at least half a window before it. An opening token (the tokenizer's own, or else
-    its end of text) stands before the first, so that this is predicted too.
+    Every token is counted once, in the first window that reaches it. After the first window, each
+    counted token therefore has at least half a window of context. A beginning-of-text token (or
+    else the end-of-text token) is put before the text, so that its first token is predicted, too.
 
     Args:
-        model: who predicts.
-        text: what.
-        window: tokens read at once; default what the model can read, at most 1024.
+        model: the language model.
+        text: the text.
+        window: tokens read at once. Default: as many as the model can read, at most 1024.
 
     Returns:
-        [W] float64 nats and [W] int64 tokens counted, by window.
+        [W] float64 nats and [W] int64 counted tokens, for each window.
     """
     tokenizer = model.codec.tokenizer
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, model.codec.end_id)
@@ -155,7 +144,7 @@ def text_loss(
 
 
 def windows(tokens: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, first, end): read positions begin … end - 1, count the predictions from first on."""
+    """Yield (begin, first, end): read positions begin to end - 1, and count them from first on."""
     end = 0
     while end < tokens:
         first, end = end, min(tokens, end + (max(size // 2, 1) if end else size))
@@ -178,22 +167,21 @@ def _plain_row(ids: Sequence[int], first: int) -> Packed:
 def compare_losses(
     name: str, before: np.ndarray, after: np.ndarray, count: np.ndarray, size: int
 ) -> list[Change]:
-    """Nats per token and per byte, and perplexity, with standard errors over windows.
+    """Compute nats per token, nats per byte and perplexity, with standard errors over windows.
 
     Args:
-        name: of the text.
-        before: [W] nats by window.
-        after: [W] the same.
-        count: [W] tokens.
-        size: of the text, in bytes.
+        name: the name of the text.
+        before: [W] nats per window before training.
+        after: [W] nats per window after training.
+        count: [W] tokens per window.
+        size: the size of the text in bytes.
     """
     tokens = int(count.sum())
 
-    def change(metric: str, per: float) -> Change:
-        error = [_ratio_error(nats, count) for nats in (before, after, after - before)]
-        scaled = [None if e is None else e * tokens / per for e in error]
-        rates = before.sum() / per, after.sum() / per
-        return _change(name, metric, *rates, scaled)
+    def change(metric: str, units: float) -> Change:
+        errors = [_ratio_error(nats, count) for nats in (before, after, after - before)]
+        scaled = [None if e is None else e * tokens / units for e in errors]
+        return _change(name, metric, before.sum() / units, after.sum() / units, scaled)
 
     low, high = (math.exp(nats.sum() / tokens) for nats in (before, after))
     return [
@@ -204,12 +192,12 @@ def compare_losses(
 
 
 def _ratio_error(nats: np.ndarray, count: np.ndarray) -> float | None:
-    """Standard error of Σ nats / Σ count (a ratio estimator's), over windows."""
+    """Standard error of the ratio estimator Σ nats / Σ count, over windows."""
     number, total = len(nats), count.sum()
     if number < 2:
         return None
-    left = nats - count * (nats.sum() / total)
-    return float(math.sqrt(number / (number - 1) * (left**2).sum()) / total)
+    residual = nats - count * (nats.sum() / total)  # [W]
+    return float(math.sqrt(number / (number - 1) * (residual**2).sum()) / total)
 
 
 # Tasks of the harness.
@@ -218,26 +206,28 @@ def _ratio_error(nats: np.ndarray, count: np.ndarray) -> float | None:
 def _task_manager(tasks: Sequence[str], folder: Path | None) -> Any:
     if importlib.util.find_spec("lm_eval") is None:
         raise LanguageError(
-            "Tasks are examined with the Language Model Evaluation Harness, which is not "
-            "installed: pip install 'poad[language]'. Without it: --text FILE."
+            "Language tasks need the Language Model Evaluation Harness, which is not installed. "
+            "Install it with `pip install lm-eval`, or measure how well a text is predicted with "
+            "--text FILE."
         )
     if folder is not None and not any(folder.glob("**/*.yaml")):
-        raise LanguageError(f"There is no task in {folder}: no YAML file.")
+        raise LanguageError(f"There is no task in {folder}. A task is a YAML file of the harness.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    where = None if folder is None else str(folder.resolve())
-    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=where)
+    include = None if folder is None else str(folder.resolve())
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=include)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise LanguageError(
-            f"The harness has no task {', '.join(unknown)}; `lm-eval ls tasks` lists its own, and "
-            "--task-folder adds yours."
+            f"The harness has no task {', '.join(unknown)}. "
+            f"{did_you_mean(unknown[0], manager.all_tasks)}`lm-eval ls tasks` lists its tasks, and "
+            "--task-folder adds tasks of your own."
         )
     return manager
 
 
-def _ask(
+def _answers(
     model: LanguageModel, tasks: Sequence[str], limit: int | None, manager: Any
 ) -> dict[str, Any]:
-    """What the harness finds, with every item's outcome."""
+    """The results of the harness, with the outcome of every item."""
     harness = importlib.import_module("lm_eval")
     answering = importlib.import_module("lm_eval.models.huggingface").HFLM(
         pretrained=model.module,
@@ -249,25 +239,25 @@ def _ask(
         found = harness.simple_evaluate(
             answering, tasks=[*tasks], limit=limit, task_manager=manager
         )
-    except OSError as error:  # the data sets' errors, offline and not found, are all of this kind
+    except OSError as error:  # data sets raise it both offline and when they are not found
         reason = str(error).splitlines()[0].rstrip(".")
         raise LanguageError(
-            f"The data of {', '.join(tasks)} is not here and could not be fetched: {reason}. "
-            "Without a network: --task-folder DIR with a task whose data is a file of yours "
-            "(docs/after-training.md), or --text FILE."
+            f"The data of {', '.join(tasks)} is not on this machine and could not be downloaded: "
+            f"{reason}. Without a network, use --task-folder DIR with a task whose data is a local "
+            "file (see docs/after-training.md), or --text FILE."
         ) from error
     return dict(found or {})
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """The harness's numbers of two models, side by side.
+    """Compare the results of two models on the same items.
 
-    The difference's error is that of paired items where the number is a mean over items, else that
-    of two independent numbers, which is too large rather than too small.
+    The error of a difference is that of paired items if the metric is a mean over items. Otherwise
+    it is that of two independent results, which overestimates it.
 
     Args:
-        before: results of ``lm_eval.simple_evaluate`` with samples.
-        after: the same tasks and items.
+        before: results of ``lm_eval.simple_evaluate``, with samples.
+        after: results of the other model.
     """
     changes = []
     for task, numbers in before["results"].items():
@@ -279,22 +269,28 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
             both = before, after
             errors = [_number(r["results"][task].get(f"{metric}_stderr,{kind}")) for r in both]
             items = [_items(r, task, metric, kind) for r in both]
-            pairs = all(
-                len(each) > 1 and math.isclose(each.mean(), mean, abs_tol=1e-9)
-                for each, mean in zip(items, (old, new), strict=True)
-            )
-            if pairs:
-                between = items[1] - items[0]
-                error = float(between.std(ddof=1) / math.sqrt(len(between)))
-            else:
-                known = [e for e in errors if e is not None]
-                error = math.hypot(*known) if len(known) == 2 else None
+            error = _difference_error(items, (old, new), errors)
             changes.append(_change(task, metric, old, new, [*errors, error]))
     return changes
 
 
+def _difference_error(
+    items: Sequence[np.ndarray], means: Sequence[float], errors: Sequence[float | None]
+) -> float | None:
+    """Standard error of the difference of two means, from [I] paired items where they are known."""
+    paired = all(
+        len(each) > 1 and math.isclose(each.mean(), mean, abs_tol=1e-9)
+        for each, mean in zip(items, means, strict=True)
+    )
+    if paired:
+        differences = items[1] - items[0]  # [I]
+        return float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) if len(known) == 2 else None
+
+
 def _items(results: Mapping[str, Any], task: str, metric: str, kind: str) -> np.ndarray:
-    """[I] outcomes of a task's items, or of all in a group of tasks; empty if not numbers."""
+    """[I] outcomes of the items of a task or a group of tasks; empty if they are not numbers."""
     parts = results.get("group_subtasks", {}).get(task)
     if parts:
         return np.concatenate([_items(results, part, metric, kind) for part in parts])
@@ -302,9 +298,6 @@ def _items(results: Mapping[str, Any], task: str, metric: str, kind: str) -> np.
     values = [row.get(metric) for row in sorted(rows, key=lambda row: row["doc_id"])]
     numbers = [float(v) for v in values if isinstance(v, float | int)]
     return np.array(numbers if len(numbers) == len(values) else [], dtype=float)
-
-
-# Telling.
 
 
 def _change(
@@ -318,23 +311,43 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
-def _tell(path: Path, part: str, changes: Sequence[Change], facts: Mapping[str, Any]) -> int:
-    """Print the table, and keep it in the run beside what the other way of asking has left."""
+# The report.
+
+
+def _report(
+    weights: Weights, part: str, changes: Sequence[Change], facts: Mapping[str, Any]
+) -> None:
+    """Print the changes and save them under ``part``; the other part of the file stays."""
+    screen, file = Screen(), weights.run / "language.json"
+    screen.print(_table(changes))
+    model = None if weights.exported is None else str(weights.exported)
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    saved[part] = {
+        "checkpoint": weights.checkpoint,
+        "model": model,
+        **facts,
+        "changes": [asdict(change) for change in changes],
+    }
+    write_json(file, saved)
+    screen.print(
+        f"\n± is one standard error. The results are in {file}.", highlight=False, soft_wrap=True
+    )
+
+
+def _table(changes: Sequence[Change]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("task", "", "before", "after", "difference"):
-        table.add_column(heading, justify="left" if heading in ("task", "") else "right")
+    for heading in ("task", "metric", "before", "after", "difference"):
+        justify = "left" if heading in ("task", "metric") else "right"
+        table.add_column(heading, justify=justify)
     for c in changes:
-        pairs = (c.before, c.before_error), (c.after, c.after_error)
-        shown = [_with_error(*pair, form=".4f") for pair in pairs]
-        change = _with_error(c.difference, c.difference_error, form="+.4f")
-        table.add_row(c.task, c.metric, *shown, change)
-    screen, file = Screen(), Run.open(path).path / "language.json"
-    screen.print(table)
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
-    write_json(file, kept | {part: told | {"changes": [asdict(change) for change in changes]}})
-    screen.print(f"\n± one standard error. Saved as {file}", highlight=False, soft_wrap=True)
-    return 0
+        table.add_row(
+            c.task,
+            c.metric,
+            _with_error(c.before, c.before_error, form=".4f"),
+            _with_error(c.after, c.after_error, form=".4f"),
+            _with_error(c.difference, c.difference_error, form="+.4f"),
+        )
+    return table
 
 
 def _with_error(value: float, error: float | None, form: str) -> str:

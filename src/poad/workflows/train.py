@@ -1,57 +1,39 @@
-"""Commands around whole runs: train one to its report, or examine one that exists."""
+"""Train a run from its first iteration to its report, or go on with one that was stopped."""
 
 from __future__ import annotations
 
 import math
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from poad.agent import Agent, load_agent
 from poad.config import Config, to_dict
-from poad.display import Progress, Screen, show_evaluation, show_work, watch, write_report
-from poad.envs import make
+from poad.display import Progress, Screen, show_work, write_report
 from poad.errors import ConfigError
-from poad.learn import Metrics, Trainer, evaluate, summarize
+from poad.learn import Metrics, Trainer
 from poad.plan import hindsight
-from poad.runs import Run, append_line
-from poad.workflows.export import export, refuse_taken, with_exported
+from poad.runs import Run
+from poad.workflows.evaluate import evaluate_modes
+from poad.workflows.load import check_world
 
-MODES = {"sampled": False, "greedy": True}
 _MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
-
-
-def check_world(config: Config) -> None:
-    """Open and close the world, so that wrong arguments are reported before a model is loaded.
-
-    Raises:
-        PoadError: the world cannot be made; the message says why.
-    """
-    make(config.env, **config.env_args).close()
-
-
-def free_path(config: Config) -> Path:
-    """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered where it is taken."""
-    world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
-    world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
-    base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
-    path, number = base, 2
-    while path.exists() and any(path.iterdir()):
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
+"""Settings that may change when a run is resumed."""
 
 
 def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
-    """Train a new run from the first step to its report; the exit status."""
+    """Train a new run in the directory ``path`` and write its report.
+
+    Returns:
+        The exit status: 0, or 130 if Ctrl-C stopped it.
+    """
     check_world(config)
-    trainer = Trainer(config)  # before the run, so that a model that fails leaves none behind
+    trainer = Trainer(config)  # before the run is created: a model that fails leaves no run behind
     with Run.create(path, trainer.config) as run:
         trainer.run = run
         if trainer.collector.notes:
@@ -60,29 +42,35 @@ def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
 
 
 def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
-    """Go on with a run that was stopped; the exit status.
+    """Go on with a run that was stopped.
+
+    A run without a checkpoint starts again from its first iteration.
 
     Args:
-        path: the run.
+        path: the directory of the run.
         config: its configuration, perhaps with more steps or another evaluation.
-        quiet: show nothing.
+        quiet: print nothing.
+
+    Returns:
+        The exit status: 0, or 130 if Ctrl-C stopped it.
 
     Raises:
-        ConfigError: the configuration would make it another run.
+        ConfigError: the run cannot go on with this configuration.
     """
     with Run.open(path) as run:
         before, after = to_dict(run.config), to_dict(config)
         changed = [key for key in after if after[key] != before[key]]
         if forbidden := [key for key in changed if key not in _MAY_CHANGE]:
             raise ConfigError(
-                f"Resuming {path} with another {', '.join(forbidden)} would make it another run; "
-                f"only {', '.join(_MAY_CHANGE)} may change."
+                f"{path} was trained with another {', '.join(forbidden)}. Only "
+                f"{', '.join(_MAY_CHANGE)} may change when a run is resumed. Start a new run for "
+                "other settings."
             )
-        trainer = Trainer(config, run, resume=True)
+        trainer = _resumed_trainer(run, config)
         if config.steps < trainer.env_steps:
             raise ConfigError(
-                f"{path} has already trained {trainer.env_steps:,} steps; --steps {config.steps:,} "
-                "would go back. Give more, or leave it out."
+                f"{path} has already trained {trainer.env_steps:,} steps, more than --steps "
+                f"{config.steps:,}. Ask for more steps, or leave out --steps."
             )
         if changed:
             run.change_config(config)
@@ -90,56 +78,82 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
         return _carry_out(trainer, run, quiet=quiet)
 
 
+def _resumed_trainer(run: Run, config: Config) -> Trainer:
+    """The trainer as of the newest checkpoint, or a fresh one if there never was a checkpoint."""
+    if run.checkpoints() or run.summary() is not None:
+        return Trainer(config, run, resume=True)
+    warnings.warn(f"{run.path} has no checkpoint yet; it starts again.", stacklevel=3)
+    trainer = Trainer(config, run)
+    run.truncate_metrics(0)
+    return trainer
+
+
 def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
+    """Train to the end, evaluate, and write the summary and the report."""
     console, config = Screen(quiet=quiet), trainer.config
-    last: Metrics = next(reversed(run.metrics()), {})
-    size = f"{config.steps:,} steps, {config.streams} streams"
+    _show_start(console, trainer, run)
+    with _deferred_interrupt() as interrupts, Progress(config.steps, quiet, console) as progress:
+        for metrics in trainer.train():
+            progress.update(metrics)
+            if interrupts:
+                break
+    evaluation = None
+    if not interrupts and config.eval.episodes:
+        console.print()
+        try:
+            evaluation = evaluate_modes(
+                trainer.agent,
+                trainer.iteration,
+                run.config,
+                lambda record: run.add_episodes([record]),
+                console,
+            )
+        except KeyboardInterrupt:  # the training is saved; only its evaluation is missing
+            interrupts.append(True)
+    summary = _summary(config, run.metrics(), finished=not interrupts)
+    if evaluation is not None:
+        summary |= evaluation["sampled"] | {"evaluation": evaluation}
+    if trainer.works.best is not None:
+        summary["best"] = trainer.works.best._asdict()
+        show_work(console, summary["best"])
+    run.write_summary(summary)
+    report = write_report(run)
+    console.print(_closing(run, report, summary), highlight=False, soft_wrap=True)
+    return 130 if interrupts else 0
+
+
+def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
+    config = trainer.config
+    plan = f"{config.steps:,} steps, {config.streams} streams"
     if trainer.env_steps >= config.steps:
-        size = f"already trained for its {trainer.env_steps:,} steps; --steps adds more"
+        plan = f"already trained for {trainer.env_steps:,} steps; more with --steps"
     console.print(
         f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
-        f"({config.model.name}, seed {config.seed}, {size}) into {run.path}",
+        f"({config.model.name}, seed {config.seed}, {plan}) in {run.path}",
         highlight=False,
         soft_wrap=True,
     )
-    with _polite_interrupt() as interrupted, Progress(config.steps, quiet, console) as progress:
-        for metrics in trainer.train():
-            last = metrics
-            progress.update(metrics)
-            if interrupted:
-                break
+
+
+def _summary(config: Config, metrics: Sequence[Metrics], *, finished: bool) -> dict[str, Any]:
+    """The outcome of a training, without its evaluation."""
+    last = metrics[-1] if metrics else {}
     summary: dict[str, Any] = {
         "env": config.env,
         "method": config.credit.label,
         "seed": config.seed,
-        "status": "stopped" if interrupted else "finished",
+        "status": "finished" if finished else "stopped",
         **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},
         "training_episodes": last.get("episodes"),
+        "logprob_drift": _drift(metrics),
     }
-    if not interrupted and config.eval.episodes:
-        console.print()
-        try:
-            results = examine(
-                run, trainer.agent, trainer.iteration, config.eval.episodes, console=console
-            )
-            summary |= results["sampled"] | {"evaluation": results}
-        except KeyboardInterrupt:  # the training is done and saved; only its evaluation is not
-            interrupted.append(True)
-            summary["status"] = "stopped"
-    if trainer.works.best is not None:
-        summary["best"] = trainer.works.best._asdict()
-        show_work(console, summary["best"])
-    summary["logprob_drift"] = _drift(run.metrics())
-    if (planned := hindsight(config, run.metrics())) is not None:
+    if (planned := hindsight(config, metrics)) is not None:
         summary["plan"] = planned
-    run.write_summary(summary)
-    report = write_report(run)
-    console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)
-    return 130 if interrupted else 0
+    return summary
 
 
 def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
-    """How far sampler and learner were apart over the whole run, in log-probability."""
+    """Largest and mean difference of sampler and learner in log-probability, over the run."""
     largest, means = (
         [m[name] for m in metrics if math.isfinite(m.get(name, math.nan))]
         for name in ("logprob_drift", "logprob_drift_mean")
@@ -149,149 +163,38 @@ def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
     return {"largest": max(largest), "mean": sum(means) / len(means)}
 
 
-def examine(
-    run: Run,
-    agent: Agent,
-    checkpoint: int | None,
-    episodes: int,
-    *,
-    seed: int | None = None,
-    env: str | None = None,
-    env_args: Mapping[str, Any] | None = None,
-    keep: Callable[[Mapping[str, Any]], None] | None = None,
-    console: Console,
-) -> dict[str, dict[str, Any]]:
-    """Evaluate sampled and greedy, keep the episodes in the run, show and return the summaries."""
-    settings = run.config.eval
-    keep = keep or (lambda record: run.add_episodes([record]))
-    results: dict[str, dict[str, Any]] = {}
-    for mode, greedy in MODES.items():
-        records = evaluate(
-            agent,
-            episodes=episodes,
-            seed=settings.seed if seed is None else seed,
-            greedy=greedy,
-            streams=settings.streams,
-            env=env,
-            env_args=env_args,
-            checkpoint=checkpoint,
-            turns=settings.turns,
-        )
-        rows = []
-        for record in watch(records, episodes, f"evaluating, {mode}", console.quiet, console):
-            keep(record)
-            rows.append({key: record[key] for key in ("success", "return", "length")})
-        results[mode] = summarize(rows)
-    if not console.quiet:
-        show_evaluation(console, results)
-    return results
-
-
-def _outcome(run: Run, report: Path, summary: Mapping[str, Any]) -> str:
+def _closing(run: Run, report: Path, summary: Mapping[str, Any]) -> str:
+    """The last lines of a training: what it took and what to do next."""
     seconds = summary["cpu_seconds"]
     used = f"{summary['env_steps'] or 0:,} steps, {seconds or 0:.1f} CPU seconds"
     if summary["status"] == "stopped":
         return (
-            f"\nStopped after {used}; nothing is lost. Go on with\n"
-            f"  poad train --resume {run.path}\nSo far: {report}"
+            f"\nStopped after {used}. Nothing is lost. Go on with\n"
+            f"  poad train --resume {run.path}\nThe report so far: {report}"
         )
     return (
-        f"\nTrained in {used}. See {report}\n"
-        f"  poad play {run.path}                   watch it act, with probabilities and values\n"
-        f"  poad eval {run.path} --episodes 1000   examine it more closely"
+        f"\nTrained for {used}. The report: {report}\n"
+        f"  poad play {run.path}   watch the agent act\n"
+        f"  poad eval {run.path}   evaluate it on more episodes (--episodes N)"
     )
 
 
 @contextmanager
-def _polite_interrupt() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C into a request, true once it came; the second interrupts at once."""
-    asked: list[bool] = []
+def _deferred_interrupt() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into an entry in the list; a second one interrupts at once."""
+    requests: list[bool] = []
 
-    def ask(*_: object) -> None:
-        asked.append(True)
+    def request(*_: object) -> None:
+        requests.append(True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stderr.write("\nStopping after this iteration; Ctrl-C again stops at once.\n")
+        sys.stderr.write("\nStopping after this iteration. Press Ctrl-C again to stop at once.\n")
 
     try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: whoever called decides about interrupts
-        yield asked
+        before = signal.signal(signal.SIGINT, request)
+    except ValueError:  # outside the main thread the caller handles interrupts
+        yield requests
         return
     try:
-        yield asked
+        yield requests
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def load_run(path: Path, checkpoint: int | None, untrained: bool) -> tuple[Run, Agent, int | None]:
-    """A run with its agent as of a checkpoint (none: the newest), and that checkpoint's number."""
-    run = Run.open(path)
-    if untrained:
-        return run, load_agent(run.config), None
-    folder = run.checkpoint_path(checkpoint)
-    tensors, _ = run.load_checkpoint(folder)
-    return run, load_agent(run.config, tensors), int(folder.name)
-
-
-def evaluate_run(
-    path: Path,
-    episodes: int,
-    *,
-    checkpoint: int | None,
-    untrained: bool,
-    seed: int | None,
-    env: str | None,
-    env_args: Mapping[str, Any],
-    model: Path | None = None,
-    quiet: bool,
-) -> int:
-    """Examine a run that exists, or an exported model in its place; the exit status."""
-    console = Screen(quiet=quiet)
-    run, agent, iteration = load_run(path, checkpoint, untrained)
-    if model is not None:
-        agent = with_exported(agent, model)
-    config = run.config
-    if env is not None or env_args:
-        config = replace(config, env=env or config.env, env_args=dict(env_args))
-        check_world(config)
-    which = "untrained" if iteration is None else f"checkpoint {iteration}"
-    which = which if model is None else f"the model {model}"
-    episodes_file = run.path / ("episodes.jsonl" if model is None else "exported.jsonl")
-    console.print(f"Evaluating {run.path}, {which}, on [bold]{config.env}[/]", highlight=False)
-    with run:
-        results = examine(
-            run,
-            agent,
-            iteration,
-            episodes,
-            seed=seed,
-            env=config.env,
-            env_args=config.env_args,
-            keep=None
-            if model is None  # an export's episodes are not the checkpoint's: they stand apart
-            else lambda record: append_line(episodes_file, {**record, "model": str(model)}),
-            console=console,
-        )
-        report = write_report(run)
-    if quiet:
-        for mode, result in results.items():
-            print(mode, *(f"{key}={value}" for key, value in result.items()))
-    console.print(
-        f"\nEvery turn is in {episodes_file}; see {report}", highlight=False, soft_wrap=True
-    )
-    return 0
-
-
-def export_run(path: Path, to: Path, *, checkpoint: int | None, adapter: bool) -> int:
-    """Write what a run learned as a model that others load; the exit status."""
-    refuse_taken(to)
-    run, agent, iteration = load_run(path, checkpoint, untrained=False)
-    export(run, agent, iteration, to, adapter=adapter)
-    what = "adapters" if adapter else "model"
-    Screen().print(
-        f"Exported the {what} of {run.path}, checkpoint {iteration}, to {to}\n"
-        f"  poad eval {run.path} --model {to}   play it in the run's world",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0

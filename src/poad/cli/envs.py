@@ -1,0 +1,95 @@
+"""``poad envs``: list the worlds, describe one, or check one of your own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from poad.cli.arguments import Switch
+from poad.display import Screen
+from poad.envs import check_env, known_worlds, make, world_arguments
+from poad.errors import WorldError
+
+
+@dataclass(frozen=True)
+class Options:
+    """List the worlds, describe one of them, or check a world of your own."""
+
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """A world: a registered name, or package.module:EnvId."""
+    check: Switch = False
+    """Check that the world keeps the contract of text worlds. The exit status is 1 if it does
+    not."""
+    aliased: Switch = False
+    """With --check: allow the same prompt to come with different offered actions."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world."""
+
+
+def run(options: Options) -> int:
+    """List, describe or check; the exit status is 1 if a check fails."""
+    if options.env is None:
+        return _list()
+    if options.check:
+        return _check(options.env, options.env_args, options.aliased)
+    return _describe(options.env, options.env_args)
+
+
+def _list() -> int:
+    console = Screen()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for env_id, summary in known_worlds():
+        table.add_row(f"[bold]{env_id}[/]", summary)
+    console.print(table)
+    console.print(
+        "\n  poad envs poad/TomatoSalad-v0            describe a world\n"
+        "  poad envs my_module:MyWorld-v0 --check   check a world of your own\n"
+        "  poad train --env my_module:MyWorld-v0    train in it",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
+    """Print a world's docstring, its arguments and its first observation."""
+    console = Screen()
+    env = make(env_id, **env_args)
+    console.rule(env_id, align="left")
+    # An inherited docstring would be that of gymnasium.Env.
+    doc = vars(type(env.unwrapped)).get("__doc__") or "This world has no docstring."
+    console.print(inspect.cleandoc(doc), markup=False)
+    console.rule("Arguments", align="left", style="dim")
+    arguments = world_arguments(env_id)
+    for name, (annotation, default) in arguments.items():
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        kind = "" if annotation is inspect.Parameter.empty else f": {kind.replace('typing.', '')}"
+        value = "" if default is inspect.Parameter.empty else f" = {default!r}"
+        console.print(f"{name}{kind}{value}", markup=False)
+    if not arguments:
+        console.print("none")
+    console.rule("First observation", align="left", style="dim")
+    prompt, info = env.reset(seed=0)
+    console.print(prompt, markup=False, highlight=False)
+    for action in info.get("admissible_actions", ()):
+        console.print(f"  {action}", markup=False, highlight=False)
+    env.close()
+    return 0
+
+
+def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
+    make(env_id, **env_args).close()
+    try:
+        notes = check_env(lambda: make(env_id, **env_args), aliased=aliased)
+    except WorldError as error:
+        Screen(stderr=True).print(str(error), markup=False, highlight=False)
+        return 1
+    print(f"{env_id} keeps the contract of text worlds.", *notes, sep="\n")
+    return 0

@@ -1,0 +1,43 @@
+"""``poad plan``: predict the memory and time of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.config import Config
+
+__all__ = ["EPILOG", "Options", "defaults", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict the memory and time of a training without loading any weights.
+
+    Takes the settings of `poad train`. If the training does not fit, the command lists what to
+    change, and its exit status is 1.
+    """
+
+    config: Path | None = None
+    """A YAML file of settings; flags override it."""
+    memory: str | None = None
+    """Memory of the machine, such as 24GB or 80GiB. Default: the memory of this one."""
+    flops: float | None = None
+    """Operations per second that the machine sustains in matrix products, such as 150e12. Default:
+    measured on this one."""
+    settings: Settings = field(default_factory=Config)
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """The options before the flags are read: the settings come from --config."""
+    return Options(settings=settings_file(arguments))
+
+
+def run(options: Options) -> int:
+    """Print the prediction; the exit status is 1 if the training does not fit."""
+    check_settings(options.settings)
+    from poad.plan import show
+
+    return show(options.settings, options.memory, options.flops)

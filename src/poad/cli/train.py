@@ -1,0 +1,76 @@
+"""``poad train``: train an agent, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from poad.cli.arguments import Switch, value_of
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.config import Config
+from poad.errors import ConfigError
+from poad.runs import Run, check_new_run, check_trackers
+
+__all__ = ["EPILOG", "Options", "defaults", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train an agent in a text world.
+
+    A run is a directory with its configuration, metrics, evaluation episodes, checkpoints and a
+    report. Ctrl-C stops after the current iteration and loses nothing; `poad train --resume RUN`
+    goes on from there.
+    """
+
+    config: Path | None = None
+    """A YAML file of settings; flags override it."""
+    run: Path | None = None
+    """Directory of the new run. Default: runs/<world>-<method>-seed<n>."""
+    resume: Path | None = None
+    """Go on with this run instead of starting a new one. More --steps are allowed."""
+    quiet: Switch = False
+    """Print nothing but errors."""
+    settings: Settings = field(default_factory=Config)
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """The options before the flags are read: the settings come from --resume or --config."""
+    if (resumed := value_of("--resume", arguments)) is not None:
+        return Options(settings=Run.open(resumed).config)
+    return Options(settings=settings_file(arguments))
+
+
+def run(options: Options) -> int:
+    """Train; the exit status is 130 after Ctrl-C."""
+    config = options.settings
+    if options.resume is not None:
+        if options.run is not None or options.config is not None:
+            raise ConfigError(
+                "--resume takes the directory and the settings from the run. Leave out --run and "
+                "--config."
+            )
+        check_settings(config)
+        from poad.workflows import resume_run
+
+        return resume_run(options.resume, config, quiet=options.quiet)
+    path = options.run or _free_path(config)
+    check_new_run(path)
+    check_trackers(config.trackers)
+    check_settings(config)
+    from poad.workflows import train_run
+
+    return train_run(config, path, quiet=options.quiet)
+
+
+def _free_path(config: Config) -> Path:
+    """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered if it is taken."""
+    world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
+    world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
+    base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
+    path, number = base, 2
+    while path.exists() and any(path.iterdir()):
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path

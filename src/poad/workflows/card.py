@@ -1,0 +1,149 @@
+"""The model card of an export: where the model comes from, how well it does, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from poad.config import ModelConfig, PromptConfig, dump
+from poad.lm import embedded_models
+from poad.runs import Run, versions
+from poad.workflows.load import LoadedRun
+
+
+def model_card(loaded: LoadedRun, name: str, adapter: bool) -> str:
+    """Write the model card as Markdown.
+
+    Args:
+        loaded: the run and its agent.
+        name: the name of the export's directory.
+        adapter: the export holds only the adapters.
+    """
+    run, _, iteration = loaded
+    config = run.config
+    return f"""{_front_matter(config.model.name, adapter)}
+# {name}
+
+A language agent: a language model that poad trained by reinforcement learning to act in a text
+world.
+
+| | |
+|---|---|
+{_facts(run, iteration)}
+
+## Results
+
+{_results(run, iteration)}
+
+## Use
+
+```python
+{_usage(config.model, name, adapter)}
+```
+
+{_prompting(config.prompt)} `poad eval RUN --model {name}` evaluates it in the run's world.
+{_precision(config.model, adapter)}
+## Configuration
+
+```yaml
+{dump(config).strip()}
+```
+"""
+
+
+def base_name(name: str) -> str:
+    """The name of a base model in an export, which is read from other directories."""
+    is_folder = name not in embedded_models() and Path(name).is_dir()
+    return str(Path(name).resolve()) if is_folder else name
+
+
+def _front_matter(base: str, adapter: bool) -> str:
+    lines = [
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "pipeline_tag: text-generation",
+    ]
+    if base not in embedded_models() and not Path(base).is_dir():
+        lines.append(f"base_model: {base}")
+    return "\n".join(["---", *lines, "tags: [poad, reinforcement-learning, language-agent]", "---"])
+
+
+def _facts(run: Run, iteration: int | None) -> str:
+    config = run.config
+    world = " ".join([config.env, *(f"{key}={value}" for key, value in config.env_args.items())])
+    steps = next((m["env_steps"] for m in run.metrics() if m["iteration"] == iteration), 0)
+    tuned = (
+        "every weight" if config.model.tuning == "full" else f"LoRA, rank {config.model.lora_rank}"
+    )
+    rows = {
+        "trained in": f"`{world}`",
+        "from": f"`{config.model.name}`, {tuned}, {config.model.dtype}",
+        "method": f"{config.credit.method}, acting by `{config.acting.scheme}`",
+        "seed": config.seed,
+        "training": f"iteration {iteration or 0}, {steps:,.0f} environment steps",
+        "trained with": ", ".join(f"{name} {run.versions().get(name)}" for name in versions()),
+        "exported by": f"poad {versions()['poad']}",
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _results(run: Run, iteration: int | None) -> str:
+    summary: Mapping[str, Any] = run.summary() or {}
+    found = summary.get("evaluation")
+    if not found or iteration is None or summary.get("iteration") != iteration:
+        return "There is no evaluation of this checkpoint from the end of its training."
+    lines = ["| actions | success | 95 % interval | return | length | episodes |"]
+    lines.append("|---" * 6 + "|")
+    for mode, result in found.items():
+        low, high = result["success_interval"]
+        lines.append(
+            f"| {mode} | {result['success_rate']:.1%} | {low:.1%} – {high:.1%} | "
+            f"{result['mean_return']:.3f} | {result['mean_length']:.1f} | {result['episodes']:,} |"
+        )
+    return "\n".join([*lines, "", "The length of an episode is its number of primitive steps."])
+
+
+def _usage(model: ModelConfig, name: str, adapter: bool) -> str:
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if adapter:
+        embedded = model.name in embedded_models()
+        lines.insert(0, "from peft import PeftModel")
+        if embedded:
+            lines.insert(1, "from poad.lm import ASSETS")
+        base = f'ASSETS / "{model.name}"' if embedded else f'"{base_name(model.name)}"'
+        lines += [
+            f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="{model.dtype}")',
+            f'model = PeftModel.from_pretrained(base, "{name}")',
+        ]
+    else:
+        lines.append(f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")')
+    return "\n".join([*lines, f'tokenizer = AutoTokenizer.from_pretrained("{name}")'])
+
+
+def _prompting(prompt: PromptConfig) -> str:
+    if prompt != PromptConfig():
+        return "The settings under `prompt` below define the prompt and where the action begins."
+    return (
+        "The prompt is the world's text. The model writes an action after one space and closes it "
+        "with the end-of-text token."
+    )
+
+
+def _precision(model: ModelConfig, adapter: bool) -> str:
+    """A line about rounding, where the export computes otherwise than the trained model."""
+    if model.quantize != "none" and adapter:
+        return (
+            f"\nThe adapters were trained on a base in {model.quantize}. Apply them to such a "
+            "base.\n"
+        )
+    if model.quantize != "none":
+        return (
+            f"\nThe base was in {model.quantize} during training and is dequantized to "
+            f"{model.dtype} here.\n"
+        )
+    if model.tuning == "lora" and not adapter and model.dtype != "float32":
+        return (
+            f"\nThe merged weights are rounded to {model.dtype}. `poad export --adapter` keeps the "
+            "adapters exact.\n"
+        )
+    return ""

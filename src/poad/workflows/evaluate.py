@@ -1,0 +1,102 @@
+"""Evaluate an agent, sampled and greedy, and record every episode in its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from poad.agent import Agent
+from poad.config import Config
+from poad.display import Screen, show_evaluation, watch, write_report
+from poad.learn import evaluate, summarize
+from poad.runs import append_line
+from poad.workflows.load import Weights, load_weights
+
+MODES = {"sampled": False, "greedy": True}
+"""The two evaluations of an agent, and whether each is greedy."""
+
+
+def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> int:
+    """Evaluate the agent of a run, print the outcome and update the run's report.
+
+    Args:
+        weights: which weights of which run.
+        config: the run's configuration, perhaps with another world or other ``eval`` settings.
+        quiet: print one plain line per mode.
+
+    Returns:
+        The exit status.
+    """
+    console = Screen(quiet=quiet)
+    run, agent, iteration = load_weights(weights)
+    console.print(
+        f"Evaluating {run.path}, {weights.describe(iteration)}, in [bold]{config.env}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # Episodes of an exported model do not belong to a checkpoint, so they get a file of their own.
+    file = run.path / ("episodes.jsonl" if weights.exported is None else "exported.jsonl")
+
+    def keep(record: Mapping[str, Any]) -> None:
+        if weights.exported is None:
+            run.add_episodes([record])
+        else:
+            append_line(file, {**record, "model": str(weights.exported)})
+
+    with run:
+        results = evaluate_modes(agent, iteration, config, keep, console)
+        report = write_report(run)
+    if quiet:
+        for mode, result in results.items():
+            print(mode, *(f"{key}={value}" for key, value in result.items()))
+    console.print(
+        f"\nEvery turn is in {file}. The report is {report}.", highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def evaluate_modes(
+    agent: Agent,
+    iteration: int | None,
+    config: Config,
+    keep: Callable[[Mapping[str, Any]], None],
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate an agent sampled and greedy, and print both summaries.
+
+    Args:
+        agent: the agent.
+        iteration: its checkpoint, for the records.
+        config: the world, and in ``config.eval`` the episodes to play.
+        keep: called with the record of each episode.
+        console: where to print.
+
+    Returns:
+        The summary of each mode.
+    """
+    settings, results = config.eval, {}
+    for mode, greedy in MODES.items():
+        if not console.is_terminal:  # there is no progress bar then
+            console.print(f"Playing {settings.episodes:,} episodes, {mode} ...", highlight=False)
+        records = evaluate(
+            agent,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            greedy=greedy,
+            streams=settings.streams,
+            env=config.env,
+            env_args=config.env_args,
+            checkpoint=iteration,
+            turns=settings.turns,
+        )
+        rows = []
+        label = f"evaluating, {mode}"
+        for record in watch(records, settings.episodes, label, console.quiet, console):
+            keep(record)
+            rows.append({key: record[key] for key in ("success", "return", "length")})
+        results[mode] = summarize(rows)
+    if not console.quiet:
+        show_evaluation(console, results)
+    return results

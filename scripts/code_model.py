@@ -19,8 +19,8 @@ from code_grammar import draw_body, draw_data, plant_fault
 from tiny_llama import Row, describe, fit, new_model, save, train_bpe
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from poad.agent import Observation, Policy
-from poad.config import ActingConfig, ModelConfig
+from poad.agent import Acting, Policy
+from poad.config import ModelConfig
 from poad.envs.datasci import Sandbox, Scorer, datasets, program, prompt
 from poad.lm import TextCodec, load_model
 

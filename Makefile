@@ -64,9 +64,10 @@ bench: $(VENV)/.installed-dev ## Measure what benchmarks/README.md reports (take
 models: $(VENV)/.installed ## Rebuild the embedded language models, the same to the byte
 	$(BIN)/python scripts/build_models.py
 
-docs: $(VENV)/.installed ## Rewrite docs/environments.md from the worlds, docs/results.md from the studies
+docs: $(VENV)/.installed ## Regenerate docs/environments.md, docs/results.md and docs/api.md
 	$(BIN)/python scripts/build_docs.py
 	$(BIN)/python scripts/build_results.py
+	$(BIN)/python scripts/build_api.py
 
 sandbox: $(VENV)/.installed-datasci ## Install what runs an agent's programs: scikit-learn, bubblewrap, libseccomp
 	scripts/install_sandbox.sh

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rival_reader import Line, Reader, Savings, ways
 
-from poad.agent import Choice, Memo, Observation, Policy
+from poad.agent import ActingCache, Observation, Policy
 from poad.lm import LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, TokenIds
@@ -53,32 +53,40 @@ class Actor:
         self.reader = Reader(model, savings)
         own = Policy(model)
         self.dialogue, self.prompt_ids = own.dialogue, own.prompt_ids
+        self._cache: ActingCache | None = None
+        self._known: dict[tuple, list[float]] = {}
+        """Distributions by :meth:`_Walker.key`, valid as long as the caller passes one cache."""
 
     @torch.no_grad()
     def act_each(
-        self, observations: Sequence[Observation], generator: np.random.Generator, *, memo: Memo
+        self,
+        observations: Sequence[Observation],
+        generator: np.random.Generator,
+        *,
+        cache: ActingCache,
     ) -> Iterable[tuple[int, Action]]:
         """One action for each observation."""
-        known = memo if self.savings.memo else Memo()
         if self.savings.keep_keys and self.savings.chosen_path:
-            return enumerate(Policy(self.model).act(observations, generator, memo=known))
+            own = cache if self.savings.memo else ActingCache()
+            return enumerate(Policy(self.model).act(observations, generator, cache=own))
+        if cache is not self._cache or not self.savings.memo:
+            self._cache, self._known = cache, {}
         walkers = [
             _Walker(i, self.codec.prompt(o.prompt), self.codec.trie(o.admissible_actions or ()))
             for i, o in enumerate(observations)
         ]
-        while waiting := [w for w in walkers if not self._walk(w, known, generator)]:
-            self._look(waiting, known)
+        while waiting := [w for w in walkers if not self._walk(w, generator)]:
+            self._look(waiting)
         return enumerate(w.action() for w in walkers)
 
-    def _walk(self, w: _Walker, known: Memo, generator: np.random.Generator) -> bool:
+    def _walk(self, w: _Walker, generator: np.random.Generator) -> bool:
         """Go on as far as is known; whether the action is complete."""
         while children := w.trie.children[w.node + 1]:
             key = w.key(self.savings.memo)
             if len(children) > 1 or (self.savings.chosen_path and not self.savings.skip_forced):
-                if key not in known:
+                if key not in self._known:
                     return False
-                logprob = known[key]
-                assert not isinstance(logprob, Choice)
+                logprob = self._known[key]
                 option = int(generator.choice(len(children), p=np.exp(logprob)))
             else:
                 logprob, option = [0.0], 0
@@ -86,7 +94,7 @@ class Actor:
             w.logprob.append(logprob[option])
         return True
 
-    def _look(self, waiting: Sequence[_Walker], known: Memo) -> None:
+    def _look(self, waiting: Sequence[_Walker]) -> None:
         """Read what the walkers must know to go on: one distribution each, or all they may meet."""
         lines: list[Line] = []
         keys, questions = [], []
@@ -107,4 +115,4 @@ class Actor:
                 keys.append(w.key(self.savings.memo, node))
         answers = self.reader.answer(lines, questions).double().softmax(-1).log()
         for key, (_, options), answer in zip(keys, questions, answers.tolist(), strict=True):
-            known[key] = answer[: len(options)]
+            self._known[key] = answer[: len(options)]

@@ -1,4 +1,11 @@
-"""A credit method of your own: a pure function of the recursion's five sequences, and a row."""
+"""A credit method of your own: a pure function of the recursion's five sequences, and a row.
+
+Train, resume and evaluate with it from this directory. Its name is module:NAME:
+
+    poad train --credit.method my_method:TD0 --run runs/td0
+    poad train --resume runs/td0 --steps 16384
+    poad eval runs/td0
+"""
 
 import torch
 
@@ -6,7 +13,7 @@ from poad.credit import METHODS, Method, token_credit
 
 
 def one_step(reward, value, next_value, discount, trace):
-    """No trace at all: TD(0). Every argument and result is [N, L]."""
+    """Temporal difference without a trace, TD(0). Every argument and result is [N, L]."""
     target = reward + discount * next_value
     return target - value, target
 

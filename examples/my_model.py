@@ -1,4 +1,7 @@
-"""Any causal language model: a hub name or a directory; here a tiny random one made on the spot."""
+"""Train any causal language model by its hub name or directory.
+
+This example makes a tiny random model and trains adapters on it.
+"""
 
 import tempfile
 

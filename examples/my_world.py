@@ -1,4 +1,7 @@
-"""A text world: poad train --env my_world:Doors-v0 --model.name tiny-kitchen (from here)."""
+"""A text world of your own.
+
+In this directory: poad train --env my_world:Doors-v0 --model.name tiny-kitchen
+"""
 
 import gymnasium
 from gymnasium.error import ResetNeeded
@@ -9,11 +12,11 @@ ACTIONS = tuple(f"open the {door} door" for door in DOORS)
 
 
 class Doors(gymnasium.Env[str, str]):
-    """The seed hides a prize behind one of three doors, and the prompt tells which."""
+    """The seed hides a prize behind one of three doors, and the prompt names the door."""
 
     observation_space = Text(80, charset="abcdefghijklmnopqrstuvwxyzTN. ")
     action_space = Text(80, charset="abcdefghijklmnopqrstuvwxyz ")
-    prize = None  # none: no episode is under way
+    prize = None  # no episode is running
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

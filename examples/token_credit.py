@@ -1,4 +1,4 @@
-"""Our credit in another trainer: from its flat [B, L] tensors to advantages and targets."""
+"""Compute credit for another trainer: from its flat [B, L] tensors to advantages and targets."""
 
 import torch
 
@@ -8,8 +8,8 @@ from poad import token_credit
 mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 1, 1, 0]], dtype=torch.bool)
 turns = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1, 1]])
 reward = torch.zeros(1, 10)
-reward[0, 8] = 1.0  # paid for the second action
-value = torch.zeros(1, 10)  # the critic's reading before each token
+reward[0, 8] = 1.0  # at the last token of the second action
+value = torch.zeros(1, 10)  # the critic's value before each token
 
 for method in ("poad", "ntpo", "turn_ppo"):
     credit = token_credit(reward, value, mask, turns, method=method, gamma=0.9, lam=1.0)

@@ -1,4 +1,4 @@
-"""What a run learned, outside of poad: export it, load it with transformers, score actions."""
+"""Use a trained model outside of poad: export it, load it with transformers, and score actions."""
 
 import tempfile
 from pathlib import Path

@@ -11,14 +11,16 @@ TARGET = Path(__file__).parent.parent / "docs" / "environments.md"
 HEAD = """\
 # The worlds
 
-Generated from the worlds' docstrings by `make docs`; do not edit. In the terminal: `poad envs ID`.
+This page is the manual of every world that poad ships. `make docs` generates it from the docstrings
+of the worlds, so edit those instead. In the terminal, `poad envs` lists the worlds and
+`poad envs ID` shows one of these manuals.
 
 """
 
 
 def page() -> str:
-    """The whole page: an overview, then the manual of each kind of world with its first scene."""
-    overview = ["| world | what |", "|---|---|"]
+    """Write the whole page: an overview, then the manual of each kind of world."""
+    overview = ["| world | task |", "|---|---|"]
     overview += [f"| `{env_id}` | {summary} |" for env_id, summary in known_worlds()]
     kinds: dict[type, list[str]] = {}
     for env_id, _ in known_worlds():
@@ -28,7 +30,7 @@ def page() -> str:
 
 
 def manual(kind: type, names: list[str]) -> str:
-    """One kind of world: its docstring, one level down, and the first scene of its first world."""
+    """Write one manual: the docstring of a kind of world, and its first scene."""
     lines = (inspect.getdoc(kind) or "").replace("\n## ", "\n### ").splitlines()
     env = make(names[0])
     prompt, info = env.reset(seed=0)
@@ -41,7 +43,7 @@ def manual(kind: type, names: list[str]) -> str:
         [
             f"## {lines[0].rstrip('.')}",
             "",
-            f"{worlds}; arguments: {taken}.",
+            f"Names: {worlds}. Arguments: {taken}.",
             *lines[1:],
             "",
             f"### First scene of `{names[0]}`",

@@ -23,23 +23,28 @@ ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 FOUND = ROOT / "benchmarks" / "studies"
+SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = ("main", "length", "ablations", "generalization", "length_free", "actions")
-"""As `make studies` runs them."""
+"""The order in which `make studies` runs them."""
 HEAD = """\
 # Results
 
-What the shipped studies found. Written by `make docs` from `benchmarks/studies/`, where each
-study's findings, tables, figures and the numbers of every run lie; do not edit. *Success* is the
-share of the panel's sampled episodes that succeed at the end, *area* the mean height of the
-learning curve: interquartile means over seeds with 95 % bootstrap intervals over seeds; *never*,
-the share of runs that no evaluation along the way saw at the world's threshold. How studies work:
-[studies.md](studies.md). `make studies` repeats them all.
+This page reports what agents learn with the shipped configurations, and what the shipped studies
+found. `make docs` generates it from `benchmarks/results/shipped.md` and from `benchmarks/studies/`,
+which holds each study's findings, tables, figures and the numbers of every run. Edit those files
+instead of this page.
+
+In the tables of the studies, *success* is the share of the panel's sampled episodes that succeed at
+the end of training. *Area* is the mean height of the learning curve. Both are interquartile means
+over seeds, with 95 % bootstrap intervals over seeds. *Never* is the share of runs in which no
+evaluation during training reached the world's threshold. [studies.md](studies.md) explains how
+studies work, and `make studies` repeats them all.
 """
 
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts = [HEAD, SHIPPED.read_text(encoding="utf-8")]
     for name in ORDER:
         study = read_study(ROOT / "studies" / f"{name}.yaml")
         parts += [f"## {name}\n", f"*{study.question.strip()}*\n"]

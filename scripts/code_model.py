@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from poad.agent import Observation, Policy
 from poad.config import ActingConfig, ModelConfig
-from poad.envs.datasci import Judge, Sandbox, datasets, program, prompt
+from poad.envs.datasci import Sandbox, Scorer, datasets, program, prompt
 from poad.lm import TextCodec, load_model
 
 WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
@@ -82,18 +82,18 @@ def first_turns(recipe: CodeRecipe, rng: Random) -> list[Turn]:
 
 def repair_turns(recipe: CodeRecipe, rng: Random, sandbox: Sandbox) -> list[Turn]:
     """Bodies behind prompts that show a broken version of them and the error it really gave."""
-    judge = Judge(made_up_table(), sandbox, seeds=(0,))
+    scorer = Scorer(made_up_table(), sandbox, seeds=(0,))
     drawn = []
     for _ in range(recipe.repairs):
         body = draw_body(rng)
         broken = plant_fault(rng, body)[1]
-        judge.prepare(program(broken))
+        scorer.prepare(program(broken))
         drawn.append((body.text, broken, draw_data(rng)))
     turns = []
     for text, broken, data in drawn:
-        verdict = judge.verdict(program(broken))
-        if verdict.score is None:
-            turns.append((prompt(*data, previous=(broken, verdict.message)), text))
+        result = scorer.score(program(broken))
+        if result.score is None:
+            turns.append((prompt(*data, previous=(broken, result.message)), text))
     return turns
 
 
@@ -181,7 +181,7 @@ def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dic
     failures at -1, the mean score of those that run; the last two also of the grammar's bodies
     without faults.
     """
-    model = load_model(ModelConfig(name=str(folder), device="cpu"), "", seed=0)
+    model = load_model(ModelConfig(name=str(folder), device="cpu"))
     policy = Policy(model, ActingConfig(max_action_tokens=LONGEST, stop=()))
     generator, rng = np.random.default_rng(recipe.seed), Random(recipe.seed + 1)
     measured = {}
@@ -205,11 +205,11 @@ def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dic
 
 def scores(bodies: Sequence[str], table: datasets.Table, sandbox: Sandbox) -> list[float | None]:
     """Mean ROC-AUC of each program; None where it fails."""
-    judge = Judge(table, sandbox)
+    scorer = Scorer(table, sandbox)
     sources = [program(body) for body in bodies]
     for source in sources:
-        judge.prepare(source)
-    return [judge.verdict(source).score for source in sources]
+        scorer.prepare(source)
+    return [scorer.score(source).score for source in sources]
 
 
 def share(found: Sequence[float | None]) -> float:

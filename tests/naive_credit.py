@@ -1,6 +1,6 @@
 """Credit the slow way: loops over turns and tokens, and the advantage as the double sum.
 
-The judge of the fast code, so it shares nothing with it but the Trajectory.
+It checks the fast code, so it shares nothing with it but the layout.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from trajectories import Trajectory
 
-from poad.credit.recursion import Credit, Trajectory
+from poad.credit import Credit
 
 ALL_METHODS = ("poad", "ntpo", "twosome", "glam", "turn_ppo", "archer_adrl", "reinforce")
 CRITIC_METHODS = ALL_METHODS[:-1]
@@ -53,11 +54,12 @@ def naive_credit(
     gamma_token: float | None = None,
     slots: str | None = None,
 ) -> Credit:
-    """What METHODS[method].credit must return, in float64."""
+    """Compute what `credit_of` must return, in float64."""
+    fades = method in ("ntpo", "archer_adrl")
     if lam_token is None:
-        lam_token = lam
+        lam_token = lam if fades else 1.0
     if gamma_token is None:
-        gamma_token = gamma if method in ("ntpo", "archer_adrl") else 1.0
+        gamma_token = gamma if fades else 1.0
     if slots is None:
         slots = "tokens" if method == "ntpo" else "choices"
     if method in TURN_METHODS:
@@ -103,10 +105,8 @@ def naive_credit(
                 continue
             target[n, t, j], value_mask[n, t, j] = a + v, True
             judged = [j] if free[t][j] else []
-            if method == "turn_ppo":
+            if method in TURN_METHODS:
                 judged = [k for k, flag in enumerate(free[t]) if flag]
-            elif method in TURN_METHODS:
-                judged = [j] if any(free[t]) else []
             for k in judged:
                 advantage[n, t, k], mask[n, t, k] = a, True
     return Credit(advantage, target, mask, value_mask)

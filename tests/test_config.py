@@ -1,21 +1,36 @@
-"""A configuration survives its file unchanged, and a wrong one is told where and why."""
+"""A configuration survives its file unchanged, and a wrong one is rejected with its place."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import types
 import typing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from poad.config import Config, ModelConfig, PPOConfig, PromptConfig, dump, from_dict, load, to_dict
+from poad.cli.main import main
+from poad.config import (
+    Config,
+    CriticConfig,
+    ModelConfig,
+    PPOConfig,
+    PromptConfig,
+    dump,
+    from_dict,
+    load,
+    parse_value,
+    to_dict,
+)
+from poad.config.ranges import Above, AtLeast, Between, out_of_range
 from poad.errors import ConfigError
 
 PLAIN = st.recursive(
@@ -81,8 +96,9 @@ def test_there_are_groups_to_test():
 @example(Config(env_args={"\u2028": "a\u2029b"}))
 def test_any_configuration_reads_back_as_it_was_written(config: Config):
     text = dump(config)
-    assert from_dict(yaml.safe_load(text)) == config
-    assert dump(from_dict(yaml.safe_load(text))) == text
+    for read in (yaml.safe_load, parse_value):  # other YAML readers see the same values
+        assert from_dict(read(text)) == config
+        assert dump(from_dict(read(text))) == text
 
 
 def test_a_file_reads_back_too(tmp_path: Path):
@@ -127,6 +143,101 @@ def test_a_whole_number_will_do_for_a_real_one():
     assert (config.credit.lam, config.credit.gamma) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [("1e4", 10_000), ("1.0e+4", 10_000), ("20_000", 20_000), ("'64'", 64), ("64.0", 64)],
+)
+def test_every_way_to_write_a_whole_number_is_understood(
+    written: str, steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"steps: {written}\n")
+    assert load(path).steps == steps
+    assert main(["config", "--steps", written.strip("'"), "--critic.hidden", "1e2", "8"]) == 0
+    shown = from_dict(parse_value(capsys.readouterr().out))
+    assert (shown.steps, shown.critic.hidden) == (steps, (100, 8))
+    assert type(shown.steps) is int
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        *(("1e-3", 1e-3), ("5E4", 5e4), ("-1e3", -1e3), ("1_000", 1000), (".5", 0.5), ("7", 7)),
+        *(("true", True), ("null", None), ("~", None), ("[1, 2.5]", [1, 2.5]), ("a b", "a b")),
+        # These look like numbers, and YAML 1.1 would make other numbers of them.
+        *(("12:30", "12:30"), ("010", "010"), ("1e", "1e"), ("0x", "0x"), ("=", "=")),
+    ],
+)
+def test_a_worlds_arguments_mean_the_same_in_a_file_and_as_a_flag(
+    written: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"env_args: {{x: {written}}}\n")
+    assert main(["config", "--env-args", f"x={written}"]) == 0
+    for args in (load(path).env_args, from_dict(parse_value(capsys.readouterr().out)).env_args):
+        assert args == {"x": value}
+        assert type(args["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"rewards": {1: 0.5, 2: 1.0}, "flags": {True: 1, None: 2, 1.5: 3}},
+        {"penalty": math.inf, "start": datetime.date(2024, 1, 1), "rooms": {"a", "b"}},
+        {"words": ["1e-3", "007", "no", "12:30", "1_000", "~", "", "=", "0o7", ".inf", "\ud800"]},
+        {"nested": [1, [2.0, [True, None]], {}, []]},
+    ],
+)
+def test_a_worlds_arguments_keep_their_types_in_a_file(args: dict[str, Any]):
+    def typed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return [(typed(key), typed(item)) for key, item in value.items()]
+        return [typed(v) for v in value] if isinstance(value, list) else (type(value), value)
+
+    back = from_dict(parse_value(dump(Config(env_args=args)))).env_args
+    assert typed(back) == typed(args)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"size": (3, 4)}, r"env_args\.size = \(3, 4\) would be read back .* as \[3, 4\]"),
+        ({"b": [1, [2, (3,)]]}, r"env_args\.b\[1\]\[1\] = \(3,\) would be read back"),
+        ({"size": np.int64(3)}, r"env_args\.size = .*3.* cannot be written"),
+        ({"a": {"p": np.float64(0.5)}}, r"env_args\.a\.p = .*0\.5.* cannot be written"),
+        ({"file": Path("x.csv")}, r"env_args\.file = .*x\.csv.* cannot be written"),
+        ({"by": {(1, 2): 3}}, r"env_args\.by = .* cannot be written"),
+        ({"by": {np.int64(1): 3}}, r"env_args\.by = .* cannot be written"),
+    ],
+)
+def test_what_a_file_would_change_is_refused_by_name(args: dict[str, Any], named: str):
+    with pytest.raises(ConfigError, match=named):
+        dump(Config(env_args=args))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(seed=np.int64(3)),  # pyright: ignore[reportArgumentType]
+        Config(seed=True),
+        Config(ppo=PPOConfig(lr=np.float64(0.1))),
+        Config(model=ModelConfig(name=Path("m"))),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused_before_they_are_written(config: Config):
+    with pytest.raises(ConfigError):
+        dump(config)
+
+
+def test_a_tilde_stands_for_the_home_directory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(Path("/home/me")))
+    monkeypatch.setenv("USERPROFILE", str(Path("/home/me")))
+    config = from_dict({"model": {"name": "~/models/small"}})
+    assert Path(config.model.name) == Path("/home/me/models/small")
+    assert from_dict(parse_value(dump(config))) == config
+    assert ModelConfig(name="org/~model").name == "org/~model"
+
+
 # What cannot be used.
 
 
@@ -146,11 +257,14 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_known_there(group: s
 @pytest.mark.parametrize(
     ("data", "meant"),
     [
-        ({"sead": 1}, "Did you mean seed"),
-        ({"ppo": {"entropie": 1}}, "'ppo.entropie'. Did you mean entropy"),
-        ({"credit": {"gama": 1}}, "Did you mean gamma"),
+        ({"sead": 1}, "Did you mean 'seed'"),
+        ({"ppo": {"entropie": 1}}, "'ppo.entropie'. Did you mean 'entropy'"),
+        ({"credit": {"gama": 1}}, "Did you mean 'gamma'"),
         ({"credit": {"discount": "durations"}}, "Did you mean 'duration'"),
         ({3: 4}, "unknown key '3'"),
+        ({"count": 1}, "Known here: env,"),  # a method of text, but no setting
+        ({"lr": 1}, "Did you mean critic.lr or ppo.lr?"),
+        ({"credit.method": "poad"}, "Write it nested, as 'credit: {method: ...}'"),
     ],
 )
 def test_a_slip_is_met_with_the_nearest_names(data: Any, meant: str):
@@ -172,11 +286,17 @@ def test_a_slip_is_met_with_the_nearest_names(data: Any, meant: str):
         ({"ppo": {"lr": True}}, "ppo.lr = True has the wrong type"),
         ({"ppo": {"lr": None}}, "ppo.lr = None has the wrong type"),
         ({"acting": {"score_end": 1}}, "acting.score_end = 1 has the wrong type; expected bool"),
-        ({"acting": {"stop": "\n"}}, "acting.stop = .* has the wrong type"),
+        ({"acting": {"stop": "\n"}}, r"acting.stop = .* has the wrong type; expected a list"),
+        ({"trackers": "wandb"}, r"trackers = 'wandb' has the wrong type; expected a list"),
+        ({"model": {"name": 1.5}}, "model.name = 1.5 .* expected str. Put quotes around it"),
+        ({"seed": "1e-1"}, "seed = '1e-1' has the wrong type; expected int"),
+        ({"steps": math.inf}, "steps = inf has the wrong type; expected int"),
+        ({"steps": "1e999999999"}, "steps = .* has the wrong type; expected int"),
+        ({"ppo": {"lr": 10**400}}, "ppo.lr = .* has the wrong type; expected float"),
         ({"acting": {"stop": [1]}}, "acting.stop = 1 has the wrong type"),
         ({"critic": {"hidden": [64, "x"]}}, "critic.hidden = 'x' has the wrong type"),
         ({"credit": {"lam_token": "x"}}, "credit.lam_token = 'x' has the wrong type"),
-        ({"mirrors": ["tensorbord"]}, "mirrors = 'tensorbord' is not one of"),
+        ({"trackers": ["tensorbord"]}, "trackers = 'tensorbord' is not one of"),
         ({"model": {"tuning": ["full"]}}, "model.tuning = .*is not one of: full, lora"),
         ({"ppo": 3}, "ppo is a group of settings, not 3"),
     ],
@@ -184,6 +304,65 @@ def test_a_slip_is_met_with_the_nearest_names(data: Any, meant: str):
 def test_a_value_of_another_kind_is_named(data: Any, named: str):
     with pytest.raises(ConfigError, match=named):
         from_dict(data)
+
+
+def test_a_setting_that_was_renamed_says_so(tmp_path: Path):
+    (tmp_path / "old.yaml").write_text("seed: 1\nmirrors: [wandb]\n")
+    with pytest.raises(ConfigError, match=r"old\.yaml: mirrors was renamed to trackers\.$"):
+        load(tmp_path / "old.yaml")
+
+
+def numbers(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """The annotations of all settings that are numbers, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            found |= numbers(hint, f"{prefix}{name}.")
+        elif {int, float} & {hint, *typing.get_args(hint), *inner_arguments(hint)}:
+            found[f"{prefix}{name}"] = hint
+    return found
+
+
+def inner_arguments(hint: Any) -> list[Any]:
+    return [a for part in typing.get_args(hint) for a in typing.get_args(part)]
+
+
+@pytest.mark.parametrize("name", numbers())
+def test_every_number_has_a_range_that_rejects_nan_and_something_else(name: str):
+    group, _, key = name.rpartition(".")
+    base = getattr(Config(), group) if group else Config()
+    for value in (math.nan, -1.0):
+        item = (value,) if isinstance(getattr(base, key), tuple) else value
+        (complaint,) = out_of_range(item, numbers()[name], name)
+        assert complaint.startswith(f"{name} = {value}: must ")
+
+
+def test_ranges_are_checked_wherever_they_stand():
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        rate: Annotated[float | None, Between(0, 2)] = None
+        sizes: tuple[Annotated[int, Above(2)], ...] = ()
+        either: Annotated[int, AtLeast(3)] | None = None
+        free: float = -1.0
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Inner
+
+    globals().update(Inner=Inner, Outer=Outer)  # where annotations are looked up
+    assert list(out_of_range(Outer(Inner()))) == []
+    assert list(out_of_range(Outer(Inner(2.0, (3, 4), 3)))) == []
+    assert list(out_of_range(Outer(Inner(2.5, (3, 2, 1), 2)))) == [
+        "inner.rate = 2.5: must lie between 0 and 2.",
+        "inner.sizes = 2: must be above 2.",
+        "inner.sizes = 1: must be above 2.",
+        "inner.either = 2: must be at least 3.",
+    ]
+
+
+def test_every_width_of_the_critic_is_above_0():
+    with pytest.raises(ConfigError, match=r"critic\.hidden = -2: must be above 0"):
+        Config(critic=CriticConfig(hidden=(64, -2)))
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
@@ -250,6 +429,9 @@ def test_everything_that_is_wrong_is_told_at_once():
         (b"env: caf\xe9", "config.yaml"),
         (b"env: \x00", "not valid YAML"),
         (b"env: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        (b"seed: 1\nppo: {}\nseed: 2", "the key 'seed' appears twice(.|\n)*line 3"),
+        (b"ppo: {lr: 1, lr: 2}", "the key 'lr' appears twice"),
+        (b"env_args: {on: 2024-02-31}", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(content: bytes, named: str, tmp_path: Path):
@@ -287,3 +469,35 @@ def test_an_empty_file_is_the_default(content: str, tmp_path: Path):
 def test_settings_that_make_no_sense_together_are_refused(data: dict[str, Any], named: str):
     with pytest.raises(ConfigError, match=named):
         from_dict(data)
+
+
+# `poad config`.
+
+
+def test_the_defaults_are_printed_in_full(capsys: pytest.CaptureFixture[str]):
+    assert main(["config"]) == 0
+    assert parse_value(capsys.readouterr().out) == to_dict(Config())
+
+
+def test_flags_override_the_file_that_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 3\nppo: {lr: 1e-3}\n")
+    for flags in ([str(path)], ["--config", str(path)]):
+        assert main(["config", *flags, "--seed", "4"]) == 0
+        expected = from_dict({"seed": 4, "ppo": {"lr": 1e-3}})
+        assert from_dict(parse_value(capsys.readouterr().out)) == expected
+    assert main(["config", str(path), "--config", str(path)]) == 2
+
+
+def test_a_resolved_configuration_leaves_nothing_open_and_can_be_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["config", "--resolved", "--credit.method", "twosome"]) == 0
+    shown = from_dict(parse_value(capsys.readouterr().out))
+    assert (shown.acting.scheme, shown.acting.score) == ("score", "word")
+    assert shown.model.name != "auto"
+    assert shown.credit.lam_token is not None
+    assert main(["config", "--resolved", "--credit.method", "poat"]) == 2
+    assert "Did you mean 'poad'" in capsys.readouterr().err

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poad.cli.main import main
-from poad.config import load
+from poad.config import Config, load, read_yaml, to_dict
 from poad.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -38,10 +43,89 @@ def test_a_world_of_ones_own_is_learned(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_configurations_are_complete(path: Path) -> None:
-    import yaml
+@pytest.fixture
+def apart(tmp_path: Path) -> Path:
+    """A directory of one's own that holds nothing but the method."""
+    shutil.copy(ROOT / "examples" / "my_method.py", tmp_path)
+    return tmp_path
 
-    from poad import config
 
-    assert yaml.safe_load(path.read_text()) == config.to_dict(load(path))
+def poad(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "poad", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+TD0 = "my_method:TD0"
+FEW = ["--steps", "64", "--streams", "4", "--horizon", "8", "--eval.episodes", "2"]
+
+
+def test_a_method_of_ones_own_trains_resumes_and_evaluates(apart: Path) -> None:
+    (apart / "td0.yaml").write_text(f"credit: {{method: '{TD0}'}}\n", encoding="utf-8")
+    done = poad(apart, "train", "--config", "td0.yaml", *FEW)
+    assert done.returncode == 0, done.stderr
+    (run,) = (apart / "runs").iterdir()
+    assert run.name == "tomato-salad-my_method.TD0-seed0"  # no colon, which Windows refuses
+    more = poad(apart, "train", "--resume", str(run), "--steps", "96", "--quiet")
+    assert more.returncode == 0, more.stderr
+    seen = poad(apart, "eval", str(run), "--episodes", "2", "--quiet")
+    assert seen.returncode == 0, seen.stderr
+    assert Run.open(run).config.credit.method == TD0
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["env_steps"] for line in lines] == [32, 64, 96]
+    moved = poad(apart / "runs", "eval", run.name, "--quiet")
+    assert moved.returncode == 2
+    assert "Cannot import the method 'my_method:TD0'" in moved.stderr
+
+
+def test_a_method_of_ones_own_takes_part_in_a_study(apart: Path) -> None:
+    (apart / "mine.yaml").write_text(
+        f"""
+name: mine
+question: Does a trace help?
+worlds: {{salad: {{env: poad/TomatoSalad-v0, steps: 64}}}}
+methods: {{poad: {{}}, td0: {{credit: {{method: "{TD0}"}}}}}}
+seeds: [0]
+panel: {{episodes: 2, points: 1}}
+""",
+        encoding="utf-8",
+    )
+    done = poad(apart, "study", "mine.yaml", "--smoke", "--quiet")
+    assert done.returncode == 0, done.stderr
+    results = (apart / "runs" / "studies" / "mine-smoke" / "results.json").read_text()
+    assert json.loads(results)["missing"] == []
+    wrong = (apart / "mine.yaml").read_text().replace("TD0", "TD1")
+    (apart / "wrong.yaml").write_text(wrong, encoding="utf-8")
+    refused = poad(apart, "study", "wrong.yaml", "--smoke", "--quiet")
+    assert refused.returncode == 2
+    assert "Did you mean 'TD0'?" in refused.stderr
+
+
+def settings_in(data: Mapping[str, Any], whole: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings that repeat what stands in the whole configuration, by dotted name."""
+    found = []
+    for key, value in data.items():
+        if isinstance(value, Mapping) and key != "env_args":
+            found += settings_in(value, whole[key], f"{prefix}{key}.")
+        elif value == whole[key]:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_configuration_says_what_it_is_for_and_only_what_differs(path: Path) -> None:
+    load(path)  # it can be used
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    data = read_yaml(path)
+    assert "env" in data  # the world is always named, even the default one
+    assert set(settings_in(data, to_dict(Config()))) <= {"env"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_the_printed_configuration_is_whole_and_loads_to_the_same(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", str(path)]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert load(printed) == load(path)
+    assert read_yaml(printed) == to_dict(load(path))

@@ -1,4 +1,4 @@
-"""The offered actions as one tree: nothing lost, nothing ambiguous."""
+"""The tree of offered actions holds all of them, and none of them is ambiguous."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_there_is_one_node_for_each_distinct_beginning(sequences):
 
 @settings(deadline=None)
 @given(offers)
-def test_parents_children_paths_and_choices_tell_the_same_story(sequences):
+def test_parents_children_paths_and_choices_agree(sequences):
     trie = ActionTrie.build(sequences, names(len(sequences)))
     assert trie.path(ROOT) == ()
     assert trie.token_path(ROOT) == ()
@@ -74,7 +74,7 @@ def test_children_come_in_the_order_in_which_the_actions_were_offered(sequences)
         assert children == list(dict.fromkeys(followers))
 
 
-def test_a_small_tree_looks_as_drawn():
+def test_a_small_tree_has_the_nodes_of_its_drawing():
     trie = ActionTrie.build(TOKENS, NAMES)
     #   root ─ 1 ┬ END          open
     #        │   └ 2 ─ END      open door
@@ -97,24 +97,24 @@ def test_tries_are_compared_by_identity():
     assert len({one, other, one}) == 2
 
 
-def test_repeated_actions_are_refused_by_name():
+def test_repeated_actions_are_rejected_by_name():
     with pytest.raises(ValueError, match="'look' and 'gaze' have the same tokens"):
         ActionTrie.build([(3, END), (1, END), (3, END)], ["look", "open", "gaze"])
 
 
-def test_an_action_without_tokens_is_refused_by_name():
+def test_an_action_without_tokens_is_rejected_by_name():
     with pytest.raises(ValueError, match="'wait' has no tokens"):
         ActionTrie.build([(3, END), ()], ["look", "wait"])
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_action_that_begins_another_is_refused_by_name(order):
+def test_an_action_that_is_a_prefix_of_another_is_rejected_by_name(order):
     sequences, texts = [(1,), (1, 2)], ["open", "open door"]
-    with pytest.raises(ValueError, match=r"'open' is the beginning of another.*end-of-action"):
+    with pytest.raises(ValueError, match=r"'open' is a prefix of another.*end-of-action"):
         ActionTrie.build([sequences[i] for i in order], [texts[i] for i in order])
 
 
-def test_an_empty_offer_is_refused():
+def test_an_empty_offer_is_rejected():
     with pytest.raises(ValueError, match="at least one action"):
         ActionTrie.build([], [])
 

@@ -180,7 +180,7 @@ class Zoo:
         keep: dict[str, Any] = {k: rest.pop(k) for k in list(rest) if k.startswith("keep")}
         name = str(self.path(architecture, tokenizer))
         config = ModelConfig(name=name, tuning=tuning, device="cpu", **rest)
-        model = load_model(config, env="", seed=0, **keep)
+        model = load_model(config, **keep)
         if tuning == "lora":
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():

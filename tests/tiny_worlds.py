@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
 from poad.config import Config, from_dict
-from poad.envs.registry import Writing
+from poad.envs.registry import FreeText
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class SilentWorld(TinyWorld):
 class WorkshopWorld(TinyWorld):
     """Measures and collects what is written, and wants to know it beforehand."""
 
-    writing = Writing(stop=(".",), tokens=5)
+    free_text = FreeText(stop=(".",), max_tokens=5)
 
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poad.agent import Critic, Policy
     from poad.config import Config
-    from poad.credit import METHODS, Credit, Trajectory, recursion, token_credit
+    from poad.credit import METHODS, Credit, Method, recursion, token_credit
     from poad.envs import check_env, make
     from poad.errors import PoadError
     from poad.learn import evaluate, train
@@ -31,7 +31,7 @@ _HOME = {
     "Config": "poad.config",
     "METHODS": "poad.credit",
     "Credit": "poad.credit",
-    "Trajectory": "poad.credit",
+    "Method": "poad.credit",
     "recursion": "poad.credit",
     "token_credit": "poad.credit",
     "check_env": "poad.envs",
@@ -49,10 +49,10 @@ __all__ = [
     "Config",
     "Credit",
     "Critic",
+    "Method",
     "PoadError",
     "Policy",
     "Run",
-    "Trajectory",
     "check_env",
     "evaluate",
     "make",

@@ -1,7 +1,7 @@
-"""The little statistics that reports and studies need: honest intervals, and seeds as samples.
+"""Statistics for reports and studies: intervals, and comparisons over seeds.
 
-Scores of several tasks are given as one array per task, a number for each seed. What is said of
-several seeds follows Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical
+Scores of several tasks are passed as one array per task, with a number for each seed. Statistics
+over seeds follow Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical
 Precipice (arXiv 2108.13264).
 """
 
@@ -16,32 +16,38 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Where a success rate may well lie, given ``successes`` out of ``n`` independent episodes.
+    """Wilson's score interval for a success rate p, from `n` independent episodes.
 
-    Unlike the usual plus-minus, it stays within [0, 1] and does not shrink to a point at 0 or n.
+        p + z²/2n ± z √(p(1−p)/n + z²/4n²)
+        ──────────────────────────────────        p = successes / n
+                    1 + z²/n
+
+    Unlike the normal interval p ± z √(p(1−p)/n), it stays within [0, 1] and has a positive width
+    for 0 and for n successes. Source: E. B. Wilson, Probable Inference, the Law of Succession, and
+    Statistical Inference, JASA 22 (1927).
 
     Args:
-        successes: episodes that succeeded, 0 to ``n``.
-        n: episodes in all; none of them leaves everything possible, (0, 1).
-        confidence: probability that such intervals cover the truth, in (0, 1).
+        successes: the number of successful episodes, from 0 to `n`.
+        n: the number of episodes. For 0 the interval is (0, 1).
+        confidence: the coverage probability, in (0, 1). It determines the normal quantile z.
+
+    Returns:
+        The lower and the upper bound.
 
     Raises:
-        ValueError: counts or a confidence that cannot be.
-
-    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
-    JASA 22 (1927).
+        ValueError: the counts or the confidence are out of range.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes out of {n} episodes: expected 0 ≤ successes ≤ n.")
+        raise ValueError(f"{successes} successes in {n} episodes; expected 0 ≤ successes ≤ n.")
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence = {confidence}: must lie strictly between 0 and 1.")
+        raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1.")
     if n == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate, shrink = successes / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    # At 0 and n the bound is exactly 0 or 1; rounding must not say otherwise.
+    # For 0 and n successes a bound is exactly 0 or 1, which rounding would miss.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return low, high
@@ -53,20 +59,20 @@ Floats = NDArray[np.float64]
 def median_band(
     curves: Sequence[tuple[ArrayLike, ArrayLike]], points: int = 200
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Several curves as one: their median, and the band from the lowest to the highest.
+    """Combine several curves into their median and the band between the lowest and the highest.
 
-    The curves are interpolated linearly at common positions, over the stretch that all of them
-    cover, so that the end of a shorter curve does not bend the median of the rest.
+    The curves are interpolated linearly at common positions. These cover the range of x that all
+    curves share, so that the median is always over the same curves.
 
     Args:
-        curves: pairs (x, y) of equal length, x ascending; points where y is NaN are left out.
-        points: how many common positions.
+        curves: pairs (x, y) of equal length, with x ascending. Points with y = NaN are ignored.
+        points: the number of common positions.
 
     Returns:
-        x, median, lowest, highest, each of shape [points].
+        x, median, lowest and highest, each [points].
 
     Raises:
-        ValueError: no curve has a point, or they share no stretch of x.
+        ValueError: no curve has a finite point, or the curves do not share a range of x.
     """
     clean: list[tuple[Floats, Floats]] = []
     for x, y in curves:
@@ -75,33 +81,37 @@ def median_band(
         if real.any():
             clean.append((xs[real], ys[real]))
     if not clean:
-        raise ValueError("No curve has a single finite point; nothing to draw.")
+        raise ValueError("No curve has a finite point, so there is nothing to draw.")
     start, stop = max(xs[0] for xs, _ in clean), min(xs[-1] for xs, _ in clean)
     if start > stop:
-        raise ValueError(f"The curves share no stretch: one starts at {start:g}, after {stop:g}.")
+        raise ValueError(
+            f"The curves do not overlap: one starts at {start:g}, and another ends at {stop:g}."
+        )
     grid = np.linspace(start, stop, points)
-    stack = np.stack([np.interp(grid, xs, ys) for xs, ys in clean])
+    stack = np.stack([np.interp(grid, xs, ys) for xs, ys in clean])  # [curves, points]
     return grid, np.median(stack, axis=0), stack.min(axis=0), stack.max(axis=0)
 
 
-# Scores over seeds.
+# --- scores over seeds ----------------------------------------------------------------------------
 
 Tasks = Sequence[ArrayLike]
-"""One array of scores per task, a number for each seed."""
+"""One array of scores per task, with a number for each seed."""
 RESAMPLES = 2000
-FLIPS = 10_000
-"""How many signs are drawn at random where there are too many to try them all."""
+MAX_EXACT_PAIRS = 12
+"""Up to so many pairs, the sign-flip test enumerates all signs."""
+SIGN_DRAWS = 10_000
+"""For more pairs, it draws so many combinations of signs at random."""
 
 
 def interquartile_mean(scores: ArrayLike, axis: int = -1) -> Floats:
-    """The mean of the middle half: without the lowest and the highest quarter of the scores.
+    """Mean of the scores without the lowest and the highest quarter (arXiv 2108.13264).
 
-    Of n scores, n // 4 are dropped at either end. A NaN among them makes the result NaN.
+    Of n scores, n // 4 are dropped at either end. The result is NaN if a score is NaN.
     """
     ordered = np.sort(np.asarray(scores, dtype=float), axis=axis)
     n = ordered.shape[axis]
     middle = np.take(ordered, range(n // 4, n - n // 4), axis=axis)
-    unknown = np.isnan(ordered).any(axis=axis)  # sorted to the end, it would be dropped unseen
+    unknown = np.isnan(ordered).any(axis=axis)  # NaN is sorted to the end, where it is dropped
     return np.asarray(np.where(unknown, np.nan, middle.mean(axis=axis)))
 
 
@@ -113,25 +123,25 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Floats, Floats]:
-    """Where a statistic may well lie, had other seeds been drawn: the stratified bootstrap.
+    """Interval of a statistic over seeds by the stratified percentile bootstrap (arXiv 2108.13264).
 
-    The seeds of each task are drawn anew with replacement, task by task, and the percentiles of
-    the statistic over many such draws are the interval.
+    Each resample draws the seeds of every task with replacement, task by task. The interval
+    consists of the percentiles of the statistic over all resamples.
 
     Args:
-        tasks: scores; a task with fewer than two seeds tells nothing, and the result is NaN.
-        statistic: from scores of shape [resamples, all seeds of all tasks] to [resamples, ...].
-        confidence: share of the draws that lies within.
-        resamples: how many draws.
-        seed: of the draws; the same scores give the same interval.
+        tasks: the scores. The result is NaN if a task has fewer than two seeds.
+        statistic: maps scores [resamples, all seeds of all tasks] to [resamples, ...].
+        confidence: the share of resamples within the interval.
+        resamples: the number of resamples.
+        seed: seeds the draws, so that the same scores give the same interval.
 
     Returns:
-        Lowest and highest, each of the statistic's shape.
+        The lower and the upper bound, each of the statistic's shape [...].
     """
     arrays = _arrays(tasks)
     rng = np.random.default_rng(seed)
     drawn = [a[rng.integers(len(a), size=(resamples, len(a)))] for a in arrays]
-    values = statistic(np.concatenate(drawn, axis=1))
+    values = statistic(np.concatenate(drawn, axis=1))  # [resamples, seeds] -> [resamples, ...]
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     if min(map(len, arrays)) < 2:
         return np.full_like(low, np.nan), np.full_like(high, np.nan)
@@ -141,29 +151,35 @@ def bootstrap_interval(
 def probability_of_improvement(
     a: Tasks, b: Tasks, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How likely a run of A beats a run of B on a task drawn at random; ties count half.
+    """Probability that a run of A beats a run of B on a random task (arXiv 2108.13264).
+
+        P(A > B) = mean over tasks of the mean over all pairs of seeds of [a > b] + ½ [a = b]
 
     Args:
-        a: scores of A.
-        b: scores of B on the same tasks; its seeds may be others.
-        confidence: as for :func:`bootstrap_interval`, which draws from both.
-        resamples: how many draws.
-        seed: of the draws.
+        a: the scores of A.
+        b: the scores of B on the same tasks. Its seeds may differ in number.
+        confidence: as for `bootstrap_interval`. The seeds of A and B are drawn independently.
+        resamples: the number of resamples.
+        seed: seeds the draws.
 
     Returns:
-        The probability with its interval.
+        The probability, and the lower and upper bound of its interval.
 
     Raises:
-        ValueError: different numbers of tasks.
+        ValueError: A and B have different numbers of tasks.
     """
     first, second = _arrays(a), _arrays(b)
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} tasks against {len(second)}: give the same ones.")
+        raise ValueError(
+            f"There are {len(first)} tasks of A but {len(second)} of B; pass the same tasks."
+        )
     rng = np.random.default_rng(seed)
     values = np.zeros(resamples)
     estimate = 0.0
     for x, y in zip(first, second, strict=True):
-        beats = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+        beats = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # [seeds of A, seeds of B]
+        # Resampling the seeds of both resamples rows and columns of the table of all pairs:
+        # [resamples, seeds of A, 1] and [resamples, 1, seeds of B] broadcast to all three axes.
         rows = rng.integers(len(x), size=(resamples, len(x), 1))
         columns = rng.integers(len(y), size=(resamples, 1, len(y)))
         values += beats[rows, columns].mean(axis=(1, 2)) / len(first)
@@ -175,28 +191,28 @@ def probability_of_improvement(
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Floats:
-    """The share of runs that score above each threshold.
+    """Share of runs that score above each threshold (arXiv 2108.13264).
 
     Args:
         scores: [..., runs].
         thresholds: [K].
 
     Returns:
-        [..., K], falling from left to right where the thresholds rise.
+        [..., K], which decreases where the thresholds increase.
     """
     values, limits = np.asarray(scores, dtype=float), np.asarray(thresholds, dtype=float)
-    return (values[..., :, None] > limits).mean(axis=-2)
+    return (values[..., :, None] > limits).mean(axis=-2)  # [..., runs, K] -> [..., K]
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
-    """The mean height of a curve between its first and its last point (trapezoids).
+    """Mean height of a curve between its first and its last point, by the trapezoidal rule.
 
     Raises:
-        ValueError: no point, or x does not rise.
+        ValueError: the curve has no point, or x does not increase.
     """
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if not len(xs) or (np.diff(xs) <= 0).any():
-        raise ValueError("A curve needs a point at least, and x that rises.")
+        raise ValueError("A curve needs at least one point, and x must increase.")
     if len(xs) == 1:
         return float(ys[0])
     heights = (ys[1:] + ys[:-1]) / 2
@@ -204,7 +220,7 @@ def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def first_reach(x: ArrayLike, y: ArrayLike, threshold: float) -> float:
-    """Where a curve first has a point at or above the threshold; infinity if it never does."""
+    """First x at which a curve has a point at or above the threshold; infinity if there is none."""
     there = np.flatnonzero(np.asarray(y, dtype=float) >= threshold)
     return float(np.asarray(x, dtype=float)[there[0]]) if len(there) else math.inf
 
@@ -212,29 +228,34 @@ def first_reach(x: ArrayLike, y: ArrayLike, threshold: float) -> float:
 def paired_difference(
     a: Tasks, b: Tasks, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float, float]:
-    """By how much A exceeds B where both had the same seeds, and whether that may be chance.
+    """Mean difference A − B over paired seeds, with its interval and a two-sided p-value.
 
-    The difference is the mean over tasks of the mean over seeds. Its interval draws seeds anew,
-    task by task. The p-value is that of the sign-flip test: if A and B were alike, each seed's
-    difference might as well have had the other sign. Up to 12 differences all signs are tried;
-    beyond that so many are drawn at random.
+    The difference is the mean over tasks of the mean over seeds. Its interval comes from
+    `bootstrap_interval`. The p-value comes from the sign-flip test: if A and B were alike, the
+    difference of each pair could as well have the opposite sign, and p is the share of sign
+    combinations whose absolute mean is at least the observed one. Up to `MAX_EXACT_PAIRS` pairs,
+    all 2ⁿ combinations are enumerated. Otherwise `SIGN_DRAWS` of them are drawn at random.
 
     Args:
-        a: scores of A.
-        b: scores of B, seed by seed those of the same tasks.
-        confidence: of the interval.
-        resamples: how many draws.
-        seed: of the draws.
+        a: the scores of A.
+        b: the scores of B on the same tasks with the same seeds, in the same order.
+        confidence: the share of resamples within the interval.
+        resamples: the number of resamples.
+        seed: seeds the draws.
 
     Returns:
-        Difference, lowest, highest, p.
+        The difference, the lower and the upper bound, and p.
 
     Raises:
-        ValueError: tasks or seeds that do not pair up.
+        ValueError: the tasks or seeds of A and B do not match.
     """
     first, second = _arrays(a), _arrays(b)
     if (seeds := [*map(len, first)]) != (others := [*map(len, second)]):
-        raise ValueError(f"Seeds by task, {seeds} against {others}: give the same ones, in order.")
+        raise ValueError(
+            f"The numbers of seeds by task are {seeds} for A and {others} for B; pass the same "
+            "tasks and seeds, in the same order."
+        )
+    # One weight per pair makes a plain sum the mean over tasks of means over seeds.
     gaps = [x - y for x, y in zip(first, second, strict=True)]
     weight = np.concatenate([np.full(len(gap), 1 / (len(gap) * len(gaps))) for gap in gaps])
     low, high = bootstrap_interval(
@@ -246,20 +267,22 @@ def paired_difference(
 
 
 def _sign_flip(weighted: Floats, seed: int) -> float:
+    """Compute the p-value of the sign-flip test for n weighted differences [n]."""
     n, observed = len(weighted), abs(weighted.sum())
-    slack = 1e-12 * np.abs(weighted).sum()  # rounding must not tell equal sums apart
-    if n <= 12:
+    slack = 1e-12 * np.abs(weighted).sum()  # equal sums may differ by rounding
+    if n <= MAX_EXACT_PAIRS:
+        # Row k holds the binary digits of k: all combinations, [2ⁿ, n]. Digit 1 means a minus.
         bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float((np.abs((1 - 2 * bits) @ weighted) >= observed - slack).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(FLIPS, n))
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(SIGN_DRAWS, n))
     as_far = (np.abs(signs @ weighted) >= observed - slack).sum()
-    return float((as_far + 1) / (FLIPS + 1))  # the observed signs are one of the draws
+    return float((as_far + 1) / (SIGN_DRAWS + 1))  # the observed signs count as one draw
 
 
 def _arrays(tasks: Tasks) -> list[Floats]:
     arrays = [np.asarray(task, dtype=float) for task in tasks]
     if not arrays or any(a.ndim != 1 or not len(a) for a in arrays):
-        raise ValueError("Give a flat array of scores per task, each with a seed at least.")
+        raise ValueError("Pass a flat array of scores per task, each with at least one seed.")
     if any(np.isnan(a).any() for a in arrays):
-        raise ValueError("A score is NaN; leave that seed out, and say so.")
+        raise ValueError("A score is NaN; leave that seed out, and report that you did.")
     return arrays

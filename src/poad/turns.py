@@ -14,6 +14,17 @@ Position = tuple[TokenIds, TokenIds]
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What a world shows: its text, and the actions it offers."""
+
+    prompt: str
+    admissible_actions: tuple[str, ...] | None = None
+    """None: the agent writes freely."""
+    prompt_ids: TokenIds = ()
+    """The prompt as the model reads it; empty: as at the beginning of an episode."""
+
+
+@dataclass(frozen=True)
 class Action:
     """What the agent wrote, exactly as sampled. n tokens."""
 
@@ -48,23 +59,11 @@ class Turn:
 
 
 class Episode(NamedTuple):
-    """What a world says of an episode when it ends."""
+    """Outcome of an episode, as the world reports it in ``info["episode"]`` at the end."""
 
     episode_return: float
     length: int
     success: bool
-
-
-class Work(NamedTuple):
-    """Something an agent made that is worth keeping: a program, say."""
-
-    file: str
-    """What to call it: `best_program.py`."""
-    text: str
-    score: float
-    deviation: float
-    turn: int
-    """Of the rollout, counted from 1 in the order the turns were taken."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ class Rollout:
     streams: tuple[tuple[Turn, ...], ...]
     episodes: tuple[Episode, ...]
     measures: tuple[Mapping[str, float], ...] = ()
-    """What the world measured, a turn each, in the order the turns were taken."""
-    best: Work | None = None
-    """The best thing that was made, where a world calls for making things."""
+    """``info["measures"]`` of each turn, in the order in which the turns were taken."""
     cpu_elsewhere: float = 0.0
     """CPU seconds that the worlds spent in other processes."""
 

@@ -1,4 +1,4 @@
-"""Another sampler writes the same policy: what it says it sampled with, the learner says too."""
+"""The engine of transformers samples the same policy that the learner computes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuni
         torch.testing.assert_close(found, torch.tensor(action.logprob), atol=1e-4, rtol=0)
 
 
-def test_the_same_seed_writes_the_same(zoo: Zoo) -> None:
+def test_the_same_seed_writes_the_same_actions(zoo: Zoo) -> None:
     model = zoo.load()
     prompts = [model.codec.prompt(prompt) for prompt in PROMPTS]
     one, again, other = (
@@ -68,7 +68,7 @@ def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo) -> Non
     assert len(kinds) >= 2
 
 
-def test_where_each_episode_has_its_own_source_we_write_ourselves(zoo: Zoo) -> None:
+def test_separate_generators_are_served_by_the_decoder(zoo: Zoo) -> None:
     model = zoo.load()
     for prompts in (PROMPTS, PROMPTS[:1]):
         observations = [Observation(prompt) for prompt in prompts]
@@ -89,7 +89,7 @@ def test_it_trains() -> None:
         assert metrics["passes"] >= 1
 
 
-def test_an_older_transformers_is_told(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_transformers_is_rejected(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     monkeypatch.delattr(transformers, "ContinuousBatchingConfig")

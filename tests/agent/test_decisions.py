@@ -1,4 +1,4 @@
-"""Distinct decisions, laid out once: nothing computed twice, nothing mixed up."""
+"""Decisions are merged and laid out once: nothing is computed twice, nothing mixed up."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ offers = st.lists(
 )
 
 
-def told(batch: DecisionBatch, q: int) -> list[tuple[list[tuple[TokenIds, int]], float]]:
-    """What a batch says of one decision: per option its (seen tokens, token) and its divisor."""
+def described(batch: DecisionBatch, q: int) -> list[tuple[list[tuple[TokenIds, int]], float]]:
+    """Describe one decision: for each option its (seen tokens, token) pairs and its divisor."""
     options = []
     for k in batch.option_mask[q].nonzero().squeeze(1).tolist():
         places = batch.token_mask[q, k].nonzero().squeeze(1).tolist()
@@ -40,7 +40,7 @@ def told(batch: DecisionBatch, q: int) -> list[tuple[list[tuple[TokenIds, int]],
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[DecisionTable, list[Position]]:
-    """Decisions of every kind over a few prompts, and further positions."""
+    """Draw decisions of every kind over a few prompts, and further positions."""
     table = DecisionTable()
     score = draw(st.sampled_from(["word", "token", "sum"]))
     for _ in range(draw(st.integers(1, 4))):
@@ -67,8 +67,8 @@ def test_at_a_node_the_options_are_its_children():
     table = DecisionTable()
     root, inner = table.at_node(SHORT, TRIE, ROOT), table.at_node(SHORT, TRIE, 0)
     batch = table.batch(PAD)
-    assert told(batch, root) == [([(SHORT, token)], 1.0) for token in (1, 4, 5)]
-    assert told(batch, inner) == [([((*SHORT, 1), token)], 1.0) for token in (END, 2)]
+    assert described(batch, root) == [([(SHORT, token)], 1.0) for token in (1, 4, 5)]
+    assert described(batch, inner) == [([((*SHORT, 1), token)], 1.0) for token in (END, 2)]
     assert batch.renormalize.all()
 
 
@@ -93,7 +93,7 @@ def test_between_actions_the_options_are_whole_actions(score, score_end, divisor
         counted = tokens if score_end else tokens[:-1]
         path = [((*SHORT, *tokens[:j]), token) for j, token in enumerate(counted)]
         expected.append((path, float(divisor)))
-    assert told(batch, batch_of_one) == expected
+    assert described(batch, batch_of_one) == expected
     assert batch.renormalize.all()
 
 
@@ -112,14 +112,14 @@ def test_of_the_vocabulary_the_options_are_the_tokens_that_were_taken():
     assert taken == [(0, 0), (0, 1), (0, 0)]
     assert elsewhere == (1, 0)
     batch = table.batch(PAD)
-    assert told(batch, 0) == [([((*SHORT, 1), 7)], 1.0), ([((*SHORT, 1), 8)], 1.0)]
+    assert described(batch, 0) == [([((*SHORT, 1), 7)], 1.0), ([((*SHORT, 1), 8)], 1.0)]
     assert not batch.renormalize.any()
 
 
 # --- many decisions ---------------------------------------------------------------------------
 
 
-def test_identical_decisions_are_one():
+def test_identical_decisions_are_merged():
     table = DecisionTable()
     for _ in range(2):
         assert table.at_node(SHORT, TRIE, ROOT) == 0
@@ -129,33 +129,36 @@ def test_identical_decisions_are_one():
     assert len(table) == 4
 
 
-def test_every_position_is_read_once_whoever_asks():
+def test_every_position_is_read_once_however_many_decisions_need_it():
     table = DecisionTable()
     table.at_node(SHORT, TRIE, ROOT)
     table.between_actions(SHORT, TRIE, "sum", False)
     table.of_vocabulary((SHORT, (1,)), 2)
-    batch = table.batch(PAD, also=[(SHORT, ()), (SHORT, (5,))])
+    batch = table.batch(PAD, extra_positions=[(SHORT, ()), (SHORT, (5,))])
     # The root, then behind 1, 1·2 and 5; the last tokens are predicted and never read.
     assert sorted(tokens_seen(batch.packed, r)[2:] for r in range(len(batch.packed.row))) == [
         *((), (1,), (1, 2), (5,))
     ]
-    assert [tokens_seen(batch.packed, r) for r in batch.also.tolist()] == [SHORT, (*SHORT, 5)]
+    assert [tokens_seen(batch.packed, r) for r in batch.extra_readings.tolist()] == [
+        SHORT,
+        (*SHORT, 5),
+    ]
     assert batch.packed.token_ids.shape == (1, len(SHORT) + 3)
 
 
 @settings(deadline=None)
 @given(tables())
 def test_padding_is_masked_and_points_at_real_readings(made):
-    table, also = made
-    batch = table.batch(PAD, also)
+    table, extra = made
+    batch = table.batch(PAD, extra)
     q, k, _ = batch.read.shape
     assert len(table) == q
     assert batch.option_mask.shape == batch.divisor.shape == (q, k)
     assert torch.equal(batch.option_mask, batch.token_mask.any(2))
     assert batch.option_mask[:, 0].all()
     assert int(batch.read.max()) < len(batch.packed.row)
-    assert [tokens_seen(batch.packed, r) for r in batch.also.tolist()] == [
-        (*p, *b) for p, b in also
+    assert [tokens_seen(batch.packed, r) for r in batch.extra_readings.tolist()] == [
+        (*p, *b) for p, b in extra
     ]
 
 
@@ -163,7 +166,7 @@ def test_padding_is_masked_and_points_at_real_readings(made):
 @given(tables())
 def test_a_decision_lies_in_one_bundle(made):
     batch = made[0].batch(PAD, made[1])
-    bundles = batch.bundles.of[batch.read]
+    bundles = batch.bundles.assignment[batch.read]
     assert torch.equal(bundles, bundles[:, :1, :1].expand_as(bundles))
 
 
@@ -182,33 +185,33 @@ def test_a_decision_between_many_long_actions_is_not_divided():
 
 @settings(deadline=None)
 @given(tables(), st.data())
-def test_selected_bundles_tell_the_same_of_their_decisions(made, data):
-    table, also = made
-    batch = table.batch(PAD, also)
+def test_selected_bundles_hold_the_same_decisions(made, data):
+    table, extra = made
+    batch = table.batch(PAD, extra)
     count = len(batch.bundles.cost)
     bundles = data.draw(st.permutations(range(count)))[: data.draw(st.integers(1, count))]
-    part, kept, kept_also = batch.select(torch.tensor(bundles))
-    lies_in = batch.bundles.of[batch.read[:, 0, 0]].tolist()
+    part, kept, kept_extra = batch.select(torch.tensor(bundles))
+    lies_in = batch.bundles.assignment[batch.read[:, 0, 0]].tolist()
     assert kept.tolist() == [q for q in range(len(table)) if lies_in[q] in bundles]
     assert part.bundles.cost.tolist() == batch.bundles.cost[bundles].tolist()
     for q, whole in enumerate(kept.tolist()):
-        assert told(part, q) == told(batch, whole)
+        assert described(part, q) == described(batch, whole)
         assert part.renormalize[q] == batch.renormalize[whole]
 
     def places(of: DecisionBatch, which: Tensor) -> list[TokenIds]:
         return [tokens_seen(of.packed, reading) for reading in which.tolist()]
 
-    assert places(part, part.also) == places(batch, batch.also[kept_also])
+    assert places(part, part.extra_readings) == places(batch, batch.extra_readings[kept_extra])
     seen = {q for b in range(count) for q in batch.select(torch.tensor([b]))[1].tolist()}
-    assert seen == set(range(len(table)))  # bundles part the decisions among them
+    assert seen == set(range(len(table)))  # every decision lies in one of the bundles
 
 
 def test_bundles_that_hold_only_further_positions_hold_no_decision():
     table = DecisionTable()
     table.at_node(SHORT, TRIE, ROOT)
-    batch = table.batch(PAD, also=[(LONG, (1,))])
-    part, kept, kept_also = batch.select(batch.bundles.of[batch.also])
-    assert (len(kept), kept_also.tolist(), part.also.tolist()) == (0, [0], [0])
+    batch = table.batch(PAD, extra_positions=[(LONG, (1,))])
+    part, kept, kept_extra = batch.select(batch.bundles.assignment[batch.extra_readings])
+    assert (len(kept), kept_extra.tolist(), part.extra_readings.tolist()) == (0, [0], [0])
     assert part.read.shape[0] == 0
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from poad.agent.build import load_agent
 from poad.agent.policy import Observation, Policy
-from poad.agent.sampling import Memo
+from poad.agent.sampling import ActingCache
 from poad.config import ActingConfig, Config
 from poad.envs.registry import make
 from poad.lm.model import LanguageModel
@@ -277,7 +277,7 @@ def test_what_is_acted_was_offered_token_for_token(zoo: Zoo, scheme):
 
 def test_along_the_trie_a_token_is_a_choice_where_it_has_a_rival(zoo: Zoo):
     policy = policy_of(zoo.load())
-    found = {a.text: a.choice for a in policy.act([OFFER] * 400, rng(), memo=Memo())}
+    found = {a.text: a.choice for a in policy.act([OFFER] * 400, rng(), cache=ActingCache())}
     # Forced are: door behind red and blue, most of the rest of look, chop, take and wait, and the
     # end wherever nothing goes on. Only behind "open" the end has rivals.
     assert found["open"] == (True, True)
@@ -467,16 +467,16 @@ def test_with_a_generator_each_what_one_does_depends_on_no_other(zoo: Zoo, schem
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_memo_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
+def test_a_cache_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
     policy = policy_of(zoo.load(), scheme)
     offers = [o for o in MIXED if o.admissible_actions]
-    memo = Memo()
+    cache = ActingCache()
     for seed in range(60):  # in other company
-        policy.act(offers[:: 1 - 2 * (seed % 2)], rng(seed), memo=memo)
+        policy.act(offers[:: 1 - 2 * (seed % 2)], rng(seed), cache=cache)
     each = range(3, 3 + len(offers))
     fresh = policy.act(offers, [rng(seed) for seed in each])
     with counting(policy.model) as sizes:
-        remembered = policy.act(offers, [rng(seed) for seed in each], memo=memo)
+        remembered = policy.act(offers, [rng(seed) for seed in each], cache=cache)
     assert sizes == []
     for one, other in zip(fresh, remembered, strict=True):
         assert (one.text, one.token_ids, one.choice) == (other.text, other.token_ids, other.choice)
@@ -485,12 +485,12 @@ def test_a_memo_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
 
 def test_probabilities_are_remembered_too(zoo: Zoo):
     policy = policy_of(zoo.load())
-    memo = Memo()
-    first = policy.probabilities(OFFER, memo)
+    cache = ActingCache()
+    first = policy.probabilities(OFFER, cache)
     with counting(policy.model) as sizes:
-        assert policy.probabilities(OFFER, memo) == first
+        assert policy.probabilities(OFFER, cache) == first
     assert sizes == []
-    policy.act([OFFER], rng(), memo=memo)  # one memo serves both
+    policy.act([OFFER], rng(), cache=cache)  # one cache serves both
     assert_same(policy.probabilities(OFFER), first)
 
 
@@ -670,7 +670,7 @@ def test_further_positions_are_read_in_the_same_pass(zoo: Zoo):
     turn = turn_of(policy, OFFER, act(policy, OFFER))
     also = [(turn.prompt_ids, ()), (turn.prompt_ids, turn.action.token_ids[:2]), ((5, 6), ())]
     batch, _, _ = policy.decisions([turn], also)
-    hidden = policy.evaluate(batch).hidden[batch.also]
+    hidden = policy.evaluate(batch).hidden[batch.extra_readings]
     for state, (prompt, rest) in zip(hidden, also, strict=True):
         with torch.no_grad():
             logits = policy.model.logits(state), next_token_logits(policy.model, *prompt, *rest)

@@ -79,7 +79,7 @@ def test_refusals_load_no_torch(tmp_path: Path) -> None:
     refused = {
         "already holds a run": ["train", "--run", "taken"],
         "neither empty nor a run": ["train", "--run", "thesis"],
-        "package trackio is not installed": ["train", "--mirrors", "trackio"],
+        "package trackio is not installed": ["train", "--trackers", "trackio"],
         "no credit method 'poat'": ["train", "--credit.method", "poat"],
         "poad/TomatoSalad-v0": ["train", "--env", "poad/TomatoSalat-v0"],
         "has no checkpoint": ["export", "taken", "--to", "out"],
@@ -293,7 +293,7 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
         (("train", "--critic.clip", "off"), "--critic.clip: 'off' is not a number."),
         (("train", "--critic.hidden", "8", "x"), "--critic.hidden: 'x' is not a whole number."),
         (("train", "--acting.scheme", "tree"), "Did you mean 'trie'"),
-        (("train", "--mirrors", "wandbb"), "--mirrors: 'wandbb' is not one of"),
+        (("train", "--trackers", "wandbb"), "--trackers: 'wandbb' is not one of"),
         (("train", "--prompt.examples", "a"), "come in groups of 2"),
         (("train", "--env-args", "max_steps=[1],[2]"), "is not a YAML value"),
         (("eval",), "RUN is missing."),

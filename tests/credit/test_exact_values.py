@@ -19,9 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_credit import CRITIC_METHODS, TURN_METHODS
-
-from poad.credit.methods import METHODS
-from poad.credit.recursion import Trajectory
+from trajectories import Trajectory, credit_of
 
 GAMMA, HORIZON, DEPTH = 0.9, 3, 3
 DOUBLE = torch.float64
@@ -138,7 +136,7 @@ def written_out(world: State, critic: ExactCritic) -> Trajectory:
 def expected_errors(world: State, method: str, critic: ExactCritic, **options: Any) -> list[float]:
     """At every slot of the world, the probability-weighted sum of target − value."""
     trajectory = written_out(world, critic)
-    credit = METHODS[method].credit(trajectory, GAMMA, **options)
+    credit = credit_of(method, trajectory, GAMMA, **options)
     slot, error = credit.value_mask.tolist(), (credit.target - trajectory.value).tolist()
     sums: dict[object, float] = defaultdict(float)
     for n, (prob, turns) in enumerate(episodes(world)):

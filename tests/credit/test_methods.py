@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +22,10 @@ from naive_credit import (
     textbook_gae,
 )
 from torch import Tensor
+from trajectories import Trajectory, credit_of
 
-from poad.credit.methods import METHODS, Method, find_method, token_credit
-from poad.credit.recursion import Credit, Trajectory
+from poad.credit import METHODS, Credit, Method, find_method, token_credit
+from poad.errors import ConfigError
 
 rates = st.sampled_from([0.0, 0.3, 0.9, 1.0])
 seeds = st.integers(0, 2**32)
@@ -47,7 +51,7 @@ def test_every_method_is_the_naive_double_sum(
 ):
     trajectory = random_trajectory(seed, n, t, d, junk=junk)
     options = {"lam_token": lam_token, "gamma_token": gamma_token, "slots": slots}
-    found = METHODS[method].credit(trajectory, gamma, lam, **options)
+    found = credit_of(method, trajectory, gamma, lam, **options)
     assert_same_credit(found, naive_credit(trajectory, method, gamma, lam, **options))
 
 
@@ -70,7 +74,7 @@ def test_law_1_with_one_token_per_action_every_method_is_textbook_gae(seed, gamm
         bootstrap=bootstrap,
         ended=cut,
     )
-    credit = METHODS[method].credit(trajectory, gamma, lam, lam_token=0.5, gamma_token=0.5)
+    credit = credit_of(method, trajectory, gamma, lam, lam_token=0.5, gamma_token=0.5)
     r, v, b, c = (x[0].tolist() for x in (reward, value, bootstrap, cut))
     delta = [r[i] + gamma * (b[i] if c[i] else v[i + 1]) - v[i] for i in range(8)]
     gae = textbook_gae(delta, [0.0 if x else gamma * lam for x in c])
@@ -86,24 +90,26 @@ def test_ntpo_without_a_discount_inside_is_poad_with_all_tokens_as_slots(
     seed, gamma, lam, lam_token
 ):
     trajectory = random_trajectory(seed)
-    ntpo = METHODS["ntpo"].credit(trajectory, gamma, lam, lam_token=lam_token, gamma_token=1.0)
-    poad = METHODS["poad"].credit(trajectory, gamma, lam, lam_token=lam_token, slots="tokens")
+    ntpo = credit_of("ntpo", trajectory, gamma, lam, lam_token=lam_token, gamma_token=1.0)
+    poad = credit_of("poad", trajectory, gamma, lam, lam_token=lam_token, slots="tokens")
     assert_same_credit(ntpo, poad, tolerance=0)
 
 
 def test_ntpo_discounts_inside_an_action_by_gamma_unless_told_otherwise():
     trajectory = random_trajectory(0)
     ntpo = METHODS["ntpo"]
-    default = ntpo.credit(trajectory, 0.8, 0.9)
-    assert_same_credit(default, ntpo.credit(trajectory, 0.8, 0.9, gamma_token=0.8), 0)
-    other = ntpo.credit(trajectory, 0.8, 0.9, gamma_token=0.7)
+    default = credit_of(ntpo, trajectory, 0.8, 0.9)
+    assert_same_credit(default, credit_of(ntpo, trajectory, 0.8, 0.9, gamma_token=0.8), 0)
+    other = credit_of(ntpo, trajectory, 0.8, 0.9, gamma_token=0.7)
     assert not torch.allclose(default.target, other.target)
 
 
 def test_glam_and_twosome_give_the_same_credit_and_differ_in_how_they_act():
     trajectory = random_trajectory(1)
     twosome, glam = METHODS["twosome"], METHODS["glam"]
-    assert_same_credit(twosome.credit(trajectory, 0.9, 0.9), glam.credit(trajectory, 0.9, 0.9), 0)
+    assert_same_credit(
+        credit_of(twosome, trajectory, 0.9, 0.9), credit_of(glam, trajectory, 0.9, 0.9), 0
+    )
     assert (twosome.score, glam.score) == ("word", "sum")
 
 
@@ -111,7 +117,7 @@ def test_glam_and_twosome_give_the_same_credit_and_differ_in_how_they_act():
 @settings(deadline=None)
 def test_reinforce_leaves_unfinished_episodes_out_and_looks_at_no_value(seed, lam):
     trajectory = random_trajectory(seed)
-    credit = METHODS["reinforce"].credit(trajectory, 0.9, lam)
+    credit = credit_of("reinforce", trajectory, 0.9, lam)
     n, t, _ = trajectory.reward.shape
     present = trajectory.mask.any(-1)
     for i in range(n):
@@ -124,19 +130,19 @@ def test_reinforce_leaves_unfinished_episodes_out_and_looks_at_no_value(seed, la
     assert not credit.value_mask.any()
     nowhere = torch.full_like(trajectory.value, math.nan)
     blind = replace(trajectory, value=nowhere, bootstrap=nowhere[..., 0])
-    assert_same_credit(METHODS["reinforce"].credit(blind, 0.9, lam), credit, 0)
+    assert_same_credit(credit_of("reinforce", blind, 0.9, lam), credit, 0)
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_the_dtype_of_the_values_is_kept(method: str, dtype: torch.dtype):
     trajectory = random_trajectory(5, dtype=dtype)
-    credit = METHODS[method].credit(trajectory, 0.9, 0.9)
+    credit = credit_of(method, trajectory, 0.9, 0.9)
     assert credit.advantage.dtype == credit.target.dtype == dtype
     # Half precision rounds the inputs and the result once, and nothing in between.
     doubled = {k: v.double() for k, v in vars(trajectory).items() if v.is_floating_point()}
-    exact = METHODS[method].credit(replace(trajectory, **doubled), 0.9, 0.9)
-    mixed = METHODS[method].credit(replace(trajectory, value=doubled["value"]), 0.9, 0.9)
+    exact = credit_of(method, replace(trajectory, **doubled), 0.9, 0.9)
+    mixed = credit_of(method, replace(trajectory, value=doubled["value"]), 0.9, 0.9)
     assert_same_credit(mixed, exact, tolerance=0)
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(credit.advantage.double(), exact.advantage, rtol=rounding, atol=1e-5)
@@ -146,7 +152,7 @@ def test_the_dtype_of_the_values_is_kept(method: str, dtype: torch.dtype):
 def test_no_gradient_flows_through_credit(method: str):
     trajectory = random_trajectory(6, junk=0.0)
     trajectory = replace(trajectory, value=trajectory.value.requires_grad_())
-    credit = METHODS[method].credit(trajectory, 0.9, 0.9)
+    credit = credit_of(method, trajectory, 0.9, 0.9)
     assert not credit.advantage.requires_grad
     assert not credit.target.requires_grad
 
@@ -161,22 +167,56 @@ def test_the_table_agrees_with_its_keys_and_every_row_has_one_line():
 
 
 def test_an_unknown_method_is_refused_with_its_neighbours():
-    with pytest.raises(ValueError, match=r"'paod'.*archer_adrl.*Did you mean 'poad'\?"):
+    with pytest.raises(ConfigError, match=r"'paod'\. Did you mean 'poad'.*archer_adrl"):
         find_method("paod")
-    with pytest.raises(ValueError, match=r"there are poad, .*reinforce\.$"):
+    with pytest.raises(ConfigError, match=r"Known methods: poad, .*reinforce\. Name .*module:NAME"):
         find_method("zzz")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with a method of its own, and with a name that is none."""
+    (tmp_path / "methods_of_mine.py").write_text(
+        "from poad.credit import Method\n"
+        "TD0 = Method(name='td0', summary='Mine.')\n"
+        "def one_step(): ...\n"
+    )
+    (tmp_path / "broken_methods.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "methods_of_mine"
+    sys.modules.pop("methods_of_mine", None)
+
+
+def test_a_method_of_ones_own_is_found_by_its_module(module: str):
+    assert find_method(f"{module}:TD0").name == "td0"
+
+
+@pytest.mark.parametrize(
+    ("method", "explained"),
+    [
+        ("no_such_module:TD0", "Cannot import .*'no_such_module'.*directory that holds the module"),
+        ("broken_methods:TD0", "Cannot import .*ZeroDivisionError: division by zero"),
+        ("methods_of_mine:TD1", "has no 'TD1'. Did you mean 'TD0'.*Methods there: TD0"),
+        ("methods_of_mine:one_step", "is a function, not a poad.credit.Method"),
+        ("methods_of_mine:", "Methods there: TD0"),
+        (":TD0", "Cannot import"),
+    ],
+)
+def test_what_is_no_method_of_ones_own_is_explained(module: str, method: str, explained: str):
+    with pytest.raises(ConfigError, match=explained):
+        find_method(method)
 
 
 @pytest.mark.parametrize("name", ["gamma", "lam", "lam_token", "gamma_token"])
 def test_a_rate_outside_the_unit_interval_is_refused(name: str):
     options: dict[str, Any] = {"gamma": 0.9, "lam": 0.9, name: 1.5}
     with pytest.raises(ValueError, match=f"{name} is 1.5"):
-        METHODS["poad"].credit(random_trajectory(0), **options)
+        credit_of("poad", random_trajectory(0), **options)
 
 
 def test_unknown_slots_are_refused():
     with pytest.raises(ValueError, match="'words'; there are choices, tokens"):
-        METHODS["twosome"].credit(random_trajectory(0), 0.9, 0.9, slots="words")  # pyright: ignore
+        credit_of("twosome", random_trajectory(0), 0.9, 0.9, slots="words")  # pyright: ignore
 
 
 def test_a_method_of_ones_own_is_a_row_with_a_function():
@@ -186,9 +226,9 @@ def test_a_method_of_ones_own_is_a_row_with_a_function():
 
     mine = Method(name="td0", summary="One-step errors.", estimator=one_step)
     trajectory = random_trajectory(2, junk=0.0)
-    expected = METHODS["poad"].credit(trajectory, 0.9, 0.0, lam_token=0.0)
+    expected = credit_of("poad", trajectory, 0.9, 0.0, lam_token=0.0)
     trajectory = replace(trajectory, value=trajectory.value.requires_grad_())
-    credit = mine.credit(trajectory, 0.9, 0.7)
+    credit = credit_of(mine, trajectory, 0.9, 0.7)
     assert_same_credit(credit, expected)
     assert not credit.target.requires_grad
     assert find_method(mine) is mine
@@ -264,8 +304,7 @@ def test_token_credit_is_the_credit_of_the_trajectory_whatever_lies_between(
     tensors = conversation(trajectory, layout, junk)
     options = {"lam_token": lam_token, "slots": slots}
     found = token_credit(**tensors, gamma=0.9, lam=lam, method=method, **options)
-    row = METHODS["turn_ppo" if method in TURN_METHODS else method]
-    expected = row.credit(trajectory, 0.9, lam, **options)
+    expected = credit_of(method, trajectory, 0.9, lam, **options)
     assert_same_credit(
         on_tokens(found, tensors["mask"]), on_tokens(expected, trajectory.mask), 1e-12
     )

@@ -13,7 +13,7 @@ from gymnasium.spaces import Text
 from gymnasium.wrappers import Autoreset
 
 import poad.envs.registry
-from poad.envs.check import NOT_OFFERED, check_env
+from poad.envs.check import NOT_OFFERED, RULES, check_env
 from poad.errors import WorldError
 
 
@@ -237,10 +237,10 @@ BROKEN = {
     FlagsAreInts: "terminated and truncated are bools, never both True",
     TakesNoTime: "info['duration'] is an int from 1",
     TakesHalfAStep: "info['duration'] is an int from 1",
-    NoEpisode: "the end comes with info['episode']: r (float), l (int), success (bool)",
-    EpisodeWithoutSuccess: "the end comes with info['episode']: r (float), l (int), success (bool)",
-    EpisodeTooEarly: "info['episode'] comes only with the end",
-    EpisodeAtReset: "info['episode'] comes only with the end",
+    NoEpisode: "the last step has info['episode']: r (float), l (int), success (bool)",
+    EpisodeWithoutSuccess: "the last step has info['episode']: r (float), l (int), success (bool)",
+    EpisodeTooEarly: "info['episode'] is absent before the last step",
+    EpisodeAtReset: "info['episode'] is absent before the last step",
     RaisesWhenInvalid: (
         "a string that is not offered becomes info['invalid_action'], not an exception"
     ),
@@ -263,8 +263,14 @@ def test_a_sound_world_passes_as_a_function_and_as_an_open_world():
 def test_a_broken_world_is_caught(world: type[Corridor]):
     with pytest.raises(WorldError) as caught:
         check_env(world, max_turns=30)
-    assert BROKEN[world] in caught.value.findings
-    assert BROKEN[world] in str(caught.value)
+    rule = BROKEN[world]
+    assert rule in caught.value.findings
+    assert f"- {rule}\n    seen: " in str(caught.value)
+    assert f"\n    fix:  {RULES[rule]}" in str(caught.value)
+
+
+def test_every_rule_but_that_about_torch_is_broken_by_a_world_above():
+    assert set(BROKEN.values()) == set(RULES) - {"a world does not import torch"}
 
 
 def test_a_world_that_resets_itself_is_caught():
@@ -295,15 +301,17 @@ def test_an_exception_of_the_world_is_kept_as_the_cause():
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_aliased_worlds_may_offer_actions_by_what_the_prompt_hides_and_it_is_said():
+def test_aliased_worlds_may_offer_actions_by_hidden_state_and_it_is_reported():
     (said,) = check_env(OffersByTime, aliased=True)
-    assert said.startswith("allowed by aliased=True: offered actions that are no function of the")
+    assert said.startswith(
+        "allowed by aliased=True: offered actions are not a function of the prompt"
+    )
     assert "('walk', 'wait')" in said
     assert "('wait', 'walk')" in said
     assert check_env(Corridor, aliased=True) == check_env(Corridor) == ()
 
 
-def test_a_world_to_write_freely_in_passes():
+def test_a_world_without_offered_actions_passes():
     class Free(PatchedInfo):
         def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
             return super().reset(**kwargs)[0], {}
@@ -315,7 +323,7 @@ def test_a_world_to_write_freely_in_passes():
     check_env(Free)
 
 
-def test_the_string_that_is_not_offered_is_not_offered():
+def test_the_test_string_is_not_offered():
     assert NOT_OFFERED not in ("walk", "wait")
 
 

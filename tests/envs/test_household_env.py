@@ -170,7 +170,9 @@ def test_the_numeric_observation_follows_the_state():
 @pytest.mark.parametrize("env_id", ["poad/FoodPreparation-v0", "poad/Entertainment-v0"])
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_whatever_is_said_an_episode_adds_up(env_id: str, data: st.DataObject):
+def test_the_return_of_an_episode_is_the_sum_of_its_rewards_for_any_actions(
+    env_id: str, data: st.DataObject
+):
     env = household(env_id, max_steps=data.draw(st.integers(1, 50)))
     known = (*slot_strings(env.task), NONSENSE)
     way = iter(shortest(env.task.house)[0]) if data.draw(st.booleans()) else iter(())

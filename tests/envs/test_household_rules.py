@@ -95,7 +95,7 @@ def gives(before: State, slot: int, after: State) -> bool:
 
 @pytest.mark.parametrize("slot", range(4))
 @pytest.mark.parametrize("room", [K, BA, BE, L])
-def test_walking_to_a_room_leaves_all_but_what_is_held(room: str, slot: int):
+def test_walking_to_a_room_leaves_all_but_the_held_items(room: str, slot: int):
     to = ROOM_OF_SLOT[slot]
     assert gives(chore(room, open=True), slot, chore(to, open=True))
     assert gives(chore(near="item appliance", place="appliance"), slot, chore(to, "appliance"))
@@ -106,13 +106,13 @@ def test_walking_to_a_room_leaves_all_but_what_is_held(room: str, slot: int):
     assert gives(before, slot, after)
 
 
-def test_walking_to_the_room_one_is_in_resets_what_is_near():
+def test_walking_to_the_current_room_resets_what_is_near():
     assert gives(chore(near="item"), 1, chore())
     assert gives(evening(L, near="tv"), 0, evening(L))
 
 
 @pytest.mark.parametrize("slot", range(9))
-def test_who_sits_does_not_walk(slot: int):
+def test_a_sitting_agent_cannot_walk(slot: int):
     state = evening(L, HAND, "table", "chips sofa", True, (L, ""), True, True, "tv")
     assert fails(state, slot)
     assert do(state._replace(sitting=False), slot).succeeded
@@ -272,7 +272,7 @@ def test_sitting_down_and_standing_up():
     assert fails(evening(L, near="tv"), 15)
 
 
-def test_who_stood_up_counts_as_sitting_for_the_rest_of_the_episode():
+def test_an_agent_that_stood_up_counts_as_seated_for_the_rest_of_the_episode():
     state = run(EVENING, 0, 8, 15, 16, 7)
     sat_on = EVENING.observed.index(next(f for f in EVENING.observed if f.relation == "seated"))
     assert not state.sitting
@@ -289,7 +289,7 @@ def test_who_stood_up_counts_as_sitting_for_the_rest_of_the_episode():
 @pytest.mark.parametrize("open", [False, True])
 @pytest.mark.parametrize("place", [HOME, HAND, "appliance"])
 @pytest.mark.parametrize("room", [K, BA, BE, L])
-def test_a_chore_is_done_when_the_item_is_shut_in(room: str, place: str, open: bool):
+def test_a_chore_is_complete_when_the_item_is_shut_in(room: str, place: str, open: bool):
     near = "item" if place == HAND else ""
     done = reached(CHORE, chore(room, place, near, open, BA if place == HAND else ""))
     assert done == (room == K and place == "appliance" and not open)
@@ -313,7 +313,7 @@ def test_the_last_action_of_a_chore_is_to_close_and_of_the_evening_to_sit_down(e
         assert set(final) == {last}
 
 
-def test_how_the_evening_can_end():
+def test_the_final_states_of_the_evening_are_known():
     ends = {True: Counter[tuple[str, ...]](), False: Counter[tuple[str, ...]]()}
     for every, count in ends.items():
         count.update(state.places for state in endings(EVENING, every))
@@ -356,7 +356,7 @@ def evening_offers(bits: tuple[int, ...]) -> list[int]:
     return [1, 2, 3, 6, 7, 8]
 
 
-def test_what_the_evening_offers():
+def test_the_evening_offers_the_published_actions():
     for bits in observations(EVENING, every=True):
         assert list(offered(EVENING, bits)) == evening_offers(bits)
 
@@ -377,18 +377,18 @@ def test_what_the_evening_offers():
         ((4, 6, 5, 8, 7, 0, 1), (0, 2, 3, 4, 5)),
     ],
 )
-def test_what_a_chore_offers(before: tuple[int, ...], listed: tuple[int, ...]):
+def test_a_chore_offers_the_published_actions(before: tuple[int, ...], listed: tuple[int, ...]):
     assert slots(CHORE, run(CHORE, *before)) == listed
 
 
 @BOTH
-def test_exactly_one_pattern_fits_what_can_be_perceived(house: House):
+def test_exactly_one_pattern_fits_every_observation(house: House):
     for bits in observations(house, every=True):
         assert sum(fits(pattern, bits) for pattern in house.offers) == 1
 
 
 @pytest.mark.parametrize(("before", "absent"), [((4, 9, 0, 6, 11), 4), ((5, 10, 0, 6, 12), 5)])
-def test_in_the_kitchen_with_one_item_on_the_table_the_walk_to_it_is_offered_in_vain(
+def test_in_the_kitchen_with_one_item_on_the_table_the_walk_to_it_is_offered_but_fails(
     before: tuple[int, ...], absent: int
 ):
     state = run(EVENING, *before, 1)
@@ -399,7 +399,7 @@ def test_in_the_kitchen_with_one_item_on_the_table_the_walk_to_it_is_offered_in_
     assert slots(EVENING, do(state, other).state) == (0, 2, 3, other + 5)
 
 
-def test_which_offered_actions_fail():
+def test_the_offered_actions_that_fail_are_known():
     chore_fails = Counter(a for _, a, done in transitions(CHORE) if not done.succeeded)
     assert set(chore_fails) == {7, 8, 9}
     assert chore_fails.total() == 6
@@ -425,7 +425,7 @@ def test_the_one_offered_action_that_succeeds_without_an_effect():
     assert idle == {(chore(K, HAND, "item", open, K), 4) for open in (False, True)}
 
 
-def test_the_tv_cannot_be_turned_off_with_what_is_offered():
+def test_the_tv_cannot_be_turned_off_by_offered_actions():
     assert not any(s.active and not done.state.active for s, _, done in transitions(EVENING))
 
 
@@ -441,7 +441,7 @@ def test_the_tv_cannot_be_turned_off_with_what_is_offered():
         (EVENING, False, 222, 933, 100, 3),
     ],
 )
-def test_how_many_states_transitions_and_observations_there_are(
+def test_there_are_as_many_states_transitions_and_observations_as_documented(
     house: House, every: bool, states: int, moves: int, seen: int, ends: int
 ):
     assert len(reachable(house, every)) == states
@@ -452,7 +452,9 @@ def test_how_many_states_transitions_and_observations_there_are(
 
 
 @pytest.mark.parametrize(("house", "states", "moves"), [(CHORE, 34, 141), (EVENING, 136, 603)])
-def test_how_many_states_behave_differently(house: House, states: int, moves: int):
+def test_the_number_of_states_that_behave_differently_is_known(
+    house: House, states: int, moves: int
+):
     one_of_each = {number: state for state, number in merged(house).items()}
     assert len(one_of_each) == states
     assert sum(len(slots(house, state)) for state in one_of_each.values()) == moves
@@ -464,7 +466,7 @@ def hidden(house: House) -> Counter[tuple[int, ...]]:
     return Counter(bits for _, bits in number_and_bits)
 
 
-def test_what_the_observation_of_a_chore_hides():
+def test_the_observation_of_a_chore_hides_known_states():
     for bits, classes in hidden(CHORE).items():
         holds, near_appliance = bits[6], bits[8]
         if not bits[0]:
@@ -473,7 +475,7 @@ def test_what_the_observation_of_a_chore_hides():
             assert classes == (4 if holds and not near_appliance else 1)
 
 
-def test_what_the_observation_of_the_evening_hides():
+def test_the_observation_of_the_evening_hides_known_states():
     for bits, classes in hidden(EVENING).items():
         held = bits[6] + bits[10]
         if bits[1] or bits[2]:
@@ -484,7 +486,7 @@ def test_what_the_observation_of_the_evening_hides():
             assert classes <= 3
 
 
-def test_dead_ends():
+def test_the_dead_ends_are_known():
     assert dead_ends(CHORE) == dead_ends(CHORE, every=True) == dead_ends(EVENING, every=True)
     assert dead_ends(EVENING, every=True) == set()
     dead = dead_ends(EVENING)
@@ -520,7 +522,7 @@ def test_the_best_episode(house: House, every: bool):
 
 
 @pytest.mark.parametrize("task", ["food_preparation", "entertainment", "entertainment_sparse_text"])
-def test_reading_the_prompt_is_enough_for_the_best_episode(task: str):
+def test_the_prompt_determines_an_optimal_action(task: str):
     house = TASKS[task].house
     policies = []
     for way in shortest(house):
@@ -533,7 +535,7 @@ def test_reading_the_prompt_is_enough_for_the_best_episode(task: str):
     ("house", "success", "mean_return", "shortest_success"),
     [(CHORE, 0.0150, 0.00288, 6), (EVENING, 0.0030, 0.00043, 11)],
 )
-def test_uniformly_random_offered_actions(
+def test_uniformly_random_offered_actions_have_the_known_success_rate(
     house: House, success: float, mean_return: float, shortest_success: int
 ):
     play = random_play(table(house), LIMIT, DISCOUNT)
@@ -553,7 +555,7 @@ def test_uniformly_random_offered_actions(
         (EVENING, 100, 4.42e-12),
     ],
 )
-def test_every_distractor_is_a_step_lost(house: House, distractors: int, success: float):
+def test_every_distractor_wastes_a_step(house: House, distractors: int, success: float):
     offers = table(house)
     more = len(offers.steps), distractors
     stay = np.broadcast_to(np.arange(offers.states)[:, None], more)
@@ -566,7 +568,7 @@ def test_every_distractor_is_a_step_lost(house: House, distractors: int, success
     assert random_play(lost, LIMIT, DISCOUNT).success == pytest.approx(success, rel=0.01)
 
 
-def test_all_actions_at_any_time_make_the_evening_hard():
+def test_offering_all_actions_makes_the_evening_hard():
     play = random_play(table(EVENING, every=True), LIMIT, DISCOUNT)
     assert play.success == pytest.approx(2.6e-6, rel=0.02)
 
@@ -582,7 +584,7 @@ def perceived(house: House, state: State) -> dict[tuple[str, str], int]:
 @BOTH
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_what_holds_after_any_action(house: House, data: st.DataObject):
+def test_every_action_keeps_the_state_consistent(house: House, data: st.DataObject):
     every_slot = st.integers(0, len(house.slots) - 1)
     state = house.start
     for slot in data.draw(st.lists(every_slot, max_size=60)):

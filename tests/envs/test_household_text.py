@@ -11,7 +11,7 @@ from poad.envs.household.text import distractor_pool, slot_strings, view
 from poad.envs.text_world import View
 
 EACH_TASK = pytest.mark.parametrize("name", TASKS)
-CHORES = [name for name, task in TASKS.items() if task.telling == "chore"]
+CHORES = [name for name, task in TASKS.items() if task.style == "chore"]
 EVENING_GOAL = "Watch TV on the sofa with the chips and the milk."
 
 
@@ -39,7 +39,7 @@ def rest(name: str, *before: int) -> str:
         ("entertainment_sparse_text", 59, 60),
     ],
 )
-def test_how_many_prompts_there_are_and_with_their_offered_lists(
+def test_there_are_as_many_prompts_and_pairs_of_prompt_and_offer_as_documented(
     name: str, prompts: int, pairs: int
 ):
     assert len({v.prompt for v in views(name)}) == prompts
@@ -47,7 +47,7 @@ def test_how_many_prompts_there_are_and_with_their_offered_lists(
 
 
 @EACH_TASK
-def test_offered_actions_are_a_function_of_the_prompt_but_in_the_sparse_text(name: str):
+def test_offered_actions_are_a_function_of_the_prompt_except_in_the_sparse_text(name: str):
     lists = defaultdict[str, set[tuple[str, ...]]](set)
     for v in views(name, every=True):
         lists[v.prompt].add(v.actions)
@@ -71,7 +71,7 @@ def test_prompts_are_functions_of_the_observation(name: str):
 
 
 @EACH_TASK
-def test_prompts_are_short_and_the_action_reads_on(name: str):
+def test_prompts_are_short_and_an_action_continues_them(name: str):
     for text, _ in views(name, every=True):
         assert text.startswith(TASKS[name].goal)
         assert text.endswith("Next, you should")
@@ -80,7 +80,7 @@ def test_prompts_are_short_and_the_action_reads_on(name: str):
 
 
 @EACH_TASK
-def test_a_task_has_one_string_per_slot_and_none_starts_another(name: str):
+def test_a_task_has_one_string_per_slot_and_none_is_a_prefix_of_another(name: str):
     strings = (*slot_strings(TASKS[name]), *distractor_pool(TASKS[name]))
     assert len(slot_strings(TASKS[name])) == len(TASKS[name].house.slots)
     assert all(action == action.strip(" .") for action in strings)
@@ -150,12 +150,12 @@ def test_the_words_of_food_preparation():
         ),
     ],
 )
-def test_what_a_chore_tells(before: tuple[int, ...], told: str):
+def test_the_prompts_of_a_chore(before: tuple[int, ...], told: str):
     rooms = "There are a kitchen, a bathroom, a bedroom and a living room. "
     assert prompt("food_preparation", *before) == rooms + told
 
 
-def test_what_a_chore_keeps_to_itself():
+def test_a_chore_hides_two_pairs_of_states():
     put_in = rest("food_preparation", 4, 6, 5, 8, 7)
     assert put_in == "You are in the kitchen. You see the pancake and the open microwave."
     came_back = rest("food_preparation", 4, 6, 5, 8, 7, 0, 1)
@@ -164,7 +164,7 @@ def test_what_a_chore_keeps_to_itself():
 
 
 @pytest.mark.parametrize("name", CHORES)
-def test_the_other_chores_say_the_same_about_other_things(name: str):
+def test_all_chores_have_the_same_prompts_about_other_things(name: str):
     task, known = TASKS[name], TASKS["food_preparation"]
     item, appliance = task.words["item"], task.words["appliance"]
 
@@ -275,17 +275,17 @@ IN_LIVING_ROOM = "You are in the living room"
         ((0, 8, 15, 16, 7), f"{IN_LIVING_ROOM} at the TV. The TV is off. You hold nothing.", None),
     ],
 )
-def test_what_the_evening_tells(before: tuple[int, ...], told: str, sparse: str | None):
+def test_the_prompts_of_the_evening(before: tuple[int, ...], told: str, sparse: str | None):
     assert prompt("entertainment", *before) == told
     assert prompt("entertainment_all_actions", *before) == told
     assert prompt("entertainment_sparse_text", *before) == (sparse or told)
 
 
-def test_who_stood_up_is_told_to_sit_when_near_the_sofa():
+def test_near_the_sofa_an_agent_that_stood_up_reads_that_it_sits():
     assert "You sit on the sofa." in prompt("entertainment", 0, 8, 15, 16)
 
 
-def test_the_evening_hides_only_what_is_near_besides_the_furniture():
+def test_the_evening_hides_only_which_items_are_near():
     """Observations that read the same differ in "near" an item that was just put down."""
     task = TASKS["entertainment"]
     same = defaultdict[str, set[tuple[int, ...]]](set)

@@ -63,7 +63,7 @@ def test_every_reset_gives_the_same_state(env_id: str):
     assert env.state == env.kitchen.start
 
 
-def test_a_step_tells_its_duration_and_the_next_offered_actions():
+def test_a_step_reports_its_duration_and_the_next_offered_actions():
     env = kitchen()
     prompt, info = env.reset()
     assert info == {"admissible_actions": view(env.kitchen, env.kitchen.start).actions}
@@ -93,7 +93,7 @@ def test_the_limit_truncates_at_its_step():
     assert info["episode"]["r"] == pytest.approx(-0.001 * (1 - 0.99**200) / 0.01, abs=1e-12)
 
 
-def test_a_macro_action_under_way_at_the_limit_is_carried_out_and_paid():
+def test_a_macro_action_that_exceeds_the_limit_is_completed_and_rewarded():
     env = kitchen()
     play(env, "0240", until=199)  # the chopped tomato is in hand; the bowl is far away
     _, reward, terminated, truncated, info = act(env, "1")
@@ -108,7 +108,7 @@ def test_a_macro_action_under_way_at_the_limit_is_carried_out_and_paid():
     ("env_id", "before", "last"),
     [("poad/TomatoSalad-v0", "02401", 206), ("poad/TomatoLettuceSalad-v0", "0471573102", 205)],
 )
-def test_a_right_delivery_under_way_at_the_limit_terminates(env_id: str, before: str, last: int):
+def test_a_right_delivery_that_exceeds_the_limit_terminates(env_id: str, before: str, last: int):
     env = kitchen(env_id)
     play(env, before, until=199)
     _, reward, terminated, truncated, info = act(env, BEST[env_id][-1])
@@ -118,7 +118,7 @@ def test_a_right_delivery_under_way_at_the_limit_terminates(env_id: str, before:
     assert reward > 0.9
 
 
-def test_a_wrong_delivery_under_way_at_the_limit_is_paid_and_truncates():
+def test_a_wrong_delivery_that_exceeds_the_limit_is_rewarded_and_truncates():
     env = kitchen()
     play(env, "0", until=199)
     _, reward, terminated, truncated, info = act(env, "3")
@@ -139,7 +139,7 @@ def test_an_unknown_task_is_an_error_that_names_the_known_ones():
         KitchenEnv(task="soup")  # pyright: ignore[reportArgumentType]
 
 
-def test_stepping_before_a_reset_or_after_the_end_asks_for_one():
+def test_stepping_before_a_reset_or_after_the_end_requires_a_reset():
     with pytest.raises(ResetNeeded, match="call reset"):
         make(WORLDS[0]).step(IDLE)
     env = kitchen(max_steps=1)

@@ -109,7 +109,7 @@ def test_getting_food_from_a_bowl_on_a_board_walks_until_the_board_is_seen(
     assert (done.moves, done.state) == (moves, state._replace(agent=end))
 
 
-def test_those_are_all_the_walks_that_stop_early():
+def test_no_other_walks_stop_early():
     walks = {
         (state.agent, kitchen.boards[state.boards.index("bowl")]): transition(kitchen, state, a)
         for kitchen in (TOMATO_SALAD, TOMATO_LETTUCE_SALAD)
@@ -134,7 +134,7 @@ def test_getting_food_at_home_with_an_empty_hand_takes_it():
 
 
 @pytest.mark.parametrize("hand", ["tomato", "bowl"])
-def test_getting_food_at_home_with_a_full_hand_bumps_in_vain(hand: str):
+def test_getting_food_at_home_with_a_full_hand_bumps_without_effect(hand: str):
     done = do(scene(BOARD_1, hand), "get", "onion")
     assert (done.moves, done.state) == ("DRRRRR", scene(ONION, hand))
 
@@ -228,7 +228,7 @@ def test_going_to_a_board_empty_handed_never_takes_or_cuts(there: str | None):
         ("bowl", (), ("lettuce", "tomato")),
     ],
 )
-def test_going_to_an_empty_board_puts_down_what_is_held(
+def test_going_to_an_empty_board_puts_down_the_held_item(
     hand: str, chopped: tuple[str, ...], bowl: tuple[str, ...]
 ):
     done = do(scene(FOODS, hand, chopped=chopped, bowl=bowl), "go", board=2)
@@ -267,7 +267,7 @@ def test_going_to_a_taken_board_otherwise_changes_nothing(
 @pytest.mark.parametrize(
     ("food", "pay"), [("tomato", 0.199), ("lettuce", 0.199), ("onion", -0.001)]
 )
-def test_chopping_takes_three_cuts_and_pays_for_what_the_recipe_names(food: str, pay: float):
+def test_chopping_takes_three_cuts_and_is_rewarded_for_foods_of_the_recipe(food: str, pay: float):
     done = do(scene(BOARD_2, None, None, food), "chop")
     assert done.moves == "LLL"
     assert done.rewards == (-0.001, -0.001, pay)
@@ -301,7 +301,7 @@ def test_chopping_anything_else_idles(state: State):
 # Delivering
 
 
-def test_delivering_nothing_walks_to_the_counter_and_then_bumps_in_vain():
+def test_delivering_nothing_walks_to_the_counter_and_then_bumps_without_effect():
     done = do(scene(BOARD_1), "deliver")
     assert (done.moves, done.state) == ("DD", scene(COUNTER))
     again = do(done.state, "deliver")
@@ -333,7 +333,7 @@ def test_a_wrong_delivery_sends_everything_home_raw(state: State):
     assert done.state == scene(COUNTER)
 
 
-def test_a_wrong_delivery_leaves_what_is_not_delivered():
+def test_a_wrong_delivery_does_not_move_other_items():
     state = scene(BOARD_2, "tomato", "onion", "bowl", ("tomato", "onion"), ("lettuce",))
     after = scene(COUNTER, None, "onion", "bowl", ("onion",), ("lettuce",))
     assert do(state, "deliver").state == after
@@ -394,7 +394,7 @@ def test_everything_is_in_exactly_one_place(kitchen: Kitchen):
             assert cuts == 0 or food in held
 
 
-def test_between_macro_actions_the_cook_stands_where_things_are():
+def test_between_macro_actions_the_cook_stands_next_to_an_item_or_counter():
     first = {(1, 4), FOODS, BOWL, BOARD_1, COUNTER}
     assert {s.agent for s in reachable(TOMATO_SALAD)} == first
     more = {ONION, BOARD_2, (1, 2), (2, 2)}
@@ -402,7 +402,7 @@ def test_between_macro_actions_the_cook_stands_where_things_are():
 
 
 @pytest.mark.parametrize(("kitchen", "longest"), [(TOMATO_SALAD, 7), (TOMATO_LETTUCE_SALAD, 6)])
-def test_how_long_macro_actions_take(kitchen: Kitchen, longest: int):
+def test_macro_actions_take_1_to_10_steps(kitchen: Kitchen, longest: int):
     steps = [len(done.moves) for done in transitions(kitchen)]
     assert (min(steps), max(steps)) == (1, 10)
     assert max(len(done.moves) for done in transitions(kitchen) if done.state.served) == longest
@@ -458,7 +458,7 @@ def test_the_best_episode(
     [(TOMATO_SALAD, 0.44196, -0.09641, 206), (TOMATO_LETTUCE_SALAD, 0.01019, -0.22797, 205)],
     ids=["tomato", "tomato-lettuce"],
 )
-def test_uniformly_random_macro_actions(
+def test_uniformly_random_macro_actions_have_the_known_success_rate(
     kitchen: Kitchen, success: float, mean_return: float, last_success: int
 ):
     play = random_play(kitchen)

@@ -25,7 +25,7 @@ def at_first_board(
 @pytest.mark.parametrize(
     ("kitchen", "prompts", "lists"), [(TOMATO_SALAD, 21, 6), (TOMATO_LETTUCE_SALAD, 787, 39)]
 )
-def test_how_many_prompts_and_lists_of_actions_there_are(
+def test_there_are_as_many_prompts_and_offers_as_documented(
     kitchen: Kitchen, prompts: int, lists: int
 ):
     assert len({v.prompt for v in views(kitchen)}) == prompts
@@ -33,7 +33,7 @@ def test_how_many_prompts_and_lists_of_actions_there_are(
 
 
 @BOTH
-def test_prompts_tell_the_facts_apart_and_nothing_else(kitchen: Kitchen):
+def test_prompts_are_equal_exactly_if_the_facts_are(kitchen: Kitchen):
     pairs = {(see(kitchen, state), view(kitchen, state).prompt) for state in reachable(kitchen)}
     assert len(pairs) == len({f for f, _ in pairs}) == len({prompt for _, prompt in pairs})
 
@@ -45,7 +45,7 @@ def test_offered_actions_are_a_function_of_the_prompt(kitchen: Kitchen):
 
 
 @BOTH
-def test_offered_actions_are_distinct_bare_and_none_starts_another(kitchen: Kitchen):
+def test_offered_actions_are_distinct_and_none_is_a_prefix_of_another(kitchen: Kitchen):
     for _, actions in views(kitchen):
         assert len(actions) == len(kitchen.macros)
         assert all(action == action.strip(" .") for action in actions)
@@ -54,7 +54,7 @@ def test_offered_actions_are_distinct_bare_and_none_starts_another(kitchen: Kitc
 
 
 @BOTH
-def test_prompts_are_short_and_the_action_reads_on(kitchen: Kitchen):
+def test_prompts_are_short_and_an_action_continues_them(kitchen: Kitchen):
     for prompt, _ in views(kitchen):
         assert prompt.endswith("Next, you should")
         assert "  " not in prompt
@@ -93,7 +93,7 @@ def test_the_order_of_plating_is_hidden():
     assert "a bowl of tomato and lettuce" in one.prompt
 
 
-def test_an_unseen_board_reads_like_an_empty_one():
+def test_a_board_out_of_view_reads_like_an_empty_one():
     out_of_view, in_view = (3, 3), (3, 1)  # no home is in view from either
     empty = State(in_view, "bowl", (None,), (0,), ())
     taken = State(out_of_view, "bowl", ("tomato",), (0,), ())

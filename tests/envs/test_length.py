@@ -50,7 +50,9 @@ def test_length_changes_nothing_but_the_spelling(words: int, choices: list[int])
 
 @settings(deadline=None)
 @given(st.integers(2, 40), st.lists(st.integers(0, 3), min_size=8, max_size=8))
-def test_to_write_freely_is_to_do_the_same_without_being_offered_it(words: int, choices: list[int]):
+def test_written_freely_an_action_does_the_same_as_when_it_is_offered(
+    words: int, choices: list[int]
+):
     assert play(words, choices, offered=False) == play(words, choices)
 
 
@@ -73,7 +75,7 @@ def test_only_the_right_bits_lead_on():
 
 
 @pytest.mark.parametrize("words", [2, 8, 32, 128])
-def test_every_word_is_a_token_and_the_two_choices_lie_half_an_action_apart(words: int):
+def test_every_word_is_a_token_and_the_two_choices_are_half_an_action_apart(words: int):
     told = {"env": "poad/Length-v0", "model": {"device": "cpu"}}
     agent = load_agent(from_dict(told | {"env_args": {"words": words}}))
     env = make("poad/Length-v0", words=words)
@@ -86,7 +88,7 @@ def test_every_word_is_a_token_and_the_two_choices_lie_half_an_action_apart(word
 
 
 @pytest.mark.parametrize("words", [2, 8, 32, 128])
-def test_untrained_its_model_spells_actions_and_prefers_none(words: int):
+def test_the_untrained_model_spells_actions_and_prefers_none(words: int):
     told = {"env": "poad/Length-v0", "model": {"device": "cpu"}}
     told |= {"acting": {"max_action_tokens": words + 2}}
     agent = load_agent(from_dict(told | {"env_args": {"words": words, "offered": False}}))
@@ -104,12 +106,12 @@ def test_untrained_its_model_spells_actions_and_prefers_none(words: int):
     assert min(counts) >= 0.15 * sum(counts)
 
 
-def test_the_manual_tells_how_often_chance_succeeds():
+def test_the_manual_states_how_often_a_random_agent_succeeds():
     chance = sum(comb(8, k) * 0.25**k * 0.75 ** (8 - k) for k in range(4, 9))
     manual = " ".join((type(make("poad/Length-v0").unwrapped).__doc__ or "").split())
     assert f"succeeds in {100 * chance:.0f} % of its episodes" in manual
 
 
-def test_an_action_needs_room_for_its_two_words():
+def test_an_action_has_at_least_two_words():
     with pytest.raises(ValueError, match="at least 2, got 1"):
         make("poad/Length-v0", words=1)

@@ -11,7 +11,7 @@ from gymnasium.error import ResetNeeded
 from poad.envs.check import check_env
 from poad.envs.registry import known_worlds, make, register_worlds, world_arguments
 from poad.envs.text_world import TextWorld
-from poad.errors import WorldError
+from poad.errors import ConfigError, WorldError
 
 WORLDS = [env_id for env_id, _ in known_worlds()]
 LIMITS = {"poad/DataScience-v0": "tries"}
@@ -45,7 +45,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         gymnasium.registry.pop(env_id, None)
 
 
-def test_known_worlds_have_a_name_to_make_them_by_and_a_line_about_them():
+def test_known_worlds_can_be_made_by_name_and_have_a_one_line_summary():
     ids = [env_id for env_id, _ in known_worlds()]
     assert len(set(ids)) == len(ids) >= 12
     for env_id, summary in known_worlds():
@@ -66,13 +66,13 @@ def test_our_worlds_keep_the_contract(env_id: str):
     env.close()
 
 
-def test_the_one_aliased_world_is_caught_unless_it_is_said_to_be():
+def test_the_one_aliased_world_fails_the_check_unless_aliased_is_set():
     with pytest.raises(WorldError, match="a function of the prompt, unless aliased=True"):
         check_env("poad/EntertainmentSparseText-v0")
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_numbers(env_id: str):
+def test_our_worlds_have_a_manual_page_and_text_worlds_a_numeric_observation(env_id: str):
     env = make(env_id).unwrapped
     first, _ = env.reset(seed=0)
     page = type(env).__doc__ or ""
@@ -88,7 +88,7 @@ def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_number
 
 
 @pytest.mark.parametrize("env_id", WORLDS)
-def test_our_worlds_never_go_on_after_an_end(env_id: str):
+def test_our_worlds_never_continue_after_an_end(env_id: str):
     env = make(env_id, **{LIMITS.get(env_id, "max_steps"): 1})
     env.reset()
     assert env.step("hum a tune")[3] is True
@@ -103,7 +103,7 @@ def test_registering_again_changes_nothing():
     assert dict(gymnasium.registry) == before
 
 
-def test_arguments_are_those_that_the_name_leaves_open():
+def test_arguments_are_those_that_the_name_does_not_fix():
     assert world_arguments("poad/TomatoSalad-v0") == {"max_steps": (int, 200)}
     both = {"max_steps": (int, 50), "distractors": (int, 0)}
     assert world_arguments("poad/EntertainmentAllActions-v0") == both
@@ -120,33 +120,64 @@ def test_a_world_of_ones_own_is_imported_by_its_module(module: str):
     assert arguments["hint"][1] == "none"
 
 
-def test_an_unknown_name_names_close_ones_and_the_known_worlds():
-    with pytest.raises(ValueError) as caught:
+def test_the_error_for_an_unknown_name_suggests_close_ones_and_lists_the_known():
+    with pytest.raises(ConfigError) as caught:
         make("poad/TomatoSald-v0")
-    assert "no world 'poad/TomatoSald-v0' (close: poad/TomatoSalad-v0" in str(caught.value)
+    assert "no world 'poad/TomatoSald-v0'. Did you mean 'poad/TomatoSalad-v0'" in str(caught.value)
     assert all(env_id in str(caught.value) for env_id, _ in known_worlds())
 
 
-def test_a_module_without_that_world_or_without_existence_is_named(module: str):
-    with pytest.raises(ValueError, match=r"no world 'mine/Kitchn-v0' \(close: mine/Kitchen-v0"):
+def test_a_missing_module_or_a_module_without_the_world_is_named(module: str):
+    with pytest.raises(ConfigError, match=r"'mine/Kitchn-v0'\. Did you mean 'mine/Kitchen-v0'"):
         make(f"{module}:mine/Kitchn-v0")
-    with pytest.raises(ValueError, match="cannot import 'no_such_module' to find the world"):
+    with pytest.raises(ConfigError, match="Cannot import 'no_such_module' to find the world"):
         make("no_such_module:mine/Kitchen-v0")
 
 
-def test_an_unknown_argument_names_what_the_world_takes(module: str):
-    with pytest.raises(ValueError, match=r"no argument 'max_step' \(close: max_steps\)"):
+def test_the_error_for_an_unknown_argument_lists_the_known_ones(module: str):
+    with pytest.raises(ConfigError, match=r"no argument 'max_step'\. Did you mean 'max_steps'"):
         make("poad/TomatoSalad-v0", max_step=9)
-    with pytest.raises(ValueError, match="no argument 'task'"):
+    with pytest.raises(ConfigError, match="no argument 'task'"):
         make("poad/TomatoSalad-v0", task="tomato_lettuce_salad")
-    with pytest.raises(ValueError, match="It takes: level, salt"):
+    with pytest.raises(ConfigError, match="It takes: level, salt"):
         make(f"{module}:mine/Strict-v3", level=1, pepper=2)
+
+
+class Refused:
+    """A constructor that fails as it is told to."""
+
+    def __init__(self, error: Exception):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        (
+            ValueError("level 7: there are 3"),
+            r"Cannot make mine/Refused-v0 with .*: level 7: there",
+        ),
+        (TypeError("level is text"), r"Cannot make mine/Refused-v0 with .*: level is text$"),
+        (
+            ConnectionRefusedError("no server"),
+            r"ConnectionRefusedError: no server \(.*, line \d+\)",
+        ),
+    ],
+)
+def test_a_constructor_that_fails_is_explained_in_one_sentence(error: Exception, explained: str):
+    gymnasium.register("mine/Refused-v0", entry_point=Refused)  # pyright: ignore
+    try:
+        with pytest.raises(ConfigError, match=explained) as caught:
+            make("mine/Refused-v0", error=error)
+        assert caught.value.__cause__ is not None
+    finally:
+        del gymnasium.registry["mine/Refused-v0"]
 
 
 def test_a_world_without_an_entry_point_cannot_be_made():
     gymnasium.register("mine/Vector-v0", vector_entry_point="nowhere:Nothing")
     try:
-        with pytest.raises(ValueError, match="without an entry point"):
+        with pytest.raises(ConfigError, match="without an entry point"):
             make("mine/Vector-v0")
     finally:
         del gymnasium.registry["mine/Vector-v0"]

@@ -1,4 +1,4 @@
-"""Real architectures, tiny and random, act and learn: whole or adapted, in full or half."""
+"""Tiny random models of real architectures act and learn, with any tuning and precision."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def directory(folder: Path, architecture: str) -> str:
-    """A model as it would lie on disk, with a chat template and without a padding token."""
+    """Save a model to disk, with a chat template and without a padding token."""
     path = folder / architecture
     if not path.exists():
         words = chatting("marked")
@@ -73,7 +73,7 @@ def directory(folder: Path, architecture: str) -> str:
 def test_it_acts_and_learns(
     folder: Path, architecture: str, tuning: str, dtype: str, world: str, prompt: dict[str, Any]
 ) -> None:
-    """Sampler and learner agree, as far as the precision goes, and a step changes the policy."""
+    """Sampler and learner agree up to the precision, and a step changes the policy."""
     model = {"name": directory(folder, architecture), "tuning": tuning, "dtype": dtype}
     config = settings(world, model=model, prompt=prompt, ppo={"lr": 1e-2, "drift_stop": 0.05})
     agent = load_agent(config)
@@ -91,7 +91,7 @@ def test_it_acts_and_learns(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_half_precision_adapters_stay_in_full(folder: Path, architecture: str) -> None:
+def test_adapters_of_a_half_precision_model_are_float32(folder: Path, architecture: str) -> None:
     model = {"name": directory(folder, architecture), "tuning": "lora", "dtype": "float16"}
     agent = load_agent(settings("Chain", model=model))
     assert {p.dtype for p in agent.model.parameters()} == {torch.float32}
@@ -102,7 +102,7 @@ def test_half_precision_adapters_stay_in_full(folder: Path, architecture: str) -
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tokenizers_padding_changes_nothing(folder: Path, architecture: str) -> None:
-    """Rows are laid out by us: neither its side nor its token is looked at."""
+    """Poad pads rows itself, whatever the padding side and token of the tokenizer."""
     found = []
     for side in ("left", "right"):
         agent = load_agent(settings("Chain", model={"name": directory(folder, architecture)}))

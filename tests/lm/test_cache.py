@@ -1,4 +1,4 @@
-"""Rows that grow: nothing is computed twice, and everything reads as if computed at once."""
+"""Growing rows: nothing is computed twice, and everything reads as if computed at once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ behind = st.lists(st.lists(st.integers(5, 60), min_size=1, max_size=5).map(tuple
 
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 @pytest.mark.parametrize("remember", [False, True])
-def test_rows_begun_again_read_as_if_computed_at_once(
+def test_resumed_rows_read_as_if_computed_at_once(
     zoo: Zoo, architecture: str, remember: bool
 ) -> None:
-    """Each start goes on from any beginnings of what was read before, however it was dropped."""
+    """Each start may resume any prefixes of what was read before, in any order."""
     model = zoo.load(architecture)
 
     @settings(deadline=None, max_examples=12, derandomize=True)
@@ -59,7 +59,7 @@ def test_an_episode_that_grows_is_computed_once(zoo: Zoo) -> None:
     assert sizes == [40, 9, 6, 5]
 
 
-def test_without_memory_it_is_computed_again(zoo: Zoo) -> None:
+def test_without_memory_a_prompt_is_computed_again(zoo: Zoo) -> None:
     model = zoo.load()
     sizes, decoder = counted(model), model.decoder()
     for turn in (40, 49):
@@ -68,7 +68,7 @@ def test_without_memory_it_is_computed_again(zoo: Zoo) -> None:
 
 
 def test_rows_that_ended_early_are_remembered_too(zoo: Zoo) -> None:
-    """Free writing drops a row when it is over; its next prompt goes on from it all the same."""
+    """Free writing drops the row of a finished action; the next prompt still resumes it."""
     model = zoo.load()
     sizes, decoder = counted(model), model.decoder(remember=True)
     rows = [(3, *LONG[:40]), (4, *LONG[:40])]
@@ -80,15 +80,15 @@ def test_rows_that_ended_early_are_remembered_too(zoo: Zoo) -> None:
     assert_reads(model, found, grown)
 
 
-def test_what_many_prompts_begin_with_is_computed_once(zoo: Zoo) -> None:
+def test_a_prefix_of_all_prompts_is_computed_once(zoo: Zoo) -> None:
     model = zoo.load()
     sizes, decoder = counted(model), model.decoder()
     rows = [(*LONG[:50], 61 + i, 70) for i in range(8)]
     assert_reads(model, decoder.start(rows), rows)
-    assert sizes == [50, 16, *[52] * 8]  # the last eight are the comparison's own
+    assert sizes == [50, 16, *[52] * 8]  # the last eight are those of the comparison
 
 
-def test_little_in_common_is_not_worth_a_pass(zoo: Zoo) -> None:
+def test_a_short_common_prefix_is_not_computed_apart(zoo: Zoo) -> None:
     model = zoo.load()
     sizes, decoder = counted(model), model.decoder()
     decoder.start([(*LONG[:5], 61), (*LONG[:5], 62)])
@@ -96,7 +96,7 @@ def test_little_in_common_is_not_worth_a_pass(zoo: Zoo) -> None:
 
 
 def test_a_row_that_pauses_for_a_turn_is_remembered(zoo: Zoo) -> None:
-    """An action that needs no reading leaves its stream out once, and its prompt goes on later."""
+    """An action without a choice skips a call; the prompt after it still resumes the row."""
     model = zoo.load()
     sizes, decoder = counted(model), model.decoder(remember=True)
     one, other = (3, *LONG[:40]), (4, *LONG[:40])
@@ -106,5 +106,5 @@ def test_a_row_that_pauses_for_a_turn_is_remembered(zoo: Zoo) -> None:
     assert sizes == [82, 1, 2]
     decoder.start([(*other, 9, 9, 9)])
     decoder.start([(*other, 9, 9, 9, 9)])
-    decoder.start([(*one, 9, 9)])  # twice left out, it is forgotten
+    decoder.start([(*one, 9, 9)])  # skipped twice, the row is forgotten
     assert sizes[3:] == [1, 1, 43]

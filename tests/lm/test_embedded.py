@@ -1,4 +1,4 @@
-"""The models that come along: small, honestly made, and ignorant of the task."""
+"""The embedded models are small, reproducible and ignorant of the task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from poad.agent.build import Agent, load_agent
 from poad.agent.policy import Observation
-from poad.agent.sampling import Memo
+from poad.agent.sampling import ActingCache
 from poad.config import Config, ModelConfig
 from poad.envs.datasci.sandbox import Sandbox
 from poad.envs.registry import make
@@ -32,8 +32,8 @@ from poad.lm.loading import ASSETS, embedded_models, load_model, model_card
 ROOT = Path(__file__).parents[2]
 CODE = "tiny-code"
 WORDS_OF_WORLDS = [name for name in embedded_models() if name != CODE]
-# How often the untrained agent may succeed; uniformly random actions do in .442, .0102, .0150,
-# .0030 and .114 of the episodes.
+# Highest success rates allowed for the untrained agent; those of uniformly random actions are .442,
+# .0102, .0150, .0030 and .114.
 BOUNDS = {
     "poad/TomatoSalad-v0": 0.55,
     "poad/TomatoLettuceSalad-v0": 0.03,
@@ -46,20 +46,20 @@ BOUNDS = {
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     folder = ROOT / "scripts"
-    sys.path.insert(0, str(folder))  # its neighbours there
+    sys.path.insert(0, str(folder))  # for its imports from the same folder
     try:
         spec = importlib.util.spec_from_file_location("build_models", folder / "build_models.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules["build_models"] = module  # where its dataclass looks for itself
+        sys.modules["build_models"] = module  # needed by its dataclass
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(folder))
     return module
 
 
-# --- what is shipped ---
+# --- what is shipped --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", embedded_models())
@@ -70,7 +70,7 @@ def test_a_model_is_small_and_carries_no_code(name: str) -> None:
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     with safe_open(ASSETS / name / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {dtype}  # noqa: SIM118
-    model = load_model(ModelConfig(name=name), "", seed=0)
+    model = load_model(ModelConfig(name=name))
     assert sum(p.numel() for p in model.parameters()) == model_card(name)["parameters"]
 
 
@@ -90,7 +90,7 @@ def test_its_card_says_how_it_was_made(name: str) -> None:
     assert "make models" in card
 
 
-# --- how it is made ---
+# --- how it is made ---------------------------------------------------------------------------
 
 
 def test_every_shipped_model_has_its_recipe(script: ModuleType) -> None:
@@ -99,7 +99,7 @@ def test_every_shipped_model_has_its_recipe(script: ModuleType) -> None:
 
 
 def random_play(world: str, episodes: int, seed: int, **arguments: Any) -> list[tuple[str, str]]:
-    """What a uniformly random policy writes: every turn, whatever comes of it."""
+    """Play a uniformly random policy and return every turn, successful or not."""
     dice, env, turns = random.Random(seed), make(world, **arguments), []
     for episode_seed in range(seed, seed + episodes):
         prompt, info = env.reset(seed=episode_seed)
@@ -126,8 +126,8 @@ def test_the_text_is_every_turn_of_every_episode_in_order(
     script.build(recipe, tmp_path)
     expected = [random_play(world, 3, 11) for world in BOUNDS]
     assert given == [expected]
-    told = json.loads((tmp_path / "x" / "making.json").read_text())
-    assert told["turns"] == sum(map(len, expected))
+    making = json.loads((tmp_path / "x" / "making.json").read_text())
+    assert making["turns"] == sum(map(len, expected))
 
 
 def test_longer_actions_join_the_training_one_by_one(script: ModuleType) -> None:
@@ -158,7 +158,7 @@ def test_the_shipped_words_come_from_that_text(script: ModuleType, name: str) ->
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.train_tokenizer(turns, recipe["vocabulary"])
-    shipped = load_model(ModelConfig(name=name), "", seed=0).codec.tokenizer
+    shipped = load_model(ModelConfig(name=name)).codec.tokenizer
     assert tokenizer.get_vocab() == shipped.get_vocab()
 
 
@@ -181,21 +181,21 @@ def test_building_again_gives_the_same_bytes(script: ModuleType, tmp_path: Path)
         built.append({path.name: path.read_bytes() for path in files})
     assert built[0] == built[1]
     assert "model.safetensors" in built[0]
-    assert load_model(ModelConfig(name=str(tmp_path / "one" / "x")), "", seed=0)
+    assert load_model(ModelConfig(name=str(tmp_path / "one" / "x")))
 
 
-# --- what it knows ---
+# --- what it knows ----------------------------------------------------------------------------
 
 
 def success_probability(agent: Agent, world: str) -> float:
-    """Exactly: push the distribution over states forward through the primitive steps."""
-    env, memo = make(world).unwrapped, Memo()
+    """Compute it exactly, by pushing the distribution over states through the primitive steps."""
+    env, cache = make(world).unwrapped, ActingCache()
     assert isinstance(env, TextWorld)
     limit, view, act = env.max_steps, env._view, env._act
     states, number, chances, moves = [env.state], {env.state: 0}, [], []
-    for state in states:  # which grow on the way
+    for state in states:  # which grows in this loop
         prompt, actions = view(state)
-        chances.append(agent.policy.probabilities(Observation(prompt, actions), memo))
+        chances.append(agent.policy.probabilities(Observation(prompt, actions), cache))
         moves.append([act(state, action) for action in actions])
         for move in moves[-1]:
             if not move.success and move.state not in number:
@@ -223,7 +223,7 @@ def test_untrained_it_succeeds_hardly_more_than_chance(world: str) -> None:
     assert 0.0 < success_probability(load_agent(Config(env=world)), world) <= BOUNDS[world]
 
 
-def test_an_evaluation_finds_that_too() -> None:
+def test_an_evaluation_agrees_with_the_exact_success_probability() -> None:
     world, episodes = "poad/TomatoSalad-v0", 1000
     agent = load_agent(Config(env=world))
     played = summarize(evaluate(agent, episodes=episodes, seed=0, greedy=False))
@@ -232,7 +232,7 @@ def test_an_evaluation_finds_that_too() -> None:
     assert abs(played["success_rate"] - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)
 
 
-# --- the code model, whose text comes from a grammar ---
+# --- the code model, whose text comes from a grammar ------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def sandbox() -> Iterator[Sandbox]:
         pytest.skip(str(error))
 
 
-def test_the_code_model_s_card_says_how_it_was_made_and_what_it_does() -> None:
+def test_the_card_of_the_code_model_says_how_it_was_made_and_what_it_does() -> None:
     card, making = (ASSETS / CODE / "README.md").read_text(encoding="utf-8"), model_card(CODE)
     recipe = making["recipe"]
     for figure in (making["turns"], making["repairs"], making["parameters"], recipe["programs"]):
@@ -259,7 +259,7 @@ def test_the_code_model_s_card_says_how_it_was_made_and_what_it_does() -> None:
     assert "make models" in card
 
 
-def test_about_half_of_its_programs_run_and_score_no_better_than_the_grammar_s() -> None:
+def test_about_half_of_its_programs_run_and_score_no_better_than_those_of_the_grammar() -> None:
     for found in model_card(CODE)["measured"].values():
         runs, error = found["executable"], 0.1 / math.sqrt(found["programs"] / 4)
         assert 0.35 <= runs <= 0.75
@@ -270,7 +270,7 @@ def test_about_half_of_its_programs_run_and_score_no_better_than_the_grammar_s()
 
 
 @pytest.mark.slow
-def test_what_the_card_says_is_what_it_does(script: ModuleType, sandbox: Sandbox) -> None:
+def test_the_code_model_does_what_its_card_says(script: ModuleType, sandbox: Sandbox) -> None:
     code, said, number = script.code_model, model_card(CODE)["measured"]["iris"], 60
     recipe = script.CodeRecipe("x", (), samples=(("iris", number),), seed=7)
     found = code.measure(ASSETS / CODE, recipe, sandbox)["iris"]
@@ -283,7 +283,7 @@ def test_its_bodies_are_short_enough_and_end_where_it_stops_writing(script: Modu
     turns = script.code_model.first_turns(
         script.CodeRecipe("x", (), programs=300), random.Random(3)
     )
-    codec = load_model(ModelConfig(name=CODE), "", seed=0).codec
+    codec = load_model(ModelConfig(name=CODE)).codec
     lengths = []
     for prompt, body in turns:
         ids, read = script.code_model.row(codec, prompt, body)
@@ -324,7 +324,9 @@ def test_building_the_code_model_again_gives_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_the_code_model_s_words_come_from_its_text(script: ModuleType, sandbox: Sandbox) -> None:
+def test_the_words_of_the_code_model_come_from_its_text(
+    script: ModuleType, sandbox: Sandbox
+) -> None:
     making = model_card(CODE)
     recipe = script.CodeRecipe(**making["recipe"])
     rng = random.Random(recipe.seed)
@@ -333,5 +335,5 @@ def test_the_code_model_s_words_come_from_its_text(script: ModuleType, sandbox: 
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.code_model.train_tokenizer(turns, recipe.vocabulary)
-    shipped = load_model(ModelConfig(name=CODE), "", seed=0).codec.tokenizer
+    shipped = load_model(ModelConfig(name=CODE)).codec.tokenizer
     assert tokenizer.get_vocab() == shipped.get_vocab()

@@ -1,4 +1,4 @@
-"""Models of several architectures read alike: trained and untrained, packed and growing."""
+"""Models of several architectures load, and read the same packed, growing and frozen."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from poad.lm.loading import (
     embedded_models,
     load_model,
     model_card,
+    resolve_device,
     resolve_model,
 )
 from poad.lm.model import LanguageModel
@@ -80,7 +81,7 @@ def test_a_saved_directory_loads_whole_and_ready(zoo: Zoo, architecture, tuning:
     model = zoo.load(architecture, tuning=tuning)
     assert model.width == 32
     assert model.device == torch.device("cpu")
-    assert not model.module.training  # no dropout, ever
+    assert not model.module.training  # so that there is no dropout
     with torch.no_grad():
         found = model.logits(model.read(packed))
         expected = [next_token_logits(model, *prompt, *rest) for prompt, rest in CROWD]
@@ -100,7 +101,8 @@ def test_the_embedded_model_is_known_by_name_and_world():
     assert "tiny-kitchen" in embedded_models()
     assert resolve_model("auto", "poad/TomatoSalad-v0") == "tiny-kitchen"
     assert resolve_model("some/model", "poad/TomatoSalad-v0") == "some/model"
-    model = load_model(ModelConfig(device="cpu"), "poad/TomatoLettuceSalad-v0", seed=0)
+    name = resolve_model("auto", "poad/TomatoLettuceSalad-v0")
+    model = load_model(ModelConfig(name=name, device="cpu"))
     with torch.no_grad():
         hidden = model.read(pack([(model.codec.prompt("You see"), ())], model.codec.pad_id))
     assert model.logits(hidden).isfinite().all()
@@ -133,43 +135,48 @@ def test_loading_leaves_progress_bars_as_they_were(zoo: Zoo, shown):
 # --- what cannot be loaded --------------------------------------------------------------------
 
 
-def refused(name: Path | str, **settings: Any) -> str:
+def rejection(name: Path | str, **settings: Any) -> str:
     config = replace(ModelConfig(name=str(name), device="cpu"), **settings)
     with pytest.raises(ModelError) as caught:
-        load_model(config, "", seed=0)
+        load_model(config)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "no/such-model", "nowhere"])
-def test_a_name_that_is_neither_here_nor_reachable_is_refused(name):
-    message = refused(name)
+def test_a_name_that_is_neither_here_nor_reachable_is_rejected(name):
+    message = rejection(name)
     assert f"Cannot load the model {name!r}: there is no such directory" in message
     known = ", ".join(embedded_models())
     assert f"Expected an embedded model ({known}), a directory, or a hub name." in message
 
 
-def test_a_directory_that_is_not_a_whole_causal_model_is_refused(zoo: Zoo, tmp_path: Path):
+def test_a_directory_that_is_not_a_whole_causal_model_is_rejected(zoo: Zoo, tmp_path: Path):
     def broken(name: str, file: str = "") -> Path:
         path = Path(shutil.copytree(zoo.path(), tmp_path / name))
         if file:
             (path / file).unlink()
         return path
 
-    assert "no file named model.safetensors" in refused(broken("no weights", "model.safetensors"))
-    assert "tokenizer" in refused(broken("no words", "tokenizer.json"))
+    assert "no file named model.safetensors" in rejection(broken("no weights", "model.safetensors"))
+    assert "tokenizer" in rejection(broken("no words", "tokenizer.json"))
     (broken("cut short") / "model.safetensors").write_bytes(b"\0" * 99)
-    assert "Cannot load the model" in refused(tmp_path / "cut short")
+    assert "Cannot load the model" in rejection(tmp_path / "cut short")
     T5Config().save_pretrained(path := broken("not causal"))
-    assert "AutoModelForCausalLM" in refused(path)
+    assert "AutoModelForCausalLM" in rejection(path)
     tokenizer = byte_level()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(path := broken("no end"))
-    assert "no end-of-text token" in refused(path)
+    assert "no end-of-text token" in rejection(path)
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("device", ["banana", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(zoo: Zoo, device):
-    message = refused(zoo.path(), device=device)
+def test_a_device_that_is_not_there_is_rejected(zoo: Zoo, device):
+    message = rejection(zoo.path(), device=device)
     assert f"Device {device!r} cannot be used" in message
     assert "use cpu, or cuda" in message
 
@@ -179,18 +186,18 @@ def test_a_device_that_is_not_there_is_refused(zoo: Zoo, device):
     [("llama", "down_proj, gate_proj, k_proj, lm_head"), ("gpt2", "c_attn, c_fc, c_proj, lm_head")],
 )
 def test_adapters_that_fit_no_layer_name_those_there_are(zoo: Zoo, architecture, layers):
-    message = refused(zoo.path(architecture), tuning="lora", lora_targets=("foo", "bar"))
+    message = rejection(zoo.path(architecture), tuning="lora", lora_targets=("foo", "bar"))
     assert message.startswith("No layer is called foo or bar")
     assert layers in message
     assert "model.lora_targets" in message
 
 
-def test_an_unknown_kind_of_attention_asks_for_the_layers_to_adapt():
+def test_an_unknown_attention_layer_asks_for_the_layers_to_adapt():
     with pytest.raises(ModelError, match=r"not known.*model\.lora_targets"):
         _attention_projections(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_a_model_with_more_than_body_and_head_is_refused():
+def test_a_model_with_more_than_body_and_head_is_rejected():
     with pytest.raises(ModelError, match="GraniteForCausalLM does something between"):
         from_config(GraniteConfig(**SMALL, intermediate_size=48, logits_scaling=4.0))
 
@@ -202,7 +209,7 @@ def test_a_model_with_more_than_body_and_head_is_refused():
         GPTJConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),  # adds its masks
     ],
 )
-def test_a_model_that_cannot_read_a_tree_is_refused(config):
+def test_a_model_that_cannot_read_a_tree_is_rejected(config):
     with pytest.raises(ModelError, match="cannot read several actions behind one prompt"):
         from_config(config)
 
@@ -258,7 +265,7 @@ def test_growing_rows_read_as_if_computed_at_once(zoo: Zoo, architecture):
     check()
 
 
-# --- the untrained self -----------------------------------------------------------------------
+# --- the untrained model ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
@@ -278,12 +285,14 @@ def test_without_its_adapters_a_model_is_the_one_it_was_loaded_from(zoo: Zoo, ar
     base, adapted = zoo.load(architecture), zoo.load(architecture, tuning="lora")
     assert_same(adapted.read_frozen(packed), base.read(packed).detach())
     assert (adapted.read(packed) - base.read(packed)).abs().max() > 0.1  # the adapters do count
-    assert all(weight.requires_grad for weight in adapted.parameters())  # also after switching
+    assert all(
+        weight.requires_grad for weight in adapted.parameters()
+    )  # even after they were switched off
 
 
 def test_fresh_adapters_change_nothing(zoo: Zoo, packed: Packed):
     config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
-    model = load_model(config, "", seed=0)
+    model = load_model(config)
     assert torch.equal(model.read(packed), model.read_frozen(packed))
 
 
@@ -291,7 +300,7 @@ def test_a_model_loaded_without_its_frozen_body_says_so(zoo: Zoo, packed: Packed
     model = zoo.load(keep_frozen=False)
     with pytest.raises(ModelError, match="without its frozen body"):
         model.read_frozen(packed)
-    adapted = zoo.load(tuning="lora", keep_frozen=False)  # here it costs nothing to keep
+    adapted = zoo.load(tuning="lora", keep_frozen=False)  # adapters are switched off instead
     assert adapted.read_frozen(packed).shape == (len(CROWD), 32)
 
 
@@ -332,24 +341,32 @@ def test_adapters_sit_where_they_are_asked_to(zoo: Zoo):
 
 def test_the_seed_decides_the_adapters(zoo: Zoo):
     config = ModelConfig(name=str(zoo.path()), tuning="lora", device="cpu")
-    one, again, other = (load_model(config, "", seed).state() for seed in (1, 1, 2))
+    one, again, other = (load_model(config, seed=seed).state() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_loading_leaves_the_random_state_of_the_caller_alone(zoo: Zoo, tuning: Tuning):
+    config = ModelConfig(name=str(zoo.path()), tuning=tuning, device="cpu")
+    before = torch.get_rng_state()
+    load_model(config, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen", "gpt2"])
 @pytest.mark.parametrize("tuning", TUNINGS)
-def test_state_goes_out_and_comes_back(zoo: Zoo, architecture, tuning: Tuning, packed: Packed):
+def test_a_saved_state_is_restored_exactly(zoo: Zoo, architecture, tuning: Tuning, packed: Packed):
     model, other = zoo.load(architecture, tuning=tuning), zoo.load(architecture, tuning=tuning)
     take_a_large_step(model, packed)
     assert not torch.equal(model.read(packed), other.read(packed))
     other.load_state(model.state())
     assert torch.equal(model.read(packed), other.read(packed))
-    take_a_large_step(model, packed)  # a copy was taken, not the weights themselves
+    take_a_large_step(model, packed)  # the state was copied, not shared
     assert not torch.equal(model.read(packed), other.read(packed))
 
 
-def test_the_state_of_another_model_is_refused(zoo: Zoo):
+def test_the_state_of_another_model_is_rejected(zoo: Zoo):
     model = zoo.load()
     narrower = {name: weight[:1] for name, weight in model.state().items()}
     others = [zoo.load("gpt2").state(), zoo.load(tuning="lora").state(), narrower, {}]

@@ -1,4 +1,4 @@
-"""Reading sparingly: what is not read is not computed, and what is read is the same."""
+"""Forward passes skip what is not read, recompute and drop as asked, and change nothing else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from poad.lm.packing import pack
 
 PROMPT = tuple(range(3, 23))
 POSITIONS = [(PROMPT, ()), (PROMPT, (4,)), (PROMPT, (4, 5)), ((*PROMPT, 4), ())]
-"""The second and the last are the same place."""
+"""The second and the last are the same token sequence."""
 
 
-def read(model: LanguageModel, sparing: bool) -> tuple[Tensor, dict[str, Tensor | None], int]:
-    """Hidden states, gradients, and how many positions the last feed-forward layer computed."""
-    model._sparing = sparing
+def read(model: LanguageModel, skips: bool) -> tuple[Tensor, dict[str, Tensor | None], int]:
+    """Return hidden states, gradients, and how many positions the last MLP computed."""
+    model._skips_unread = skips
     blocks = getattr(model._body, "layers", None) or model._body.h
     computed: list[int] = []
     handle = blocks[-1].mlp.register_forward_hook(
@@ -35,17 +35,17 @@ def read(model: LanguageModel, sparing: bool) -> tuple[Tensor, dict[str, Tensor 
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
-def test_reading_sparingly_gives_the_same_states_and_gradients(zoo: Zoo, kind: str) -> None:
+def test_skipping_what_is_not_read_gives_the_same_states_and_gradients(zoo: Zoo, kind: str) -> None:
     model = zoo.load(kind)
-    sparing, gradients, few = read(model, True)
+    some, gradients, few = read(model, True)
     whole, expected, every = read(model, False)
     assert (few, every) == (3, len(PROMPT) + 2)
-    torch.testing.assert_close(sparing, whole)
+    torch.testing.assert_close(some, whole)
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_mostly_read_is_computed_whole(zoo: Zoo) -> None:
+def test_rows_that_are_mostly_read_are_computed_whole(zoo: Zoo) -> None:
     model = zoo.load()
     positions = [(PROMPT[:j], ()) for j in range(1, 20)]
     computed: list[int] = []
@@ -55,9 +55,9 @@ def test_what_is_mostly_read_is_computed_whole(zoo: Zoo) -> None:
     assert computed == [19]
 
 
-def test_a_model_whose_layers_are_of_another_kind_is_read_whole(zoo: Zoo) -> None:
+def test_a_model_whose_layers_need_whole_rows_is_computed_whole(zoo: Zoo) -> None:
     class Whole(nn.Module):
-        """A layer of experts, say, wants the rows as they are."""
+        """A layer that needs whole rows, as a layer of experts may."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -74,20 +74,20 @@ def test_a_model_whose_layers_are_of_another_kind_is_read_whole(zoo: Zoo) -> Non
     causal = usual.module
     causal.model.layers[-1].mlp = Whole(causal.model.layers[-1].mlp)  # pyright: ignore
     other = LanguageModel(causal, usual.codec)
-    assert usual._sparing
-    assert not other._sparing
+    assert usual._skips_unread
+    assert not other._skips_unread
     torch.testing.assert_close(other.read(packed), expected)
 
 
-# --- less memory, other kernels -----------------------------------------------------------------
+# --- less memory, other kernels ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "neox", "mistral"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_layers_computed_again_give_the_same_gradients(zoo: Zoo, kind: str, tuning: Any) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(zoo: Zoo, kind: str, tuning: Any) -> None:
     found = []
-    for recompute in (False, True):
-        model = zoo.load(kind, tuning=tuning, gradient_checkpointing=recompute)
+    for checkpointing in (False, True):
+        model = zoo.load(kind, tuning=tuning, gradient_checkpointing=checkpointing)
         hidden = model.read(pack(POSITIONS, model.codec.pad_id))
         (hidden * torch.arange(hidden.numel()).view_as(hidden).sin()).sum().backward()
         gradients = {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}
@@ -98,11 +98,11 @@ def test_layers_computed_again_give_the_same_gradients(zoo: Zoo, kind: str, tuni
         torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
 
 
-def test_layers_computed_again_keep_less(zoo: Zoo) -> None:
-    """Counts what autograd holds on to between forward and backward pass."""
+def test_gradient_checkpointing_keeps_less(zoo: Zoo) -> None:
+    """Count the numbers that autograd keeps between the forward and the backward pass."""
     held = []
-    for recompute in (False, True):
-        model, sizes = zoo.load(gradient_checkpointing=recompute), []
+    for checkpointing in (False, True):
+        model, sizes = zoo.load(gradient_checkpointing=checkpointing), []
         packed = pack([(tuple(range(3, 60)), ())], model.codec.pad_id)
 
         def hold(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
@@ -116,7 +116,7 @@ def test_layers_computed_again_keep_less(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen_window"])
-def test_without_branches_the_same_is_read(zoo: Zoo, kind: str) -> None:
+def test_rows_without_branches_read_the_same(zoo: Zoo, kind: str) -> None:
     model = zoo.load(kind)
     tree = pack([*POSITIONS, (PROMPT, (7, 8))], model.codec.pad_id)
     assert tree.attention is not None
@@ -125,37 +125,39 @@ def test_without_branches_the_same_is_read(zoo: Zoo, kind: str) -> None:
     torch.testing.assert_close(model.read(tree), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_window_and_a_kernel_without_masks_are_refused(zoo: Zoo) -> None:
+def test_a_window_and_a_kernel_without_masks_are_rejected(zoo: Zoo) -> None:
     model = zoo.load("mistral")
-    with pytest.raises(ModelError, match=r"looks back 6 tokens.*use sdpa"):
+    with pytest.raises(ModelError, match=r"look back 6 tokens.*use sdpa"):
         LanguageModel(model.module, model.codec, branching=False)
 
 
-# --- dropout and the untrained model ------------------------------------------------------------
+# --- dropout and the untrained model ----------------------------------------------------------
 
 
-def test_adapters_drop_in_gradient_steps_only_and_the_same_for_a_seed(zoo: Zoo) -> None:
+def test_adapters_have_dropout_in_gradient_steps_only_and_the_same_for_a_seed(zoo: Zoo) -> None:
     model = zoo.load(tuning="lora", lora_dropout=0.5)
     packed = pack(POSITIONS, model.codec.pad_id)
     quiet = model.read(packed)
     found = []
     for seed in (1, 1, 2):
-        with model.dropping(lambda seed=seed: seed):
+        with model.dropout(torch.Generator().manual_seed(seed)):
             found.append(model.read(packed))
-    assert model.drops
+    assert model.has_dropout
+    before = torch.get_rng_state()
+    with model.dropout(torch.Generator()):
+        model.read(packed)
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's random state is kept
     assert torch.equal(model.read(packed), quiet)
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], quiet)
     assert not torch.allclose(found[0], found[2])
-    assert not zoo.load(tuning="lora").drops
+    assert not zoo.load(tuning="lora").has_dropout
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_the_untrained_model_is_still_there_after_training(
-    zoo: Zoo, kind: str, tuning: Any
-) -> None:
-    """Tied (qwen) or not, its probabilities stay what the plain model said before."""
+def test_the_untrained_model_is_kept_through_training(zoo: Zoo, kind: str, tuning: Any) -> None:
+    """Its probabilities stay those of the loaded model, with tied embeddings (qwen) or without."""
     model = zoo.load(kind, tuning=tuning, keep_frozen=False, keep_reference=True)
     before = zoo.load(kind)
     packed = pack(POSITIONS, model.codec.pad_id)

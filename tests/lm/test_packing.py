@@ -1,4 +1,4 @@
-"""Packing shares work and changes nothing: every position reads as if it stood alone."""
+"""Packing saves work and changes nothing: every position reads as it does alone."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tiny_models import (
 from torch import Tensor
 
 from poad.lm.model import LanguageModel
-from poad.lm.packing import Bundles, Packed, common, pack
+from poad.lm.packing import Bundles, Packed, common_prefix_length, pack, renumber
 from poad.turns import Position, TokenIds
 
 PAD = 1
 LONG, SHORT = (11, 12, 13, 14, 15, 16, 17), (21, 22)
 
-# Of few tokens, so that prompts and beginnings meet and part again.
+# From few tokens, so that sequences often share a prefix and then differ.
 prompts = st.lists(st.integers(5, 7), min_size=1, max_size=8).map(tuple)
 beginnings = st.lists(st.integers(6, 8), max_size=4).map(tuple)
 
 
 @st.composite
 def crowds(draw: st.DrawFn) -> list[Position]:
-    """Positions in any order, some repeated, several behind each prompt."""
+    """Draw positions in any order, some repeated, several behind each prompt."""
     some = draw(st.lists(prompts, min_size=1, max_size=3))
     crowd = st.lists(st.tuples(st.sampled_from(some), beginnings), min_size=1, max_size=12)
     return draw(crowd)
@@ -51,7 +51,7 @@ def read_alone(model: LanguageModel, crowd: list[Position]) -> Tensor:
 
 
 def prefixes(sequences: list[TokenIds]) -> int:
-    """Distinct tokens in context: what must be computed if nothing is computed twice."""
+    """Count distinct prefixes: the tokens to compute if nothing is computed twice."""
     return len({sequence[:j] for sequence in sequences for j in range(1, len(sequence) + 1)})
 
 
@@ -81,7 +81,7 @@ def test_every_position_sees_its_own_tokens_in_their_order(crowd, row_tokens):
 
 
 @pytest.mark.parametrize("crowd", [[(LONG, (70,)), (SHORT, (71,))], [(LONG, (70,)), (LONG, (71,))]])
-def test_what_stands_in_the_padding_does_not_matter(zoo: Zoo, crowd):
+def test_the_content_of_padding_does_not_matter(zoo: Zoo, crowd):
     model = zoo.load()
     packed = pack([*crowd, (SHORT, ())], PAD)
     assert not packed.mask.all()
@@ -90,7 +90,7 @@ def test_what_stands_in_the_padding_does_not_matter(zoo: Zoo, crowd):
     assert_same(read(model, noisy), read(model, packed))
 
 
-def test_neighbours_do_not_matter(zoo: Zoo):
+def test_other_positions_in_the_batch_do_not_matter(zoo: Zoo):
     model = zoo.load()
     mine: Position = (SHORT, (70, 71))
     alone = read(model, pack([mine], PAD))
@@ -98,7 +98,7 @@ def test_neighbours_do_not_matter(zoo: Zoo):
         assert_same(read(model, pack([*crowd, mine], PAD))[-1:], alone)
 
 
-# --- as little as possible --------------------------------------------------------------------
+# --- no more work than needed -----------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -111,7 +111,7 @@ def test_a_prompt_and_every_shared_beginning_are_computed_once(prompt, some):
     assert packed.mask.all()
 
 
-def test_prompts_that_begin_alike_share_their_beginning():
+def test_prompts_that_begin_alike_share_their_prefix():
     packed = pack([(LONG, ()), ((*LONG[:5], 3), ()), (SHORT, ())], PAD)
     assert packed.mask.sum(1).tolist() == [len(LONG) + 1, len(SHORT)]
 
@@ -129,7 +129,7 @@ def test_rows_grow_no_longer_than_allowed(crowd, row_tokens):
 
 @settings(deadline=None)
 @given(crowds(), st.integers(1, 40))
-def test_a_mask_of_its_own_is_made_only_where_a_row_branches(crowd, row_tokens):
+def test_an_attention_mask_is_made_only_if_a_row_branches(crowd, row_tokens):
     packed = pack(crowd, PAD, row_tokens)
     straight = all(
         packed.token_ids[row, : column + 1].tolist() == [*prompt, *rest]
@@ -170,46 +170,50 @@ def test_moving_to_a_device_keeps_everything():
 
 def members(bundles: Bundles, crowd: list[Position]) -> list[list[Position]]:
     return [
-        [position for position, bundle in zip(crowd, bundles.of, strict=True) if bundle == s]
+        [
+            position
+            for position, bundle in zip(crowd, bundles.assignment, strict=True)
+            if bundle == s
+        ]
         for s in range(len(bundles.cost))
     ]
 
 
 @settings(deadline=None)
 @given(crowds(), st.sampled_from([1, 2, 3, 5, None]))
-def test_a_bundle_is_of_what_begins_with_one_prompt_and_costs_what_it_says(crowd, largest):
+def test_the_positions_of_a_bundle_begin_with_one_prompt_and_cost_what_it_says(crowd, largest):
     bundles = Bundles.divide(crowd, largest)
-    assert len(bundles.of) == len(crowd)
+    assert len(bundles.assignment) == len(crowd)
     for cost, inside in zip(bundles.cost.tolist(), members(bundles, crowd), strict=True):
         sequences = [(*prompt, *beginning) for prompt, beginning in inside]
         prompts = {prompt for prompt, _ in crowd}
-        homes = [min((p for p in prompts if s[: len(p)] == p), key=len) for s, _ in inside]
-        assert len(set(homes)) == 1
+        roots = [min((p for p in prompts if s[: len(p)] == p), key=len) for s, _ in inside]
+        assert len(set(roots)) == 1
         if largest is None:
             assert len({prompt for prompt, _ in inside}) == 1
-        # The prompt is computed whole, however little of it its bundle reads.
-        root = inside[0][0] if largest is None else homes[0]
+        # The prompt is computed whole, even if the bundle reads only its beginning.
+        root = inside[0][0] if largest is None else roots[0]
         assert cost == prefixes([root, *sequences])
 
 
 @settings(deadline=None)
 @given(crowds(), st.sampled_from([1, 2, 3, 5]))
-def test_where_a_bundle_ends_it_has_enough_that_the_next_does_not_share(crowd, largest):
+def test_a_bundle_is_split_only_where_enough_of_it_is_not_shared(crowd, largest):
     bundles = Bundles.divide(crowd, largest)
     alone = Bundles.divide(crowd, 10**6)
     for inside in members(alone, crowd):
         parts: dict[int, list[TokenIds]] = {}
         for sequence, q in sorted(((*p, *b), crowd.index((p, b))) for p, b in inside):
-            parts.setdefault(int(bundles.of[q]), []).append(sequence)
+            parts.setdefault(int(bundles.assignment[q]), []).append(sequence)
         ordered = list(parts.values())
         for one, other in pairwise(ordered):
-            shared = common(one[-1], other[0])
+            shared = common_prefix_length(one[-1], other[0])
             assert prefixes([*one, other[0]]) > shared + largest
 
 
 @pytest.mark.parametrize("step", [40, 200])
 def test_an_episode_that_grows_is_one_bundle_and_computed_once(step: int):
-    """Ten turns, each prompt the last one with its action and a new text: no token twice."""
+    """Each of ten prompts continues the last prompt and action: no token is computed twice."""
     whole = tuple(range(10 * step))
     turns: list[Position] = [
         (whole[: step * t + 30], whole[step * t + 30 :][:5]) for t in range(10)
@@ -221,8 +225,8 @@ def test_an_episode_that_grows_is_one_bundle_and_computed_once(step: int):
     assert packed.attention is None
 
 
-def test_episodes_that_part_are_bundles_of_their_own():
-    """Three of them from one beginning: what they share is computed three times, not more."""
+def test_episodes_that_branch_off_are_bundles_of_their_own():
+    """Three episodes share a prefix, which is computed three times and no more."""
     turns: list[Position] = [
         ((*range(50), *([70 + e] * 200 * (t > 0)), *range(80, 80 + 200 * (t > 1))), (t,))
         for e in range(3)
@@ -233,22 +237,22 @@ def test_episodes_that_part_are_bundles_of_their_own():
     assert int(bundles.cost.sum()) <= 3 * 453
 
 
-def test_without_branches_each_branch_is_paid_for():
-    """Costs bound what one forward pass computes, also where trees become rows."""
+def test_without_branches_the_cost_counts_every_branch_whole():
+    """Costs bound the tokens of a forward pass even if trees are laid out as rows."""
     branches: list[Position] = [(tuple(range(500)), (500 + i,)) for i in range(40)]
     bundles = Bundles.divide(branches, branching=False)
     assert int(bundles.cost.sum()) == 500 + 1 + 39 * 501
-    for run in bundles.runs(2000):
-        kept = bundles.select(run)[1].tolist()
-        packed = pack([branches[q] for q in kept], PAD).linear(PAD)
+    for part in bundles.micro_batches(2000):
+        kept = bundles.select(part)[1].tolist()
+        packed = pack([branches[q] for q in kept], PAD).without_branches(PAD)
         assert packed.tokens <= 2000 + 129 * 501
         assert packed.attention is None
 
 
 @settings(deadline=None)
 @given(crowds())
-def test_undivided_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
-    bundles = Bundles.divide(crowd, largest=None)
+def test_without_a_limit_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
+    bundles = Bundles.divide(crowd, max_unshared_tokens=None)
     found = [inside[0][0] for inside in members(bundles, crowd)]
     assert found == list(dict.fromkeys(prompt for prompt, _ in crowd))
 
@@ -256,11 +260,11 @@ def test_undivided_there_is_one_bundle_for_each_prompt_in_their_order(crowd):
 @settings(deadline=None)
 @given(crowds(), st.data())
 def test_selected_bundles_keep_their_positions(crowd, data):
-    bundles = Bundles.divide(crowd, largest=2)
+    bundles = Bundles.divide(crowd, max_unshared_tokens=2)
     count = len(bundles.cost)
     chosen = data.draw(st.permutations(range(count)))[: data.draw(st.integers(1, count))]
     part, kept = bundles.select(torch.tensor(chosen))
-    assert kept.tolist() == [q for q in range(len(crowd)) if bundles.of[q] in chosen]
+    assert kept.tolist() == [q for q in range(len(crowd)) if bundles.assignment[q] in chosen]
     assert part.cost.tolist() == bundles.cost[chosen].tolist()
     inside = members(bundles, crowd)
     assert members(part, [crowd[q] for q in kept]) == [inside[s] for s in chosen]
@@ -268,30 +272,38 @@ def test_selected_bundles_keep_their_positions(crowd, data):
 
 @settings(deadline=None)
 @given(crowds(), st.integers(1, 60))
-def test_runs_are_of_about_equal_cost_and_leave_nothing_out(crowd, tokens):
-    bundles = Bundles.divide(crowd, largest=2)
+def test_micro_batches_have_about_equal_cost_and_leave_nothing_out(crowd, tokens):
+    bundles = Bundles.divide(crowd, max_unshared_tokens=2)
     order = torch.arange(len(bundles.cost)).flip(0)
-    runs = bundles.runs(tokens, order)
-    assert torch.cat(runs).tolist() == order.tolist()
-    for run in runs:
-        assert int(bundles.cost[run[1:]].sum()) < tokens  # the first may lie across the border
-    assert torch.cat(bundles.runs(tokens)).tolist() == list(range(len(bundles.cost)))
+    parts = bundles.micro_batches(tokens, order)
+    assert torch.cat(parts).tolist() == order.tolist()
+    for part in parts:
+        assert int(bundles.cost[part[1:]].sum()) < tokens  # the first may begin in the part before
+    assert torch.cat(bundles.micro_batches(tokens)).tolist() == list(range(len(bundles.cost)))
+
+
+@given(st.data())
+def test_renumbering_inverts_a_selection(data):
+    size = data.draw(st.integers(1, 9))
+    kept = data.draw(st.permutations(range(size)))[: data.draw(st.integers(0, size))]
+    new = renumber(torch.tensor(kept, dtype=torch.int64), size)
+    assert new.tolist() == [kept.index(i) if i in kept else -1 for i in range(size)]
 
 
 @pytest.mark.parametrize(
     ("a", "b", "count"),
     [((), (1,), 0), ((1, 2), (1, 2), 2), ((1, 2), (1, 2, 3), 2), ((1,), (2,), 0)],
 )
-def test_common_counts_the_tokens_until_two_sequences_part(a, b, count):
-    assert common(a, b) == common(b, a) == count
+def test_the_common_prefix_ends_where_two_sequences_differ(a, b, count):
+    assert common_prefix_length(a, b) == common_prefix_length(b, a) == count
 
 
-# --- learning through it ----------------------------------------------------------------------
+# --- gradients --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("branch", [(71,), ()])
-def test_gradients_are_those_of_rows_alone_whatever_the_padding(zoo: Zoo, architecture, branch):
+def test_gradients_are_those_of_each_row_alone(zoo: Zoo, architecture, branch):
     model = zoo.load(architecture)
     crowd = [(LONG, (70, 70)), (SHORT, (70,)), (SHORT, branch)]
 

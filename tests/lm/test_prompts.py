@@ -1,4 +1,4 @@
-"""Episodes as prompts: what was sampled stays as it was, and what changes is told."""
+"""Episodes as prompts: sampled tokens stay as they were, and every change is reported."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def plain(tokenizer: str = "bytes", **rest: Any) -> tuple[Dialogue, TextCodec]:
 
 
 def letter_by_letter(codec: TextCodec, text: str, end: bool = True) -> Action:
-    """An action sampled as no tokenizer would write it: a token for each letter."""
-    opened = codec.opening + text
+    """Write an action as no tokenizer would: one token for each letter."""
+    opened = codec.action_prefix + text
     ids = tuple(t for letter in opened for t in codec.tokenizer.encode(letter))
     assert len(ids) == len(opened)
     ids = (*ids, codec.end_id) if end else ids
@@ -48,7 +48,7 @@ def letter_by_letter(codec: TextCodec, text: str, end: bool = True) -> Action:
 
 
 def chat(template: str, *contents: str, system: str | None = None) -> str:
-    """What the template itself makes of a conversation."""
+    """Render a conversation by the template itself."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
     if system is not None:
@@ -65,7 +65,7 @@ def test_a_plain_prompt_is_the_worlds_text(tokenizer: str) -> None:
     talk, codec = plain(tokenizer)
     own = TextCodec(TOKENIZERS[tokenizer]())
     for text in PROMPTS:
-        assert talk.begin(text) == own.prompt(text)
+        assert talk.first_prompt(text) == own.prompt(text)
     assert codec.action("open door") == own.action("open door")
 
 
@@ -74,18 +74,18 @@ def test_a_chat_prompt_is_what_the_template_makes(template: str) -> None:
     talk, codec = dialogue(template)
     expected = chat(template, TEXTS[0])
     ids = codec.tokenizer(expected, add_special_tokens=False)["input_ids"]
-    assert talk.begin(TEXTS[0]) == tuple(ids)
+    assert talk.first_prompt(TEXTS[0]) == tuple(ids)
     assert codec.tokenizer.decode(ids) == expected
 
 
 def test_system_and_examples_come_first() -> None:
     shown = {"system": "Be brief.", "examples": (("It rains.", "wait"),)}
     talk, codec = plain(**shown)
-    text = codec.tokenizer.decode(talk.begin("Go on?"))
+    text = codec.tokenizer.decode(talk.first_prompt("Go on?"))
     assert text == "Be brief.\n\nIt rains. wait\n\nGo on?"
     talk, codec = dialogue(**shown)
     expected = chat("marked", "It rains.", "wait", "Go on?", system="Be brief.")
-    assert codec.tokenizer.decode(talk.begin("Go on?")) == expected
+    assert codec.tokenizer.decode(talk.first_prompt("Go on?")) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_behind_thoughts_an_action_needs_no_space() -> None:
 @pytest.mark.parametrize("template", [None, "marked", "trimmed", "spaced"])
 @pytest.mark.parametrize("end", [True, False])
 def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: bool) -> None:
-    """Ended by the agent or cut off: the tokens stay, and the text is the template's."""
+    """Ended by the agent or cut off: the tokens stay, and the text is that of the template."""
     grown = {"history": "episode"}
     talk, codec = plain(**grown) if template is None else dialogue(template, **grown)
-    before = talk.begin(TEXTS[0])
+    before = talk.first_prompt(TEXTS[0])
     said: list[str] = [TEXTS[0]]
     for text, action in zip(TEXTS[1:], ("open red door", "take it"), strict=True):
         written = letter_by_letter(codec, action, end)
-        after = talk.go_on(written, text)
+        after = talk.next_prompt(written, text)
         kept = written.token_ids if template in ("marked", "trimmed") or not end else ()
         kept = kept or written.token_ids[:-1]
         assert after[: len(before) + len(kept)] == (*before, *kept)
@@ -147,18 +147,18 @@ def test_an_episode_grows_and_keeps_what_was_sampled(template: str | None, end: 
     st.sampled_from(["marked", "trimmed", None]),
     st.lists(st.tuples(st.text(min_size=1), st.lists(st.integers(7, 329), min_size=1)), max_size=4),
 )
-def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
+def test_whatever_is_written_the_next_prompt_continues_it_or_reports_why_not(
     template: str | None, turns: list[tuple[str, list[int]]]
 ) -> None:
     talk, codec = (
         plain(history="episode") if template is None else dialogue(template, history="episode")
     )
     count = len(codec.tokenizer)
-    before = talk.begin(TEXTS[0])
+    before = talk.first_prompt(TEXTS[0])
     for shown, tokens in turns:
         ids = tuple(t % count for t in tokens)
         text = codec.tokenizer.decode(list(ids)).strip()
-        after = talk.go_on(Action(text, ids, (), ()), shown)
+        after = talk.next_prompt(Action(text, ids, (), ()), shown)
         if talk.note is None:
             kept = ids[:-1] if ids[-1] == codec.end_id else ids
             assert after[: len(before) + len(kept)] == (*before, *kept)
@@ -166,83 +166,83 @@ def test_whatever_is_written_the_next_prompt_goes_on_from_it_or_says_why(
         before = after
 
 
-def test_a_stop_text_is_not_said_twice() -> None:
+def test_a_stop_text_is_not_repeated() -> None:
     talk, codec = plain(history="episode")
-    first = talk.begin("Where?")
+    first = talk.first_prompt("Where?")
     written = letter_by_letter(codec, "here\n", end=False)
-    after = talk.go_on(Action("here", written.token_ids, (), ()), "And now?")
+    after = talk.next_prompt(Action("here", written.token_ids, (), ()), "And now?")
     assert codec.tokenizer.decode(after) == "Where? here\n\nAnd now?"
     assert after[: len(first) + 6] == (*first, *written.token_ids)
 
 
-def test_an_action_without_a_word_leaves_a_gap_and_no_error() -> None:
+def test_an_empty_action_leaves_a_gap_and_raises_no_error() -> None:
     for talk, codec in (plain(history="episode"), dialogue(history="episode")):
-        before = talk.begin("Well?")
-        after = talk.go_on(Action("", (codec.end_id,), (True,), (0.0,)), "And now?")
+        before = talk.first_prompt("Well?")
+        after = talk.next_prompt(Action("", (codec.end_id,), (True,), (0.0,)), "And now?")
         assert after[: len(before)] == before
         assert codec.tokenizer.decode(after).count("And now?") == 1
 
 
 @pytest.mark.parametrize("template", [None, "marked", "spaced"])
 @pytest.mark.parametrize("marks", [("<think>\n", "\n</think>\n\n"), ("Think: ", " Act:")])
-def test_an_episode_of_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
+def test_an_episode_with_thoughts_grows(template: str | None, marks: tuple[str, str]) -> None:
     form = {"history": "episode", "thinking": 9}
     form |= {"thinking_open": marks[0], "thinking_close": marks[1]}
     talk, codec = plain(**form) if template is None else dialogue(template, **form)
-    before = talk.begin(TEXTS[0])
+    before = talk.first_prompt(TEXTS[0])
     for text in TEXTS[1:]:
-        said = letter_by_letter(codec, f"hm{marks[1]}{codec.opening}open", end=False)
-        own = said.token_ids[len(codec.opening) :]  # a thought needs no opening
-        after = talk.go_on(Action("open", own, (), ()), text)
+        said = letter_by_letter(codec, f"hm{marks[1]}{codec.action_prefix}open", end=False)
+        own = said.token_ids[len(codec.action_prefix) :]  # a thought needs no opening
+        after = talk.next_prompt(Action("open", own, (), ()), text)
         assert after[: len(before) + len(own)] == (*before, *own)
         before = after
     assert talk.note is None
 
 
-def test_a_prompt_that_is_too_long_alone_loses_its_beginning_and_says_so() -> None:
+def test_a_prompt_that_is_too_long_by_itself_is_truncated_and_reported() -> None:
     config = PromptConfig(history="episode")
     codec = codec_for(byte_level(), config)
-    talk = Dialogue(codec, config, longest=12)
+    talk = Dialogue(codec, config, max_tokens=12)
     text = "A very long story, told twice. The end"
-    ids = talk.begin(text)
+    ids = talk.first_prompt(text)
     assert len(ids) == 12
     assert codec.tokenizer.decode(ids) == text[-len(codec.tokenizer.decode(ids)) :]
     assert talk.note is not None
     assert "too long" in talk.note
     with pytest.raises(PromptError, match=r"no room for a prompt: lower prompt\.thinking"):
-        Dialogue(codec, config, longest=0)
+        Dialogue(codec, config, max_tokens=0)
 
 
 def test_only_the_last_turns_are_shown() -> None:
     talk, codec = plain(history="last", last=2)
-    ids = talk.begin("a")
+    ids = talk.first_prompt("a")
     for shown in "bcd":
-        ids = talk.go_on(letter_by_letter(codec, "go"), shown)
+        ids = talk.next_prompt(letter_by_letter(codec, "go"), shown)
     assert codec.tokenizer.decode(ids) == "b go\n\nc go\n\nd"
-    assert codec.tokenizer.decode(talk.begin("e")) == "e"
+    assert codec.tokenizer.decode(talk.first_prompt("e")) == "e"
 
 
-def test_what_becomes_too_long_loses_its_oldest_turns() -> None:
+def test_a_prompt_that_becomes_too_long_loses_its_oldest_turns() -> None:
     config = PromptConfig(history="episode")
     codec = codec_for(byte_level(), config)
-    talk = Dialogue(codec, config, longest=30)
-    ids: TokenIds = talk.begin("start")
+    talk = Dialogue(codec, config, max_tokens=30)
+    ids: TokenIds = talk.first_prompt("start")
     for number in range(20):
-        ids = talk.go_on(letter_by_letter(codec, "go"), f"place {number}")
+        ids = talk.next_prompt(letter_by_letter(codec, "go"), f"place {number}")
         assert len(ids) <= 30
     text = codec.tokenizer.decode(ids)
     assert text.endswith("go\n\nplace 19")
     assert "start" not in text
 
 
-# --- templates that write history anew --------------------------------------------------------
+# --- templates that rewrite history -----------------------------------------------------------
 
 
-def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> None:
+def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_is_reported() -> None:
     talk, codec = dialogue("forgetful", history="episode", thinking=8)
-    first = talk.begin(TEXTS[0])
+    first = talk.first_prompt(TEXTS[0])
     assert codec.tokenizer.decode(first).endswith("assistant\n<think>\n")
-    after = talk.go_on(letter_by_letter(codec, "hm\n</think>\n\nopen"), TEXTS[1])
+    after = talk.next_prompt(letter_by_letter(codec, "hm\n</think>\n\nopen"), TEXTS[1])
     assert codec.tokenizer.decode(after) == chat("forgetful", TEXTS[0], "open", TEXTS[1]) + (
         "<think>\n"
     )
@@ -252,25 +252,25 @@ def test_a_template_that_cuts_thoughts_begins_a_new_segment_and_says_so() -> Non
     assert f"from token {same} on" in talk.note
 
 
-def test_a_template_that_keeps_thoughts_goes_on() -> None:
+def test_a_template_that_keeps_thoughts_is_continued() -> None:
     talk, codec = dialogue("marked", history="episode", thinking=8)
-    first = talk.begin(TEXTS[0])
+    first = talk.first_prompt(TEXTS[0])
     written = letter_by_letter(codec, "hm\n</think>\n\nopen")
-    after = talk.go_on(written, TEXTS[1])
+    after = talk.next_prompt(written, TEXTS[1])
     assert after[: len(first) + len(written.token_ids)] == (*first, *written.token_ids)
     assert talk.note is None
 
 
-def test_a_template_that_pretends_to_have_thought_is_told() -> None:
+def test_a_template_that_asks_with_words_it_later_leaves_out_is_reported() -> None:
     talk, codec = dialogue("pretending", history="episode")
-    talk.begin(TEXTS[0])
-    after = talk.go_on(letter_by_letter(codec, "open"), TEXTS[1])
+    talk.first_prompt(TEXTS[0])
+    after = talk.next_prompt(letter_by_letter(codec, "open"), TEXTS[1])
     assert codec.tokenizer.decode(after) == chat("pretending", TEXTS[0], "open", TEXTS[1])
     assert talk.note is not None
     assert "'open'" in talk.note or "'o'" in talk.note
 
 
-# --- what cannot be ---------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 def test_a_model_without_a_template_cannot_chat(zoo: Zoo) -> None:
@@ -281,12 +281,12 @@ def test_a_model_without_a_template_cannot_chat(zoo: Zoo) -> None:
         load_agent(config)
 
 
-def test_a_template_that_takes_no_system_message_says_so() -> None:
+def test_a_template_that_takes_no_system_message_is_an_error() -> None:
     with pytest.raises(PromptError, match=r"Only user and assistant.*leave prompt\.system out"):
         codec_for(chatting("spaced"), PromptConfig(format="chat", system="Be brief."))
 
 
-def test_whole_actions_cannot_be_thought_about() -> None:
+def test_thinking_needs_actions_that_are_chosen_token_by_token() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.thinking has no place"):
         load_agent(small("Chain", prompt={"thinking": 4}, credit={"method": "twosome"}))
 
@@ -326,7 +326,7 @@ def test_before_the_first_step_the_ratio_is_one(zoo: Zoo, world: str, form: str,
         assert metrics["passes"] >= 1
 
 
-def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
+def test_thoughts_are_decisions_and_their_closing_is_not(zoo: Zoo) -> None:
     config, agent, _, worlds = team(zoo, "Chain", "thoughts")
     for turn in worlds.collect(8, np.random.default_rng(0)).turns:
         action = turn.action
@@ -343,8 +343,8 @@ def test_thoughts_are_decisions_and_their_closing_is_none(zoo: Zoo) -> None:
 def test_offered_actions_do_not_read_a_growing_prompt_again(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few tokens to all choices or many: each token of an episode is read once while acting."""
-    monkeypatch.setattr("poad.lm.cache._WORTH", 1)
+    """Acting reads each token of an episode once, however many tokens lead to the choices."""
+    monkeypatch.setattr("poad.lm.cache._MIN_SHARED_TOKENS", 1)
     _, agent, _, worlds = team(zoo, "poad/TomatoSalad-v0", "episode", streams=1)
     sizes = counted(agent.model)
     (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
@@ -352,25 +352,25 @@ def test_offered_actions_do_not_read_a_growing_prompt_again(
     assert sum(sizes) <= len(turns[-1].prompt_ids) + len(turns[-1].action.token_ids)
 
 
-def test_an_episode_that_grows_is_acted_in_with_each_token_read_once(
+def test_free_writing_reads_each_token_of_a_growing_episode_once(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is written is read as it is written, and the next prompt goes on from there."""
-    monkeypatch.setattr("poad.lm.cache._WORTH", 1)
+    """Tokens are read as they are written, and the next prompt continues from there."""
+    monkeypatch.setattr("poad.lm.cache._MIN_SHARED_TOKENS", 1)
     _, agent, _, worlds = team(zoo, "Diary", "episode", streams=1)
     sizes = counted(agent.model)
     (turns,) = worlds.collect(6, np.random.default_rng(1)).streams
     lasts = [turn for turn in turns[:-1] if turn.terminated or turn.truncated] + [turns[-1]]
     assert len(lasts) < len(turns)
     grown = sum(len(turn.prompt_ids) + len(turn.action.token_ids) for turn in lasts)
-    # The last token written is read with the next prompt, and never where none follows.
+    # The last token of an action is read with the next prompt, if there is one.
     assert sum(sizes) <= grown - len(lasts)
 
 
-def test_a_template_that_rewrites_is_told_once(zoo: Zoo) -> None:
+def test_a_template_that_rewrites_is_reported_once(zoo: Zoo) -> None:
     model = {"name": str(zoo.path("llama", "pretending")), "device": "cpu"}
     config = small("Diary", prompt={"format": "chat", "history": "episode"}, model=model)
     trainer = Trainer(config)
-    with pytest.warns(UserWarning, match="writes earlier turns anew"):
+    with pytest.warns(UserWarning, match="rewrites earlier turns"):
         trainer.iterate()
     trainer.iterate()  # a second warning would be an error

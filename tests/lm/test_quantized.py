@@ -1,4 +1,4 @@
-"""Adapters on a base in few bits: it reads about the same, and only the adapters learn."""
+"""Adapters on a quantized base: it reads about the same, and only the adapters learn."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from poad.lm.loading import load_model
 from poad.lm.packing import pack
 
 BITS = {"8bit": 0.05, "4bit": 0.4}
-"""How far hidden states may be from those of the whole weights, of their norm."""
+"""Relative error allowed for hidden states against those of the full weights."""
 POSITIONS = [((5, 6, 7, 8), (9,)), ((5, 6, 7, 8), (10, 11)), ((12, 13), ())]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose widths are multiples of 64, the size of a block with a scale of its own."""
+    """Save a model whose widths are multiples of 64, the block size of the quantization."""
     words, path = byte_level(), tmp_path_factory.mktemp("base")
     sizes: Any = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     config: Any = LlamaConfig(
@@ -49,8 +49,8 @@ def quantized(name: str, bits: str) -> ModelConfig:
 @pytest.mark.parametrize("bits", BITS)
 def test_a_quantized_base_reads_about_the_same(base: str, bits: str) -> None:
     pytest.importorskip("bitsandbytes")
-    whole = load_model(ModelConfig(name=base, device="cpu"), "", seed=0)
-    model = load_model(quantized(base, bits), "", seed=0)
+    whole = load_model(ModelConfig(name=base, device="cpu"))
+    model = load_model(quantized(base, bits))
     packed = pack(POSITIONS, whole.codec.pad_id)
     expected = whole.read(packed).detach()
     for found in (model.read(packed).detach(), model.read_frozen(packed)):
@@ -76,19 +76,21 @@ def test_only_the_adapters_learn(base: str, bits: str) -> None:
     assert {p.dtype for p in agent.model.parameters()} == {torch.float32}
 
 
-def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModelError, match=r"needs bitsandbytes: pip install 'poad\[quantize\]'"):
-        load_model(quantized("tiny-code", "4bit"), "", seed=0)
+        load_model(quantized("tiny-code", "4bit"))
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_gradients_go_through_the_quantized_base(base: str, bits: str) -> None:
-    """Those of the adapters point where the whole weights point them, as far as few bits tell."""
+    """The gradients of the adapters point in about the same direction as with full weights."""
     pytest.importorskip("bitsandbytes")
     found = []
     for config in (ModelConfig(name=base, tuning="lora", device="cpu"), quantized(base, bits)):
-        model = load_model(config, "", seed=0)
+        model = load_model(config)
         logits = model.logits(model.read(pack(POSITIONS, model.codec.pad_id)))
         logits.log_softmax(-1)[:, 30].sum().backward()
         found.append(
@@ -98,7 +100,7 @@ def test_gradients_go_through_the_quantized_base(base: str, bits: str) -> None:
     assert torch.cosine_similarity(whole, few, dim=0) > 0.75
 
 
-def test_flash_attention_wants_a_gpu() -> None:
+def test_flash_attention_needs_a_gpu() -> None:
     config = from_dict({"model": {"attention": "flash_attention_2", "device": "cpu"}}).model
     with pytest.raises(ModelError, match=r"flash_attention_2 runs on GPUs only; use sdpa"):
-        load_model(config, "poad/TomatoSalad-v0", seed=0)
+        load_model(config)

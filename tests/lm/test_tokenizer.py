@@ -1,4 +1,4 @@
-"""Where a prompt ends and an action begins, over tokenizers of several habits."""
+"""The border between prompt and action, over tokenizers with different habits."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_there_is_one_readable_piece_for_each_token(codec: TextCodec):
     assert "".join(pieces[:-1]).replace(" ", "") == "openreddoor"
 
 
-# --- tries and memory -------------------------------------------------------------------------
+# --- tries and caching ------------------------------------------------------------------------
 
 
 def test_a_trie_holds_the_actions_in_the_order_offered(codec: TextCodec):
@@ -123,15 +123,15 @@ def test_the_end_token_lets_one_action_begin_another(codec: TextCodec):
         assert trie.is_choice(last) == (text == "open")  # only there does something go on
 
 
-def test_what_was_encoded_once_is_the_same_object(codec: TextCodec):
+def test_encoding_again_returns_the_same_object(codec: TextCodec):
     assert codec.prompt(PROMPTS[0]) is codec.prompt(PROMPTS[0])
     assert codec.action("open door") is codec.action("open door")
     assert codec.trie(list(ACTIONS)) is codec.trie(ACTIONS)
     assert codec.trie(ACTIONS[::-1]) is not codec.trie(ACTIONS)
 
 
-def test_a_full_memory_starts_afresh_and_answers_the_same():
-    codec, roomy = TextCodec(byte_level(), memory=2), TextCodec(byte_level())
+def test_a_full_cache_is_cleared_and_answers_the_same():
+    codec, roomy = TextCodec(byte_level(), cache_size=2), TextCodec(byte_level())
     for _ in range(2):
         for text in (*PROMPTS, *ACTIONS):
             assert codec.prompt(text) == roomy.prompt(text)
@@ -141,26 +141,26 @@ def test_a_full_memory_starts_afresh_and_answers_the_same():
     assert codec.trie(ACTIONS[:3]).tokens == roomy.trie(ACTIONS[:3]).tokens
 
 
-# --- what cannot be -----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
-def test_an_observation_without_tokens_is_refused(bytes_codec: TextCodec):
+def test_an_observation_without_tokens_is_rejected(bytes_codec: TextCodec):
     with pytest.raises(ValueError, match=r"''.*must show some text"):
         bytes_codec.prompt("")
 
 
-def test_where_a_text_has_a_beginning_an_empty_observation_is_one_token():
+def test_an_empty_observation_is_the_begin_token_if_there_is_one():
     codec = TextCodec(sentencepiece_like(closes=True))
     assert codec.prompt("") == (codec.tokenizer.bos_token_id,)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
-def test_blank_actions_are_refused(codec: TextCodec, blank):
+def test_blank_actions_are_rejected(codec: TextCodec, blank):
     with pytest.raises(ValueError, match="has no tokens; a world must offer"):
         codec.trie(["look", blank])
 
 
-def test_an_action_of_unknown_characters_only_is_refused():
+def test_an_action_of_unknown_characters_only_is_rejected():
     trainer: Any = trainers.BpeTrainer
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -171,17 +171,17 @@ def test_an_action_of_unknown_characters_only_is_refused():
         codec.action("日本")
 
 
-def test_actions_that_mean_the_same_tokens_are_refused_by_name(codec: TextCodec):
+def test_actions_that_mean_the_same_tokens_are_rejected_by_name(codec: TextCodec):
     with pytest.raises(ValueError, match="'look' and 'look' have the same tokens"):
         codec.trie(["look", "wait", "look"])
 
 
-def test_an_empty_offer_is_refused(codec: TextCodec):
+def test_an_empty_offer_is_rejected(codec: TextCodec):
     with pytest.raises(ValueError, match="at least one action"):
         codec.trie([])
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused():
+def test_a_tokenizer_without_an_end_of_text_is_rejected():
     tokenizer = byte_level()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"no end-of-text token.*tokenizer\.eos_token"):

@@ -24,7 +24,7 @@ TENSORS = {"policy": {"weight": torch.arange(4.0)}}
 
 
 def test_a_new_run_has_its_configuration_and_versions(tmp_path: Path):
-    config = Config(seed=7, env_args={"horizon": 9}, mirrors=())
+    config = Config(seed=7, env_args={"horizon": 9}, trackers=())
     run = Run.create(tmp_path / "new", config)
     assert load(run.path / "config.yaml") == config
     versions = json.loads((run.path / "versions.json").read_text())
@@ -140,13 +140,13 @@ def test_a_mirror_that_is_not_installed_stops_the_run_before_it_begins(
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RunError, match=r'pip install "poad\[wandb\]"'):
-        Run.create(tmp_path / "run", Config(mirrors=("wandb",)))
+        Run.create(tmp_path / "run", Config(trackers=("wandb",)))
     assert os.listdir(tmp_path) == []
 
 
 def test_mirrors_see_what_is_logged(tmp_path: Path):
     pytest.importorskip("tensorboard")
-    with Run.create(tmp_path / "run", Config(mirrors=("tensorboard",))) as run:
+    with Run.create(tmp_path / "run", Config(trackers=("tensorboard",))) as run:
         run.log(metrics(1))
     assert list((run.path / "tensorboard").glob("events*"))
 

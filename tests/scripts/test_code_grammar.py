@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poad.envs.datasci.scoring import PARITY
+from poad.envs.datasci.scoring import REFUSED
 from poad.envs.datasci.text import MAX_BODY, MAX_NAME, program, prompt
 
 pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
@@ -84,7 +84,7 @@ def test_a_body_is_shaped_as_a_model_is_to_write_it(grammar: ModuleType) -> None
         assert text.isascii()
         assert len(text) <= grammar.LONGEST < MAX_BODY
         assert "return" not in text
-        assert not any(refused in text for refused in PARITY)
+        assert not any(refused in text for refused in REFUSED)
         assert program(text) == program(text.strip())
 
 

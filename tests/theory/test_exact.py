@@ -1,4 +1,4 @@
-"""The laws of tabular language problems, to the last digits; and sampled credit against them."""
+"""Exact values of tabular language problems, and sampled credit compared with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poad.credit.methods import METHODS
+from poad.credit import METHODS, Slots
 from poad.theory import exact as theory
 from poad.theory.exact import (
     best,
@@ -28,8 +28,14 @@ from poad.theory.exact import (
     token_backup,
 )
 from poad.theory.laws import Convergence
-from poad.theory.problems import LanguageMDP, play, problem_of, random_policy, random_problem
-from poad.theory.sampled import Judge, Sums, trajectory_of
+from poad.theory.problems import (
+    LanguageMDP,
+    problem_with,
+    random_policy,
+    random_problem,
+    sample_episodes,
+)
+from poad.theory.sampled import CreditEstimator, Sums, token_stream
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 GAMMA_TOKENS = (1.0, 0.99, 0.9, 0.5)
@@ -54,9 +60,9 @@ def laws(law: Callable[..., None]) -> Callable[..., None]:
 
 def two_actions(short: float, long: float) -> LanguageMDP:
     """One state; one token earns `short`, two tokens earn `long`, and the episode ends."""
-    mdp = problem_of([[(0,), (1, 2)]], np.random.default_rng(0), gamma=0.9, outcomes=1)
+    mdp = problem_with([[(0,), (1, 2)]], np.random.default_rng(0), gamma=0.9, outcomes=1)
     reward = np.array([[short], [long]])
-    return LanguageMDP(mdp.tries, 0.9, mdp.chance, reward, mdp.successor)
+    return LanguageMDP(mdp.tries, 0.9, mdp.probability, reward, mdp.successor)
 
 
 # Values by hand.
@@ -80,7 +86,7 @@ def test_ntpo_takes_the_shorter_action_for_gains_and_the_longer_for_losses():
 
 
 def test_chance_and_the_discount_between_actions_count():
-    mdp = problem_of([[(0,)]], np.random.default_rng(0), gamma=0.5, outcomes=2)
+    mdp = problem_with([[(0,)]], np.random.default_rng(0), gamma=0.5, outcomes=2)
     mdp = LanguageMDP(
         mdp.tries, 0.5, np.array([[0.6, 0.4]]), np.array([[1.0, 2.0]]), np.array([[0, 1]])
     )
@@ -126,7 +132,7 @@ def test_every_prefix_satisfies_its_bellman_equation(mdp: LanguageMDP):
                 assert v[node] == pytest.approx(q[children].max(), abs=1e-10)
                 if node >= mdp.states:
                     assert q[node] == pytest.approx(gamma_token * v[node], abs=1e-10)
-        np.testing.assert_allclose(q[tree.leaf], mdp.whole(v[: mdp.states]), **EXACT)
+        np.testing.assert_allclose(q[tree.leaf], mdp.action_values(v[: mdp.states]), **EXACT)
 
 
 @laws
@@ -164,7 +170,7 @@ def test_soft_bad_is_the_action_level_soft_optimum(mdp: LanguageMDP):
             advantage = (action.q - action.v[mdp.state]) / temperature
             np.testing.assert_allclose(np.exp(log_pi), np.exp(whole + advantage), **EXACT)
             cost = temperature * (log_pi - whole)
-            consistent = mdp.whole(token.v[:n]) - cost
+            consistent = mdp.action_values(token.v[:n]) - cost
             np.testing.assert_allclose(token.v[:n][mdp.state], consistent, **EXACT)
             earned = policy_values(mdp, log_pi, cost=cost).v
             np.testing.assert_allclose(earned, action.v, **EXACT)
@@ -197,7 +203,7 @@ def test_the_soft_optimum_becomes_the_optimum_as_the_temperature_falls(mdp: Lang
 # The measurements can tell right from wrong.
 
 
-def test_a_wrong_backup_is_found_out(monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_backup_violates_the_laws(monkeypatch: pytest.MonkeyPatch):
     mdp = random_problem(0)
 
     def discounting_every_token(mdp, beyond, combine=best, gamma_token=1.0):
@@ -236,7 +242,7 @@ def test_ntpo_differs_from_the_optimum_in_values_and_choices():
 @laws
 def test_a_random_problem_is_a_language_mdp(mdp: LanguageMDP):
     tree = mdp.tree
-    np.testing.assert_allclose(mdp.chance.sum(1), 1.0)
+    np.testing.assert_allclose(mdp.probability.sum(1), 1.0)
     assert tree.length.min() >= 1
     assert np.all(tree.root[tree.leaf] == mdp.state)
     written = [trie.token_path(leaf) for trie in mdp.tries for leaf in trie.leaves]
@@ -247,7 +253,7 @@ def test_a_random_problem_is_a_language_mdp(mdp: LanguageMDP):
         assert tree.is_choice[tree.root == state].sum() == free
 
 
-def test_problems_hold_what_makes_them_hard():
+def test_random_problems_contain_the_hard_cases():
     mdp = random_problem(3, states=30)
     counts = np.bincount(mdp.state)
     assert counts.max() == 6
@@ -259,7 +265,7 @@ def test_problems_hold_what_makes_them_hard():
     assert (random_problem(3, sign="negative").reward < 0).all()
 
 
-def test_a_seed_is_a_problem():
+def test_a_seed_determines_the_problem():
     one, same, other = random_problem(5), random_problem(5), random_problem(6)
     assert np.array_equal(one.reward, same.reward)
     assert [t.texts for t in one.tries] == [t.texts for t in same.tries]
@@ -267,21 +273,21 @@ def test_a_seed_is_a_problem():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ({"vocabulary": 3}, "as many tokens as actions always suffice"),
-        ({"states": 0}, "each must be above 0"),
+        ({"vocabulary": 3}, "at least the number of actions"),
+        ({"states": 0}, "each must be at least 1"),
         ({"gamma": 1.0}, r"must lie in \[0, 1\)"),
-        ({"sign": "both"}, "there are any, positive, negative"),
+        ({"sign": "both"}, "known: any, positive, negative"),
     ],
 )
-def test_impossible_problems_are_refused(wrong, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_impossible_problems_are_rejected(wrong, message: str):
+    with pytest.raises(ValueError, match=message):
         random_problem(0, **wrong)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
-def test_a_discount_that_is_none_is_refused(rate: float):
+def test_a_discount_outside_0_to_1_is_rejected(rate: float):
     mdp = random_problem(0)
     uniform = np.zeros(len(mdp.state))
     for solve in (
@@ -293,7 +299,7 @@ def test_a_discount_that_is_none_is_refused(rate: float):
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_is_none_is_refused(temperature: float):
+def test_a_temperature_that_is_not_positive_is_rejected(temperature: float):
     with pytest.raises(ValueError, match="temperature"):
         soft(temperature, np.zeros(3))
 
@@ -309,7 +315,7 @@ def test_soft_values_tend_to_the_optimum_as_the_temperature_falls():
     assert gaps[2] < 0.1
 
 
-def test_what_a_policy_never_does_costs_nothing():
+def test_actions_of_probability_0_cost_nothing():
     mdp = random_problem(3)
     tree, n = mdp.tree, mdp.states
     log_mu = random_policy(mdp, 1)
@@ -325,7 +331,7 @@ def test_what_a_policy_never_does_costs_nothing():
     np.testing.assert_allclose(by_tokens, by_actions, atol=1e-10)
 
 
-def test_a_reward_that_is_not_a_number_is_told_at_once():
+def test_a_nan_reward_is_reported_at_once():
     mdp = random_problem(0)
     broken = replace(mdp, reward=np.full_like(mdp.reward, np.nan))
     with pytest.raises(ValueError, match="not finite"):
@@ -341,9 +347,9 @@ def small() -> tuple[LanguageMDP, np.ndarray, np.ndarray]:
     return mdp, policy, mdp.tree.path_sum(policy)
 
 
-def test_play_follows_the_policy_and_the_world():
+def test_sampled_episodes_follow_the_policy_and_the_transitions():
     mdp, _, log_action = small()
-    played = play(mdp, log_action, 20_000, np.random.default_rng(0), 1000)
+    played = sample_episodes(mdp, log_action, 20_000, np.random.default_rng(0), 1000)
     real = played.action >= 0
     count = np.bincount(played.action[real], minlength=len(mdp.state))
     share = count / np.bincount(mdp.state, count)[mdp.state]
@@ -359,37 +365,38 @@ def test_play_follows_the_policy_and_the_world():
 
 @pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])
 @pytest.mark.parametrize("slots", ["choices", "tokens"])
-def test_sampled_advantages_have_the_exact_mean(lam: float, slots: str):
+def test_sampled_advantages_have_the_exact_mean(lam: float, slots: Slots):
     mdp, policy, log_action = small()
     values = solve_tokens(mdp, expected(policy))
-    played = play(mdp, log_action, 8000, np.random.default_rng(1), 6)
-    judge = Judge(METHODS["poad"], lam, {"slots": slots})
-    sums = judge.sums(mdp, played, values, len(values.q))
-    errors = sums.errors(values.q - values.v[mdp.tree.parent])
+    played = sample_episodes(mdp, log_action, 8000, np.random.default_rng(1), 6)
+    estimator = CreditEstimator(METHODS["poad"], lam, slots=slots)
+    sums = estimator.sums(mdp, played, values, len(values.q))
+    errors = sums.standard_errors(values.q - values.v[mdp.tree.parent])
     assert len(errors) >= 8
     assert np.abs(errors).max() < 5
 
 
-def test_sampled_credit_of_one_method_is_not_that_of_another():
+def test_the_laws_of_sampled_credit_tell_methods_apart():
     mdp, policy, log_action = small()
     bad, naive = (solve_tokens(mdp, expected(policy), g) for g in (1.0, mdp.gamma))
-    played = play(mdp, log_action, 8000, np.random.default_rng(1), 6)
+    played = sample_episodes(mdp, log_action, 8000, np.random.default_rng(1), 6)
     truth = naive.q - naive.v[mdp.tree.parent]
-    right = Judge(METHODS["ntpo"], 0.95).sums(mdp, played, naive, len(truth)).errors(truth)
-    wrong = Judge(METHODS["ntpo"], 0.95).sums(mdp, played, bad, len(truth)).errors(truth)
+    ntpo = CreditEstimator(METHODS["ntpo"], 0.95)
+    right = ntpo.sums(mdp, played, naive, len(truth)).standard_errors(truth)
+    wrong = ntpo.sums(mdp, played, bad, len(truth)).standard_errors(truth)
     assert np.abs(right).max() < 5
     assert np.abs(wrong).max() > 20
 
 
-def test_returns_tend_to_q_as_one_over_the_root_of_n():
+def test_the_error_of_sampled_returns_shrinks_as_one_over_the_root_of_n():
     mdp, policy, log_action = small()
     truth = solve_tokens(mdp, expected(policy))
-    played = play(mdp, log_action, 32_768, np.random.default_rng(2), 1000)
-    sums = Judge(METHODS["reinforce"], 1.0).sums(mdp, played, truth, len(truth.q))
-    assert np.abs(sums.errors(truth.q)).max() < 5
+    played = sample_episodes(mdp, log_action, 32_768, np.random.default_rng(2), 1000)
+    sums = CreditEstimator(METHODS["reinforce"], 1.0).sums(mdp, played, truth, len(truth.q))
+    assert np.abs(sums.standard_errors(truth.q)).max() < 5
     sizes = [64, 512, 2048]
     nearing, biased = (
-        Convergence("reinforce", sizes, sums.error(target, sizes))
+        Convergence("reinforce", sizes, sums.rms_errors(target, sizes))
         for target in (truth.q, truth.q + 1)
     )
     assert nearing.power == pytest.approx(-0.5, abs=0.12)
@@ -399,27 +406,47 @@ def test_returns_tend_to_q_as_one_over_the_root_of_n():
 def test_an_episode_that_goes_on_bootstraps_and_one_that_ended_does_not():
     mdp, policy, log_action = small()
     values = solve_tokens(mdp, expected(policy))
-    played = play(mdp, log_action, 200, np.random.default_rng(3), 2)
-    trajectory = trajectory_of(mdp, played, values)
-    last = played.action[:, 1] >= 0
-    ended = played.successor[:, 1] == mdp.states
-    beyond = values.v[played.successor[:, 1][last & ~ended]]
-    assert trajectory.cut[:, 1].numpy().tolist() == last.tolist()
-    np.testing.assert_allclose(trajectory.bootstrap[:, 1].numpy()[last & ~ended], beyond)
-    assert not trajectory.bootstrap[:, 1].numpy()[ended].any()
+    played = sample_episodes(mdp, log_action, 200, np.random.default_rng(3), 2)
+    stream = token_stream(mdp, played, values)
+    ended = (played.successor == mdp.states).any(1)
+    assert 0 < ended.sum() < len(ended)
+    assert stream["ended"].numpy().tolist() == ended.tolist()
+    next_value = values.v[played.successor[:, 1][~ended]]
+    np.testing.assert_allclose(stream["bootstrap"].numpy()[~ended], next_value)
+    assert not stream["bootstrap"].numpy()[ended].any()
+
+
+def test_a_stream_holds_every_token_with_the_value_before_it_and_every_reward_once():
+    mdp, policy, log_action = small()
+    values = solve_tokens(mdp, expected(policy))
+    played = sample_episodes(mdp, log_action, 50, np.random.default_rng(4), 3)
+    stream = token_stream(mdp, played, values)
+    for i in range(50):
+        actions = played.action[i][played.action[i] >= 0]
+        nodes = [node for a in actions for node in mdp.tree.path[a] if node >= 0]
+        real = stream["mask"][i].numpy()
+        assert real.sum() == len(nodes)
+        np.testing.assert_array_equal(
+            stream["value"][i].numpy()[real], values.v[mdp.tree.parent[nodes]]
+        )
+        np.testing.assert_array_equal(stream["choice"][i].numpy()[real], mdp.tree.is_choice[nodes])
+        turns = np.repeat(np.arange(len(actions)), mdp.tree.length[actions])
+        np.testing.assert_array_equal(stream["turn_ids"][i].numpy()[real], turns)
+        paid = np.bincount(turns, stream["reward"][i].numpy()[real])
+        np.testing.assert_array_equal(paid, played.reward[i, : len(actions)])
 
 
 def test_errors_count_episodes_not_turns():
-    # Turns that repeat one another are no more than one observation.
+    # Ten equal turns of an episode count as one observation.
     labels, mask = np.zeros((400, 10, 1), dtype=int), np.ones((400, 10, 1), dtype=bool)
     draws = np.random.default_rng(0).normal(size=(400, 1, 1))
     sums = Sums.of(labels, np.broadcast_to(draws, labels.shape), mask, 1)
     expected_error = draws.mean() / (draws.std() / np.sqrt(400))
-    assert sums.errors(np.zeros(1)) == pytest.approx(expected_error)
+    assert sums.standard_errors(np.zeros(1)) == pytest.approx(expected_error)
 
 
-def test_what_never_varies_must_be_right():
+def test_an_estimate_without_variance_must_be_exact():
     labels, mask = np.zeros((400, 1, 1), dtype=int), np.ones((400, 1, 1), dtype=bool)
     sums = Sums.of(labels, np.full(labels.shape, 0.3), mask, 1)
-    assert np.abs(sums.errors(np.array([0.3]))) < 1
-    assert np.abs(sums.errors(np.array([0.31]))) > 1000
+    assert np.abs(sums.standard_errors(np.array([0.3]))) < 1
+    assert np.abs(sums.standard_errors(np.array([0.31]))) > 1000

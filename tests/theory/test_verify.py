@@ -1,18 +1,19 @@
-"""`poad verify`: what it prints and leaves behind, and that a broken law is told."""
+"""`poad verify`: the output, the files, and the report of a broken law."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poad.cli.main import main
-from poad.credit import METHODS
-from poad.credit.recursion import Credit
+from poad.credit import METHODS, Credit, Method
 from poad.theory import exact as theory
-from poad.theory import laws
+from poad.theory import laws, sampled
 from poad.theory.laws import GAMMA_TOKENS, Law, length_preference, ntpo_gap, verify
 from poad.theory.problems import random_problem
 
@@ -21,13 +22,13 @@ SMALL = ("--states", "4", "--actions", "4", "--depth", "3", "--problems", "3")
 
 @pytest.fixture(autouse=True)
 def few_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to see that the sampled laws are measured; how well, test_theory tests."""
+    """Measure the sampled laws with few episodes; test_exact.py tests the estimators themselves."""
     monkeypatch.setattr(laws, "EPISODES", 2048)
-    monkeypatch.setattr(laws, "RETURNS", 16_384)
-    monkeypatch.setattr(laws, "BATCHES", (64, 256, 1024))
+    monkeypatch.setattr(laws, "RETURN_EPISODES", 16_384)
+    monkeypatch.setattr(laws, "SAMPLE_SIZES", (64, 256, 1024))
 
 
-def test_the_command_prints_every_law_and_leaves_numbers_and_drawings(
+def test_the_command_prints_every_law_and_writes_numbers_and_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -43,7 +44,7 @@ def test_the_command_prints_every_law_and_leaves_numbers_and_drawings(
         assert law["name"] in shown
         assert law["holds"]
         assert law["cases"] > 0
-        exact = "Sampled" not in law["name"] and "√N" not in law["name"]
+        exact = "Sampled" not in law["name"]
         assert law["deviation"] <= (1e-10 if exact else 6)
     for head in ("law", "what is measured", "largest", "deviation", "bound", "ok"):
         assert head in shown
@@ -58,18 +59,18 @@ def test_the_command_prints_every_law_and_leaves_numbers_and_drawings(
     assert "<svg" in (out / "verify.svg").read_text()
 
 
-def test_the_same_seed_finds_the_same() -> None:
+def test_the_same_seed_gives_the_same_findings() -> None:
     size = {"states": 3, "actions": 3, "depth": 3, "problems": 2}
     assert verify(**size, seed=1) == verify(**size, seed=1)
     assert verify(**size, seed=1) != verify(**size, seed=2)
 
 
-def test_actions_of_one_token_are_no_trouble(tmp_path: Path) -> None:
+def test_actions_may_have_one_token(tmp_path: Path) -> None:
     given = ["--states", "2", "--actions", "2", "--depth", "1", "--problems", "1"]
     assert main(["verify", *given, "--out", str(tmp_path), "--quiet"]) == 0
 
 
-def test_a_broken_law_costs_status_1_and_is_named(
+def test_a_broken_law_ends_with_status_1_and_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = theory.token_backup
@@ -81,44 +82,45 @@ def test_a_broken_law_costs_status_1_and_is_named(
     assert main(["verify", *SMALL, "--out", str(tmp_path), "--quiet"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "this law fails: BAD is the action-level optimum" in printed.err
-    assert "NTPO's gap" not in printed.err  # measured from one backup, which laws holds itself
+    assert "this law fails: BAD is the optimum" in printed.err
+    assert "NTPO's gap" not in printed.err  # laws.py has its own reference to the backup
     saved = json.loads((tmp_path / "verify.json").read_text())
     failed = {law["name"] for law in saved["laws"] if not law["holds"]}
-    assert "Soft BAD, KL: the soft optimum" in failed
-    assert "A random policy's values, BAD" in failed
+    assert "Soft BAD, KL: values" in failed
+    assert "Random policy, BAD" in failed
 
 
-def test_a_forgotten_cost_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgotten_cost_breaks_the_laws_of_regularized_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(laws, "regularized", lambda _, policy, __: theory.expected(policy))
     found = verify(states=3, actions=3, depth=3, problems=2, seed=0).laws
     failed = {law.name for law in found if not law.holds}
-    assert failed == {"A random policy's values, entropy", "A random policy's values, KL"}
+    assert failed == {"Random policy, entropy", "Random policy, KL"}
 
 
-def test_wrong_credit_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credit_by_the_wrong_method_breaks_its_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laws, "EPISODES", 8192)
     swapped = {**METHODS, "poad": METHODS["ntpo"]}
     monkeypatch.setattr(laws, "METHODS", swapped)
     failed = {law.name for law in laws.estimator_laws(0)[0] if not law.holds}
-    assert failed == {"Sampled credit, poad", "Sampled credit, poad, all slots"}
+    assert failed == {"Sampled poad", "Sampled poad, all slots"}
 
 
-def test_credit_for_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent:
-        decision = "token"
+def test_a_method_that_gives_no_credit_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sampled.token_credit
 
-        def credit(self, trajectory, *_, **__):
-            nothing = trajectory.mask & False
-            return Credit(trajectory.value, trajectory.value, nothing, nothing)
+    def silent(*, method: Method, **arguments: Any) -> Credit:
+        credit = right(method=method, **arguments)
+        return replace(credit, mask=credit.mask & (method.name != "poad"))
 
-    monkeypatch.setattr(laws, "METHODS", {**METHODS, "poad": Silent()})
+    monkeypatch.setattr(sampled, "token_credit", silent)
     law = laws.estimator_laws(0)[0][0]
     assert law.cases == 0
     assert not law.holds
 
 
-def test_a_folder_that_takes_nothing_is_told(
+def test_a_folder_that_cannot_be_written_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "verify.json").mkdir()
@@ -126,7 +128,7 @@ def test_a_folder_that_takes_nothing_is_told(
     assert "cannot write there" in capsys.readouterr().err
 
 
-def test_what_is_not_a_number_does_not_hold() -> None:
+def test_a_law_holds_within_its_bound_and_never_for_nan() -> None:
     assert not Law("", "", float("nan"), 1e-10, 1).holds
     assert Law("", "", 0.0, 0.0, 1).holds
     assert not Law("", "", 1.0, 0.0, 1).holds
@@ -143,7 +145,7 @@ def test_the_gap_is_measured_for_200_tokens_and_every_gamma() -> None:
     assert by_gamma[0.95].measured[49] != pytest.approx(1 - 0.95**50)
 
 
-def test_long_optima_are_left_for_gains_and_short_ones_for_losses() -> None:
+def test_ntpo_misses_long_optima_for_gains_and_short_ones_for_losses() -> None:
     rows = {}
     for sign in ("positive", "negative"):
         problems = [random_problem(seed, states=20, sign=sign) for seed in range(8)]
@@ -160,17 +162,17 @@ def test_long_optima_are_left_for_gains_and_short_ones_for_losses() -> None:
     assert losses.shares[0] > losses.shares[5]
 
 
-def test_without_matplotlib_the_numbers_are_left_all_the_same(
+def test_without_matplotlib_the_numbers_are_still_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["verify", *SMALL, "--out", str(tmp_path)]) == 0
-    assert "no figure: " in capsys.readouterr().out
+    assert "No figure: " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["verify.json"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--states", "0"), "--states 0: must be at least 1"),
         (("--actions", "1"), "--actions 1: must be at least 2"),
@@ -178,17 +180,17 @@ def test_without_matplotlib_the_numbers_are_left_all_the_same(
         (("--depth", "1200"), "--depth 1200: must be at most 500"),
         (("--problems", "0"), "--problems 0"),
         (("--seed", "-1"), "--seed -1: must not be negative"),
-        (("--out", __file__), "name a directory"),
+        (("--out", __file__), "Name a directory"),
         (("--tokens", "3"), "--tokens"),
     ],
 )
-def test_wrong_flags_are_refused(
-    flags: tuple[str, str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_flags_are_rejected(
+    flags: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
         status = main(["verify", "--out", str(tmp_path / "none"), *flags])
     except SystemExit as stopped:
         status = stopped.code
     assert status == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "none" / "verify.json").exists()

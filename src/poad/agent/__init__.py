@@ -1,21 +1,25 @@
 """The agent: a policy over tokens or actions, and its critic."""
 
-from poad.agent.build import Agent, Tensors, load_agent, resolve
+from poad.agent.build import Agent, Tensors, load_agent, torch_threads
 from poad.agent.critic import Critic, FrozenFeatures
 from poad.agent.decisions import DecisionBatch
-from poad.agent.policy import Observation, Policy
-from poad.agent.sampling import Choice, Memo
+from poad.agent.policy import Policy
+from poad.agent.sampling import ActingCache
+from poad.agent.settings import Acting, CreditSettings, Settings, refuse_free_writing, resolve
 
 __all__ = [
+    "Acting",
+    "ActingCache",
     "Agent",
-    "Choice",
+    "CreditSettings",
     "Critic",
     "DecisionBatch",
     "FrozenFeatures",
-    "Memo",
-    "Observation",
     "Policy",
+    "Settings",
     "Tensors",
     "load_agent",
+    "refuse_free_writing",
     "resolve",
+    "torch_threads",
 ]

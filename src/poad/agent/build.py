@@ -1,22 +1,19 @@
-"""A trained (or untrained) agent: model, policy and critic, as a configuration describes them."""
+"""A trained or untrained agent: model, policy and critic, as a configuration describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from poad.agent.critic import Critic, FrozenFeatures
-from poad.agent.policy import Policy, Score
+from poad.agent.policy import Policy
+from poad.agent.settings import Settings, resolve
 from poad.config import Config
-from poad.credit import Method, find_method
-from poad.envs import writing
-from poad.errors import ConfigError
-from poad.lm import LanguageModel, codec_for, load_model, pack, resolve_model
+from poad.lm import LanguageModel, load_model, pack
 from poad.turns import Position
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -25,119 +22,78 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Agent:
-    """Who acts, and who judges."""
+    """The one who acts, and the one who judges."""
 
-    config: Config
-    """As resolved: no ``auto`` is left in it."""
-    method: Method
+    settings: Settings
     model: LanguageModel
     policy: Policy
     critic: Critic
     features: FrozenFeatures | None
-    """What the critic reads; none where it shares the policy's body."""
+    """The features that the critic reads; None if it shares the policy's body."""
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration, as it is written to files."""
+        return self.settings.config
 
     @torch.no_grad()
     def values(self, positions: Sequence[Position]) -> list[float]:
-        """V(o, w_<j) at some positions."""
+        """Read V(o, w_<j) at some positions."""
         if self.features is not None:
             return self.critic(self.features(positions)).tolist()
         packed = pack(positions, self.model.codec.pad_id)
         return self.critic(self.model.read(packed)).tolist()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All trained weights."""
+        """Return all trained weights."""
         return {"policy": self.model.state(), "critic": dict(self.critic.state_dict())}
 
     def load(self, tensors: Tensors) -> None:
-        """Put back what :meth:`tensors` gave."""
+        """Restore what `tensors` returned."""
         self.model.load_state(dict(tensors["policy"]))
         self.critic.load_state_dict(dict(tensors["critic"]))
 
 
-def resolve(config: Config) -> Config:
-    """The configuration with every ``auto`` replaced by what it means.
-
-    Raises:
-        ConfigError: settings that contradict each other.
-        poad.lm.loading.ModelError: a world without an embedded model.
-    """
-    method = _method(config)
-    acting, credit = config.acting, config.credit
-    if acting.scheme == "auto":
-        acting = replace(acting, scheme="trie" if method.score == "trie" else "score")
-    if acting.score == "auto":
-        acting = replace(acting, score=method.score if method.score in get_args(Score) else "word")
-    if method.whole_action and acting.scheme != "score":
-        raise ConfigError(
-            f"acting.scheme = {acting.scheme} decides token by token, but {method.name} credits "
-            "the action as one decision; use score."
-        )
-    if method.decision == "token" and acting.scheme == "score":
-        raise ConfigError(
-            f"acting.scheme = score makes the whole action one decision, but {method.name} credits "
-            "its tokens; use trie (exact) or published (as the paper's code)."
-        )
-    if config.ppo.ratio == "turn" and method.decision != "turn":
-        raise ConfigError(
-            f"ppo.ratio = turn is one ratio for the whole action, but {method.name} gives each of "
-            "its tokens an advantage of its own; use credit.method = turn_ppo, or ratio = token."
-        )
-    if config.prompt.thinking and acting.scheme != "trie":
-        raise ConfigError(
-            f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking has no "
-            "place before them; use acting.scheme = trie and a method that judges tokens, such as "
-            "poad."
-        )
-    if credit.slots == "auto":
-        credit = replace(credit, slots=method.slots)
-    if credit.lam_token is None:  # what is not discounted inside an action does not fade there
-        fades = method.gamma_token is None
-        credit = replace(credit, lam_token=credit.lam if fades else 1.0)
-    if credit.gamma_token is None:
-        rate = credit.gamma if method.gamma_token is None else method.gamma_token
-        credit = replace(credit, gamma_token=rate)
-    name = resolve_model(config.model.name, config.env)
-    if acting.stop is None:
-        acting = replace(acting, stop=writing(config.env).stop)
-    if acting.max_action_tokens is None:
-        acting = replace(acting, max_action_tokens=writing(config.env).tokens)
-    return replace(config, acting=acting, credit=credit, model=replace(config.model, name=name))
-
-
 def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
-    """Build the agent a configuration describes.
+    """Build the agent that a configuration describes.
 
     Args:
         config: resolved or not.
-        tensors: trained weights of a checkpoint; none leaves the agent untrained.
+        tensors: trained weights of a checkpoint. None leaves the agent untrained.
 
     Raises:
-        ConfigError, poad.lm.loading.ModelError: it cannot be built; the message says why.
+        ConfigError, ModelError: it cannot be built; the message says why.
     """
-    config = resolve(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    settings = resolve(config)
+    config = settings.config
     frozen = config.critic.body == "frozen"
-    reference = config.ppo.kl_reference > 0
     model = load_model(
         config.model,
-        config.env,
+        config.prompt,
         config.seed,
-        frozen,
-        reference,
-        partial(codec_for, config=config.prompt),
+        keep_frozen=frozen,
+        keep_reference=config.ppo.kl_reference > 0,
     )
-    policy = Policy(model, config.acting, config.prompt)
+    policy = Policy(model, settings.acting, config.prompt)
     critic = Critic(model.width, config.critic.hidden, config.seed).to(model.device)
-    features = FrozenFeatures(model) if frozen else None
-    agent = Agent(config, _method(config), model, policy, critic, features)
+    features = FrozenFeatures(model, config.ppo.micro_batch_tokens) if frozen else None
+    agent = Agent(settings, model, policy, critic, features)
     if tensors is not None:
         agent.load(tensors)
     return agent
 
 
-def _method(config: Config) -> Method:
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with some threads for a while, and restore the caller's number after it.
+
+    Args:
+        count: how many; 0 leaves torch's own choice.
+    """
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
     try:
-        return find_method(config.credit.method)
-    except ValueError as error:
-        raise ConfigError(f"credit.method: {error}") from error
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,8 @@
-"""Free writing by transformers' continuous batching: a paged cache, rows that come and go.
+"""Free writing by the continuous batching of transformers, with a paged cache.
 
-An option for many long rows on a GPU (``acting.engine = transformers``). What it samples with is
-its own forward pass; how far that is from the learner's is measured like any other sampler's drift.
+An option for many long rows on a GPU (``acting.engine = transformers``). The engine has a forward
+pass of its own. The learner measures how far its log-probabilities are from the learner's, as for
+any other sampler.
 """
 
 from __future__ import annotations
@@ -12,71 +13,40 @@ from typing import Any
 
 import numpy as np
 
-from poad.agent.sampling import is_over, spoken
-from poad.config import ActingConfig
+from poad.agent.sampling import action_text, is_finished
+from poad.agent.settings import Acting
 from poad.errors import ModelError
 from poad.lm import LanguageModel
 from poad.turns import Action, TokenIds
 
 _PAGE = 32
-"""Tokens to a page of the cache, on a CPU; on GPUs transformers chooses."""
+"""Tokens per page of the cache on a CPU. On GPUs transformers chooses."""
 
 
 def write_with_transformers(
     model: LanguageModel,
-    acting: ActingConfig,
+    acting: Acting,
     prompts: Sequence[TokenIds],
     generator: np.random.Generator,
 ) -> Iterator[tuple[int, Action]]:
-    """Write freely behind every prompt, sampled.
+    """Sample a freely written action behind every prompt.
 
-    What stands behind a stop text was written in vain and is dropped; what stands before it is a
-    fair sample all the same.
+    The engine does not know stop texts. The tokens behind one are dropped; those before it are a
+    fair sample nevertheless.
 
     Args:
         model: the language model.
         acting: temperature, token budget and stop texts.
-        prompts: of each decision.
+        prompts: the prompt of each action.
         generator: the source of the engine's seed.
 
     Yields:
-        The index of a prompt and the action behind it, in the prompts' order.
+        The index of a prompt and the action behind it, in the order of the prompts.
 
     Raises:
-        ModelError: transformers is too old, or the engine gave up.
+        ModelError: transformers is too old, or the engine wrote nothing behind a prompt.
     """
-    try:
-        from transformers import ContinuousBatchingConfig, GenerationConfig
-    except ImportError as error:
-        raise ModelError(
-            "acting.engine = transformers needs a transformers with continuous batching (5.0 or "
-            "newer); leave acting.engine at own."
-        ) from error
-    budget = acting.max_action_tokens or 64
-    sampling = GenerationConfig(
-        max_new_tokens=budget,
-        do_sample=True,
-        temperature=acting.temperature,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=model.codec.end_id,
-        pad_token_id=model.codec.pad_id,
-    )
-    batching: dict[str, Any] = {
-        "return_logprobs": True,
-        "seed": int(generator.integers(2**31)),
-    }
-    if model.device.type == "cpu":
-        pages = sum(math.ceil((len(prompt) + budget) / _PAGE) + 1 for prompt in prompts)
-        batching |= {"page_size": _PAGE, "num_blocks": pages, "max_batch_tokens": 512}
-    causal: Any = model.plain
-    written = causal.generate_batch(
-        inputs=[list(prompt) for prompt in prompts],
-        generation_config=sampling,
-        continuous_batching_config=ContinuousBatchingConfig(**batching),
-        progress_bar=False,
-        warmup=False,
-    )
+    written = _generate(model, acting, prompts, int(generator.integers(2**31)))
     for i in range(len(prompts)):
         row = written.get(f"req_{i}")
         if row is None or row.error or len(row.logprobs) != len(row.generated_tokens):
@@ -88,8 +58,43 @@ def write_with_transformers(
         tokens: list[int] = []
         for token in row.generated_tokens:
             tokens.append(int(token))
-            if is_over(model, acting, tokens):
+            if is_finished(model, acting, tokens):
                 break
         ids = tuple(tokens)
         logprob = tuple(float(value) for value in row.logprobs[: len(ids)])
-        yield i, Action(spoken(model, acting, ids), ids, (True,) * len(ids), logprob)
+        yield i, Action(action_text(model, acting, ids), ids, (True,) * len(ids), logprob)
+
+
+def _generate(
+    model: LanguageModel, acting: Acting, prompts: Sequence[TokenIds], seed: int
+) -> dict[str, Any]:
+    """Run the engine; map ``req_<index of the prompt>`` to what it wrote."""
+    try:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+    except ImportError as error:
+        raise ModelError(
+            "acting.engine = transformers needs a transformers with continuous batching (5.0 or "
+            "newer); leave acting.engine at own."
+        ) from error
+    budget = acting.max_action_tokens
+    sampling = GenerationConfig(
+        max_new_tokens=budget,
+        do_sample=True,
+        temperature=acting.temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=model.codec.end_id,
+        pad_token_id=model.codec.pad_id,
+    )
+    batching: dict[str, Any] = {"return_logprobs": True, "seed": seed}
+    if model.device.type == "cpu":
+        # Pages for every prompt and its action, with one to spare, instead of a share of a GPU.
+        pages = sum(math.ceil((len(prompt) + budget) / _PAGE) + 1 for prompt in prompts)
+        batching |= {"page_size": _PAGE, "num_blocks": pages, "max_batch_tokens": 512}
+    return model.causal_lm.generate_batch(
+        inputs=[list(prompt) for prompt in prompts],
+        generation_config=sampling,
+        continuous_batching_config=ContinuousBatchingConfig(**batching),
+        progress_bar=False,
+        warmup=False,
+    )

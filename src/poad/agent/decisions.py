@@ -1,14 +1,14 @@
-"""What the agent decides between: distinct decisions, laid out once for many turns.
+"""Decisions: the distributions that the agent chose from, laid out once for many turns.
 
 A *decision* is a distribution over options. Token by token, the options are the admissible next
-tokens at one position; action by action, they are the offered actions of one prompt. Identical
-decisions of a rollout are one decision here, so each is computed once.
+tokens at one position. Action by action, they are the offered actions behind one prompt. Identical
+decisions of a rollout are merged, so that each is computed once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,39 +16,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.lm import Bundles, Packed, pack
+from poad.lm import Bundles, Packed, pack, renumber
 from poad.trie import ActionTrie
 from poad.turns import Position, TokenIds
 
 
 @dataclass(frozen=True)
 class DecisionBatch:
-    """Q decisions, each between up to K options, over rows shared by all of them.
+    """Q decisions, each between up to K options, over R readings that they share.
 
-    An option's score is the mean or sum of the log-probabilities of A tokens: one token where the
-    agent decides token by token, the whole action where it decides between actions.
+    The score of an option is the mean or the sum of the log-probabilities of up to A tokens: one
+    token where the agent decides token by token, the whole action where it decides between actions.
     """
 
     positions: tuple[Position, ...]
-    """R readings."""
+    """[R] the positions to read; reading r belongs to position r."""
     bundles: Bundles
-    """How the readings may be divided; a decision lies in one bundle."""
+    """The readings divided into units of work. All readings of a decision lie in one bundle."""
     pad_id: int
+    """The token in the padding of the rows."""
     read: Tensor
     """[Q, K, A] int64: the reading that predicts each token of an option."""
     token: Tensor
-    """[Q, K, A] int64."""
+    """[Q, K, A] int64: the tokens of each option."""
     token_mask: Tensor
-    """[Q, K, A] bool."""
+    """[Q, K, A] bool, True where an option has a token."""
     option_mask: Tensor
-    """[Q, K] bool."""
+    """[Q, K] bool, True where a decision has an option."""
     divisor: Tensor
-    """[Q, K] float32: what an option's summed log-probability is divided by."""
+    """[Q, K] float32: the summed log-probability of an option is divided by this."""
     renormalize: Tensor
-    """[Q] bool: whether the options are all there is (softmax over them), or some of the tokens of
-    the whole vocabulary."""
-    also: Tensor
-    """[E] int64: the readings of further positions, where a critic on the same body reads."""
+    """[Q] bool: True if the policy is the softmax over the options, False if the options are tokens
+    of the whole vocabulary."""
+    extra_readings: Tensor
+    """[E] int64: readings of further positions, for a critic that shares the body."""
 
     @cached_property
     def packed(self) -> Packed:
@@ -56,39 +57,39 @@ class DecisionBatch:
         return pack(self.positions, self.pad_id)
 
     def select(self, bundles: Tensor) -> tuple[DecisionBatch, Tensor, Tensor]:
-        """Some bundles with the decisions that lie in them.
+        """Select some bundles, with the decisions and further positions that lie in them.
 
         Args:
             bundles: [S'] int64, distinct.
 
         Returns:
-            The smaller batch; [Q'] int64: which decisions it kept, in ascending order; [E'] int64:
-            which of the further positions.
+            The smaller batch; [Q'] int64, the decisions it keeps, in ascending order; [E'] int64,
+            the further positions it keeps, as indices into ``extra_readings``.
         """
-        picked, readings = self.bundles.select(bundles)
-        place = torch.full((len(self.positions),), -1)
-        place[readings] = torch.arange(len(readings))
-        kept = (place[self.read[:, 0, 0]] >= 0).nonzero().squeeze(1)
-        also = place[self.also]
-        kept_also = (also >= 0).nonzero().squeeze(1)
+        kept_bundles, kept_readings = self.bundles.select(bundles)
+        new = renumber(kept_readings, len(self.positions))  # [R] -> [R'], -1 where left out
+        # [Q, K, A] -> [Q]: a decision lies in one bundle, so its first reading stands for them all
+        kept = (new[self.read[:, 0, 0]] >= 0).nonzero().squeeze(1)
+        extra = new[self.extra_readings]
+        kept_extra = (extra >= 0).nonzero().squeeze(1)
         batch = DecisionBatch(
-            tuple(self.positions[r] for r in readings.tolist()),
-            picked,
-            self.pad_id,
-            place[self.read[kept]].clamp(min=0),
-            self.token[kept],
-            self.token_mask[kept],
-            self.option_mask[kept],
-            self.divisor[kept],
-            self.renormalize[kept],
-            also[kept_also],
+            positions=tuple(self.positions[r] for r in kept_readings.tolist()),
+            bundles=kept_bundles,
+            pad_id=self.pad_id,
+            read=new[self.read[kept]],
+            token=self.token[kept],
+            token_mask=self.token_mask[kept],
+            option_mask=self.option_mask[kept],
+            divisor=self.divisor[kept],
+            renormalize=self.renormalize[kept],
+            extra_readings=extra[kept_extra],
         )
-        return batch, kept, kept_also
+        return batch, kept, kept_extra
 
 
 @dataclass
 class _Decision:
-    """A decision in the making: options as paths of (position, token)."""
+    """One decision in a table: its options as paths of (position, token)."""
 
     paths: list[list[tuple[Position, int]]]
     divisor: list[float]
@@ -96,18 +97,18 @@ class _Decision:
 
 
 class DecisionTable:
-    """Collects distinct decisions and numbers them in the order they come."""
+    """Collects distinct decisions and numbers them in the order in which they were first added."""
 
     def __init__(self) -> None:
         self._index: dict[tuple, int] = {}
-        self._made: list[_Decision] = []
+        self._decisions: list[_Decision] = []
         self._options: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._decisions)
 
     def at_node(self, prompt: TokenIds, trie: ActionTrie, node: int) -> int:
-        """The decision between the children of a trie node."""
+        """Add the decision between the children of a trie node; return its number."""
         key = (prompt, trie, node)
         if key not in self._index:
             position = (prompt, trie.token_path(node))
@@ -119,7 +120,15 @@ class DecisionTable:
     def between_actions(
         self, prompt: TokenIds, trie: ActionTrie, score: str, score_end: bool
     ) -> int:
-        """The decision between whole actions, scored per ``word``, per ``token`` or by the sum."""
+        """Add the decision between whole actions; return its number.
+
+        Args:
+            prompt: the prompt behind which the actions are offered.
+            trie: the offered actions.
+            score: ``word`` or ``token`` for the mean log-probability per word or per token, ``sum``
+                for the sum.
+            score_end: whether the end-of-action token counts.
+        """
         key = (prompt, trie)
         if key not in self._index:
             paths, divisor = [], []
@@ -133,77 +142,86 @@ class DecisionTable:
         return self._index[key]
 
     def of_vocabulary(self, position: Position, token: int) -> tuple[int, int]:
-        """The decision between all tokens at a position, and the option that ``token`` is."""
+        """Add the decision between all tokens at a position; return its number and the option.
+
+        Only the tokens that were taken become options, in the order in which they come.
+        """
         if position not in self._index:
             self._add(position, _Decision([], [], renormalize=False))
         q = self._index[position]
         if (q, token) not in self._options:
-            self._options[q, token] = len(self._made[q].paths)
-            self._made[q].paths.append([(position, token)])
-            self._made[q].divisor.append(1.0)
+            self._options[q, token] = len(self._decisions[q].paths)
+            self._decisions[q].paths.append([(position, token)])
+            self._decisions[q].divisor.append(1.0)
         return q, self._options[q, token]
 
     def batch(
         self,
         pad_id: int,
-        also: Sequence[Position] = (),
+        extra_positions: Sequence[Position] = (),
         branching: bool = True,
         divide: bool = True,
     ) -> DecisionBatch:
-        """Pad all decisions into one batch; every position is read once.
+        """Pad all decisions into one batch, in which every position is read once.
 
         Args:
-            pad_id: token written into padding.
-            also: further positions to read.
+            pad_id: the token in the padding.
+            extra_positions: E further positions to read.
             branching: whether the model can read trees.
             divide: whether the decisions behind one prompt may be divided among bundles.
 
         Raises:
             ValueError: there is no decision.
         """
-        if not self._made:
+        if not self._decisions:
             raise ValueError("None of these turns held a choice; there is nothing to learn from.")
-        index: dict[Position, int] = {}
-        for decision in self._made:
-            for path in decision.paths:
-                for position, _ in path:
-                    index.setdefault(position, len(index))
-        for position in also:
-            index.setdefault(position, len(index))
+        # Number the distinct positions in the order in which they come: these are the readings.
+        numbers: dict[Position, int] = {}
+        for position in (*self._positions(), *extra_positions):
+            numbers.setdefault(position, len(numbers))
+        # All decisions are padded to K options of A tokens each.
         shape = (
-            len(self._made),
-            max(len(d.paths) for d in self._made),
-            max(len(path) for d in self._made for path in d.paths),
+            len(self._decisions),  # Q
+            max(len(d.paths) for d in self._decisions),  # K
+            max(len(path) for d in self._decisions for path in d.paths),  # A
         )
         read = np.zeros(shape, dtype=np.int64)
         token = np.zeros(shape, dtype=np.int64)
         token_mask = np.zeros(shape, dtype=bool)
         divisor = np.ones(shape[:2], dtype=np.float32)
-        for q, decision in enumerate(self._made):
-            read[q] = index[decision.paths[0][0][0]]
+        for q, decision in enumerate(self._decisions):
+            # Padding points at a reading of the same decision, so that it survives `select`.
+            read[q] = numbers[decision.paths[0][0][0]]
             divisor[q, : len(decision.divisor)] = decision.divisor
             for k, path in enumerate(decision.paths):
                 for a, (position, token_id) in enumerate(path):
-                    read[q, k, a] = index[position]
+                    read[q, k, a] = numbers[position]
                     token[q, k, a] = token_id
                     token_mask[q, k, a] = True
-        # A whole-action decision reads all over its prompt, and must not be divided.
-        positions = tuple(index)
-        largest = None if shape[2] > 1 else 128 if divide else sys.maxsize
-        bundles = Bundles.divide(positions, largest, branching)
+        positions = tuple(numbers)
+        # A decision between whole actions reads all over its prompt, so it must stay in one bundle.
+        whole_prompts = shape[2] > 1
+        max_unshared = None if whole_prompts else 128 if divide else sys.maxsize
         return DecisionBatch(
-            positions,
-            bundles,
-            pad_id,
-            torch.from_numpy(read),
-            torch.from_numpy(token),
-            torch.from_numpy(token_mask),
-            torch.from_numpy(token_mask.any(2)),
-            torch.from_numpy(divisor),
-            torch.tensor([d.renormalize for d in self._made]),
-            torch.tensor([index[position] for position in also], dtype=torch.int64),
+            positions=positions,
+            bundles=Bundles.divide(positions, max_unshared, branching),
+            pad_id=pad_id,
+            read=torch.from_numpy(read),
+            token=torch.from_numpy(token),
+            token_mask=torch.from_numpy(token_mask),
+            option_mask=torch.from_numpy(token_mask.any(2)),
+            divisor=torch.from_numpy(divisor),
+            renormalize=torch.tensor([d.renormalize for d in self._decisions]),
+            extra_readings=torch.tensor([numbers[p] for p in extra_positions], dtype=torch.int64),
         )
 
     def _add(self, key: tuple, decision: _Decision) -> None:
-        self._index[key] = len(self._made)
-        self._made.append(decision)
+        self._index[key] = len(self._decisions)
+        self._decisions.append(decision)
+
+    def _positions(self) -> Iterator[Position]:
+        """Go through the positions of all decisions, repeated ones included."""
+        for decision in self._decisions:
+            for path in decision.paths:
+                for position, _ in path:
+                    yield position

@@ -10,45 +10,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.config import ActingConfig
+from poad.agent.settings import Acting
 from poad.lm import Decoder, LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, TokenIds
 
 
-class Choice(NamedTuple):
-    """One distribution, kept while the weights stand still."""
+class Categorical(NamedTuple):
+    """A distribution over K options, as plain lists that are fast to sample from."""
 
     logprob: list[float]
+    """[K] natural logarithms of the probabilities."""
     cumulative: list[float]
+    """[K] cumulative sums of the probabilities."""
 
     @classmethod
-    def of(cls, logprob: Tensor) -> Choice:
-        """From normalized log-probabilities [K]."""
+    def from_logprob(cls, logprob: Tensor) -> Categorical:
+        """Make a distribution from normalized log-probabilities [K]."""
         return cls(logprob.tolist(), logprob.double().exp().cumsum(-1).tolist())
 
-    def draw(self, generator: np.random.Generator, greedy: bool) -> int:
-        """Index of an option, sampled or the likeliest."""
+    def sample(self, generator: np.random.Generator, greedy: bool) -> int:
+        """Return the index of an option: the likeliest if greedy, otherwise sampled."""
         if greedy:
             return max(range(len(self.logprob)), key=self.logprob.__getitem__)
         u = generator.random() * self.cumulative[-1]
         return next((i for i, c in enumerate(self.cumulative) if u < c), len(self.logprob) - 1)
 
 
-CERTAIN = Choice([0.0], [1.0])
-"""What to do where only one action is offered; no forward pass is spent on it."""
+SINGLE_OPTION = Categorical([0.0], [1.0])
+"""The distribution where only one action is offered; it takes no forward pass."""
 
 
-class Memo(dict[tuple, "Choice | Sequence[float]"]):
-    """Distributions already computed, and what was read for prompts that grow.
+@dataclass
+class ActingCache:
+    """Everything that acting computes and can use again while the weights do not change.
 
-    Valid only while the weights stand still: whoever acts holds it, one per rollout.
+    Whoever acts holds one, for the length of a rollout or an evaluation. Prompts are given by their
+    token ids; tries are compared by identity, and the codec returns the same one for the same
+    offer.
     """
 
+    node_choices: dict[tuple[TokenIds, ActionTrie, int], Categorical] = field(default_factory=dict)
+    """By prompt, trie and node: the distribution over the children of the node."""
+    action_choices: dict[tuple[TokenIds, ActionTrie], Categorical] = field(default_factory=dict)
+    """By prompt and trie: the distribution over whole actions, where the agent scores those."""
+    token_logprobs: dict[tuple[TokenIds, TokenIds], tuple[float, ...]] = field(default_factory=dict)
+    """By prompt and action: the log-probability of each token over the whole vocabulary."""
+    probabilities: dict[tuple[TokenIds, ActionTrie], list[float]] = field(default_factory=dict)
+    """By prompt and trie: the probability of each offered action, under any scheme."""
     decoder: Decoder | None = None
-    """Remembers the rows it has read, where prompts grow."""
-    engine: np.random.Generator | None = None
-    """The source of the engine's seeds, where another engine is to write; set by who acts."""
+    """Remembers rows from turn to turn, where prompts grow."""
+    engine_generator: np.random.Generator | None = None
+    """The source of the seeds of another engine, if one writes; set by each call of the policy."""
 
 
 @dataclass
@@ -64,25 +77,25 @@ class _Walker:
     choice: list[bool] = field(default_factory=list)
     logprob: list[float] = field(default_factory=list)
     row: int = -1
-    """Its row in the decoder; -1 before the prompt is read."""
+    """Its row in the decoder, -1 before the prompt is read."""
     read: int = 0
-    """Tokens the decoder has read behind the prompt."""
+    """How many of its tokens the decoder has read behind the prompt."""
 
-    def advance(self, greedy: bool, memo: Memo) -> bool:
-        """Walk on as far as is known; whether the leaf was reached."""
+    def advance(self, greedy: bool, cache: ActingCache) -> bool:
+        """Walk on as long as the distributions are known; return whether a leaf was reached."""
         while children := self.trie.children[self.node + 1]:
             if len(children) == 1:
                 self._step(children[0], 0.0, choice=False)
                 continue
-            known = memo.get((self.prompt, self.trie, self.node))
-            if not isinstance(known, Choice):
+            known = cache.node_choices.get((self.prompt, self.trie, self.node))
+            if known is None:
                 return False
-            option = known.draw(self.generator, greedy)
+            option = known.sample(self.generator, greedy)
             self._step(children[option], known.logprob[option], choice=True)
         return True
 
     def action(self) -> Action:
-        """What was written on the way."""
+        """Return the action at the leaf."""
         return Action(
             self.trie.texts[self.trie.leaves.index(self.node)],
             tuple(self.tokens),
@@ -106,29 +119,30 @@ def walk(
     offers: Sequence[tuple[TokenIds, ActionTrie]],
     generators: Sequence[np.random.Generator],
     greedy: bool,
-    memo: Memo,
+    cache: ActingCache,
 ) -> list[Action]:
-    """Sample among offered actions: at every trie node renormalize over the children.
+    """Sample offered actions: at each trie node, renormalize over its children and take one.
 
-    The prompt is computed once and then only the chosen path, however many actions are offered.
+    The prompt is computed once, and behind it only the chosen path, however many actions are
+    offered.
 
     Args:
         model: the language model.
         temperature: divides the logits.
-        offers: prompt and trie of each decision.
-        generators: one for each.
+        offers: the prompt and trie of each action.
+        generators: the source of randomness of each action.
         greedy: take the likeliest child instead of sampling.
-        memo: distributions to reuse and extend.
+        cache: distributions to use and to add to.
     """
     walkers = [
         _Walker(prompt, trie, generator)
         for (prompt, trie), generator in zip(offers, generators, strict=True)
     ]
-    decoder = memo.decoder or model.decoder()
-    waiting = [w for w in walkers if not w.advance(greedy, memo)]
+    decoder = cache.decoder or model.decoder()
+    waiting = [w for w in walkers if not w.advance(greedy, cache)]
     while waiting:
-        _read_nodes(model, temperature, waiting, decoder, memo)
-        waiting = [w for w in waiting if not w.advance(greedy, memo)]
+        _read_nodes(model, temperature, waiting, decoder, cache)
+        waiting = [w for w in waiting if not w.advance(greedy, cache)]
     return [w.action() for w in walkers]
 
 
@@ -137,103 +151,106 @@ def _read_nodes(
     temperature: float,
     waiting: Sequence[_Walker],
     decoder: Decoder,
-    memo: Memo,
+    cache: ActingCache,
 ) -> None:
-    """One forward pass for all walkers that stand at an unknown node; equal ones share it."""
+    """Compute the distributions at the nodes where walkers wait, in one forward pass."""
+    # Walkers with the same prompt and tokens share a row.
     groups: dict[tuple, list[_Walker]] = {}
     for w in waiting:
         groups.setdefault((w.prompt, tuple(w.tokens)), []).append(w)
     firsts = [group[0] for group in groups.values()]
-    if firsts[0].row < 0:
+    if firsts[0].row < 0:  # the first pass: none of the prompts has been read
         hidden = decoder.start([(*w.prompt, *w.tokens) for w in firsts])
-    else:
+    else:  # walkers that wait again were all in the pass before; the others' rows are dropped
         chunks = [tuple(w.tokens[w.read :]) for w in firsts]
         hidden = decoder.read(chunks, [w.row for w in firsts])
-    logits = model.logits(hidden)
+    logits = model.logits(hidden)  # [R, H] -> [R, V]
     for row, group in enumerate(groups.values()):
         for w in group:
             w.row, w.read = row, len(w.tokens)
             key = (w.prompt, w.trie, w.node)
-            if key not in memo:
+            if key not in cache.node_choices:
                 tokens = [w.trie.tokens[c] for c in w.trie.children[w.node + 1]]
-                memo[key] = Choice.of((logits[row, tokens] / temperature).log_softmax(-1))
+                logprob = (logits[row, tokens] / temperature).log_softmax(-1)  # [K]
+                cache.node_choices[key] = Categorical.from_logprob(logprob)
 
 
 def write(
     model: LanguageModel,
-    acting: ActingConfig,
+    acting: Acting,
     prompts: Sequence[TokenIds],
     generators: Sequence[np.random.Generator],
     greedy: bool,
     decoder: Decoder | None = None,
 ) -> Iterator[tuple[int, Action]]:
-    """Write freely: every token of the vocabulary, until a stop text or the token budget's end.
+    """Write freely: sample from the whole vocabulary until a stop text or the token budget.
 
-    Equal prompts are computed once and share what was computed; a row leaves the batch when it is
-    over.
+    Equal prompts are computed once. A row leaves the batch when its action is finished.
 
     Args:
         model: the language model.
         acting: temperature, token budget and stop texts.
-        prompts: of each decision.
-        generators: one for each.
+        prompts: the prompt of each action.
+        generators: the source of randomness of each action.
         greedy: take the likeliest token instead of sampling.
-        decoder: one that remembers; none: a fresh one.
+        decoder: one that remembers rows; a fresh one by default.
 
     Yields:
-        The index of a prompt and the action behind it, each as soon as it is over.
+        The index of a prompt and the action behind it, as soon as the action is finished.
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     decoder = decoder or model.decoder()
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    # The unfinished actions, and the row of the decoder that each continues.
     writing, rows = list(range(len(prompts))), [distinct[prompt] for prompt in prompts]
-    hidden = decoder.start(list(distinct))[rows]
+    hidden = decoder.start(list(distinct))[rows]  # [R, H]
     while True:
-        scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)
-        chosen = scores.argmax(-1) if greedy else _draw(scores, [generators[i] for i in writing])
+        scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)  # [R, V]
+        chosen = scores.argmax(-1) if greedy else _sample(scores, [generators[i] for i in writing])
         taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
-        going: list[tuple[int, int]] = []
+        unfinished: list[tuple[int, int]] = []
         for i, row, token, logprob in zip(writing, rows, chosen.tolist(), taken, strict=True):
             tokens[i].append(token)
             logprobs[i].append(logprob)
-            if is_over(model, acting, tokens[i]):
+            if is_finished(model, acting, tokens[i]):
                 ids, values = tuple(tokens[i]), tuple(logprobs[i])
-                yield i, Action(spoken(model, acting, ids), ids, (True,) * len(ids), values)
+                yield i, Action(action_text(model, acting, ids), ids, (True,) * len(ids), values)
             else:
-                going.append((i, row))
-        if not going:
+                unfinished.append((i, row))
+        if not unfinished:
             return
-        writing = [i for i, _ in going]
-        hidden = decoder.read([(tokens[i][-1],) for i in writing], [row for _, row in going])
+        writing = [i for i, _ in unfinished]
+        hidden = decoder.read([(tokens[i][-1],) for i in writing], [row for _, row in unfinished])
         rows = list(range(len(writing)))
 
 
-def _draw(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
-    """Sample a token for each row [R] of normalized log-probabilities [R, V]."""
+def _sample(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
+    """Sample a token [R] for each row of normalized log-probabilities [R, V]."""
+    # Inverse transform sampling in float64, with the sum in place of 1 to absorb rounding.
     cumulative = logprob.double().exp().cumsum(-1)
     u = torch.tensor([[g.random()] for g in generators], dtype=torch.float64).to(cumulative.device)
     drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).squeeze(1)
     return drawn.clamp(max=logprob.shape[1] - 1)
 
 
-def is_over(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> bool:
-    """Whether the newest token ends a freely written action."""
-    budget = acting.max_action_tokens
-    if tokens[-1] == model.codec.end_id or (budget is not None and len(tokens) >= budget):
+def is_finished(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> bool:
+    """Tell whether the newest token ends a freely written action."""
+    if tokens[-1] == model.codec.end_id or len(tokens) >= acting.max_action_tokens:
         return True
     if not acting.stop:
         return False
-    # The newest token completes a stop text or none does; a token is a byte of text at least.
+    # Earlier tokens held no stop text, so only the end of the text can hold one. A token is at
+    # least one byte, so these tokens suffice, with some to spare for a character cut in half.
     reach = max(len(stop.encode()) for stop in acting.stop) + 4
     text = model.codec.tokenizer.decode(tokens[-reach:])
     return any(stop in text for stop in acting.stop)
 
 
-def spoken(model: LanguageModel, acting: ActingConfig, tokens: Sequence[int]) -> str:
-    """The text of a freely written action: up to the first stop text."""
+def action_text(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> str:
+    """Return the text of a freely written action, up to the first stop text."""
     kept = tokens[:-1] if tokens[-1] == model.codec.end_id else tokens
     text = model.codec.tokenizer.decode(kept)
-    for stop in acting.stop or ():
+    for stop in acting.stop:
         text = text.partition(stop)[0]
     return text.strip()

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-import yaml
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -33,6 +32,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from poad.config import parse_value, whole_number
 from poad.errors import ConfigError, did_you_mean
 
 Options = TypeVar("Options")
@@ -249,10 +249,7 @@ def _read_one(hint: Any, word: str) -> Any:
     if hint is Path:
         return Path(word).expanduser()
     try:
-        if hint is int and not re.fullmatch(r"[+-]?[\d_]+", word):
-            number = float(word)  # 1e4 is a whole number
-            return int(number) if number == int(number) else int(word)
-        return hint(word)
+        return whole_number(word) if hint is int else hint(word)
     except (ValueError, OverflowError):
         kind = "a whole number" if hint is int else "a number"
         raise ValueError(f"{word!r} is not {kind}.") from None
@@ -266,8 +263,8 @@ def _named_values(words: Sequence[str]) -> dict[str, Any]:
         if not (name and equals):
             raise ValueError(f"expected name=value, not {word!r}.")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[name] = parse_value(text)
+        except ConfigError:
             raise ValueError(
                 f"{text!r} is not a YAML value. Quote it, and write a list as '[a, b]'."
             ) from None

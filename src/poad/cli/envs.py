@@ -12,7 +12,7 @@ from rich.table import Table
 
 from poad.cli.arguments import Switch
 from poad.display import Screen
-from poad.envs import check_env, known_worlds, make, open_world, world_arguments
+from poad.envs import check_env, known_worlds, make, world_arguments
 from poad.errors import WorldError
 
 
@@ -61,7 +61,7 @@ def _list() -> int:
 def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     """Print a world's docstring, its arguments and its first observation."""
     console = Screen()
-    env = open_world(env_id, env_args)
+    env = make(env_id, **env_args)
     console.rule(env_id, align="left")
     # An inherited docstring would be that of gymnasium.Env.
     doc = vars(type(env.unwrapped)).get("__doc__") or "This world has no docstring."
@@ -96,7 +96,7 @@ def _reflowed(text: str) -> str:
 
 
 def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
-    open_world(env_id, env_args).close()
+    make(env_id, **env_args).close()
     try:
         notes = check_env(lambda: make(env_id, **env_args), aliased=aliased)
     except WorldError as error:

@@ -10,7 +10,7 @@ import tyro
 
 from poad.cli.arguments import Switch
 from poad.cli.settings import check_episodes, check_seed
-from poad.envs import open_world
+from poad.envs import make
 from poad.errors import ConfigError
 from poad.runs import Run
 
@@ -74,7 +74,7 @@ def run(options: Options) -> int:
     config = replace(config, eval=settings)
     if options.env is not None or options.env_args:
         config = replace(config, env=options.env or config.env, env_args=options.env_args)
-        open_world(config.env, config.env_args).close()
+        make(config.env, **config.env_args).close()
     from poad.workflows import Weights, evaluate_run
 
     weights = Weights(options.run, options.checkpoint, options.untrained, options.model)

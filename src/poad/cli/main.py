@@ -18,6 +18,7 @@ COMMANDS = {
     "play": ("poad.cli.play", "watch an agent turn by turn, or play yourself"),
     "generalize": ("poad.cli.generalize", "evaluate an agent in worlds it was not trained in"),
     "export": ("poad.cli.export", "write a trained model for other programs"),
+    "config": ("poad.cli.config_command", "print all settings of a training"),
     "plan": ("poad.cli.plan", "predict the memory and time of a training"),
     "study": ("poad.cli.study", "train with many methods and seeds, and compare them"),
     "verify": ("poad.cli.verify", "check the theory on problems with exact answers"),

@@ -15,7 +15,7 @@ from poad.cli.arguments import Switch
 from poad.cli.settings import check_seed
 from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
-from poad.envs import known_worlds, open_world
+from poad.envs import known_worlds, make
 from poad.errors import ConfigError
 from poad.runs import Run
 
@@ -77,7 +77,7 @@ def _play_in_world(options: Options) -> int:
         raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
     if options.human:
         return _play_human(options.target, options.env_args, options.seed or 0)
-    open_world(options.target, options.env_args).close()
+    make(options.target, **options.env_args).close()
     from poad.agent import load_agent
 
     agent = load_agent(Config(env=options.target, env_args=options.env_args))
@@ -107,7 +107,7 @@ def _watch(agent: Any, seed: int | None, greedy: bool, checkpoint: int | None) -
 def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     """Let a person choose the actions; an empty line, Ctrl-D or Ctrl-C leaves."""
     console = Screen()
-    env = open_world(env_id, env_args)
+    env = make(env_id, **env_args)
     prompt, info = env.reset(seed=seed)
     console.print(
         f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n",

@@ -13,7 +13,7 @@ import tyro
 
 from poad.cli.arguments import value_of
 from poad.config import Config, load
-from poad.envs import open_world
+from poad.envs import make
 from poad.errors import ConfigError, did_you_mean
 
 METHODS = {
@@ -59,7 +59,7 @@ def check_settings(config: Config) -> None:
             f"There is no credit method {method!r}. {did_you_mean(method, METHODS)}"
             f"The methods are {', '.join(METHODS)}."
         )
-    open_world(config.env, config.env_args).close()
+    make(config.env, **config.env_args).close()
 
 
 def check_seed(seed: int | None) -> None:

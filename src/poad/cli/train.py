@@ -58,7 +58,7 @@ def run(options: Options) -> int:
         return resume_run(options.resume, config, quiet=options.quiet)
     path = options.run or _free_path(config)
     check_new_run(path)
-    check_trackers(config.mirrors)
+    check_trackers(config.trackers)
     check_settings(config)
     from poad.workflows import train_run
 
@@ -69,8 +69,7 @@ def _free_path(config: Config) -> Path:
     """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered if it is taken."""
     world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
     world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
-    method = config.credit.method.rpartition(":")[2]
-    base = Path("runs") / f"{world}-{method}-seed{config.seed}"
+    base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
     path, number = base, 2
     while path.exists() and any(path.iterdir()):
         path, number = base.with_name(f"{base.name}-{number}"), number + 1

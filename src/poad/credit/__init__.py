@@ -1,14 +1,15 @@
-"""Credit for every decision: one recursion, and a row per method."""
+"""Credit for every decision: one recursion, and a row per method. Needs torch and nothing else."""
 
-from poad.credit.methods import METHODS, Method, find_method, token_credit
-from poad.credit.recursion import Credit, Slots, Trajectory, recursion
+from poad.credit.methods import METHODS, Method, Rates, find_method, token_credit
+from poad.credit.recursion import Credit, recursion
+from poad.credit.slots import Slots
 
 __all__ = [
     "METHODS",
     "Credit",
     "Method",
+    "Rates",
     "Slots",
-    "Trajectory",
     "find_method",
     "recursion",
     "token_credit",

@@ -1,25 +1,41 @@
-"""The methods, a row each: what counts as a decision, and how its credit is counted.
+"""The methods, a row each: which tokens are decisions, and how they get their credit.
 
-`METHODS["poad"].credit(trajectory, gamma, lam)` judges a rollout; `token_credit` judges the flat
-token tensors of other trainers. Both lay the tokens out as a stream and end in one recursion.
+`token_credit` is the one way in. Our trainer and other people's call it with the same flat token
+tensors; it lays the rows out as a `TokenStream` and ends in one recursion.
 """
 
 from __future__ import annotations
 
-import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from poad.credit.recursion import Credit, Slots, Trajectory, recursion, sequences, token_slots
-from poad.credit.slots import Stream, token_stream, turn_sum
+from poad.credit.recursion import Credit, recursion
+from poad.credit.slots import Slots, TokenStream, sequences, turn_sum
+from poad.errors import ConfigError, did_you_mean
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From reward, value, next value, discount and trace to advantage and target; all [N, L]."""
+
+
+class Rates(NamedTuple):
+    """Discounts, traces and slots of a method, with every default decided."""
+
+    gamma: float
+    """γ between actions."""
+    lam: float
+    """λ after a turn's last slot."""
+    gamma_token: float
+    """γ inside an action."""
+    lam_token: float
+    """λ inside an action."""
+    slots: Slots
+    """Which tokens are decisions."""
 
 
 @dataclass(frozen=True)
@@ -27,95 +43,84 @@ class Method:
     """One way to give credit, as data; a method of your own is one more of these."""
 
     name: str
-    """What configurations and the command line call it."""
+    """Its name in configurations and on the command line."""
     summary: str
     """One line, with the source."""
     decision: Literal["token", "turn"] = "token"
-    """What is a slot: tokens of the action, or the turn as a whole, at its root."""
-    spread: bool = False
-    """For turns: give the turn's advantage to all its choices, not to the root alone."""
+    """What is a slot: tokens of the action, or the turn as a whole, at its root. The turn's
+    advantage goes to all of its choices."""
     slots: Slots = "choices"
     """For tokens: which of them are slots by default."""
     gamma_token: float | None = 1.0
     """Default discount between the slots of one action; None means γ."""
     next_value: Literal["first", "last"] = "first"
-    """Whether the first or the last slot of the next turn tells the value after a turn."""
+    """Whether the value after a turn is read at the first or the last slot of the next turn."""
     uses_critic: bool = True
-    """False: values are 0, λ is 1, nothing lies beyond an ending, and unfinished episodes wait."""
+    """False: values are 0, λ is 1, nothing follows an ending, and unfinished episodes wait."""
     score: Literal["trie", "word", "token", "sum"] = "trie"
     """Default sampling among offered actions: token by token, or by a whole-action score."""
     estimator: Estimator = recursion
-    """What makes advantage and target of the five sequences."""
+    """Computes advantage and target from the five sequences."""
 
     @property
     def whole_action(self) -> bool:
         """Whether the action is one decision, so that only whole offered actions can be judged."""
-        return self.decision == "turn" and not self.spread
+        return self.score != "trie"
 
-    def credit(
+    def rates(
         self,
-        trajectory: Trajectory,
         gamma: float,
         lam: float,
-        *,
         lam_token: float | None = None,
         gamma_token: float | None = None,
         slots: Slots | None = None,
-    ) -> Credit:
-        """Judge every decision of a rollout; the credit is laid out like the trajectory, [N, T, D].
+    ) -> Rates:
+        """Replace every None by this method's default.
 
-        The discount after a turn is the trajectory's; `gamma` is the discount inside an action for
-        methods that use γ there too. `lam` is λ after a turn's last slot, `lam_token` λ inside a
-        turn: None takes `lam`, as the paper's published code does; 1 makes the trace independent of
-        the action's length. None for `gamma_token` and `slots` takes the method's default. Methods
-        without a critic ignore both λ; methods that decide per turn ignore `lam_token` and
-        `gamma_token`, and always have the root as their slot. Raises ValueError for a rate outside
-        [0, 1] or unknown slots.
+        `gamma_token` defaults to the method's own, and None there means γ. `lam_token` defaults to
+        1 for methods that do not discount inside an action, so that the trace does not depend on
+        the action's length, and to λ for those that do (ntpo, archer_adrl). The published code of
+        POAD uses λ at every token.
+
+        Raises:
+            ValueError: a rate outside [0, 1], or unknown slots.
         """
-        credit = self.judge(
-            trajectory.stream(),
-            gamma,
-            lam,
-            lam_token=lam_token,
-            gamma_token=gamma_token,
-            slots=slots,
-            spread=self.spread,
-        )
-        return credit.reshape(trajectory.reward.shape)
+        fades = self.gamma_token is None
+        if gamma_token is None:
+            gamma_token = gamma if self.gamma_token is None else self.gamma_token
+        if lam_token is None:
+            lam_token = lam if fades else 1.0
+        slots = self.slots if slots is None else slots
+        if slots not in get_args(Slots):
+            raise ValueError(f"Unknown slots {slots!r}; there are {', '.join(get_args(Slots))}.")
+        rates = Rates(gamma, lam, gamma_token, lam_token, slots)
+        for name, rate in rates._asdict().items():
+            if name != "slots" and not 0 <= rate <= 1:
+                raise ValueError(f"{name} is {rate}; it must lie in [0, 1].")
+        return rates
 
     @torch.no_grad()
-    def judge(
-        self,
-        stream: Stream,
-        gamma: float,
-        lam: float,
-        *,
-        lam_token: float | None,
-        gamma_token: float | None,
-        slots: Slots | None,
-        spread: bool,
-    ) -> Credit:
-        """Judge every decision of a stream, [N, L]; `credit` explains the arguments."""
-        lam_token = lam if lam_token is None else lam_token
-        gamma_token = self.gamma_token if gamma_token is None else gamma_token
-        gamma_token = gamma if gamma_token is None else gamma_token
-        slots = self.slots if slots is None else slots
-        _check(slots, gamma=gamma, lam=lam, lam_token=lam_token, gamma_token=gamma_token)
+    def credit(self, stream: TokenStream, rates: Rates) -> Credit:
+        """Judge every decision of a stream, [N, L].
+
+        Methods without a critic ignore both λ. Methods that decide per turn ignore `lam_token` and
+        `gamma_token`, and always have the root as their slot.
+        """
         dtype = stream.value.dtype
         stream = stream.in_working_precision()
+        lam, lam_token = rates.lam, rates.lam_token
         if not self.uses_critic:
             stream, lam, lam_token = stream.without_critic(), 1.0, 1.0
 
-        slot = stream.roots() if self.decision == "turn" else token_slots(stream, slots)
-        rates = {"gamma_token": gamma_token, "lam": lam, "lam_token": lam_token}
-        five = sequences(stream, slot, next_value=self.next_value, **rates)
+        per_turn = self.decision == "turn"
+        slot = stream.roots() if per_turn else stream.token_slots(rates.slots)
+        traces = {"gamma_token": rates.gamma_token, "lam": lam, "lam_token": lam_token}
+        five = sequences(stream, slot, next_value=self.next_value, **traces)
         advantage, target = self.estimator(*five)
 
         mask, value_mask = stream.choice, slot
-        if self.decision == "turn" and spread:
+        if per_turn:  # the root's advantage, at every token of the turn
             advantage = turn_sum(advantage.masked_fill(~slot, 0), stream.turn)
-        elif self.decision == "turn":
-            mask = slot & stream.has_choice()
         if not self.uses_critic:
             mask, value_mask = mask & stream.finished(), torch.zeros_like(slot)
         return Credit(
@@ -158,10 +163,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 name="turn_ppo",
-                summary="The turn's advantage given to each of its tokens, as token-level trainers "
-                "such as AReaL, AgileRL and oat do.",
+                summary="The turn's advantage given to each of its tokens, as in AReaL, AgileRL "
+                "and oat.",
                 decision="turn",
-                spread=True,
             ),
             Method(
                 name="archer_adrl",
@@ -183,14 +187,48 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def find_method(method: str | Method) -> Method:
-    """The method of that name; a `Method` is returned as it is. ValueError for an unknown name."""
+    """Find a method by its name in `METHODS`, or one of your own as "package.module:NAME".
+
+    In the second form the module is imported, and `NAME` must be a `Method` there. A `Method` is
+    returned as it is.
+
+    Raises:
+        ConfigError: the name is unknown, its module cannot be imported, or it is not a `Method`.
+    """
     if isinstance(method, Method):
         return method
+    module, colon, name = method.rpartition(":")
+    if colon:
+        return _import_method(module, name)
     if method in METHODS:
         return METHODS[method]
-    near = difflib.get_close_matches(method, METHODS, n=2)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"Unknown method {method!r}; there are {', '.join(METHODS)}.{hint}")
+    raise ConfigError(
+        f"There is no method {method!r}. {did_you_mean(method, METHODS)}Known methods: "
+        f"{', '.join(METHODS)}. Name a method of your own as package.module:NAME."
+    )
+
+
+def _import_method(module: str, name: str) -> Method:
+    where = f"the method '{module}:{name}'"
+    try:
+        names = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Cannot import {where}: {error}. Run poad from the directory that holds the module, "
+            "or install its package."
+        ) from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(f"Cannot import {where}: {type(error).__name__}: {error}") from error
+    if name not in names:
+        known = [each for each, value in names.items() if isinstance(value, Method)]
+        raise ConfigError(
+            f"Cannot find {where}: {module} has no {name!r}. {did_you_mean(name, known)}"
+            f"Methods there: {', '.join(known) or 'none'}."
+        )
+    if not isinstance(names[name], Method):
+        kind = type(names[name]).__name__
+        raise ConfigError(f"Cannot use {where}: it is a {kind}, not a poad.credit.Method.")
+    return names[name]
 
 
 def token_credit(
@@ -211,58 +249,45 @@ def token_credit(
     ended: Tensor | None = None,
     episode_ids: Tensor | None = None,
 ) -> Credit:
-    """Credit for the flat token tensors of another trainer: any method, in place of its GAE.
+    """Compute the credit of flat token tensors by any method, in place of a trainer's GAE.
 
-    A row is one conversation of L positions: prompt, action tokens, observations between them and
-    padding, on any side. Only action tokens count; the rest may hold anything.
+    A row is one conversation of L positions: prompt, action tokens, observations and padding. Only
+    action tokens count; the rest may hold anything.
 
-    - `reward` [B, L] float: the sum over a turn's action tokens is the turn's reward.
-    - `value` [B, L] float: the critic's reading *before* the token, from the hidden state that
-      predicts it. From values of a full forward pass over all positions this is
-      `values.roll(1, dims=1)`, or `values[:, :-1]` beside the labels `[:, 1:]`; trainers that
-      already cut their values to the response beside its log-probabilities pass them unchanged.
-    - `mask` [B, L] bool: action tokens, those the policy sampled.
-    - `turn_ids` [B, L] int: which turn an action token belongs to; never decreasing.
-    - `gamma`, `lam`, `lam_token`, `gamma_token`, `slots`: as in `Method.credit`.
-    - `choice` [B, L] bool: action tokens that had an alternative; default all of them.
-    - `discount` [B, L] float: γ_t, read at a turn's last action token; default `gamma` everywhere.
-    - `bootstrap` float: the value after the last turn, [B], or for packed rows [B, L], read at each
-      episode's last action token; default 0, the episode terminated.
-    - `ended` bool, likewise [B] or [B, L]: False where an episode goes on after its last turn, so
-      that methods without a critic leave it out; default True.
-    - `episode_ids` [B, L] int: for several episodes packed into a row; never decreasing at action
-      tokens. Where they change, turn ids may start over.
+    Args:
+        reward: [B, L] float. The sum over a turn's action tokens is the turn's reward.
+        value: [B, L] float. The critic's reading *before* the token, from the hidden state that
+            predicts it: ``values.roll(1, dims=1)`` of a full forward pass.
+        mask: [B, L] bool. Action tokens, those the policy sampled.
+        turn_ids: [B, L] int. The turn of each action token; never decreasing.
+        gamma: discount between actions.
+        lam: λ after a turn's last slot.
+        method: a name in `METHODS`, or a `Method`; `Method.rates` says what None means below.
+        lam_token: λ inside an action.
+        gamma_token: discount inside an action.
+        slots: which action tokens are decisions, "choices" or "tokens".
+        choice: [B, L] bool. Action tokens that had an alternative. None: all of them.
+        discount: [B, L] float. γₜ, read at a turn's last action token. None: `gamma` everywhere.
+        bootstrap: [B] float, the value after the last turn, or [B, L], read at each episode's last
+            action token. None: 0, the episode terminated.
+        ended: [B] or [B, L] bool. False where an episode goes on after its last turn; methods
+            without a critic then leave it out. None: True.
+        episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
 
-    Returns a `Credit` of [B, L] tensors. Turn-level methods, `twosome` and `glam` too, give the
-    turn's advantage to all its choices, since that is where a per-token loss expects it. Raises
-    ValueError for shapes, ids or rates that cannot be, TypeError for a wrong kind of dtype.
+    Raises:
+        ValueError, TypeError: impossible shapes, ids or rates; a wrong kind of dtype.
     """
-    stream = token_stream(
+    method = find_method(method)
+    rates = method.rates(gamma, lam, lam_token, gamma_token, slots)
+    stream = TokenStream.from_rows(
         reward,
         value,
         mask,
         turn_ids,
-        choice=mask if choice is None else choice,
-        discount=torch.full_like(value, gamma) if discount is None else discount,
-        bootstrap=value.new_zeros(len(value)) if bootstrap is None else bootstrap,
-        ended=mask.new_ones(len(mask)) if ended is None else ended,
-        episode_ids=torch.zeros_like(turn_ids) if episode_ids is None else episode_ids,
+        mask if choice is None else choice,
+        torch.full_like(value, gamma) if discount is None else discount,
+        value.new_zeros(len(value)) if bootstrap is None else bootstrap,
+        mask.new_ones(len(mask)) if ended is None else ended,
+        torch.zeros_like(turn_ids) if episode_ids is None else episode_ids,
     )
-    return find_method(method).judge(
-        stream,
-        gamma,
-        lam,
-        lam_token=lam_token,
-        gamma_token=gamma_token,
-        slots=slots,
-        spread=True,
-    )
-
-
-def _check(slots: str, **rates: float) -> None:
-    """Refuse unknown slots and rates outside [0, 1]."""
-    if slots not in get_args(Slots):
-        raise ValueError(f"Unknown slots {slots!r}; there are {', '.join(get_args(Slots))}.")
-    for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name} is {rate}; it must lie in [0, 1].")
+    return method.credit(stream, rates)

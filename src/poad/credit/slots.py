@@ -1,8 +1,7 @@
-"""Streams: tokens in time order, the one layout in which credit is computed.
+"""The token stream, the one layout in which credit is computed, and its decision slots.
 
-Positions that hold no token of an action (padding, observations, turns that did not happen) are
-never looked at, whatever they hold: they are replaced, not multiplied by zero, so not even a NaN
-gets through.
+Positions that hold no token of an action (padding, observations) never contribute, whatever they
+hold: they are replaced, not multiplied by zero, so not even a NaN gets through.
 """
 
 from __future__ import annotations
@@ -14,19 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+Slots = Literal["choices", "tokens"]
+"""Which tokens of an action are decisions: its real choices, or all of its tokens."""
+
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """N rows of L positions in time order; every field is [N, L].
 
     The facts about a turn (`discount`, `cut`, `bootstrap`, `ended`) stand at each of its tokens.
-    Outside `mask` only `turn` must be sane, everything else may hold anything.
+    Outside `mask` only `turn` must be valid; everything else may hold anything.
     """
 
     reward: Tensor
     """Float. The sum over a turn's tokens is its reward."""
     value: Tensor
-    """Float. The critic read before the token."""
+    """Float. The critic's reading before the token."""
     mask: Tensor
     """Bool. Tokens of an action."""
     choice: Tensor
@@ -34,16 +36,77 @@ class Stream:
     turn: Tensor
     """Int. Counts the turns of a row up from 0; lies in [0, L) everywhere."""
     discount: Tensor
-    """Float. γ_t, the discount after the turn."""
+    """Float. γₜ, the discount after the turn."""
     cut: Tensor
     """Bool. The turn is the last of an episode or of the row."""
     bootstrap: Tensor
-    """Float. The value beyond a cut."""
+    """Float. The value after a cut."""
     ended: Tensor
     """Bool. At a cut: the episode is over."""
 
-    def in_working_precision(self) -> Stream:
-        """The same stream in one dtype: that of the values, but no less than float32."""
+    @classmethod
+    def from_rows(
+        cls,
+        reward: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        turn_ids: Tensor,
+        choice: Tensor,
+        discount: Tensor,
+        bootstrap: Tensor,
+        ended: Tensor,
+        episode_ids: Tensor,
+    ) -> TokenStream:
+        """Check rows of conversation and number their turns; see `poad.token_credit`.
+
+        All arguments are [B, L], except that `bootstrap` and `ended` may be [B].
+        """
+        if reward.dim() != 2:
+            shape = tuple(reward.shape)
+            raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
+        rows, shape = reward.shape[:1], reward.shape
+        expect("reward", reward, shape, "float")
+        expect("value", value, shape, "float")
+        expect("mask", mask, shape, "bool")
+        expect("turn_ids", turn_ids, shape, "int")
+        expect("choice", choice, shape, "bool")
+        expect("discount", discount, shape, "float")
+        expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
+        expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
+        expect("episode_ids", episode_ids, shape, "int")
+        expect_within("choice", choice, "mask", mask)
+
+        ahead = following(mask)  # [B, L] index of the next action token, L where there is none
+        more = mask & (ahead < shape[1])
+        next_turn, next_episode = pick(turn_ids, ahead, fill=0), pick(episode_ids, ahead, fill=0)
+        same_episode = more & (next_episode == episode_ids)
+        expect_rising("episode_ids", more & (next_episode < episode_ids))
+        expect_rising("turn_ids", same_episode & (next_turn < turn_ids))
+
+        # A turn ends where the next action token belongs to another one. The number of a turn is
+        # the count of the ends before it, so any ids become 0, 1, 2, ...
+        ends = mask & ~(same_episode & (next_turn == turn_ids))
+        turn = ends.cumsum(-1) - ends.long()
+
+        def at_end(facts: Tensor) -> Tensor:  # [B] or [B, L] -> [B, L]
+            """What the turn's last token holds, copied to every token of the turn."""
+            facts = facts[:, None].expand(shape) if facts.dim() == 1 else facts
+            return turn_sum(facts.masked_fill(~ends, 0), turn)
+
+        return cls(
+            reward=reward,
+            value=value,
+            mask=mask,
+            choice=choice,
+            turn=turn,
+            discount=at_end(discount),
+            cut=at_end((~same_episode).long()) > 0,
+            bootstrap=at_end(bootstrap),
+            ended=at_end(ended.long()) > 0,
+        )
+
+    def in_working_precision(self) -> TokenStream:
+        """Convert all floats to one dtype: that of the values, but at least float32."""
         dtype = torch.promote_types(self.value.dtype, torch.float32)
         return replace(
             self,
@@ -53,111 +116,98 @@ class Stream:
             bootstrap=self.bootstrap.to(dtype),
         )
 
-    def without_critic(self) -> Stream:
-        """The same stream with every value 0, also those beyond a cut."""
+    def without_critic(self) -> TokenStream:
+        """Replace every value by 0, including those after a cut."""
         zero = torch.zeros_like(self.value)
         return replace(self, value=zero, bootstrap=zero)
 
     def roots(self) -> Tensor:
-        """[N, L] bool. Each turn's first token, where the critic reads V(o_t)."""
+        """Mark each turn's first token, where the critic reads V(oₜ). [N, L] bool."""
         return last_of_turn(self.mask.flip(-1), self.turn.flip(-1)).flip(-1)
 
     def has_choice(self) -> Tensor:
-        """[N, L] bool. Positions of turns that hold a real choice."""
+        """Mark the positions of turns that hold a real choice. [N, L] bool."""
         return turn_sum(self.choice.long(), self.turn) > 0
 
     def finished(self) -> Tensor:
-        """[N, L] bool. Tokens of episodes whose end lies in the stream."""
+        """Mark the tokens of episodes whose end lies in the stream. [N, L] bool."""
         ahead = pick(self.ended, following(self.mask & self.cut), fill=False)
         return self.mask & torch.where(self.cut, self.ended, ahead)
 
+    def token_slots(self, slots: Slots) -> Tensor:
+        """Mark the tokens that are decisions. [N, L] bool.
 
-def token_stream(
-    reward: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    turn_ids: Tensor,
+        Under "choices" these are the real choices. A turn without any keeps its root, which carries
+        its reward and its discount and trains the critic. Under "tokens", all tokens.
+        """
+        if slots == "tokens":
+            return self.mask
+        return self.choice | (self.roots() & ~self.has_choice())
+
+
+def sequences(
+    stream: TokenStream,
+    slot: Tensor,
     *,
-    choice: Tensor,
-    discount: Tensor,
-    bootstrap: Tensor,
-    ended: Tensor,
-    episode_ids: Tensor,
-) -> Stream:
-    """Lay out rows of conversation, [B, L], as a stream; see `poad.credit.token_credit`.
+    gamma_token: float,
+    lam: float,
+    lam_token: float,
+    next_value: Literal["first", "last"] = "first",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Lay out the recursion's five sequences for the given slots: r, v, v′, γ′, λ′, each [N, L].
 
-    All arguments are [B, L], except that `bootstrap` and `ended` may be [B].
+    Inside a turn γ′ = `gamma_token` and λ′ = `lam_token`. A turn's last slot holds the turn's whole
+    reward; after it γ′ = γₜ and λ′ = `lam`. v′ is the next slot's value. After a turn that is the
+    value of the next turn's "first" or "last" slot; at a cut it is the bootstrap, and λ′ = 0.
+    Positions that are no slots become transparent.
     """
-    if reward.dim() != 2:
-        raise ValueError(f"reward has shape {tuple(reward.shape)}; give [B, L]: rows of tokens.")
-    rows, shape = reward.shape[:1], reward.shape
-    expect("reward", reward, shape, "float")
-    expect("value", value, shape, "float")
-    expect("mask", mask, shape, "bool")
-    expect("turn_ids", turn_ids, shape, "int")
-    expect("choice", choice, shape, "bool")
-    expect("discount", discount, shape, "float")
-    expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
-    expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
-    expect("episode_ids", episode_ids, shape, "int")
-    expect_within("choice", choice, "mask", mask)
-
-    ahead = following(mask)
-    more = mask & (ahead < shape[1])
-    next_turn, next_episode = pick(turn_ids, ahead, fill=0), pick(episode_ids, ahead, fill=0)
-    same_episode = more & (next_episode == episode_ids)
-    expect_rising("episode_ids", more & (next_episode < episode_ids))
-    expect_rising("turn_ids", same_episode & (next_turn < turn_ids))
-
-    # A turn ends where the next action token is another's. Its number is the count of earlier ends.
-    ends = mask & ~(same_episode & (next_turn == turn_ids))
-    turn = ends.cumsum(-1) - ends.long()
-
-    def at_end(facts: Tensor) -> Tensor:
-        """What the turn's last token says, at every token of the turn."""
-        facts = facts[:, None].expand(shape) if facts.dim() == 1 else facts
-        return turn_sum(facts.masked_fill(~ends, 0), turn)
-
-    return Stream(
-        reward=reward,
-        value=value,
-        mask=mask,
-        choice=choice,
-        turn=turn,
-        discount=at_end(discount),
-        cut=at_end((~same_episode).long()) > 0,
-        bootstrap=at_end(bootstrap),
-        ended=at_end(ended.long()) > 0,
+    last = last_of_turn(slot, stream.turn)
+    cut = last & stream.cut
+    value = stream.value.masked_fill(~slot, 0)
+    ahead = pick(value, following(slot), fill=0)
+    if next_value == "last":
+        ahead = torch.where(last, pick(value, following(last), fill=0), ahead)
+    reward = turn_sum(stream.reward.masked_fill(~stream.mask, 0), stream.turn)
+    inside = torch.full_like(value, gamma_token)
+    trace = torch.full_like(value, lam_token).masked_fill(last, lam).masked_fill(cut, 0)
+    return (
+        reward.masked_fill(~last, 0),
+        value,
+        torch.where(cut, stream.bootstrap, ahead).masked_fill(~slot, 0),
+        torch.where(last, stream.discount, inside).masked_fill(~slot, 1),
+        trace.masked_fill(~slot, 1),
     )
 
 
 def following(flags: Tensor) -> Tensor:
-    """The index of the first True strictly after each position of [N, L]; L where there is none."""
+    """Find the first True strictly after each position of [N, L]; L where there is none."""
     length = flags.shape[-1]
     index = torch.arange(length, device=flags.device).expand(flags.shape)
+    # [N, L + 1] own index where True, else L; then drop position 0 and take the running minimum
+    # from the right.
     index = pad(index.masked_fill(~flags, length), (0, 1), value=length)[:, 1:]
     return index.flip(-1).cummin(-1).values.flip(-1)
 
 
 def pick(values: Tensor, index: Tensor, fill: float) -> Tensor:
-    """The values [N, L] at an index from `following`, and `fill` where it found none."""
+    """Gather values [N, L] at an index from `following`, with `fill` where it found none."""
     return pad(values, (0, 1), value=fill).gather(-1, index)
 
 
 def last_of_turn(flags: Tensor, turn: Tensor) -> Tensor:
-    """The last True of each turn, [N, L] bool."""
+    """Mark the last True of each turn. [N, L] bool."""
     return flags & (pick(turn, following(flags), fill=-1) != turn)
 
 
 def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
-    """The sum of the values [N, L] over a position's turn, at every position of the turn."""
+    """Sum values [N, L] over each turn, and write the sum at every position of the turn."""
     return torch.zeros_like(values).scatter_add(-1, turn, values).gather(-1, turn)
 
 
 def expect(
     name: str, tensor: Tensor, shape: torch.Size, kind: Literal["bool", "float", "int"]
 ) -> None:
-    """Refuse a tensor of another shape (ValueError) or kind of dtype (TypeError) than expected."""
+    """Reject a tensor of another shape (ValueError) or kind of dtype (TypeError)."""
     if tensor.shape != shape:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, to match the reward."
@@ -171,7 +221,7 @@ def expect(
 
 
 def expect_within(name: str, flags: Tensor, outer_name: str, outer: Tensor) -> None:
-    """Refuse flags set where the outer flags are not (ValueError naming the first place)."""
+    """Reject flags set where the outer flags are not (ValueError naming the first place)."""
     stray = (flags & ~outer).nonzero()
     if len(stray):
         raise ValueError(
@@ -180,7 +230,7 @@ def expect_within(name: str, flags: Tensor, outer_name: str, outer: Tensor) -> N
 
 
 def expect_rising(name: str, falls: Tensor) -> None:
-    """Refuse ids that fall from one action token to the next (ValueError naming the first)."""
+    """Reject ids that fall from one action token to the next (ValueError naming the first)."""
     places = falls.nonzero()
     if len(places):
         raise ValueError(

@@ -1,27 +1,29 @@
-"""Text worlds: Gymnasium environments that are read and acted in through text. No torch here."""
+"""Text worlds: Gymnasium environments whose observations and actions are text. No torch here."""
 
-from poad.envs.check import check_env
-from poad.envs.opening import open_world
+from poad.envs.best_work import BestWork, Work
+from poad.envs.check import RULES, check_env
 from poad.envs.registry import (
-    Writing,
+    FreeText,
+    free_text_of,
     known_worlds,
     make,
     register_worlds,
-    same_words,
+    same_class,
     unseen_worlds,
     world_arguments,
-    writing,
 )
 
 __all__ = [
-    "Writing",
+    "RULES",
+    "BestWork",
+    "FreeText",
+    "Work",
     "check_env",
+    "free_text_of",
     "known_worlds",
     "make",
-    "open_world",
     "register_worlds",
-    "same_words",
+    "same_class",
     "unseen_worlds",
     "world_arguments",
-    "writing",
 ]

@@ -1,10 +1,11 @@
-"""What every text world must keep, as one function to run on yours."""
+"""`check_env`: test a text world against the rules that poad's trainer relies on."""
 
 import math
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import gymnasium
@@ -14,13 +15,64 @@ from poad.envs.registry import make
 from poad.errors import WorldError
 
 World: TypeAlias = gymnasium.Env[str, str]
-Turn: TypeAlias = tuple[Any, ...]
+Choose: TypeAlias = Callable[[int, dict[str, Any]], str | None]
+"""From the number of turns so far and the last `info` to an action, or to None to stop."""
+Record: TypeAlias = tuple[Any, ...]
 """What must repeat exactly: action, prompt, reward, both flags, and the entries of `CONTRACT`."""
 
 NOT_OFFERED: Final = "whistle at the moon"
 """A string that no world should offer."""
 CONTRACT: Final = ("admissible_actions", "duration", "invalid_action", "episode")
-"""The keys of `info` that every text world shares; the others are the world's own."""
+"""The keys of `info` that have a meaning in every text world. A world may add keys of its own."""
+
+# The rules. Each is the key of what was seen when it was broken.
+REPEATS = "equal seed and actions give equal episodes"
+PROMPTS = "prompts lie in observation_space"
+TUPLE = "offered actions are a non-empty tuple without repeats"
+OFFERS = "offered actions lie in action_space"
+FUNCTION = "offered actions are a function of the prompt, unless aliased=True"
+REWARDS = "rewards are finite floats"
+FLAGS = "terminated and truncated are bools, never both True"
+DURATION = "info['duration'] is an int from 1"
+VALID = "offered actions are valid"
+EPISODE_AT_END = "the last step has info['episode']: r (float), l (int), success (bool)"
+EPISODE_ONLY_AT_END = "info['episode'] is absent before the last step"
+INVALID = "a string that is not offered becomes info['invalid_action'], not an exception"
+BEFORE = "a step before the first reset raises ResetNeeded"
+AFTER = "a step after the end of an episode raises ResetNeeded"
+RAISES = "reset and step do not raise"
+ENDS = "episodes end"
+TORCH = "a world does not import torch"
+
+RULES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        REPEATS: "Draw all randomness from self.np_random after super().reset(seed=seed), and let "
+        "no state survive reset or be shared between copies.",
+        PROMPTS: "Widen observation_space (its max_length or charset), or change the prompt.",
+        TUPLE: "Return a tuple of distinct strings as info['admissible_actions'], or leave the key "
+        "out to let the agent write freely.",
+        OFFERS: "Widen action_space (its max_length or charset), or rename the action.",
+        FUNCTION: "Mention in the prompt what the offered actions depend on. If the world hides it "
+        "on purpose, call check_env(..., aliased=True) or `poad envs ID --check --aliased`.",
+        REWARDS: "Return float(reward), and never NaN or infinity.",
+        FLAGS: "Convert both flags with bool(), and set truncated only if terminated is False.",
+        DURATION: "Set it to the number of primitive steps that the action took, or leave it out.",
+        VALID: "Set info['invalid_action'] only for strings that were not offered.",
+        EPISODE_AT_END: "Set it on the step that terminates or truncates the episode: the "
+        "return, the length, and whether the goal was reached.",
+        EPISODE_ONLY_AT_END: "Set it only on the step that terminates or truncates the episode.",
+        INVALID: "In step, accept any string, set info['invalid_action'] = action if it was not "
+        "offered, and let the episode go on.",
+        BEFORE: "Raise gymnasium.error.ResetNeeded in step until reset has been called.",
+        AFTER: "Raise gymnasium.error.ResetNeeded in step once the episode has ended. Do not reset "
+        "automatically.",
+        RAISES: "Catch the exception in the world. An agent's mistake is an observation and a "
+        "reward.",
+        ENDS: "Truncate episodes that take too long, or pass a larger max_turns to check_env.",
+        TORCH: "Remove the import. Listing and playing worlds must not wait for torch to load.",
+    }
+)
+"""Every rule that `check_env` tests, with the usual fix."""
 
 
 def check_env(
@@ -31,75 +83,85 @@ def check_env(
     seed: int = 0,
     max_turns: int = 1000,
 ) -> tuple[str, ...]:
-    """Play random episodes and raise one `WorldError` that lists every rule the world breaks.
+    """Play random episodes and check all of `RULES`.
 
-    The rules: the same seed and actions give the same episode on two copies; prompts and offered
-    actions lie in the spaces; offered actions are a tuple of distinct strings, never empty, and a
-    function of the prompt (none given: the agent writes freely); rewards are finite floats;
-    `duration` is a whole number from 1; terminated and truncated are never both true;
-    `info["episode"]` comes with the end and only then; a string that is not offered is named, not
-    an exception; before the first reset and after an end `step` raises ResetNeeded, so that a world
-    never resets itself; torch is not imported.
+    Two copies of the world play the same seeds and actions, and their episodes are compared.
 
     Args:
-        world: a name for `poad.envs.make`, a function that opens a copy, or one open world, which
-            is then compared with itself and is not tried before its first reset.
-        aliased: allow the offered actions to depend on more than the prompt, and say so.
-        episodes: how many episodes to play, with seeds `seed`, `seed + 1`, ...
-        seed: the first episode's seed; also seeds the choice of actions.
-        max_turns: where to leave an episode that does not end; at least one must end.
+        world: a name for `poad.envs.make`, a function that opens a copy, or one open world. An open
+            world is compared with itself, and is not tested before its first reset.
+        aliased: allow the offered actions to depend on more than the prompt, and report it.
+        episodes: the number of episodes, with seeds `seed`, `seed + 1`, ...
+        seed: the first episode's seed. It also seeds the choice of actions.
+        max_turns: the number of turns after which an episode is abandoned. At least one episode
+            must end.
 
     Returns:
-        What was found and allowed: with `aliased`, a line about the first prompt that came with
-        more than one list of offered actions, if any did. Otherwise nothing.
+        With `aliased`, a line about the first prompt that came with different offers, if there was
+        one. Otherwise an empty tuple.
+
+    Raises:
+        WorldError: the world breaks rules. The message lists each of them with what was seen first
+            and how to fix it; the attribute `findings` maps the rules to what was seen.
     """
     torch_was_loaded = "torch" in sys.modules
-    check, rng = _Check(aliased), random.Random(seed)
+    check = _Check(aliased)
     if isinstance(world, gymnasium.Env):
-        first = second = world
+        _play_twice(check, world, world, range(seed, seed + episodes), max_turns)
     else:
         first, second = (make(world) if isinstance(world, str) else world() for _ in range(2))
-        check.refuses_to_step(first, "before the first reset")
-    first.action_space.seed(seed)
-    # Its extra reset also sets the copies apart, should anything carry over between episodes.
-    check.accepts_any_string(second, seed)
-
-    def choose(turn: int, info: dict[str, Any]) -> str | None:
-        actions = info.get("admissible_actions")
-        if actions is None and turn < max_turns:
-            return first.action_space.sample()
-        return rng.choice(actions) if actions and turn < max_turns else None
-
-    for episode_seed in range(seed, seed + episodes):
-        turns = check.play(first, episode_seed, choose)
-        script = [*(turn[0] for turn in turns[1:]), None]
-        again = check.play(second, episode_seed, lambda turn, _, script=script: script[turn])
-        for pair in zip_longest(turns, again):
-            check.expect("equal seed and actions give equal episodes", _same(*pair), pair)
-    check.expect("episodes end", check.ended, f"none that did within {max_turns} turns")
-    loaded = not torch_was_loaded and "torch" in sys.modules
-    check.expect("a world does not import torch", not loaded, "torch in sys.modules")
-    if not isinstance(world, gymnasium.Env):
+        check.refuses_to_step(first, BEFORE)
+        _play_twice(check, first, second, range(seed, seed + episodes), max_turns)
         first.close()
         second.close()
+    check.expect(ENDS, check.ended, f"no episode ended within {max_turns} turns")
+    check.expect(TORCH, torch_was_loaded or "torch" not in sys.modules, "torch in sys.modules")
     if check.findings:
         errors = (seen for seen in check.findings.values() if isinstance(seen, Exception))
-        lines = (f"- {rule}; seen: {seen!r}" for rule, seen in check.findings.items())
-        message = "\n".join(["This world breaks rules that every text world keeps:", *lines])
-        raise WorldError(message, check.findings) from next(errors, None)
+        raise WorldError(_report(check.findings), check.findings) from next(errors, None)
     return tuple(check.allowed[:1])
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two turns are equal; what cannot even be compared, such as arrays, is not."""
+def _play_twice(check: "_Check", first: World, second: World, seeds: range, turns: int) -> None:
+    """Play each seed with random actions on one copy, then repeat the actions on the other."""
+    rng = random.Random(seeds.start)
+    first.action_space.seed(seeds.start)
+    # This also resets one copy more often than the other, so that anything that carries over
+    # between episodes shows as a difference.
+    check.accepts_any_string(second, seeds.start)
+
+    def choose(turn: int, info: dict[str, Any]) -> str | None:
+        actions = info.get("admissible_actions")
+        if actions is None and turn < turns:
+            return first.action_space.sample()
+        return rng.choice(actions) if actions and turn < turns else None
+
+    for seed in seeds:
+        records = check.play(first, seed, choose)
+        script = [*(record[0] for record in records[1:]), None]
+        again = check.play(second, seed, lambda turn, _, script=script: script[turn])
+        for pair in zip_longest(records, again):
+            check.expect(REPEATS, _equal(*pair), pair)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Compare two records. Values that cannot be compared, such as arrays, are not equal."""
     try:
         return bool(one == other)
     except ValueError:
         return False
 
 
+def _report(findings: Mapping[str, object]) -> str:
+    count = "a rule" if len(findings) == 1 else f"{len(findings)} rules"
+    lines = [f"This world breaks {count} of text worlds:"]
+    for rule, seen in findings.items():
+        lines += [f"- {rule}", f"    seen: {seen!r}", f"    fix:  {RULES[rule]}"]
+    return "\n".join(lines)
+
+
 class _Check:
-    """What was found so far; each method looks at a few rules."""
+    """The findings so far. Each method checks a few rules."""
 
     def __init__(self, aliased: bool) -> None:
         self.findings: dict[str, object] = {}
@@ -112,32 +174,30 @@ class _Check:
         if not holds:
             self.findings.setdefault(rule, seen)
 
-    def play(
-        self, world: World, seed: int, choose: Callable[[int, dict[str, Any]], str | None]
-    ) -> list[Turn]:
-        """Play one episode, checking each turn, until it ends or `choose` gives no action."""
-        turns: list[Turn] = []
+    def play(self, world: World, seed: int, choose: Choose) -> list[Record]:
+        """Play one episode, checking each turn, until it ends or `choose` returns None."""
+        records: list[Record] = []
         try:
             prompt, info = world.reset(seed=seed)
             action, reward, terminated, truncated = "", 0.0, False, False
             while True:
                 contract = (info.get(key) for key in CONTRACT)
-                turns.append((action, prompt, reward, terminated, truncated, *contract))
+                records.append((action, prompt, reward, terminated, truncated, *contract))
                 ended = bool(terminated or truncated)
-                self._reading(world, prompt, info, ended)
-                self._outcome(reward, terminated, truncated, info)
+                self._check_prompt(world, prompt, info, ended)
+                self._check_outcome(reward, terminated, truncated, info)
                 if ended:
                     self.ended = True
-                    self.refuses_to_step(world, "after the end of an episode")
-                    return turns
-                chosen = choose(len(turns) - 1, info)
+                    self.refuses_to_step(world, AFTER)
+                    return records
+                chosen = choose(len(records) - 1, info)
                 if chosen is None:
-                    return turns
+                    return records
                 action = chosen
                 prompt, reward, terminated, truncated, info = world.step(action)
         except Exception as error:
-            self.expect("reset and step do not raise", False, error)
-            return turns
+            self.expect(RAISES, False, error)
+            return records
 
     def accepts_any_string(self, world: World, seed: int) -> None:
         try:
@@ -146,10 +206,9 @@ class _Check:
             good = named == NOT_OFFERED or info.get("admissible_actions") is None
         except Exception as error:
             named, good = error, False
-        rule = "a string that is not offered becomes info['invalid_action'], not an exception"
-        self.expect(rule, good, named)
+        self.expect(INVALID, good, named)
 
-    def refuses_to_step(self, world: World, when: str) -> None:
+    def refuses_to_step(self, world: World, rule: str) -> None:
         try:
             world.step(NOT_OFFERED)
             seen: object = "no exception"
@@ -157,49 +216,44 @@ class _Check:
             return
         except Exception as error:
             seen = error
-        self.expect(f"a step {when} raises ResetNeeded", False, seen)
+        self.expect(rule, False, seen)
 
-    def _reading(self, world: World, prompt: str, info: dict[str, Any], ended: bool) -> None:
-        self.expect("prompts lie in observation_space", prompt in world.observation_space, prompt)
+    def _check_prompt(self, world: World, prompt: str, info: dict[str, Any], ended: bool) -> None:
+        self.expect(PROMPTS, prompt in world.observation_space, prompt)
         actions = info.get("admissible_actions")
         if actions is not None:
             distinct = isinstance(actions, tuple) and 0 < len(actions) == len(set(actions))
-            self.expect("offered actions are a non-empty tuple without repeats", distinct, actions)
-            inside = all(action in world.action_space for action in actions)
-            self.expect("offered actions lie in action_space", inside, actions)
-        if ended:  # nothing needs to be offered any more
+            self.expect(TUPLE, distinct, actions)
+            self.expect(OFFERS, all(action in world.action_space for action in actions), actions)
+        if ended:  # the last prompt is not acted on
             return
         before = self._offered.setdefault(prompt, actions)
         if before == actions:
             return
         seen = prompt, before, actions
         if self._aliased:
-            rule = "allowed by aliased=True: offered actions that are no function of the prompt"
+            rule = "allowed by aliased=True: offered actions are not a function of the prompt"
             self.allowed.append(f"{rule}; seen: {seen!r}")
         else:
-            rule = "offered actions are a function of the prompt, unless aliased=True"
-            self.expect(rule, False, seen)
+            self.expect(FUNCTION, False, seen)
 
-    def _outcome(
+    def _check_outcome(
         self, reward: object, terminated: object, truncated: object, info: dict[str, Any]
     ) -> None:
-        finite = isinstance(reward, float) and math.isfinite(reward)
-        self.expect("rewards are finite floats", finite, reward)
+        self.expect(REWARDS, isinstance(reward, float) and math.isfinite(reward), reward)
         flags = terminated, truncated
         good = all(isinstance(flag, bool) for flag in flags) and flags != (True, True)
-        self.expect("terminated and truncated are bools, never both True", good, flags)
+        self.expect(FLAGS, good, flags)
         duration = info.get("duration", 1)
-        good = isinstance(duration, int) and duration >= 1
-        self.expect("info['duration'] is an int from 1", good, duration)
+        self.expect(DURATION, isinstance(duration, int) and duration >= 1, duration)
         good = "invalid_action" not in info or "admissible_actions" not in info
-        self.expect("offered actions are valid", good, info.get("invalid_action"))
+        self.expect(VALID, good, info.get("invalid_action"))
         episode = info.get("episode")
         if any(flags):
-            rule = "the end comes with info['episode']: r (float), l (int), success (bool)"
             fields = {"r": float, "l": int, "success": bool}
-            whole = isinstance(episode, dict) and all(
+            complete = isinstance(episode, dict) and all(
                 isinstance(episode.get(key), kind) for key, kind in fields.items()
             )
-            self.expect(rule, whole, episode)
+            self.expect(EPISODE_AT_END, complete, episode)
         else:
-            self.expect("info['episode'] comes only with the end", episode is None, episode)
+            self.expect(EPISODE_ONLY_AT_END, episode is None, episode)

@@ -1,4 +1,4 @@
-"""A world whose actions can be spelled at any length: the same decisions, more words."""
+"""A world whose actions can have any length, while its decisions stay the same."""
 
 import string
 from typing import Final, NamedTuple
@@ -6,12 +6,13 @@ from typing import Final, NamedTuple
 from gymnasium.spaces import Text
 
 from poad.envs.text_world import CHARACTERS, Outcome, TextWorld, View
+from poad.errors import ConfigError
 
 ROOMS: Final = ("kitchen", "bathroom", "bedroom", "hall")
 KEYS: Final = ((0, 1), (1, 1), (1, 0), (0, 0))
-"""What leads on from each room: the bits of the two words that count."""
+"""The two bits that lead on from each room."""
 WORDS: Final = (("milk", "chips"), ("dishes", "clothes"))
-"""The words that are offered for each bit: those of even length say 0, those of odd length 1."""
+"""The words that are offered for each bit. Words of even length mean 0, those of odd length 1."""
 ONES: Final = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
@@ -21,59 +22,64 @@ TENS: Final = (
     *("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
 )
 DISCOUNT: Final = 0.95
-"""Per step, within an episode's return."""
+"""The discount per step, for an episode's return."""
 
 
 class State(NamedTuple):
-    """Where the agent is: rooms left behind."""
+    """The agent's position."""
 
     room: int = 0
+    """The number of rooms that the agent has left."""
 
 
 class LengthEnv(TextWorld[State]):
-    """Somebody walks through four rooms; the way on is said in two words, or in two among many.
+    """A walk through four rooms by actions of any length.
 
     ## Description
-    Four rooms in a row, from the kitchen through the bathroom and the bedroom to the hall and out.
-    Each room has its key, two bits. An action is any text; two of its words say the bits, the first
-    one and the one in its middle: a word with an even number of letters says 0, an odd one 1. The
-    right bits lead on, others leave the agent where it is. How many words stand between and behind
-    the two changes nothing, so `words` makes actions longer and the problem no harder.
-    The world is deterministic: a seed changes nothing. Its purpose is to measure how a method's
-    learning depends on the length of actions; it has no counterpart in the literature.
+    There are four rooms in a row: the agent walks from the kitchen through the bathroom, the
+    bedroom and the hall to the exit. Each room has a key of two bits. An action is any text. Its
+    first word and its middle word determine two bits: a word with an even number of letters means
+    0, and one with an odd number means 1. The right bits lead to the next room; otherwise the agent
+    stays where it is. The other words change nothing, so `words` makes actions longer but the
+    problem no harder.
+
+    The world is deterministic, and the seed has no effect. Its purpose is to measure how learning
+    depends on the length of actions. It is our own, and not a published benchmark.
 
     ## Actions
-    `poad/Length-v0` offers four texts of `words` words, one for each pair of bits: "milk" or
-    "chips" first, "dishes" or "clothes" in the middle. The word before the middle names the
-    room, so that both choices follow upon what decides them, however long the action; every other
-    word counts. In the kitchen with `words=6`: "milk two kitchen dishes five six". Any other string
-    is tried all the same and named in `info["invalid_action"]`: a text without a word says 0 twice,
-    one word says both bits.
+    `poad/Length-v0` offers four texts of `words` words, one for each pair of bits. They begin with
+    "milk" or "chips", and have "dishes" or "clothes" in the middle. The word before the middle
+    names the room, so that the second choice follows closely on what decides it, however long the
+    action is. All other words are numbers that count the words. An example from the kitchen with
+    `words=6`: "milk two kitchen dishes five six".
+
+    The world also carries out any other string, and names it in `info["invalid_action"]`. An empty
+    text means the bits 0 and 0; a single word determines both bits.
 
     With `offered=False` there is no `info["admissible_actions"]`: the agent writes freely, and no
     action is invalid.
 
     ## Observation
-    A short English prompt that ends so that an action reads on after a space. It tells the room
-    and how many words are asked for: 4 prompts for 4 states, and one for the end.
-    `env.unwrapped.numeric_observation()` gives the number of rooms left behind.
+    The observation is a short English prompt, which an action continues after a space. It states
+    the room and the number of words. There are 4 prompts for 4 states, and one for the end.
+    `env.unwrapped.numeric_observation()` gives the number of rooms that the agent has left.
 
     ## Rewards
-    1 for the step that leads out, 0 for all others.
+    The step that leads to the exit has the reward 1, and all others have 0.
 
     ## Episode end
-    `terminated` when the agent is out. `truncated` when `max_steps` steps have passed without.
-    Acting after the end, or before the first reset, raises `gymnasium.error.ResetNeeded`.
+    The episode is `terminated` when the agent is out, and `truncated` after `max_steps` steps
+    otherwise. A step after the end or before the first reset raises `gymnasium.error.ResetNeeded`.
 
-    `info` holds `"admissible_actions"`; after a step also `"duration"`, which is 1; and at the end
-    of an episode `"episode"`: `r`, which is .95 ** (l - 1) on success and 0 without, `l`, the
-    steps, and `success`. Optimal: 4 steps. A uniformly random agent succeeds in 11 % of its
-    episodes.
+    `info` holds `"admissible_actions"`, and after a step also `"duration"`, which is 1. At the end
+    of an episode it holds `"episode"`: the return `r` (.95 ** (l - 1) on success, else 0), the
+    number of steps `l`, and `success`. The optimum is 4 steps. A uniformly random agent succeeds in
+    11 % of its episodes.
 
     ## Arguments
-    * `words`: how long the offered actions are, 2 by default.
+    * `words`: the number of words in an offered action, 2 by default.
     * `max_steps`: the limit in steps, 8 by default.
-    * `offered`: whether actions are offered, or written freely; true by default.
+    * `offered`: True (the default) to offer actions, False to let the agent write freely.
 
     ## Version history
     * v0: first version.
@@ -81,12 +87,12 @@ class LengthEnv(TextWorld[State]):
 
     def __init__(self, words: int = 2, max_steps: int = 8, offered: bool = True) -> None:
         if words < 2:
-            raise ValueError(f"words must be at least 2, got {words}")
+            raise ConfigError(f"words must be at least 2, got {words}.")
         self.words = words
         offers = [
             tuple(_spell(words, room, a, b) for a in (0, 1) for b in (0, 1)) for room in ROOMS
         ]
-        offers.append(offers[-1])  # behind the last room nothing counts
+        offers.append(offers[-1])  # after the exit, where actions have no effect
 
         def view(state: State) -> View:
             return View(_prompt(state, words), offers[state.room])
@@ -118,7 +124,7 @@ def _spell(words: int, room: str, first: int, second: int) -> str:
 
 
 def _number(number: int) -> str:
-    """A whole number as one word."""
+    """Spell a whole number as one word."""
     for size, name in ((1000, "thousand"), (100, "hundred")):
         if number >= size:
             rest = _number(number % size) if number % size else ""
@@ -129,9 +135,9 @@ def _number(number: int) -> str:
 
 
 def _bits(action: str) -> tuple[int, int]:
-    """What the first and the middle word of a text say."""
-    said = [len(word.strip(string.punctuation)) % 2 for word in action.split()] or [0]
-    return said[0], said[len(said) // 2]
+    """Read the bits of the first and the middle word of a text."""
+    bits = [len(word.strip(string.punctuation)) % 2 for word in action.split()] or [0]
+    return bits[0], bits[len(bits) // 2]
 
 
 def _prompt(state: State, words: int) -> str:

@@ -1,36 +1,27 @@
-"""Text worlds: Gymnasium environments that are read and acted in through text. No torch here.
+"""The registry of text worlds: open one by name, and list its arguments.
 
-`make` opens one by name, ours or yours; `known_worlds` and `world_arguments` tell what there is.
+Importing this module registers the worlds of poad with Gymnasium.
 """
 
-import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-__all__ = [
-    "Writing",
-    "known_worlds",
-    "make",
-    "register_worlds",
-    "same_words",
-    "unseen_worlds",
-    "world_arguments",
-    "writing",
-]
+from poad.errors import ConfigError, PoadError, did_you_mean
 
 
-class Writing(NamedTuple):
-    """How a freely written action ends, beside the model's own end of text."""
+class FreeText(NamedTuple):
+    """Where a freely written action ends, besides at the model's own end-of-text token."""
 
     stop: tuple[str, ...] = ("\n",)
-    """Texts that end it and are no part of it."""
-    tokens: int = 64
-    """Where it is cut off."""
+    """Strings that end the action. They are not part of it."""
+    max_tokens: int = 64
+    """The action is cut off after this many tokens."""
 
 
 class _World(NamedTuple):
@@ -56,47 +47,47 @@ _WORLDS = (
     _kitchen(
         "TomatoLettuceSalad",
         "tomato_lettuce_salad",
-        "deliver a bowl of chopped tomato and lettuce; an onion is in the way.",
+        "deliver a bowl of chopped tomato and lettuce, but no onion.",
     ),
     _household("FoodPreparation", "food_preparation", "shut the pancake into the microwave."),
-    _household("Cheese", "cheese", "the same with cheese."),
-    _household("Hamburger", "hamburger", "the same with a hamburger."),
-    _household("ApplePie", "apple_pie", "the same with an apple pie."),
-    _household("Pizza", "pizza", "the same with a pizza."),
-    _household("WashingPlate", "washing_plate", "the same with dishes and a dishwasher."),
-    _household("Laundry", "laundry", "the same with clothes and a washing machine."),
+    _household("Cheese", "cheese", "the same task with cheese."),
+    _household("Hamburger", "hamburger", "the same task with a hamburger."),
+    _household("ApplePie", "apple_pie", "the same task with an apple pie."),
+    _household("Pizza", "pizza", "the same task with a pizza."),
+    _household("WashingPlate", "washing_plate", "the same task with dishes and a dishwasher."),
+    _household("Laundry", "laundry", "the same task with clothes and a washing machine."),
     _household("Entertainment", "entertainment", "watch TV on the sofa with chips and milk."),
     _household(
         "EntertainmentSparseText",
         "entertainment_sparse_text",
-        "the same, told so briefly that the prompt does not settle what is offered.",
+        "the same task; its shorter prompts do not determine the offered actions.",
     ),
     _household(
         "EntertainmentAllActions",
         "entertainment_all_actions",
-        "the same, with all 17 actions offered at any time.",
+        "the same task; all 17 actions are offered at every step.",
     ),
     _World(
         "poad/Length-v0",
         "poad.envs.length:LengthEnv",
         {},
-        "Measuring: the same four decisions, spelled in as many words as you like.",
+        "Measurement: four decisions, spelled in as many words as you like.",
     ),
     _World(
         "poad/DataScience-v0",
         "poad.envs.datasci.env:DataScienceEnv",
         {},
-        "Programming: write a classifier for a table; it is run in a sandbox and scored.",
+        "Programming: write a classifier for a table; a sandbox runs it and scores it.",
     ),
 )
 
 
 def register_worlds() -> None:
-    """Register our worlds with Gymnasium, as importing this module does; twice is harmless."""
+    """Register the worlds of poad with Gymnasium; calling it again changes nothing."""
     for world in _WORLDS:
         if world.env_id not in gymnasium.registry:
-            # Our worlds keep the order of calls themselves, and no wrapper costs no time.
-            # No max_episode_steps: TimeLimit would also truncate what has just terminated.
+            # The worlds check the order of calls themselves, so they need no wrapper. They set no
+            # max_episode_steps: TimeLimit would also truncate an episode that has just terminated.
             gymnasium.register(
                 world.env_id,
                 entry_point=world.entry_point,
@@ -106,42 +97,60 @@ def register_worlds() -> None:
 
 
 def known_worlds() -> list[tuple[str, str]]:
-    """List our worlds: the name to `make` each by, and one line about it."""
+    """List the worlds of poad as pairs: the name that `make` takes, and a one-line summary."""
     return [(world.env_id, world.summary) for world in _WORLDS]
 
 
 def unseen_worlds() -> list[str]:
-    """List the worlds that test a food-preparation agent on what it has not seen (the paper's)."""
+    """List the paper's generalization tasks for an agent trained on `poad/FoodPreparation-v0`."""
     names = ("Cheese", "Hamburger", "ApplePie", "Pizza", "WashingPlate", "Laundry")
     return [f"poad/{name}-v0" for name in names]
 
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
-    """Open a world by its registered name, or by "package.module:EnvId" for one of your own.
+    """Open a world by name.
 
-    In the second form the module is imported first, which should register the world. `kwargs` go
-    to the world's constructor; `world_arguments` tells which it takes.
+    Args:
+        env_id: a registered name, or "package.module:EnvId" for a world of your own. In the second
+            form the module is imported first; the import should register the world.
+        kwargs: arguments for the world's constructor; `world_arguments` lists them.
 
     Raises:
-        ValueError: for an unknown name, a module that cannot be imported, or an argument that the
-            world does not take. The message names the alternatives.
+        ConfigError: the name is unknown, its module cannot be imported, the world does not take an
+            argument, or its constructor fails. The message lists the alternatives.
     """
     spec = _spec(env_id)
     arguments = world_arguments(env_id)
     for name in kwargs:
         if name not in arguments and not _takes_any_argument(spec):
-            raise ValueError(
-                f"{spec.id} takes no argument {name!r}{_close_to(name, arguments)}. "
+            raise ConfigError(
+                f"{spec.id} takes no argument {name!r}. {did_you_mean(name, arguments)}"
                 f"It takes: {', '.join(arguments) or 'none'}."
             )
-    return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    return _open(spec, kwargs)
+
+
+def _open(spec: EnvSpec, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
+    """Call a world's constructor, and report in one sentence why it fails."""
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except PoadError:
+        raise
+    except Exception as error:
+        # Gymnasium appends all arguments to the message of a TypeError.
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        if not isinstance(error, ValueError | TypeError):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {reason} ({place.filename}, line {place.lineno})"
+        given = f" with {kwargs}" if kwargs else ""
+        raise ConfigError(f"Cannot make {spec.id}{given}: {reason}") from error
 
 
 def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
     """Map each argument of a world's constructor to its annotation and its default.
 
-    An argument without a default has `inspect.Parameter.empty` there. Arguments that the registered
-    name fixes already are left out. `env_id` and errors are as for `make`.
+    The default is `inspect.Parameter.empty` where there is none. Arguments that the registered name
+    already fixes are left out. `env_id` and errors are those of `make`.
     """
     spec = _spec(env_id)
     return {
@@ -152,37 +161,43 @@ def world_arguments(env_id: str) -> Mapping[str, tuple[Any, Any]]:
     }
 
 
-def same_words(one: str, other: str) -> bool:
-    """Whether two worlds are of one kind and so speak alike: the same class, other arguments.
+def same_class(one: str, other: str) -> bool:
+    """Check whether two names open the same class of world, which then shares its vocabulary.
 
-    `env_id` and errors are as for `make`.
+    Both names and errors are those of `make`.
     """
     return _spec(one).entry_point == _spec(other).entry_point
 
 
-def writing(env_id: str) -> Writing:
-    """How actions end in a world whose class says so (`writing: Final = Writing(...)`).
+def free_text_of(env_id: str) -> FreeText:
+    """Get the `free_text` attribute of a world's class, or the default if the class has none.
 
-    `env_id` and errors are as for `make`.
+    `env_id` and errors are those of `make`.
     """
-    entry_point = _spec(env_id).entry_point
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    asked = getattr(creator, "writing", None)
-    return asked if isinstance(asked, Writing) else Writing()
+    found = getattr(_creator(_spec(env_id)), "free_text", None)
+    return found if isinstance(found, FreeText) else FreeText()
 
 
 def _takes_any_argument(spec: EnvSpec) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(spec))
 
 
-def _parameters(spec: EnvSpec) -> Iterable[inspect.Parameter]:
+def _creator(spec: EnvSpec) -> Any:
+    """Import the class or function that makes a world."""
     entry_point = spec.entry_point
     if entry_point is None:
-        raise ValueError(f"{spec.id} is registered without an entry point, so it cannot be made")
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        raise ConfigError(
+            f"{spec.id} is registered without an entry point, so it cannot be made. "
+            "Pass entry_point=... to gymnasium.register."
+        )
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
+def _parameters(spec: EnvSpec) -> Iterable[inspect.Parameter]:
+    creator = _creator(spec)
     try:
         return inspect.signature(creator, eval_str=True).parameters.values()
-    except NameError:  # annotations that exist only for a type checker
+    except NameError:  # some annotations exist only for type checkers
         return inspect.signature(creator).parameters.values()
 
 
@@ -192,22 +207,23 @@ def _spec(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"cannot import {module!r} to find the world {name!r}: {error}"
+            raise ConfigError(
+                f"Cannot import {module!r} to find the world {name!r}: {error}. "
+                "Run poad from the directory that holds the module, or install the package."
+            ) from error
+        except Exception as error:  # whatever the module does when it is imported
+            raise ConfigError(
+                f"Cannot import {module!r} to find the world {name!r}: "
+                f"{type(error).__name__}: {error}"
             ) from error
     if name not in gymnasium.registry:
-        where = f", although {module!r} was imported: does it register one?" if colon else "."
-        raise ValueError(
-            f"there is no world {name!r}{_close_to(name, gymnasium.registry)}{where} "
-            f"Known worlds: {', '.join(world.env_id for world in _WORLDS)}. "
-            'One of your own is named "package.module:EnvId".'
+        where = f" The module {module!r} was imported; it must register the world." if colon else ""
+        raise ConfigError(
+            f"There is no world {name!r}. {did_you_mean(name, gymnasium.registry)}"
+            f"Known worlds: {', '.join(world.env_id for world in _WORLDS)}."
+            f"{where or ' Name a world of your own as package.module:EnvId.'}"
         )
     return gymnasium.registry[name]
-
-
-def _close_to(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known))
-    return f" (close: {', '.join(close)})" if close else ""
 
 
 register_worlds()

@@ -1,4 +1,4 @@
-"""What our worlds share: the turn-taking around pure rules, from `reset` to `info["episode"]`."""
+"""The base of poad's own worlds: `reset` and `step` around pure functions over states."""
 
 import string
 from collections.abc import Callable
@@ -8,13 +8,15 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
+from poad.errors import ConfigError
+
 CHARACTERS: Final = string.ascii_letters + " .,"
 
 State = TypeVar("State")
 
 
 class View(NamedTuple):
-    """The words for one state."""
+    """The text of one state."""
 
     prompt: str
     actions: tuple[str, ...]
@@ -22,7 +24,7 @@ class View(NamedTuple):
 
 
 class Outcome(NamedTuple, Generic[State]):
-    """What one action led to."""
+    """The result of one action."""
 
     state: State
     rewards: tuple[float, ...]
@@ -30,20 +32,23 @@ class Outcome(NamedTuple, Generic[State]):
     reward: float
     """The reward of the action as a whole."""
     success: bool
-    """Whether the goal was reached, which ends the episode."""
+    """True if the goal was reached, which ends the episode."""
 
 
 class TextWorld(gymnasium.Env[str, str], Generic[State]):
-    """A world made of pure functions over states; a subclass only names them and documents itself.
+    """A deterministic world made of pure functions over states.
 
     Args:
-        start: the state after every reset. A seed changes nothing.
-        view: what the agent reads of a state.
-        act: what a string does in a state. Any string does something.
-        observe: what the agent perceives of a state, as numbers.
-        discount: per primitive step, within the return of `info["episode"]`.
-        max_steps: the limit in primitive steps. An action under way is carried out to its end.
-        offered: whether the actions of a view are offered; if not, the agent writes freely.
+        start: the state after every reset, for every seed.
+        view: maps a state to its prompt and actions.
+        act: carries out a string in a state. It accepts every string.
+        observe: maps a state to the agent's observation as numbers.
+        discount: the discount per primitive step for the return in `info["episode"]`.
+        max_steps: the limit in primitive steps. The action that exceeds it is still completed.
+        offered: True to offer the actions of a view; False to let the agent write freely.
+
+    Raises:
+        ConfigError: `max_steps` is below 1.
     """
 
     def __init__(
@@ -58,12 +63,12 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         offered: bool = True,
     ) -> None:
         if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+            raise ConfigError(f"max_steps must be at least 1, got {max_steps}.")
         self.max_steps = max_steps
         self.observation_space = Text(max_length=512, charset=CHARACTERS)
         self.action_space = Text(max_length=64, charset=CHARACTERS)
         self.state = start
-        """The hidden state; only tests should look."""
+        """The hidden state, for tests."""
         self._start, self._discount = start, discount
         self._view, self._act, self._observe = view, act, observe
         self._running, self._offered = False, offered
@@ -71,7 +76,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start an episode: always in the same state, whatever the seed."""
+        """Start an episode, in the same state for every seed."""
         super().reset(seed=seed)
         self.state = self._start
         self._running = True
@@ -80,9 +85,9 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         return prompt, {"admissible_actions": actions} if self._offered else {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Carry out one action; one that is not offered is named in `info["invalid_action"]`."""
+        """Carry out one action. If it is not offered, `info["invalid_action"]` names it."""
         if not self._running:
-            raise ResetNeeded("no episode is under way: call reset() before step()")
+            raise ResetNeeded("No episode is running; call reset() before step().")
         info: dict[str, Any] = {}
         if self._offered and action not in self._view(self.state).actions:
             info["invalid_action"] = action
@@ -103,5 +108,5 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         return prompt, reward, success, truncated, info
 
     def numeric_observation(self) -> list[int]:
-        """Give what the agent perceives as whole numbers, in the order that the rules fix."""
+        """Give the agent's observation as whole numbers; the world's manual lists them."""
         return self._observe(self.state)

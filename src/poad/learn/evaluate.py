@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from poad.agent import Agent, Memo, Observation
+from poad.agent import ActingCache, Agent
 from poad.envs import make
-from poad.learn.rollout import Stream, episode_of, open_stream
+from poad.learn.play import Step, WorldStream, play
 from poad.runs import versions
 from poad.stats import wilson_interval
 from poad.trie import ActionTrie
-from poad.turns import Action, TokenIds
+from poad.turns import TokenIds
 
 
 def evaluate(
@@ -60,39 +61,29 @@ def evaluate(
         "checkpoint": checkpoint,
         "versions": versions(),
     }
-    scribe = _Scribe(agent) if turns else None
-    memo = Memo()
-    waiting = iter(range(seed, seed + episodes))
+    recorder = _Recorder(agent) if turns else None
+    cache = ActingCache()
+    seeds = iter(range(seed, seed + episodes))
+    worlds = [
+        WorldStream(partial(make, env, **(env_args or {})), agent.policy.dialogue(), first)
+        for first in islice(seeds, streams)
+    ]
+    recorded: list[list[dict[str, Any]]] = [[] for _ in worlds]
     done: dict[int, dict[str, Any]] = {}
-    due = seed
-    playing = []
-    for first in list(islice(waiting, streams)):
-        stream = open_stream(lambda: make(env, **(env_args or {})), agent.policy, first)
-        playing.append(_Play(stream))
-    while playing:
-        observations = [play.stream.observation for play in playing]
-        generators = [play.generator for play in playing]
-        actions: dict[int, Action] = {}
-        for i, action in agent.policy.act_each(observations, generators, greedy=greedy, memo=memo):
-            actions[i] = action
-            playing[i].stream.prepare(action.text)
-        still = []
-        for i, play in enumerate(playing):
-            record = play.step(actions[i], scribe, memo)
-            if record is None:
-                still.append(play)
-                continue
-            done[play.stream.seed] = head | record
-            next_seed = next(waiting, None)
-            if next_seed is None:
-                play.stream.env.close()
-            else:
-                play.begin(next_seed)
-                still.append(play)
-        playing = still
-        while due in done:
-            yield done.pop(due)
-            due += 1
+    next_to_yield = seed
+    try:
+        for step in play(agent.policy, worlds, seeds, greedy=greedy, cache=cache):
+            if recorder is not None:
+                recorded[step.stream].append(recorder.record(step, cache))
+            if step.ended:
+                done[step.seed] = head | _outcome(step) | {"turns": recorded[step.stream]}
+                recorded[step.stream] = []
+            while next_to_yield in done:
+                yield done.pop(next_to_yield)
+                next_to_yield += 1
+    finally:
+        for world in worlds:
+            world.close()
 
 
 def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,71 +99,55 @@ def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class _Play:
-    """One stream of an evaluation and the turns of its current episode."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.turns: list[dict[str, Any]] = []
-        self.generator = np.random.default_rng(stream.seed)
-
-    def begin(self, seed: int) -> None:
-        self.stream.reset(seed)
-        self.turns = []
-        self.generator = np.random.default_rng(seed)
-
-    def step(self, action: Action, scribe: _Scribe | None, memo: Memo) -> dict[str, Any] | None:
-        """Act; the episode's record when this ended it."""
-        thought = scribe and scribe.describe(self.stream.observation, action, memo)
-        reward, terminated, truncated, info = self.stream.step(action)
-        outcome = {
-            "reward": reward,
-            "duration": int(info.get("duration", 1)),
-            "invalid": "invalid_action" in info,
-        }
-        if thought is not None:
-            self.turns.append(thought | outcome)
-        if not (terminated or truncated):
-            return None
-        episode = episode_of(info)
-        return {
-            "seed": self.stream.seed,
-            "return": episode.episode_return,
-            "length": episode.length,
-            "success": episode.success,
-            "ending": "terminated" if terminated else "truncated",
-            "turns": self.turns,
-        }
+def _outcome(step: Step) -> dict[str, Any]:
+    """The fields of an episode's record that its last step decides."""
+    episode = step.episode()
+    return {
+        "seed": step.seed,
+        "return": episode.episode_return,
+        "length": episode.length,
+        "success": episode.success,
+        "ending": "terminated" if step.terminated else "truncated",
+    }
 
 
-class _Scribe:
-    """Writes down what the agent saw, weighed and thought in a turn."""
+class _Recorder:
+    """Records what the agent saw, weighed and predicted in a turn."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._described: dict[tuple[TokenIds, ActionTrie, TokenIds], dict[str, Any]] = {}
 
-    def describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
-        if action.trie is None:
-            return self._describe(observation, action, memo)  # free writing hardly repeats
-        key = (self._agent.policy.prompt_ids(observation), action.trie, action.token_ids)
+    def record(self, step: Step, cache: ActingCache) -> dict[str, Any]:
+        return self._describe(step, cache) | {
+            "reward": step.reward,
+            "duration": step.duration,
+            "invalid": "invalid_action" in step.info,
+        }
+
+    def _describe(self, step: Step, cache: ActingCache) -> dict[str, Any]:
+        """Describe the decision; equal ones are computed once, unless they were written freely."""
+        action, trie = step.action, step.action.trie
+        if trie is None:
+            return self._compute(step, cache)
+        key = (step.observation.prompt_ids, trie, action.token_ids)
         if key not in self._described:
-            self._described[key] = self._describe(observation, action, memo)
+            self._described[key] = self._compute(step, cache)
         return self._described[key]
 
-    def _describe(self, observation: Observation, action: Action, memo: Memo) -> dict[str, Any]:
-        codec, policy = self._agent.model.codec, self._agent.policy
-        prompt, tokens = policy.prompt_ids(observation), action.token_ids
+    def _compute(self, step: Step, cache: ActingCache) -> dict[str, Any]:
+        policy, observation, action = self._agent.policy, step.observation, step.action
+        prompt, tokens = observation.prompt_ids, action.token_ids
         decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
         value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
         offered = observation.admissible_actions
-        chances = None if offered is None else policy.probabilities(decided, memo)
+        chances = None if offered is None else policy.probabilities(decided, cache)
         return {
             "prompt": observation.prompt,
             "offered": None if chances is None else list(map(list, zip(offered or (), chances))),  # noqa: B905
             "action": action.text,
             "token_ids": list(tokens),
-            "pieces": codec.pieces(tokens),
+            "pieces": policy.codec.pieces(tokens),
             "choice": list(action.choice),
             "logprob": list(action.logprob),
             "value": value,

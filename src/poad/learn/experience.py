@@ -1,157 +1,315 @@
-"""From turns to what a learner needs of them: where the critic reads, and what happened in time."""
+"""Experience: a rollout as policy terms and value terms, ready to be learned from.
+
+The turns of each stream are laid end to end as the flat token rows that `poad.token_credit` takes.
+The critic reads its values there, the method gives credit, and what takes part in a loss is picked
+out: S policy terms (choices) and W value terms (readings of the critic).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from poad.agent import DecisionBatch
-from poad.credit import Method, Trajectory
+from poad.agent import CreditSettings, Critic, DecisionBatch, FrozenFeatures, Policy
+from poad.config import PPOConfig
+from poad.credit import Credit, token_credit
+from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
 from poad.turns import Position, Turn
+
+Streams = Sequence[Sequence[Turn]]
+"""N streams of turns in time order."""
 
 
 @dataclass(frozen=True)
-class Readings:
-    """Where the critic reads for n turns of at most D tokens: U distinct positions."""
+class TokenRows:
+    """The tokens of N streams, a row each: the tensors of `poad.token_credit`, all [N, L].
+
+    Instead of values, it holds where the critic has to read them: U distinct positions.
+    """
 
     positions: list[Position]
-    at: Tensor
-    """[n, D] int64: the position before each token, -1 where nothing is read."""
-    beyond: Tensor
-    """[n] int64: the position of the next observation at a cut, -1 elsewhere."""
+    read: Tensor
+    """Int64. The index among the positions of the reading before the token; -1 for none."""
+    read_next: Tensor
+    """Int64. At an episode's or a stream's last turn, unless it terminated: the index of the
+    position of the observation that followed; -1 elsewhere."""
+    reward: Tensor
+    """Float32. The turn's reward, at its last token."""
+    mask: Tensor
+    """Bool. True at tokens, False at the padding on the right."""
+    choice: Tensor
+    """Bool. Tokens that had an alternative."""
+    turn_ids: Tensor
+    """Int64. Counts all turns up from 0, stream after stream."""
+    episode_ids: Tensor
+    """Int64. Counts the episodes of a row up from 0."""
+    discount: Tensor
+    """Float32. γ after the token's turn."""
+    ended: Tensor
+    """Bool. Whether the token's turn ended its episode."""
+
+    def values(self, value: Tensor, at: Tensor) -> Tensor:
+        """Look readings [U] up where they belong; 0 where nothing was read. [N, L]."""
+        return torch.where(at >= 0, value[at], 0.0)
+
+    def credit(self, value: Tensor, settings: CreditSettings) -> Credit:
+        """Judge every token, [N, L], given the critic's readings [U]."""
+        return token_credit(
+            self.reward,
+            self.values(value, self.read),
+            self.mask,
+            self.turn_ids,
+            method=settings.method,
+            **settings.rates._asdict(),
+            choice=self.choice,
+            discount=self.discount,
+            bootstrap=self.values(value, self.read_next),
+            ended=self.ended,
+            episode_ids=self.episode_ids,
+        )
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """S choices that the policy is judged for, in the order of streams, turns and tokens."""
+
+    decision: Tensor
+    """[S] int64: the decision of the batch."""
+    option: Tensor
+    """[S] int64: the option that was taken."""
+    turn: Tensor
+    """[S] int64: the turn that the choice belongs to."""
+    old_logprob: Tensor
+    """[S] as recorded while sampling."""
+    fresh: Tensor
+    """[S] bool: sampled by the current policy. Turns that waited for their episode are older."""
+    advantage: Tensor
+    """[S] normalized."""
+    reference: Tensor | None = None
+    """[S] the untrained model's log-probability; None without a penalty that needs it."""
+
+    def __len__(self) -> int:
+        return len(self.decision)
+
+
+@dataclass(frozen=True)
+class ValueTerms:
+    """W readings that the critic is trained at, in the same order."""
+
+    reading: Tensor
+    """[W] int64: the index among the U positions."""
+    target: Tensor
+    """[W]."""
+    old_value: Tensor
+    """[W] as read before the update."""
+
+    def __len__(self) -> int:
+        return len(self.reading)
 
 
 @dataclass(frozen=True)
 class Experience:
-    """One rollout, ready to be learned from: S policy terms and W value terms."""
+    """One rollout, ready to be learned from."""
 
     batch: DecisionBatch
-    readings: Readings
+    """The distinct decisions behind the policy terms."""
+    readings: int
+    """U, the number of positions that the critic reads."""
     features: Tensor | None
-    """[U, H] frozen features; none when the critic shares the policy's body."""
-    decision: Tensor
-    """[S] int64."""
-    option: Tensor
-    """[S] int64."""
-    turn: Tensor
-    """[S] int64: the turn each term belongs to."""
-    old_logprob: Tensor
-    """[S] as recorded while sampling."""
-    fresh: Tensor
-    """[S] bool: sampled by the policy as it is now (turns that waited for their episode are
-    older)."""
-    advantage: Tensor
-    """[S] normalized."""
-    reference: Tensor | None
-    """[S] the untrained model's log-probability; none when nothing is asked of it."""
-    position: Tensor
-    """[W] int64, into U."""
-    target: Tensor
-    """[W]."""
-    old_value: Tensor
-    """[W]."""
+    """[U, H] frozen features of these positions; None when the critic shares the policy's body."""
+    policy: PolicyTerms
+    value: ValueTerms
+    metrics: dict[str, float]
+    """Measurements of the rollout before anything is learned from it."""
 
 
-def read_where(streams: Sequence[Sequence[Turn]], method: Method, slots: str) -> Readings:
-    """Find the positions the critic must read.
+def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
+    """Lay the turns of each stream end to end, and find the positions the critic reads.
 
-    They are those before every token that may be a slot, every turn's root, and the observation
-    beyond a cut that is no termination.
-
-    Args:
-        streams: N streams of turns.
-        method: who gets credit; methods that decide per turn read roots only.
-        slots: ``choices`` or ``tokens``.
+    It reads before every token that may be a slot, at every turn's root, and at the observation
+    after an episode's or a stream's last turn, unless that terminated. Methods that decide per turn
+    read roots only.
     """
+    per_token = settings.method.decision == "token"
+    every = per_token and settings.rates.slots == "tokens"
     index: dict[Position, int] = {}
-    seen: dict[tuple, list[int]] = {}
 
     def number(position: Position) -> int:
         return index.setdefault(position, len(index))
 
-    def columns(turn: Turn) -> list[int]:
-        tokens = turn.action.token_ids
-        key = (turn.prompt_ids, tokens, turn.action.choice)
-        if key not in seen:
-            every = method.decision == "token" and slots == "tokens"
-            some = turn.action.choice if method.decision == "token" else ()
-            wanted = [j == 0 or every or (bool(some) and some[j]) for j in range(len(tokens))]
-            seen[key] = [
-                number((turn.prompt_ids, tokens[:j])) if read else -1
-                for j, read in enumerate(wanted)
-            ]
-        return seen[key]
-
     turns = [turn for stream in streams for turn in stream]
-    at = torch.full((len(turns), max(len(t.action.token_ids) for t in turns)), -1)
-    beyond = torch.full((len(turns),), -1)
-    for i, turn in enumerate(turns):
-        found = columns(turn)
-        at[i, : len(found)] = torch.tensor(found)
-    last = torch.tensor([len(stream) for stream in streams]).cumsum(0) - 1
-    ends = {int(i) for i, stream in zip(last, streams, strict=True) if stream}
-    for i, turn in enumerate(turns):
-        if not turn.terminated and (turn.truncated or i in ends):
-            beyond[i] = number((turn.next_prompt_ids, ()))
-    return Readings(list(index), at, beyond)
+    rows: list[list[tuple[int, float, bool, int]]] = []  # (turn, reward, choice, reading) per token
+    facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn
+    goes_on: list[bool] = []  # whether a value follows the turn that is not its successor's root
+    for stream in streams:
+        rows.append([])
+        episode = 0
+        for t, turn in enumerate(stream):
+            prompt, tokens = turn.prompt_ids, turn.action.token_ids
+            for j, choice in enumerate(turn.action.choice):
+                reads = j == 0 or every or (per_token and choice)
+                read = number((prompt, tokens[:j])) if reads else -1
+                reward = turn.reward if j + 1 == len(tokens) else 0.0
+                rows[-1].append((len(facts), reward, choice, read))
+            ended = turn.terminated or turn.truncated
+            duration = turn.duration if settings.by_duration else 1
+            facts.append((episode, settings.rates.gamma**duration, ended))
+            goes_on.append(not turn.terminated and (ended or t + 1 == len(stream)))
+            episode += ended
+    after = [
+        number((turn.next_prompt_ids, ())) if reads else -1
+        for turn, reads in zip(turns, goes_on, strict=True)
+    ]
+    # Rows of tokens -> [N, L] columns. Padding belongs to a turn number n of its own, which stands
+    # behind the n turns; what holds for a whole turn, [n + 1], is then copied to its tokens.
+    length = max(map(len, rows))
+    blank = (len(turns), 0.0, False, -1)
+    padded = chain.from_iterable(row + [blank] * (length - len(row)) for row in rows)
+    turn_ids, reward, choice, read = (
+        torch.tensor(column).reshape(len(rows), length) for column in zip(*padded, strict=True)
+    )
+    episode_ids, discount, ended = (
+        torch.tensor(column)[turn_ids] for column in zip(*facts, (0, 1.0, False), strict=True)
+    )
+    return TokenRows(
+        positions=list(index),
+        read=read,
+        read_next=torch.tensor([*after, -1])[turn_ids],
+        reward=reward,
+        mask=turn_ids < len(turns),
+        choice=choice,
+        turn_ids=turn_ids,
+        episode_ids=episode_ids,
+        discount=discount,
+        ended=ended,
+    )
 
 
-def lay_out(
-    streams: Sequence[Sequence[Turn]],
-    readings: Readings,
-    value: Tensor,
-    gamma: float,
-    by_duration: bool,
-) -> tuple[Trajectory, Tensor]:
-    """Lay turns out in time.
+def gather(
+    streams: Streams,
+    stale: Sequence[int],
+    *,
+    policy: Policy,
+    critic: Critic,
+    features: FrozenFeatures | None,
+    credit: CreditSettings,
+    ppo: PPOConfig,
+) -> Experience | None:
+    """Turn a rollout into experience.
 
     Args:
-        streams: N streams of at most T turns.
-        readings: where the critic read.
-        value: [U] what it said there.
-        gamma: discount after a turn.
-        by_duration: raise it to the power of the turn's primitive steps.
+        streams: N streams of turns; not all empty.
+        stale: N counts: how many turns of each stream, the first, an older policy acted.
+        policy: who acted.
+        critic: who judges.
+        features: the frozen features that the critic reads; None if it reads the policy's body.
+        credit: who gets credit.
+        ppo: how it will be learned from.
 
     Returns:
-        The trajectory [N, T, D], and [n] int64: each turn's place among the N·T.
+        The experience, or None if no turn held a choice.
     """
-    n, t = len(streams), max(len(stream) for stream in streams)
-    d = readings.at.shape[1]
-    turns = [turn for stream in streams for turn in stream]
-    place = torch.tensor(
-        [s * t + i for s, stream in enumerate(streams) for i in range(len(stream))]
+    turns = list(chain.from_iterable(streams))
+    if not any(any(turn.action.choice) for turn in turns):
+        return None
+    rows = lay_out(streams, credit)
+    frozen = None if features is None else features(rows.positions)
+    # A critic on the policy's own body reads its positions in the same rows as the decisions.
+    extra = rows.positions if frozen is None else ()
+    batch, decision, option = policy.decisions(turns, extra, divide=ppo.ratio != "turn")
+    if frozen is None:
+        value = read_values(policy, critic, batch, ppo.micro_batch_tokens)
+    else:
+        with torch.no_grad():
+            value = critic(frozen).cpu()
+    judged = rows.credit(value, credit)
+    advantage = normalize_advantages(judged.advantage, judged.mask, ppo.std_floor)
+
+    # From here on [M]: all tokens in the order of streams, turns and tokens. `rows.mask` picks
+    # them from [N, L] in that same order.
+    mask = judged.mask[rows.mask]
+    picked = decision[mask], option[mask]
+    fresh = [
+        t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
+    ]
+    turn = rows.turn_ids[rows.mask]
+    recorded = chain.from_iterable(turn.action.logprob for turn in turns)
+    reference = None
+    if ppo.kl_reference:
+        reference = read_logprobs(policy, batch, *picked, ppo.micro_batch_tokens, reference=True)
+    _, std = masked_moments(judged.advantage, judged.mask)
+    before = rows.values(value, rows.read)
+    explained = explained_variance(before, judged.target, judged.value_mask)
+    return Experience(
+        batch=batch,
+        readings=len(rows.positions),
+        features=frozen,
+        policy=PolicyTerms(
+            decision=picked[0],
+            option=picked[1],
+            turn=turn[mask],
+            old_logprob=torch.tensor(list(recorded))[mask],
+            fresh=torch.tensor(fresh)[turn][mask],
+            advantage=advantage[rows.mask][mask],
+            reference=reference,
+        ),
+        value=_value_terms(rows, judged, value),
+        metrics={"explained_variance": float(explained), "advantage_std": float(std)},
     )
 
-    def column(values: Sequence[float] | Sequence[bool]) -> Tensor:  # one entry a turn -> [n]
-        return torch.tensor(values)
 
-    def in_time(tensor: Tensor, absent: float = 0) -> Tensor:  # [n, ...] -> [N, T, ...]
-        laid = torch.full((n * t, *tensor.shape[1:]), absent, dtype=tensor.dtype)
-        laid[place] = tensor
-        return laid.reshape(n, t, *tensor.shape[1:])
+def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
+    """Pick the readings to train the critic at; none for methods without a critic."""
+    read, target = rows.read[rows.mask], judged.target[rows.mask]  # [M]
+    slot, turn = judged.value_mask[rows.mask], rows.turn_ids[rows.mask]
+    slots = slot.nonzero().squeeze(1)  # [number of slots], ascending
+    if len(slots):
+        # A bootstrap reads a root, so a root that is no slot (a forced token) learns the target of
+        # its turn's first slot.
+        root = torch.ones_like(slot)
+        root[1:] = turn[1:] != turn[:-1]
+        roots = root.nonzero().squeeze(1)  # [turns]
+        target[roots] = target[slots[torch.searchsorted(slots, roots)]]
+        slot = slot | root
+    return ValueTerms(reading=read[slot], target=target[slot], old_value=value[read[slot]])
 
-    length = column([len(turn.action.token_ids) for turn in turns])
-    token = torch.arange(d) < length[:, None]
-    choice = torch.zeros_like(token)
-    for i, turn in enumerate(turns):
-        choice[i, : len(turn.action.choice)] = torch.tensor(turn.action.choice)
-    reward = torch.zeros(len(turns), d)
-    reward[torch.arange(len(turns)), length - 1] = column([turn.reward for turn in turns])
-    discount = column([gamma ** (turn.duration if by_duration else 1) for turn in turns])
-    terminated = column([turn.terminated for turn in turns])
-    cut = terminated | (readings.beyond >= 0)
-    nothing = torch.zeros(())
-    trajectory = Trajectory(
-        reward=in_time(reward),
-        value=in_time(torch.where(readings.at >= 0, value[readings.at], nothing)),
-        mask=in_time(token),
-        choice=in_time(choice),
-        discount=in_time(discount, 1),
-        cut=in_time(cut),
-        bootstrap=in_time(torch.where(readings.beyond >= 0, value[readings.beyond], nothing)),
-        ended=in_time(terminated | column([turn.truncated for turn in turns])),
-    )
-    return trajectory, place
+
+@torch.no_grad()
+def read_values(policy: Policy, critic: Critic, batch: DecisionBatch, tokens: int) -> Tensor:
+    """Read the critic on the policy's body, a micro-batch of some tokens at a time. [U]."""
+    value = torch.zeros(len(batch.extra_readings))
+    for run in batch.bundles.micro_batches(tokens):
+        part, _, kept = batch.select(run)
+        value[kept] = critic(policy.model.read(part.packed)[part.extra_readings]).cpu()
+    return value
+
+
+@torch.no_grad()
+def read_logprobs(
+    policy: Policy,
+    batch: DecisionBatch,
+    decision: Tensor,
+    option: Tensor,
+    tokens: int,
+    reference: bool = False,
+) -> Tensor:
+    """Compute the log-probabilities of S terms under the current policy or the untrained model.
+
+    Args:
+        policy: who acts.
+        batch: the decisions.
+        decision: [S] int64.
+        option: [S] int64.
+        tokens: how many tokens a micro-batch may hold.
+        reference: ask the untrained model.
+    """
+    q, k, _ = batch.read.shape
+    logprob = torch.zeros(q, k)
+    for run in batch.bundles.micro_batches(tokens):
+        part, kept, _ = batch.select(run)
+        logprob[kept] = policy.evaluate(part, reference=reference).logprob.cpu()
+    return logprob[decision, option]

@@ -1,7 +1,7 @@
-"""Losses and moments: pure functions of tensors, masks True where the data is real.
+"""Losses and moments: pure functions of tensors.
 
-Losses are per element; the mean over real choices is `masked_mean`'s. Statistics are taken over
-whatever they are given, so hand them the whole batch, not a minibatch.
+Losses are per element, unless their name says mean. Statistics are taken over everything they are
+given, so give them the whole batch, not a minibatch. Masks are True where the data is real.
 """
 
 from __future__ import annotations
@@ -51,6 +51,38 @@ def approx_kl(logprob: Tensor, old_logprob: Tensor) -> Tensor:
     """
     log_ratio = logprob - old_logprob
     return torch.expm1(log_ratio) - log_ratio
+
+
+def turn_surrogate(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, turn: Tensor, clip: float
+) -> Tensor:
+    """Compute the PPO policy loss with one ratio per turn, the product over its choices.
+
+    Args:
+        logprob: [S] of each choice.
+        old_logprob: [S].
+        advantage: [S]; all choices of a turn carry the turn's advantage.
+        turn: [S] int64, any numbers.
+        clip: how far a ratio may leave 1.
+
+    Returns:
+        [number of distinct turns].
+    """
+    each, place = turn.unique(return_inverse=True)  # place [S]: which of the distinct turns
+    new, old = (one.new_zeros(len(each)).index_add(0, place, one) for one in (logprob, old_logprob))
+    judged = advantage.new_zeros(len(each)).index_copy(0, place, advantage)
+    return clipped_surrogate(new, old, judged, clip)
+
+
+def reference_penalty(logprob: Tensor, reference: Tensor) -> Tensor:
+    """Estimate KL(policy ‖ reference) per choice from choices that the policy sampled.
+
+        k₃ = ρ − 1 − log ρ           ρ = π_ref(w) / π(w)
+
+    Never negative. All tensors share one shape. Source: as `approx_kl`.
+    """
+    ratio = reference - logprob
+    return ratio.exp() - 1 - ratio
 
 
 def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a stopped run needs to go on exactly where it was: tensors, and the rest as JSON."""
+"""Snapshots: everything that a stopped run needs to go on exactly where it was."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from poad.lm import TextCodec
 from poad.turns import Action, Turn
 
 
-def take(
+def take_snapshot(
     agent: Agent, learner: PPO, collector: Collector, generator: np.random.Generator
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors of a checkpoint, by file, and its JSON state.
+    """Return the tensors of a checkpoint, by file, and the rest of its state as JSON values.
 
     The tensors are the live ones: write or copy them before training goes on.
     """
@@ -41,7 +41,7 @@ def take(
     return tensors, state
 
 
-def restore(
+def restore_snapshot(
     tensors: Tensors,
     state: dict[str, Any],
     agent: Agent,
@@ -49,7 +49,7 @@ def restore(
     collector: Collector,
     generator: np.random.Generator,
 ) -> None:
-    """Put everything back where :func:`take` found it."""
+    """Restore what `take_snapshot` returned."""
     agent.load(tensors)
     optimizer = learner.optimizer.state_dict()
     moments: dict[int, dict[str, Tensor]] = {}

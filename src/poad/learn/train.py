@@ -1,6 +1,6 @@
-"""The story of one run: collect, learn, report, again.
+"""Training: collect, learn, report, again.
 
-:func:`train` gives an iterator of metrics: whoever iterates it decides when to stop.
+`train` returns an iterator of metrics: its user decides when to stop.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poad.agent import Agent, load_agent
+from poad.agent import Agent, load_agent, refuse_free_writing, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
-from poad.envs import make
-from poad.learn import resume as snapshot
+from poad.envs import BestWork, Work, make
 from poad.learn.evaluate import evaluate, summarize
 from poad.learn.ppo import PPO
+from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
-from poad.turns import Episode, Rollout, Work
+from poad.turns import Episode, Rollout
 
 if TYPE_CHECKING:
     from poad.runs import Run
 
 Metrics = dict[str, float]
 
+RECENT_EPISODES = 100
+"""Return, success and length are means over this many training episodes."""
 RECENT_TURNS = 200
-"""Means of what a world measures run over this many turns."""
+"""Measures of the world are means over this many turns."""
 
 
 class Clock:
@@ -49,11 +51,11 @@ class Clock:
 
 
 class Trainer:
-    """The parts of one run, joined.
+    """The parts of one training run, and how far it has come.
 
     Args:
-        config: what to train; resolved on the way.
-        run: where to write; without one (it may be set later) nothing is written.
+        config: what to train.
+        run: where to write. None writes nothing; it may also be set later.
         resume: go on from the run's newest checkpoint.
     """
 
@@ -61,28 +63,26 @@ class Trainer:
         self.agent: Agent = load_agent(config)
         self.config = config = self.agent.config
         self.run = run
-        self.learner = PPO(
-            self.agent.policy, self.agent.critic, self.agent.features, self.agent.method, config
-        )
+        self.learner = PPO.for_agent(self.agent)
+        self.works = BestWork()
         self.collector = Collector(
-            lambda: make(config.env, **config.env_args),
+            lambda: self.works.watch(make(config.env, **config.env_args)),
             self.agent.policy,
             config.streams,
             (config.seed + 2) * SEEDS_PER_RUN,
         )
         if any(o.admissible_actions is None for o in self.collector.observations):
-            self.learner.refuse_free_writing()
+            refuse_free_writing(self.agent.settings.credit.method, f"the world {config.env}")
         self._check_discount()
         for note in self.collector.notes:
             warnings.warn(note, stacklevel=2)
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0
-        self.recent: deque[Episode] = deque(maxlen=100)
+        self.recent: deque[Episode] = deque(maxlen=RECENT_EPISODES)
         self.measured: deque[Mapping[str, float]] = deque(maxlen=RECENT_TURNS)
-        self.best: Work | None = None
-        """The best thing the agent has made, where a world calls for making things."""
         self.collecting, self.updating = Clock(), Clock()
-        self._told = False
+        self._kept: Work | None = None
+        self._noted_prompts = False
         if resume:
             self._resume()
 
@@ -92,18 +92,17 @@ class Trainer:
         Closing the generator, or an error, leaves a checkpoint of the last whole iteration.
         """
         config, whole = self.config, True
-        due = config.eval.every if config.eval.episodes else 0
-        every = config.checkpoint_every
         try:
             while self.env_steps < config.steps:
                 whole = False
-                metrics = self.iterate()
-                if due and self.iteration % due == 0:
-                    metrics |= self.evaluate()
+                with torch_threads(config.threads):
+                    metrics = self.iterate()
+                    if self._is_due(config.eval.every if config.eval.episodes else 0):
+                        metrics |= self.evaluate()
                 if self.run is not None:
                     self.run.log(metrics)
                 whole = True
-                if every and self.iteration % every == 0:
+                if self._is_due(config.checkpoint_every):
                     self.save()
                 yield metrics
         finally:
@@ -111,26 +110,30 @@ class Trainer:
                 self.save()
             self.collector.close()
 
+    def _is_due(self, every: int) -> bool:
+        """Whether something that happens every so many iterations (0: never) happens now."""
+        return every > 0 and self.iteration % every == 0
+
     def iterate(self) -> Metrics:
-        """One rollout and one update; their metrics."""
+        """Collect one rollout, learn from it, and return the metrics."""
         with self.collecting:
             rollout = self.collector.collect(self.config.horizon, self.generator)
-        if (note := self.collector.prompt_note) and not self._told:
-            self._told = True
-            warnings.warn(note, stacklevel=2)
+        self.collecting.cpu += rollout.cpu_elsewhere
         with self.updating:
             learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
         self.iteration += 1
-        self.collecting.cpu += rollout.cpu_elsewhere
-        self._keep(rollout.best)
-        self.measured.extend(measures for measures in rollout.measures if measures)
         self.env_steps += len(rollout.turns)
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
+        self.measured.extend(measures for measures in rollout.measures if measures)
+        self._keep_best()
+        if (note := self.collector.prompt_note) and not self._noted_prompts:
+            self._noted_prompts = True
+            warnings.warn(note, stacklevel=2)
         return self._metrics(rollout, learned)
 
     def evaluate(self) -> Metrics:
-        """A sampled evaluation in the middle of training, on record like the final one."""
+        """Evaluate in the middle of training, sampled, and record the episodes."""
         config = self.config.eval
         records = list(
             evaluate(
@@ -152,33 +155,28 @@ class Trainer:
         """Write a checkpoint of this moment, unless there is one."""
         if self.run is None or self._saved == self.iteration:
             return
-        tensors, state = snapshot.take(self.agent, self.learner, self.collector, self.generator)
+        parts = (self.agent, self.learner, self.collector, self.generator)
+        tensors, state = take_snapshot(*parts)
         self.run.save_checkpoint(self.iteration, tensors, state | self._counters())
         self._saved = self.iteration
 
     def _check_discount(self) -> None:
-        """Warn of two discounts per step: the world's inside a turn, ours between turns."""
+        """Warn if the world discounts primitive steps at another rate than we do between turns."""
         inner, credit = self.collector.step_discount, self.config.credit
         if credit.discount == "duration" and inner is not None and inner != credit.gamma:
             warnings.warn(
-                f"{self.config.env} discounts by {inner} per primitive step inside an action; with "
+                f"{self.config.env} discounts by {inner} per primitive step inside an action. With "
                 f"discount = duration and gamma = {credit.gamma} the same step counts differently "
                 f"inside and between actions. Use gamma = {inner}, or discount = turn.",
                 stacklevel=2,
             )
 
-    def _keep(self, made: Work | None) -> None:
-        """Keep what the agent made if it is the best so far; its turn counts from the run's."""
-        if made is None or (self.best is not None and made.score <= self.best.score):
-            return
-        self.best = made._replace(turn=self.env_steps + made.turn)
-        self._write_best()
-
-    def _write_best(self) -> None:
-        if self.run is not None and (made := self.best) is not None:
-            told = f"score {made.score:.4f}, standard deviation {made.deviation:.4f}"
-            text = f"# {told}, turn {made.turn}\n{made.text.rstrip()}\n"
-            self.run.keep(made.file, text)
+    def _keep_best(self) -> None:
+        """Write the best thing the agent has made, in worlds where it makes things."""
+        best = self.works.best
+        if self.run is not None and best is not None and best != self._kept:
+            self.run.keep(best.file, best.page())
+            self._kept = best
 
     def _counters(self) -> dict[str, Any]:
         clocks = (self.collecting, self.updating)
@@ -188,21 +186,21 @@ class Trainer:
             "episodes": self.episodes,
             "recent": [list(episode) for episode in self.recent],
             "measured": [dict(measures) for measures in self.measured],
-            "best": None if self.best is None else self.best._asdict(),
+            "works": self.works.state(),
             "seconds": [[clock.cpu, clock.wall] for clock in clocks],
         }
 
     def _resume(self) -> None:
         assert self.run is not None
         tensors, state = self.run.load_checkpoint()
-        snapshot.restore(tensors, state, self.agent, self.learner, self.collector, self.generator)
+        parts = (self.agent, self.learner, self.collector, self.generator)
+        restore_snapshot(tensors, state, *parts)
         self.iteration = self._saved = state["iteration"]
         self.env_steps, self.episodes = state["env_steps"], state["episodes"]
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.measured.extend(state["measured"])
-        if state["best"] is not None:
-            self.best = Work(**state["best"])
-            self._write_best()
+        self.works.load_state(state["works"])
+        self._keep_best()
         for clock, (cpu, wall) in zip(
             (self.collecting, self.updating), state["seconds"], strict=True
         ):
@@ -232,12 +230,12 @@ class Trainer:
         }
 
     def _measures(self) -> Metrics:
-        """Means over the last turns of what the world measures, each over the turns that tell."""
-        told: dict[str, list[float]] = {}
+        """Average each measure of the world over the recent turns that report it."""
+        found: dict[str, list[float]] = {}
         for measures in self.measured:
             for name, value in measures.items():
-                told.setdefault(f"world/{name}", []).append(value)
-        return {name: float(np.mean(values)) for name, values in told.items()}
+                found.setdefault(f"world/{name}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 LEARNED = (
@@ -258,15 +256,21 @@ LEARNED = (
 
 
 def train(config: Config, run: Run | None = None, *, resume: bool = False) -> Iterator[Metrics]:
-    """Train an agent; iterate to go on, stop iterating to stop.
+    """Train an agent. Iterate to go on, stop iterating to stop.
+
+    The process keeps its own thread count and random state: torch computes with
+    `config.threads` threads while an iteration runs, and with the caller's number between them.
 
     Args:
         config: what to train.
-        run: a directory to write metrics and checkpoints to; none writes nothing.
+        run: a directory to write metrics and checkpoints to. None writes nothing.
         resume: go on from the run's newest checkpoint, exactly where it was.
 
     Yields:
         The metrics of each iteration: means over the last 100 training episodes, the update's
         losses, and seconds. docs/runs.md explains each.
+
+    Raises:
+        PoadError: the configuration, the world or the run cannot be used.
     """
     return Trainer(config, run, resume=resume).train()

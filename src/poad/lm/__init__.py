@@ -5,13 +5,21 @@ from poad.lm.loading import (
     ASSETS,
     embedded_models,
     load_model,
+    model_source,
+    resolve_device,
     resolve_model,
-    where,
     with_adapters,
-    without_bars,
+    without_progress_bars,
 )
-from poad.lm.model import LanguageModel
-from poad.lm.packing import Bundles, Packed, common, pack, packed_tokens
+from poad.lm.model import LanguageModel, seeded
+from poad.lm.packing import (
+    Bundles,
+    Packed,
+    common_prefix_length,
+    pack,
+    packed_tokens,
+    renumber,
+)
 from poad.lm.prompts import Dialogue, codec_for
 from poad.lm.tokenizer import TextCodec
 
@@ -24,13 +32,16 @@ __all__ = [
     "Packed",
     "TextCodec",
     "codec_for",
-    "common",
+    "common_prefix_length",
     "embedded_models",
     "load_model",
+    "model_source",
     "pack",
     "packed_tokens",
+    "renumber",
+    "resolve_device",
     "resolve_model",
-    "where",
+    "seeded",
     "with_adapters",
-    "without_bars",
+    "without_progress_bars",
 ]

@@ -1,74 +1,86 @@
-"""Rows that grow token by token, and layers that look back only so far."""
+"""Incremental reading: rows that grow token by token, and attention windows."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from poad.lm.packing import common
+from poad.lm.packing import common_prefix_length
 from poad.turns import TokenIds
+
+_MIN_SHARED_TOKENS = 32
+"""A shorter common prefix costs less to compute again than to look up or to compute apart."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Layers that look back a fixed number of positions only."""
+    """Sliding-window attention: layers that look back a fixed number of positions."""
 
     size: int
     mixed: bool
-    """Whether other layers see everything; such a body takes a mask for each kind."""
+    """Whether other layers look back to the beginning; the body then takes one mask per kind."""
 
     @classmethod
     def of(cls, config: Any) -> Window | None:
-        """The window a configuration asks for, if any."""
+        """Return the window of a transformers configuration, None if it has none."""
         size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
         if size is None or (kinds and "sliding_attention" not in kinds):
             return None
         return cls(size, mixed=bool(kinds))
 
     def mask(self, sees: Tensor, queries: Tensor, keys: Tensor) -> Any:
-        """The attention mask a body takes.
+        """Build the attention mask that the body takes.
 
-        Transformers measures a window in columns, which in a tree or behind padding are not
-        positions, and leaves prepared masks alone; so the window is cut here.
+        Transformers measures a window in columns, which in a tree or behind padding differ from
+        positions. It leaves prepared masks as they are, so the window is applied here.
 
         Args:
-            sees: [B, 1, Lq, Lk] bool, what a layer without a window may look at.
-            queries: [B, Lq] positions.
-            keys: [B, Lk] positions.
+            sees: [B, 1, Lq, Lk] bool, True where a layer without a window may look.
+            queries: [B, Lq] int64, positions.
+            keys: [B, Lk] int64, positions.
         """
+        # [B, 1, Lq, 1] - [B, 1, 1, Lk] -> [B, 1, Lq, Lk]: how far each query looks back
         near = sees & (queries[:, None, :, None] - keys[:, None, None, :] < self.size)
         return {"full_attention": sees, "sliding_attention": near} if self.mixed else near
 
 
-_WORTH = 32
-"""Tokens that a common beginning must have to be computed apart, or looked up."""
-
-
 @dataclass(frozen=True)
-class _Kept:
-    """What was computed for one token sequence: keys and values [heads, n, d] of each layer."""
+class _CachedRow:
+    """The keys and values of one token sequence of length n."""
 
     tokens: TokenIds
     layers: list[tuple[Tensor, ...]]
+    """Keys and values of each layer, both [heads, n, d]."""
     idle: bool = False
-    """Whether the last rows went on without it."""
+    """Whether the last call of `start` had no use for it."""
+
+
+class _Match(NamedTuple):
+    """The cached prefix of a sequence."""
+
+    row: _CachedRow | None = None
+    length: int = 0
+    """Number of tokens of the row that can be used."""
 
 
 class Decoder:
-    """Rows that grow: a prompt is computed once, then only what is written behind it.
+    """Reads rows that grow: each token is computed once, and its keys and values are kept.
+
+    Rows are padded on the left of each chunk, so that the newest token of every row stands in the
+    last column. Padding is masked and takes no position.
 
     Args:
         body: the model without its head.
-        pad_id: token written into padding.
-        window: how far its layers look back, if not to the beginning.
-        device: where it is.
-        remember: keep what was computed for rows when they end, so that a later prompt that begins
-            with one goes on from there. Worth its memory where prompts grow from turn to turn.
+        pad_id: the token in the padding.
+        window: the attention window of the body, if it has one.
+        device: the device of the body.
+        remember: keep the keys and values of rows that end, so that a later prompt with the same
+            prefix continues from them. This is worth its memory if prompts grow from turn to turn.
     """
 
     def __init__(
@@ -82,14 +94,15 @@ class Decoder:
         self._body, self._pad_id, self._device = body, pad_id, device
         self._window = window
         self._remember = remember
-        self._kept: list[_Kept] = []
-        self._forget()
+        self._stored: list[_CachedRow] = []
+        self._reset()
 
     @torch.no_grad()
     def start(self, sequences: Sequence[TokenIds]) -> Tensor:
         """Begin new rows and read the last hidden state of each.
 
-        What several begin with, or a remembered row, is not computed again.
+        A prefix that all of them share, or that a remembered row begins with, is not computed
+        again.
 
         Args:
             sequences: R non-empty token sequences.
@@ -98,26 +111,23 @@ class Decoder:
             [R, H].
         """
         if self._remember:
-            self._keep(range(len(self._tokens)))
-        known, self._kept = sorted(self._kept, key=lambda kept: kept.tokens), []
-        self._forget()
-        beginnings = [_longest(known, sequence) for sequence in sequences]
-        if not any(shared for _, shared in beginnings) and len(set(sequences)) > 1:
-            shared = common(min(sequences), max(sequences))
-            shared = min(shared, min(map(len, sequences)) - 1)
-            if shared >= _WORTH:
-                self.read([sequences[0][:shared]])
-                self._keep([0])
-                known, self._kept = self._kept, []
-                self._forget()
-                beginnings = [(known[0], shared)] * len(sequences)
-        if any(shared for _, shared in beginnings):
-            self._go_on_from(beginnings)
-        used = {id(kept) for kept, _ in beginnings}
-        self._kept = [
-            replace(kept, idle=True) for kept in known if not kept.idle and id(kept) not in used
+            self._store(range(len(self._tokens)))
+        stored, self._stored = sorted(self._stored, key=lambda row: row.tokens), []
+        self._reset()
+        matches = [_best_match(stored, sequence) for sequence in sequences]
+        if not any(match.length for match in matches) and len(set(sequences)) > 1:
+            prefix = self._read_common_prefix(sequences)
+            if prefix is not None:
+                stored, matches = [prefix], [_Match(prefix, len(prefix.tokens))] * len(sequences)
+        if any(match.length for match in matches):
+            self._resume(matches)
+        # A row that was continued is stored again, longer, when it ends. One that was not is kept
+        # for one more call, because an action without a choice skips a turn.
+        used = {id(match.row) for match in matches}
+        self._stored = [
+            replace(row, idle=True) for row in stored if not row.idle and id(row) not in used
         ]
-        chunks = [s[shared:] for s, (_, shared) in zip(sequences, beginnings, strict=True)]
+        chunks = [s[match.length :] for s, match in zip(sequences, matches, strict=True)]
         return self.read(chunks, range(len(chunks)) if self._tokens else None)
 
     @torch.no_grad()
@@ -126,32 +136,34 @@ class Decoder:
 
         Args:
             chunks: R non-empty token sequences, one for each resulting row.
-            parents: the row of the previous call that each continues (rows may be dropped or
-                continued twice); none on the first call.
+            parents: for each resulting row, the row of the previous call that it continues. Rows
+                may be dropped or continued twice. None on the first call.
 
         Returns:
             [R, H].
         """
         width = max(map(len, chunks))
-        ids = torch.full((len(chunks), width), self._pad_id)
+        ids = torch.full((len(chunks), width), self._pad_id)  # [R, W]
         mask = torch.zeros(len(chunks), width, dtype=torch.long)
         for r, chunk in enumerate(chunks):
             ids[r, width - len(chunk) :] = torch.tensor(chunk)
             mask[r, width - len(chunk) :] = 1
         if parents is None:
-            past = places = torch.zeros(len(chunks), 0, dtype=torch.long)
+            past = past_positions = torch.zeros(len(chunks), 0, dtype=torch.long)
             self._tokens = [list(chunk) for chunk in chunks]
         else:
             index = torch.tensor(parents)
             if not torch.equal(index, torch.arange(len(self._mask))):
-                if self._remember:
-                    self._keep(set(range(len(self._tokens))) - set(parents))
+                if self._remember:  # the rows that nothing continues end here
+                    self._store(set(range(len(self._tokens))) - set(parents))
                 self._cache.batch_select_indices(index.to(self._device))
-            past, places = self._mask[index], self._positions[index]
+            past, past_positions = self._mask[index], self._positions[index]  # [R, P]
             self._tokens = [self._tokens[p] + list(c) for p, c in zip(parents, chunks, strict=True)]
+        # A token's position is the number of real tokens before it, so positions count on from the
+        # past across any padding. Padding before a row's first token would be at -1.
         positions = (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-        self._mask = torch.cat([past, mask], 1)
-        self._positions = torch.cat([places, positions], 1)
+        self._mask = torch.cat([past, mask], 1)  # [R, P + W]
+        self._positions = torch.cat([past_positions, positions], 1)
         out = self._body(
             input_ids=ids.to(self._device),
             attention_mask=self._attention(width),
@@ -161,67 +173,88 @@ class Decoder:
         )
         return out.last_hidden_state[:, -1]
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
+        """Drop all rows."""
         from transformers import DynamicCache
 
-        self._cache = DynamicCache()  # told of no window: it would forget by columns
+        # Made without the model's configuration, which would let the cache drop what a window does
+        # not reach, counted in columns.
+        self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long)
         self._positions = self._mask
         self._tokens: list[list[int]] = []
 
-    def _keep(self, rows: Iterable[int]) -> None:
-        """Remember what was computed for some rows."""
+    def _store(self, rows: Iterable[int]) -> None:
+        """Remember the keys and values of some rows, without their padding."""
         for row in rows:
-            columns = self._mask[row].nonzero().squeeze(1).to(self._device)
+            columns = self._mask[row].nonzero().squeeze(1).to(self._device)  # [n]
             cached: Any = self._cache.layers
             layers = [
+                # [R, heads, P, d] -> [heads, n, d]
                 tuple(half[row].index_select(1, columns) for half in (layer.keys, layer.values))
                 for layer in cached
             ]
-            self._kept.append(_Kept(tuple(self._tokens[row]), layers))
+            self._stored.append(_CachedRow(tuple(self._tokens[row]), layers))
 
-    def _go_on_from(self, beginnings: Sequence[tuple[_Kept | None, int]]) -> None:
-        """Rows that hold beginnings of remembered ones, padded on the left."""
-        some = next(kept for kept, shared in beginnings if kept is not None and shared)
-        width = max(shared for _, shared in beginnings)
-        self._mask = torch.zeros(len(beginnings), width, dtype=torch.long)
-        for row, (_, shared) in enumerate(beginnings):
-            self._mask[row, width - shared :] = 1
+    def _read_common_prefix(self, sequences: Sequence[TokenIds]) -> _CachedRow | None:
+        """Compute the prefix that all sequences share, None if it is too short to be worth it."""
+        # What the first and the last in sorted order share, all of them share.
+        shared = common_prefix_length(min(sequences), max(sequences))
+        shared = min(
+            shared, min(map(len, sequences)) - 1
+        )  # each row must have a token left to read
+        if shared < _MIN_SHARED_TOKENS:
+            return None
+        self.read([sequences[0][:shared]])
+        self._store([0])
+        self._reset()
+        return self._stored.pop()
+
+    def _resume(self, matches: Sequence[_Match]) -> None:
+        """Lay cached prefixes out as rows, padded on the left."""
+        width = max(match.length for match in matches)
+        self._mask = torch.zeros(len(matches), width, dtype=torch.long)  # [R, W]
+        for r, match in enumerate(matches):
+            self._mask[r, width - match.length :] = 1
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        self._tokens = [
-            list(kept.tokens[:shared]) if kept is not None else [] for kept, shared in beginnings
-        ]
+        self._tokens = [list(row.tokens[:n]) if row is not None else [] for row, n in matches]
+        some = next(row for row, n in matches if row is not None and n)  # for dtypes and sizes
         for number, pair in enumerate(some.layers):
-            laid = []
+            halves = []
             for half, like in enumerate(pair):
-                rows = like.new_zeros(len(beginnings), like.shape[0], width, like.shape[2])
-                for row, (kept, shared) in enumerate(beginnings):
-                    if kept is not None and shared:
-                        rows[row, :, width - shared :] = kept.layers[number][half][:, :shared]
-                laid.append(rows)
-            self._cache.update(laid[0], laid[1], number)
+                # [heads, n, d] of each row -> [R, heads, W, d]
+                laid = like.new_zeros(len(matches), like.shape[0], width, like.shape[2])
+                for r, (row, n) in enumerate(matches):
+                    if row is not None and n:
+                        laid[r, :, width - n :] = row.layers[number][half][:, :n]
+                halves.append(laid)
+            self._cache.update(halves[0], halves[1], number)
 
     def _attention(self, width: int) -> Any:
-        """What the newest ``width`` columns may look at."""
+        """Build the mask for the newest W columns of rows that are P + W columns long."""
         if self._window is None:
-            return self._mask.to(self._device)
+            return self._mask.to(self._device)  # [R, P + W]: transformers adds causality itself
         length = self._mask.shape[1]
+        # [W, P + W]: query w stands in column P + w and sees the columns up to its own.
         causal = torch.ones(width, length, dtype=torch.bool).tril(length - width)
         own = causal & ~causal.tril(length - width - 1)  # padding sees itself, as in `pack`
         sees = ((causal & self._mask[:, None, :].bool()) | own)[:, None].to(self._device)
-        places = self._positions.to(self._device)
-        return self._window.mask(sees, places[:, -width:], places)
+        positions = self._positions.to(self._device)
+        return self._window.mask(sees, positions[:, -width:], positions)
 
 
-def _longest(known: Sequence[_Kept], sequence: TokenIds) -> tuple[_Kept | None, int]:
-    """The remembered row that begins most like a sequence, and how many tokens are of use.
+def _best_match(stored: Sequence[_CachedRow], sequence: TokenIds) -> _Match:
+    """Find the row that shares the longest prefix with a sequence.
 
-    Sorted, it is a neighbour of where the sequence would stand. The last token is always computed.
+    Args:
+        stored: rows sorted by their tokens, so that the best one is next to where the sequence
+            would be inserted.
+        sequence: its last token is never matched, because its hidden state has to be read.
     """
-    place = bisect_left(known, sequence, key=lambda kept: kept.tokens)
-    best: tuple[_Kept | None, int] = (None, 0)
-    for kept in known[max(0, place - 1) : place + 1]:
-        shared = min(common(kept.tokens, sequence), len(sequence) - 1)
-        if shared >= _WORTH and shared > best[1]:
-            best = (kept, shared)
+    place = bisect_left(stored, sequence, key=lambda row: row.tokens)
+    best = _Match()
+    for row in stored[max(0, place - 1) : place + 1]:
+        shared = min(common_prefix_length(row.tokens, sequence), len(sequence) - 1)
+        if shared >= _MIN_SHARED_TOKENS and shared > best.length:
+            best = _Match(row, shared)
     return best

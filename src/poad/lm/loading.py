@@ -1,16 +1,15 @@
-"""Find and load language models: embedded ones, directories, hub names; whole or with adapters.
+"""Loading language models: embedded ones, directories and hub names, with or without adapters.
 
-The only module that knows peft.
+This is the only module that imports peft.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from poad.config import ModelConfig
-from poad.errors import ModelError
-from poad.lm.model import LanguageModel
-from poad.lm.tokenizer import TextCodec
+from poad.config import ModelConfig, PromptConfig
+from poad.errors import ModelError, did_you_mean
+from poad.lm.model import LanguageModel, seeded
+from poad.lm.prompts import codec_for
 
 ASSETS = Path(__file__).parents[1] / "assets"
+"""The directory of the embedded models."""
+
+# --- names ------------------------------------------------------------------------------------
 
 
 def embedded_models() -> list[str]:
-    """Names of the tiny models that come with the package."""
+    """List the names of the tiny models that come with the package."""
     return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
 
 
+def model_card(name: str) -> dict[str, Any]:
+    """Read how an embedded model was made, from its ``making.json``."""
+    return json.loads((ASSETS / name / "making.json").read_text(encoding="utf-8"))
+
+
 def resolve_model(name: str, env: str) -> str:
-    """Turn ``auto`` into the embedded model of the world.
+    """Replace ``auto`` by the name of the embedded model that was made for a world.
 
     Raises:
-        ModelError: the world has no embedded model.
+        ModelError: there is none for this world.
     """
     if name != "auto":
         return name
@@ -43,84 +50,108 @@ def resolve_model(name: str, env: str) -> str:
         if env in model_card(embedded)["recipe"]["worlds"]:
             return embedded
     raise ModelError(
-        f"No embedded model knows the words of {env!r}; name one with --model.name: a directory, "
-        f"a hub name, or one of {', '.join(embedded_models())}."
+        f"No embedded model knows the words of {env!r}. Name a model with --model.name: a "
+        f"directory, a hub name, or one of {', '.join(embedded_models())}."
     )
 
 
-def where(name: str) -> str:
-    """What transformers is to load: an embedded model's directory, or the name as it is."""
+def model_source(name: str) -> str:
+    """Return what transformers loads a model from: a directory, or the hub name as it is."""
     return str(ASSETS / name) if name in embedded_models() else name
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` prefers a GPU.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"Device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda or "
+            "cuda:1 … where there is a GPU."
+        ) from error
+
+
+# --- loading ----------------------------------------------------------------------------------
 
 
 def load_model(
     config: ModelConfig,
-    env: str,
-    seed: int,
+    prompt: PromptConfig | None = None,
+    seed: int = 0,
+    *,
     keep_frozen: bool = True,
     keep_reference: bool = False,
-    make_codec: Callable[[Any], TextCodec] = TextCodec,
 ) -> LanguageModel:
-    """Load the model a run asks for.
+    """Load a model and its tokenizer.
 
     Args:
-        config: which model and how to tune it.
-        env: the world's id, for ``name="auto"``.
-        seed: of the adapters' initial weights.
-        keep_frozen: whether the untrained body is needed (by a critic that reads it).
-        keep_reference: whether the untrained model's probabilities are needed.
-        make_codec: from its tokenizer.
+        config: which model, and how it is tuned. Its name must not be ``auto``; see
+            :func:`resolve_model`.
+        prompt: the form of the prompts; plain by default.
+        seed: the seed of the adapters' initial weights; the caller's random state is kept.
+        keep_frozen: whether the untrained body is needed, by a critic that reads it.
+        keep_reference: whether the probabilities of the untrained model are needed.
 
     Raises:
-        ModelError: not found, damaged, not a causal language model, without an end-of-text token,
-            adapters that fit no layer, a device that is not there, or a missing package.
+        ModelError: the model is not found, damaged, not a causal language model, or without an
+            end-of-text token; no layer takes the adapters; the device is not there; or a package
+            is missing.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    name = resolve_model(config.name, env)
-    source = where(name)
-    near = difflib.get_close_matches(name, embedded_models(), n=1)
-    if source == name and near and not Path(name).exists():
-        raise ModelError(f"There is no embedded model {name!r}. Did you mean {near[0]!r}?")
-    device = _device(config.device)
-    options = _loading(config, device)
-    torch.manual_seed(seed)
+    device = resolve_device(config.device)
+    with seeded(seed, device):
+        causal, tokenizer = _from_pretrained(config, device)
+        if config.quantize == "none":  # a quantized model is loaded onto its device
+            causal.to(device)
+        if config.tuning == "lora":
+            causal = with_adapters(causal, config)
     try:
-        with without_bars(Path(source).is_dir()):  # a download from the hub keeps its own
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            causal = AutoModelForCausalLM.from_pretrained(source, **options)
-    except ImportError as error:
-        raise ModelError(
-            f"Cannot load the model {name!r} with model.attention = {config.attention} and "
-            f"model.quantize = {config.quantize}: {str(error).strip().splitlines()[0]}"
-        ) from error
-    except (OSError, ValueError, SafetensorError) as error:
-        local = "" if Path(source).is_dir() else "there is no such directory, and from the hub: "
-        raise ModelError(
-            f"Cannot load the model {name!r}: {local}{str(error).splitlines()[0]} Expected an "
-            f"embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
-        ) from error
-    try:
-        codec = make_codec(tokenizer)
+        codec = codec_for(tokenizer, prompt or PromptConfig())
     except ValueError as error:
-        raise ModelError(f"The tokenizer of {name!r} cannot be used: {error}") from error
-    if config.quantize == "none":
-        causal.to(device)  # pyright: ignore[reportArgumentType]
-    if config.tuning == "lora":
-        causal = with_adapters(causal, config)
+        raise ModelError(f"The tokenizer of {config.name!r} cannot be used: {error}") from error
     return LanguageModel(
         causal,
         codec,
         keep_frozen,
         keep_reference,
         branching=config.attention != "flash_attention_2",
-        recompute=config.gradient_checkpointing,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
-def _loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """How transformers is to load the weights."""
+def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+    """Load the model and the tokenizer of transformers; explain what went wrong."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name, source = config.name, model_source(config.name)
+    is_local = Path(source).is_dir()
+    options = _loading_options(config, device)
+    try:
+        with without_progress_bars(is_local):  # downloads from the hub keep theirs
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+    except ImportError as error:
+        raise ModelError(
+            f"Cannot load the model {name!r} with model.attention = {config.attention} and "
+            f"model.quantize = {config.quantize}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        place = "" if is_local else "there is no such directory, and from the hub: "
+        raise ModelError(
+            f"Cannot load the model {name!r}: {place}{str(error).splitlines()[0]} "
+            f"{did_you_mean(name, embedded_models(), 1)}Expected an embedded model "
+            f"({', '.join(embedded_models())}), a directory, or a hub name."
+        ) from error
+
+
+def _loading_options(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of ``from_pretrained``: precision, attention kernel and quantization."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
     if config.attention == "flash_attention_2" and device.type == "cpu":
@@ -135,7 +166,7 @@ def _loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 
     if config.quantize == "8bit":
         quantization = BitsAndBytesConfig(load_in_8bit=True)
-    else:  # as QLoRA, arXiv 2305.14314
+    else:  # as in QLoRA (arXiv 2305.14314)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -146,22 +177,35 @@ def _loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 
 
 @contextmanager
-def without_bars(quiet: bool = True) -> Iterator[None]:
-    """No progress bars of transformers' while it reads or writes."""
-    from transformers.utils import logging as bars
+def without_progress_bars(hide: bool = True) -> Iterator[None]:
+    """Hide the progress bars of transformers while it reads or writes files.
 
-    shown = bars.is_progress_bar_enabled() and quiet
-    if shown:
-        bars.disable_progress_bar()
+    Args:
+        hide: if false, do nothing.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    hide = hide and transformers_logging.is_progress_bar_enabled()
+    if hide:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            bars.enable_progress_bar()
+        if hide:
+            transformers_logging.enable_progress_bar()
+
+
+# --- adapters ---------------------------------------------------------------------------------
 
 
 def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
-    # Peft loads bitsandbytes where it is installed, which warns of kernels that nobody asked for.
+    """Add low-rank adapters to a model (LoRA, arXiv 2106.09685); only these are then trained.
+
+    Raises:
+        ModelError: no layer has one of the names in ``config.lora_targets``, or they are empty and
+            the attention projections of this architecture are not known.
+    """
+    # peft imports bitsandbytes if it is installed, which then warns about kernels that nobody uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -175,11 +219,12 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        # GPT-2 keeps its weights transposed.
         fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():  # peft asks transformers by a name that is going away
+        with warnings.catch_warnings():  # peft still uses a deprecated name of transformers
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             return get_peft_model(causal, lora)
     except ValueError as error:
@@ -190,7 +235,10 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
 
 
 def _attention_projections(causal: nn.Module) -> list[str]:
-    """Query and value projections as the paper adapts them, or the fused layer that holds them."""
+    """Name the query and value projections, or the fused layer that holds them.
+
+    The paper adapts these two (arXiv 2405.15821).
+    """
     names = {name.split(".")[-1] for name, _ in causal.named_modules()}
     for known in (["q_proj", "v_proj"], ["c_attn"], ["query_key_value"], ["qkv_proj"], ["Wqkv"]):
         if names.issuperset(known):
@@ -199,20 +247,3 @@ def _attention_projections(causal: nn.Module) -> list[str]:
         "The attention projections of this architecture are not known; name the layers to adapt "
         "with model.lora_targets."
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"Device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda or "
-            "cuda:1 … where there is a GPU."
-        ) from error
-
-
-def model_card(name: str) -> dict[str, Any]:
-    """How an embedded model was made: its ``making.json``."""
-    return json.loads((ASSETS / name / "making.json").read_text(encoding="utf-8"))

@@ -1,9 +1,8 @@
-"""A causal language model as actor and critic see it: hidden states at positions, then logits.
+"""A causal language model in two halves: hidden states at positions, then logits.
 
-The only module that makes the transformers forward call. A :class:`LanguageModel` has two halves: a
-body that turns tokens into hidden states, and a head that turns hidden states into logits, so that
-logits are computed at decisions only. Beside the trained body stands the *frozen* one, the model as
-it was before training.
+This is the only module that calls the forward pass of transformers. The body turns tokens into
+hidden states and the head turns hidden states into logits, so logits are computed only where a
+decision needs them. Next to the trained body stands the *frozen* one: the model before training.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from poad.lm.tokenizer import TextCodec
 
 
 class LanguageModel:
-    """A causal language model, trained in place, and its untrained self.
+    """A causal language model that is trained in place, and its untrained copy.
 
     Args:
-        causal: a transformers causal LM, or a PEFT model around one.
+        causal: a causal language model of transformers, or a PEFT model around one.
         codec: its tokenizer.
-        keep_frozen: also keep the untrained body (a copy with full tuning; nothing extra with
-            adapters, which are switched off instead).
-        keep_reference: also keep the untrained head, so that :meth:`frozen_logits` can be asked.
-        branching: whether rows may be trees; some attention kernels take no mask of ours.
-        recompute: compute the layers again in the backward pass instead of keeping what they made
-            (gradient checkpointing, arXiv 1604.06174).
+        keep_frozen: also keep the untrained body. This is a copy if every weight is trained, and
+            costs nothing with adapters, which are switched off instead.
+        keep_reference: also keep the untrained head, for :meth:`frozen_logits`.
+        branching: whether rows may be trees. Some attention kernels take no custom mask.
+        gradient_checkpointing: compute the layers again in the backward pass instead of keeping
+            their activations (arXiv 1604.06174).
 
     Raises:
-        ModelError: an architecture whose probabilities would come out wrong.
+        ModelError: the probabilities of this architecture would come out wrong.
     """
 
     def __init__(
@@ -48,48 +47,54 @@ class LanguageModel:
         keep_frozen: bool = True,
         keep_reference: bool = False,
         branching: bool = True,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        self.module = causal.eval()  # dropout (but `dropping`) would move the first ratio off 1
+        # Always in eval mode: dropout would move the first ratio away from 1. The only exception
+        # is the adapters' dropout, inside `dropout`.
+        self.module = causal.eval()
         for module in causal.modules():
-            if type(module).__name__ == "Linear4bit":  # in eval mode it may forget its gradient
+            # In eval mode the output of bitsandbytes' layer may lose its gradient.
+            if type(module).__name__ == "Linear4bit":
                 module.training = True
         self.codec = codec
         self._adapted = hasattr(causal, "disable_adapter")
-        plain: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
-        self.plain = plain
-        """The transformers model itself, adapters inside."""
-        self._body, self._head = plain.base_model, plain.get_output_embeddings()
-        self._softcap: float | None = getattr(plain.config, "final_logit_softcapping", None)
+        causal_lm: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
+        self.causal_lm = causal_lm
+        """The model of transformers, with any adapters inside."""
+        self._body, self._head = causal_lm.base_model, causal_lm.get_output_embeddings()
+        self._softcap: float | None = getattr(causal_lm.config, "final_logit_softcapping", None)
         self._frozen: nn.Module | None = None
         self._frozen_head: nn.Module | None = None
         if not self._adapted and (keep_frozen or keep_reference):
-            kept = (self._body, self._head if keep_reference else None)
-            self._frozen, self._frozen_head = copy.deepcopy(kept)  # what is tied stays tied
+            # Copied in one call, so that tied embeddings stay tied.
+            halves = (self._body, self._head if keep_reference else None)
+            self._frozen, self._frozen_head = copy.deepcopy(halves)
             for half in filter(None, (self._frozen, self._frozen_head)):
                 half.requires_grad_(False)
-        self._window = Window.of(plain.config)
+        self._window = Window.of(causal_lm.config)
         self.branching = branching
         """Whether rows may be trees."""
         if self._window is not None and not branching:
             raise ModelError(
-                f"{type(plain).__name__} looks back {self._window.size} tokens in some layers, "
-                "which model.attention = flash_attention_2 cannot be told; use sdpa."
+                f"Some layers of {type(causal_lm).__name__} look back {self._window.size} tokens "
+                "only, which model.attention = flash_attention_2 does not support here; use sdpa."
             )
         self._dropouts = [
             module
             for name, module in causal.named_modules()
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
-        self._check_halves(plain)
-        self._sparing = True
+        _check_halves(self)
+        self._skips_unread = True
         try:
-            self._check_packing(plain)
-        except ModelError:  # its feed-forward layers may be of another kind
-            self._sparing = False
-            self._check_packing(plain)
-        if recompute:
-            self._recompute_layers(plain)
+            _check_packing(self)
+        except ModelError:  # the feed-forward layers may need whole rows, as experts do
+            self._skips_unread = False
+            _check_packing(self)
+        if gradient_checkpointing:
+            self._checkpoint_layers()
+
+    # --- weights ------------------------------------------------------------------------------
 
     @property
     def width(self) -> int:
@@ -98,22 +103,27 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self._head.weight.device
 
+    @property
+    def context_length(self) -> int | None:
+        """Number of tokens the model was trained to read at once, None if it does not say."""
+        return getattr(self._body.config, "max_position_embeddings", None)
+
     def parameters(self) -> list[nn.Parameter]:
-        """The weights that are trained."""
+        """List the weights that are trained."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights by name, tied ones once."""
+        """Return the trained weights by name, tied ones once."""
         return {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+        """Restore the weights that :meth:`state` returned.
 
         Raises:
-            ModelError: the names or shapes are another model's.
+            ModelError: the names or shapes are not those of this model.
         """
         own = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
@@ -122,13 +132,19 @@ class LanguageModel:
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
+    # --- forward passes -----------------------------------------------------------------------
+
     def read(self, packed: Packed) -> Tensor:
-        """Hidden states [Q, H] of the trained body at a batch's reading places."""
+        """Compute the hidden states [Q, H] of the trained body at the readings of packed rows."""
         return self._read(self._body, packed)
 
     @torch.no_grad()
     def read_frozen(self, packed: Packed) -> Tensor:
-        """Hidden states [Q, H] of the untrained body; no gradient."""
+        """Compute the hidden states [Q, H] of the untrained body, without gradient.
+
+        Raises:
+            ModelError: the model was loaded without its frozen body.
+        """
         if self._adapted:
             with self.module.disable_adapter():  # pyright: ignore
                 return self._read(self._body, packed)
@@ -137,70 +153,74 @@ class LanguageModel:
         return self._read(self._frozen, packed)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [..., V] in float32 from hidden states [..., H]."""
-        return self._capped(self._head(hidden).float())
+        """Compute next-token logits [..., V] in float32 from hidden states [..., H]."""
+        return self._soft_capped(self._head(hidden).float())
 
     @torch.no_grad()
     def frozen_logits(self, hidden: Tensor) -> Tensor:
-        """The untrained model's logits [..., V] from :meth:`read_frozen`'s hidden states."""
+        """Compute the untrained logits [..., V] from the hidden states of :meth:`read_frozen`.
+
+        Raises:
+            ModelError: the model was loaded without its untrained head.
+        """
         if self._adapted:
             with self.module.disable_adapter():  # pyright: ignore
                 return self.logits(hidden)
         if self._frozen_head is None:
             raise ModelError("This model was loaded without its untrained head.")
-        return self._capped(self._frozen_head(hidden).float())
-
-    @property
-    def drops(self) -> bool:
-        """Whether its adapters have dropout."""
-        return bool(self._dropouts)
-
-    @contextmanager
-    def dropping(self, seed: Callable[[], int]) -> Iterator[None]:
-        """With the adapters' dropout, if they have any; a gradient step's business alone.
-
-        Args:
-            seed: asked for what is dropped, so that a resumed run drops the same.
-        """
-        if not self._dropouts:
-            yield
-            return
-        torch.manual_seed(seed())
-        for module in self._dropouts:
-            module.train()
-        try:
-            yield
-        finally:
-            for module in self._dropouts:
-                module.eval()
+        return self._soft_capped(self._frozen_head(hidden).float())
 
     def decoder(self, remember: bool = False) -> Decoder:
-        """A fresh incremental reader of growing rows (keys and values are kept).
+        """Make an incremental reader of growing rows, which caches keys and values.
 
         Args:
-            remember: also those of rows that ended, for prompts that go on from them.
+            remember: also keep those of rows that end, for prompts that continue them.
         """
         return Decoder(self._body, self.codec.pad_id, self._window, self.device, remember)
 
     @property
-    def longest(self) -> int | None:
-        """Tokens of a sequence that it has learned to read; none where nothing says so."""
-        return getattr(self._body.config, "max_position_embeddings", None)
+    def has_dropout(self) -> bool:
+        """Whether the adapters have dropout."""
+        return bool(self._dropouts)
 
-    def _capped(self, logits: Tensor) -> Tensor:
+    @contextmanager
+    def dropout(self, generator: torch.Generator) -> Iterator[None]:
+        """Switch the dropout of the adapters on, for the forward and backward pass of a step.
+
+        Args:
+            generator: the source of the seed, so that a resumed run drops the same inputs. It is
+                not advanced if there is no dropout.
+        """
+        if not self._dropouts:
+            yield
+            return
+        with seeded(int(torch.randint(2**62, (), generator=generator)), self.device):
+            for module in self._dropouts:
+                module.train()
+            try:
+                yield
+            finally:
+                for module in self._dropouts:
+                    module.eval()
+
+    def _soft_capped(self, logits: Tensor) -> Tensor:
+        """Squash logits into ±softcap where the architecture does (Gemma 2, arXiv 2408.00118)."""
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
     def _read(self, body: nn.Module, packed: Packed) -> Tensor:
+        """Run a body over packed rows: [B, L] tokens -> [B, L, H] -> [Q, H] readings."""
         if not self.branching:
-            packed = packed.linear(self.codec.pad_id)
+            packed = packed.without_branches(self.codec.pad_id)
         packed = packed.to(self.device)
         positions = packed.position_ids
+        # Without a mask of its own a row is plain text: transformers takes a padding mask [B, L]
+        # and adds causality. A tree needs its whole mask [B, 1, L, L].
         mask: Any = packed.mask.long() if packed.attention is None else packed.attention
         if packed.attention is not None and self._window is not None:
             mask = self._window.mask(packed.attention, positions, positions)
-        with self._sparingly(body, packed):
+        with self._skipping_unread(body, packed):
             hidden = body(
                 input_ids=packed.token_ids,
                 attention_mask=mask,
@@ -209,101 +229,123 @@ class LanguageModel:
             ).last_hidden_state
         return hidden[packed.row, packed.column]
 
-    def _sparingly(self, body: nn.Module, packed: Packed) -> AbstractContextManager[None]:
-        """Where less than half is read, the last feed-forward layer computes only that."""
-        layer = _last_feed_forward(body) if self._sparing else None
+    def _skipping_unread(self, body: nn.Module, packed: Packed) -> AbstractContextManager[None]:
+        """Restrict the last feed-forward layer to what is read, if that is less than half."""
+        layer = _last_feed_forward(body) if self._skips_unread else None
+        # [Q]: (row, column) as an index into the B·L flattened columns
         places = packed.row * packed.token_ids.shape[1] + packed.column
         if layer is None or 2 * len(places) >= packed.tokens:
             return nullcontext()
-        return _only_at(layer, places.unique())
+        return _restricted_to(layer, places.unique())
 
-    def _recompute_layers(self, plain: Any) -> None:
-        blocks = _blocks(self._body)
-        if blocks is None:
+    def _checkpoint_layers(self) -> None:
+        """Wrap the layers so that their activations are recomputed in the backward pass."""
+        layers = _layers(self._body)
+        if layers is None:
             raise ModelError(
-                f"The layers of {type(plain).__name__} are not where poad looks for them; train it "
-                "with model.gradient_checkpointing = false."
+                f"The layers of {type(self.causal_lm).__name__} have an unknown name, so they "
+                "cannot be checkpointed; train with model.gradient_checkpointing = false."
             )
-        # What is left out of the last layer while it is read sparingly could not be recomputed.
-        for block in blocks[:-1] if self._sparing else blocks:
-            block.forward = partial(_recomputed, block.forward)
+        # The hooks that restrict the last layer are gone by the time of the backward pass, so its
+        # recomputation would not match.
+        for layer in layers[:-1] if self._skips_unread else layers:
+            layer.forward = partial(_checkpointed, layer.forward)
 
-    @torch.no_grad()
-    def _check_halves(self, plain: Any) -> None:
-        """Body then head must be the whole model; an architecture with extras must not pass."""
-        ids = torch.arange(4, device=self.device).remainder(self._head.weight.shape[0])[None]
-        whole = plain(input_ids=ids, use_cache=False).logits.float()
-        halves = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, halves, rtol=1e-2, atol=1e-2):
-            raise ModelError(
-                f"{type(plain).__name__} does something between its last hidden state and its "
-                "logits that poad does not know; training it would optimize another policy."
-            )
 
-    @torch.no_grad()
-    def _check_packing(self, plain: Any) -> None:
-        """Branches of a padded tree must read as they do alone, or scores would be wrong."""
-        vocabulary = self._head.weight.shape[0]
-        a, b, c, d = (i % vocabulary for i in range(4))
-        positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
-        rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
-        alone = torch.cat(
-            [self._body(input_ids=r.to(self.device)).last_hidden_state[:, -1] for r in rows]
-        ).float()
-        try:
-            error = self.read(pack(positions, self.codec.pad_id)).float() - alone
-        except (TypeError, ValueError, RuntimeError) as trouble:
-            reason = f"it answers {str(trouble)!r}"
-        else:
-            if error.norm() <= 0.1 * alone.norm():  # a wrong mask is off by about 1, bf16 by 0.01
-                return
-            reason = "they come out different"
+# --- checks of the architecture ---------------------------------------------------------------
+
+
+@torch.no_grad()
+def _check_halves(model: LanguageModel) -> None:
+    """Check that body and head together are the whole model."""
+    body, whole = model._body, model.causal_lm
+    ids = torch.arange(4, device=model.device).remainder(model._head.weight.shape[0])[None]
+    expected = whole(input_ids=ids, use_cache=False).logits.float()
+    found = model.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2):
         raise ModelError(
-            f"{type(plain).__name__} cannot read several actions behind one prompt: {reason}. poad "
-            "needs a transformer that takes an attention mask and position ids of its own."
+            f"{type(whole).__name__} does something between its last hidden state and its logits "
+            "that poad does not know, so training would optimize another policy. Use another "
+            "architecture."
         )
 
 
-def _blocks(body: nn.Module) -> nn.ModuleList | None:
-    """The layers of a body, if they go by the usual names."""
-    blocks = getattr(body, "layers", None) or getattr(body, "h", None)
-    return blocks if isinstance(blocks, nn.ModuleList) else None
+@torch.no_grad()
+def _check_packing(model: LanguageModel) -> None:
+    """Check that the branches of a padded tree read as they do alone."""
+    vocabulary = model._head.weight.shape[0]
+    a, b, c, d = (i % vocabulary for i in range(4))
+    positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
+    rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
+    alone = torch.cat(
+        [model._body(input_ids=row.to(model.device)).last_hidden_state[:, -1] for row in rows]
+    ).float()
+    try:
+        error = model.read(pack(positions, model.codec.pad_id)).float() - alone
+    except (TypeError, ValueError, RuntimeError) as failure:
+        reason = f"its forward pass fails with {str(failure)!r}"
+    else:
+        # With a wrong mask the relative error is about 1; bfloat16 alone accounts for 0.01.
+        if error.norm() <= 0.1 * alone.norm():
+            return
+        reason = "its hidden states differ from those of each action alone"
+    raise ModelError(
+        f"{type(model.causal_lm).__name__} cannot read several actions behind one prompt: "
+        f"{reason}. poad needs a transformer that takes an attention mask and position ids."
+    )
+
+
+# --- helpers of the forward pass --------------------------------------------------------------
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of torch, and restore their state afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _layers(body: nn.Module) -> nn.ModuleList | None:
+    """Find the layers of a body by their usual names."""
+    layers = getattr(body, "layers", None) or getattr(body, "h", None)
+    return layers if isinstance(layers, nn.ModuleList) else None
 
 
 def _last_feed_forward(body: nn.Module) -> nn.Module | None:
-    blocks = _blocks(body)
-    return None if blocks is None else getattr(blocks[-1], "mlp", None)
+    layers = _layers(body)
+    return None if layers is None else getattr(layers[-1], "mlp", None)
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A layer whose inner results are forgotten and computed again for the backward pass."""
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a layer without keeping its activations, which the backward pass computes again."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager
-def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
-    """Let a layer that treats each position by itself compute some of them; the others get zeros.
+def _restricted_to(layer: nn.Module, places: Tensor) -> Iterator[None]:
+    """Let a position-wise layer compute some positions only; the others become zero.
 
     Behind the last attention no position looks at another, so what is not read need not be right.
 
     Args:
-        layer: [B, L, H] to [B, L, H].
-        places: [S] int64, distinct, into the B·L positions.
+        layer: a map from [B, L, H] to [B, L, H].
+        places: [S] int64, distinct indices into the B·L positions.
     """
     shape = torch.Size()
 
-    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal shape
         shape = inputs[0].shape
-        return (inputs[0].flatten(0, 1)[None, places], *inputs[1:])
+        return (inputs[0].flatten(0, 1)[None, places], *inputs[1:])  # [B, L, H] -> [1, S, H]
 
-    def widen(_: nn.Module, __: tuple[Tensor, ...], some: Tensor) -> Tensor:
-        every = some.new_zeros(shape).flatten(0, 1)
-        return every.index_copy(0, places, some[0]).view(shape)
+    def scatter(_: nn.Module, __: tuple[Tensor, ...], some: Tensor) -> Tensor:
+        every = some.new_zeros(shape).flatten(0, 1)  # [B·L, H]
+        return every.index_copy(0, places, some[0]).view(shape)  # [1, S, H] -> [B, L, H]
 
-    handles = layer.register_forward_pre_hook(narrow), layer.register_forward_hook(widen)
+    handles = layer.register_forward_pre_hook(gather), layer.register_forward_hook(scatter)
     try:
         yield
     finally:

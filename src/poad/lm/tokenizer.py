@@ -1,8 +1,8 @@
-"""Text to token ids and back; the border between prompt and action is defined here and only here.
+"""Text to token ids and back. This module alone defines the border between prompt and action.
 
-An action's tokens are those that follow the prompt's when the opening (a space, in plain prompts)
-and the action are written behind it; prompt and action are never tokenized together, so no token
-straddles the border. One end-of-action token closes every action.
+The tokens of an action are those that follow the tokens of the prompt if the action prefix (a
+space, in plain prompts) and the action are written behind it. Prompt and action are never tokenized
+together, so no token straddles the border. One end-of-action token closes every action.
 """
 
 from __future__ import annotations
@@ -14,39 +14,45 @@ from poad.trie import ActionTrie
 from poad.turns import TokenIds
 
 _ANCHORS = (":", "\n")
+"""Texts to encode a continuation behind; at least one does not merge with what follows it."""
 
 
 class TextCodec:
-    """A tokenizer with memory: texts of a small world repeat, so each is encoded once.
+    """A tokenizer with a cache: the texts of a small world repeat, so each is encoded once.
 
     Args:
-        tokenizer: a transformers tokenizer (fast or slow).
-        memory: how many texts to remember before starting afresh.
-        opening: what stands between a prompt and the action behind it; it belongs to the action.
-        lead: what stands between an observation and what is said to it, thoughts included.
-        end_id: the token that closes an action; none: the tokenizer's end of text.
+        tokenizer: a tokenizer of transformers, fast or slow.
+        cache_size: how many texts of each kind to cache before the cache is cleared.
+        action_prefix: the text between a prompt and an action. It belongs to the action.
+        answer_prefix: the text between an observation and the agent's answer, which begins with its
+            thoughts if it has any.
+        end_id: the token that closes an action; by default the tokenizer's end of text.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token, and no ``end_id`` is given.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        memory: int = 65_536,
-        opening: str = " ",
-        lead: str = " ",
+        cache_size: int = 65_536,
+        action_prefix: str = " ",
+        answer_prefix: str = " ",
         end_id: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.opening, self.lead = opening, lead
+        self.action_prefix, self.answer_prefix = action_prefix, answer_prefix
         self.end_id = _end_token(tokenizer) if end_id is None else end_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
-        self._memory = memory
+        self._cache_size = cache_size
         self._prompts: dict[str, TokenIds] = {}
+        self._rendered: dict[str, TokenIds] = {}
         self._actions: dict[str, TokenIds] = {}
         self._tries: dict[tuple[str, ...], ActionTrie] = {}
 
     def prompt(self, text: str) -> TokenIds:
-        """Token ids of an observation, with the special tokens the model expects before it.
+        """Encode an observation, with the special tokens that the model expects before it.
 
         Raises:
             ValueError: the observation has no tokens, so nothing could be predicted from it.
@@ -55,7 +61,7 @@ class TextCodec:
         if ids is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
             if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
-                ids = ids[:-1]  # some tokenizers close every text; this one goes on
+                ids = ids[:-1]  # some tokenizers close every text, but this one goes on
             if not ids:
                 raise ValueError(
                     f"The observation {text!r} has no tokens; a world must show some text."
@@ -63,11 +69,19 @@ class TextCodec:
             self._remember(self._prompts, text, ids)
         return ids
 
-    def following(self, text: str) -> TokenIds:
-        """Token ids of a text as it follows others: nothing is put before it.
+    def rendered(self, text: str) -> TokenIds:
+        """Encode a prompt that already contains its special tokens, as chat templates make it."""
+        ids = self._rendered.get(text)
+        if ids is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            self._remember(self._rendered, text, ids)
+        return ids
 
-        Some tokenizers put a space before every text that stands alone, so it is encoded behind an
-        anchor, and the anchor's tokens are taken off again, where they do not merge with it.
+    def continuation(self, text: str) -> TokenIds:
+        """Encode a text as it continues another one, with nothing put before it.
+
+        Some tokenizers put a space before every text. So the text is encoded behind an anchor, and
+        the tokens of the anchor are removed, provided that they do not merge with the text.
         """
 
         def encode(piece: str) -> list[int]:
@@ -79,24 +93,15 @@ class TextCodec:
                 return tuple(joined[len(anchor) :])
         return tuple(encode(text))
 
-    def rendered(self, text: str) -> TokenIds:
-        """Token ids of a text that already holds the special tokens it needs."""
-        key = "\0" + text
-        ids = self._prompts.get(key)
-        if ids is None:
-            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            self._remember(self._prompts, key, ids)
-        return ids
-
     def action(self, text: str) -> TokenIds:
-        """Token ids of an action as they follow a prompt, closed by the end-of-action token.
+        """Encode an action as it follows a prompt, closed by the end-of-action token.
 
         Raises:
             ValueError: the action is blank or has no tokens, so the agent could not write it.
         """
         ids = self._actions.get(text)
         if ids is None:
-            written = self.following(self.opening + text) if text.strip() else ()
+            written = self.continuation(self.action_prefix + text) if text.strip() else ()
             if not written:
                 raise ValueError(
                     f"The action {text!r} has no tokens; a world must offer actions with words in "
@@ -107,10 +112,10 @@ class TextCodec:
         return ids
 
     def trie(self, offered: Sequence[str]) -> ActionTrie:
-        """The offered actions as one token tree; the same object for the same offer.
+        """Merge the offered actions into one token tree, the same object for the same offer.
 
         Raises:
-            ValueError: no actions, a blank one, or two that are the same string or the same tokens.
+            ValueError: there is no action, a blank one, or two with the same text or tokens.
         """
         key = tuple(offered)
         trie = self._tries.get(key)
@@ -120,21 +125,21 @@ class TextCodec:
         return trie
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """What an action's tokens say, without the end token and the space before it."""
+        """Decode the tokens of an action, without special tokens and surrounding space."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token as readable text."""
+        """Decode each token by itself."""
         return [self.tokenizer.decode([token]) for token in token_ids]
 
     def _remember(self, store: dict[Any, Any], key: Any, value: Any) -> None:
-        if len(store) >= self._memory:
+        if len(store) >= self._cache_size:
             store.clear()
         store[key] = value
 
 
 def _end_token(tokenizer: Any) -> int:
-    """The token that closes an action: the tokenizer's end of text."""
+    """Return the tokenizer's end of text, which closes actions."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no end-of-text token to close actions with; set tokenizer.eos_token."

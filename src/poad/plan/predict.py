@@ -104,7 +104,7 @@ def predict(config: Config, *, flops: float | None = None, measure: float = 1.0)
         HardwareError: the device is not here and no speed is given.
         ConfigError, poad.lm.model.ModelError: it could not be built either.
     """
-    config = resolve(config)
+    config = resolve(config).config
     kind = device_kind(config)
     if flops is None:
         flops = matrix_speed(config, measure)
@@ -252,7 +252,7 @@ class Change(NamedTuple):
 
 def changes(config: Config, plan: Plan) -> list[Change]:
     """Settings that would save at least a hundredth of the peak, the most saving first."""
-    config = resolve(config)
+    config = resolve(config).config
     found = []
     for setting, other in _alternatives(config):
         shape = plan.shape

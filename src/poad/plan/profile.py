@@ -6,7 +6,6 @@ random agent for one rollout. :mod:`poad.plan.predict` reckons with the outcome.
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Sequence
@@ -18,16 +17,16 @@ from torch import nn
 
 from poad.config import Config, ModelConfig, PromptConfig
 from poad.envs import make
-from poad.errors import ModelError
+from poad.errors import ModelError, did_you_mean
 from poad.lm import (
     Dialogue,
     TextCodec,
     codec_for,
-    common,
+    common_prefix_length,
     embedded_models,
+    model_source,
     packed_tokens,
     resolve_model,
-    where,
     with_adapters,
 )
 from poad.trie import ROOT, ActionTrie
@@ -139,10 +138,9 @@ def _describe(name: str, env: str) -> Any:
 
     name = resolve_model(name, env)
     try:
-        return AutoConfig.from_pretrained(where(name))
+        return AutoConfig.from_pretrained(model_source(name))
     except (OSError, ValueError, KeyError) as error:
-        near = difflib.get_close_matches(name, embedded_models(), n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
             f"Cannot find the configuration of the model {name!r}. {hint}Expected an embedded "
             f"model ({', '.join(embedded_models())}), a directory with a config.json, or a hub "
@@ -220,7 +218,7 @@ def load_codec(config: Config) -> tuple[TextCodec, bool]:
 
     name = resolve_model(config.model.name, config.env)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where(name))
+        tokenizer = AutoTokenizer.from_pretrained(model_source(name))
         TextCodec(tokenizer).prompt("word")  # without its files, a tokenizer may come up empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return TextCodec(_Guess()), False
@@ -329,7 +327,7 @@ def _play(
     """The turns of a stream, and whether actions were offered in all of them."""
     prompt, info = env.reset(seed=seed)
     dialogue = Dialogue(codec, _form(config, codec), _room(config))
-    ids = dialogue.begin(prompt)
+    ids = dialogue.first_prompt(prompt)
     steps: list[_Step] = []
     offered = True
     for _ in range(config.horizon):
@@ -353,9 +351,9 @@ def _play(
         if terminated or truncated:
             seed += 1_000
             prompt, info = env.reset(seed=seed)
-            ids = dialogue.begin(prompt)
+            ids = dialogue.first_prompt(prompt)
         else:
-            ids = dialogue.go_on(Action(action, written, (), ()), prompt)
+            ids = dialogue.next_prompt(Action(action, written, (), ()), prompt)
     return steps, offered
 
 
@@ -399,6 +397,6 @@ def _cost(positions: Sequence[Position], once: bool) -> int:
     total = 0
     before: TokenIds = ()
     for way in sorted({(*prompt, *beginning) for prompt, beginning in positions}):
-        total += len(way) - common(before, way)
+        total += len(way) - common_prefix_length(before, way)
         before = way
     return total

@@ -334,7 +334,7 @@ class Run:
         if self._mirrors is None:
             name = f"{self.path.name} {self.versions().get('created')}"
             run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
-            names, settings = self.config.mirrors, to_dict(self.config)
+            names, settings = self.config.trackers, to_dict(self.config)
             try:
                 self._mirrors = open_trackers(names, self.path, run_id, settings, first)
             except TrackerError as error:

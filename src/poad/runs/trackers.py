@@ -81,7 +81,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise TrackerError(
                 f"The package {name} is not installed. Install it with `pip install {name}`, or "
-                "leave it out of --mirrors."
+                "leave it out of --trackers."
             )
 
 
@@ -92,12 +92,12 @@ def _open(name: str, path: Path, run_id: str, config: Mapping[str, Any], first: 
     except ImportError as error:
         raise TrackerError(
             f"The {name} mirror needs the package {name}, which is not installed ({error}). "
-            f'Install it with `pip install "poad[{name}]"`, or leave it out of `mirrors`.'
+            f'Install it with `pip install "poad[{name}]"`, or leave it out of `trackers`.'
         ) from error
     except Exception as error:
         raise TrackerError(
             f"The {name} mirror does not start ({type(error).__name__}: {error}). "
-            "Repair it, or leave it out of `mirrors`."
+            "Repair it, or leave it out of `trackers`."
         ) from error
 
 

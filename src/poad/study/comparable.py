@@ -75,7 +75,7 @@ def identity(
 def _resolved(config: Config) -> Config:
     """With what its defaults mean, so that another meaning is another configuration."""
     try:
-        return resolve(config)
+        return resolve(config).config
     except (ConfigError, ModelError):
         return config  # it cannot be run either
 

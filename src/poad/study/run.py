@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from poad.config import Config, dump
+from poad.credit import find_method
 from poad.display import Screen
 from poad.errors import ConfigError, LockedError, RunError
 from poad.runs import read_lines, take_lock, write_json, write_text
@@ -72,6 +73,7 @@ def run_study(
     for job in main_jobs(study, {}):
         if job.seed == study.seeds[0] and job.method == next(iter(study.methods)):
             check_world(job.config)
+        find_method(job.config.credit.method)
     for world in study.unseen.worlds:
         check_world(Config(env=world))
     book = Book(study, out, file.read_text(encoding="utf-8"))

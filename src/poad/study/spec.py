@@ -7,7 +7,6 @@ and methods of one seed before the next seed.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -20,7 +19,7 @@ from typing import Any
 
 from poad.config import SEEDS_PER_RUN, Config, from_dict, load, merge, read_yaml, to_dict
 from poad.envs import known_worlds
-from poad.errors import ConfigError
+from poad.errors import ConfigError, did_you_mean
 
 Settings = Mapping[str, Any]
 """Settings of a configuration by group and name, as YAML gives them."""
@@ -281,9 +280,7 @@ def _check_budgets(study: Study, where: str) -> None:
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """A sentence about a name that is not there, with its neighbours."""
-    near = difflib.get_close_matches(str(name), list(known), n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"there is no {name!r} here.{hint} There are: {', '.join(known)}."
+    return f"there is no {name!r} here. {did_you_mean(name, known)}There are: {', '.join(known)}."
 
 
 def shrink(study: Study) -> Study:
@@ -385,7 +382,7 @@ def _configure(
         "every": max(1, iterations // panel.points),
         "turns": False,
     }
-    kept = {"keep_checkpoints": 1, "threads": 1, "mirrors": []}
+    kept = {"keep_checkpoints": 1, "threads": 1, "trackers": []}
     return from_dict({"seed": seed, "eval": examined, **kept}, config, where)
 
 
@@ -415,6 +412,6 @@ def fingerprint(value: Any) -> str:
 def config_fingerprint(config: Config) -> str:
     """A hash of what decides a run, but not of its seed or of what is merely kept."""
     told = to_dict(config)
-    for name in ("seed", "checkpoint_every", "keep_checkpoints", "mirrors"):
+    for name in ("seed", "checkpoint_every", "keep_checkpoints", "trackers"):
         del told[name]
     return fingerprint(told)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from poad.config import load
-from poad.errors import RunError
+from poad.errors import PoadError, RunError
 from poad.runs import UNTRAINED, Run, append_line, read_lines, take_lock, write_text
 
 ATTEMPTS = 2
@@ -240,9 +240,7 @@ def _work(task: Task) -> None:
     start = time.process_time()
     try:
         status = _train(task) or _generalize(task)
-    except Exception as error:
-        if not type(error).__module__.startswith("poad."):
-            raise
+    except PoadError as error:
         sys.stderr.write(f"{error}\n")
         status = 2
     finally:

@@ -1,4 +1,4 @@
-"""The theory in numbers: small problems, exact values, and laws that are checked."""
+"""The theory in numbers: small random problems, exact solutions, and the laws that are checked."""
 
 from poad.theory.verify import verify_command
 

@@ -1,13 +1,14 @@
-"""Exact solutions of small language problems, action by action and token by token.
+"""Exact solutions of small language problems, at the level of actions and at the level of tokens.
 
     action level   Q(o,a) = R(o,a) + γ E V(o′)                 V(o) = ⊕ₐ Q(o,a)
     token level    Q(o,w≤j) = γ_w V(o,w≤j)            j < n     V(o,w<j) = ⊕ Q(o,w<j,w) over w
                    Q(o,w≤n) = R(o,a) + γ E V(o′)      j = n
 
-⊕ says how options become one value. It makes V an optimum (`best`), an entropy- or KL-regularized
-optimum (`soft`) or what a given policy earns (`expected`, `regularized`). γ_w = 1 is BAD, the
-Bellman backup with action decomposition; γ_w = γ the naive one of NTPO (arXiv 2405.15821).
-S, A and M count states, actions and nodes, as in `poad.theory.problems`.
+⊕ combines the values of all options into one value. The choice of ⊕ makes V an optimum (`best`), an
+optimum with entropy or KL regularization (`soft`), or the value of a given policy (`expected`,
+`regularized`). With γ_w = 1 the token level is BAD, the Bellman backup with action decomposition;
+with γ_w = γ it is the naive backup of NTPO (both are from arXiv 2405.15821). S, A and M count
+states, actions and nodes, as in `poad.theory.problems`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 
 from poad.theory.problems import Floats, Ints, LanguageMDP, Tree
 
-ITERATIONS = 1_000_000
-"""Iterations after which a fixed point is given up."""
+MAX_ITERATIONS = 1_000_000
+"""The limit for finding a fixed point."""
 Combine = Callable[[Floats, slice, Ints], Floats]
-"""⊕: from the values of options, which options they are, and where groups begin, to a value per
-group."""
+"""⊕. The arguments are the values of consecutive options, the slice of all options that they are,
+and the [G] positions within the slice where each group of siblings begins. It returns [G] values.
+"""
 
 
 class ActionValues(NamedTuple):
@@ -36,12 +38,12 @@ class ActionValues(NamedTuple):
 
 
 class TokenValues(NamedTuple):
-    """Values at the token level; those of the S roots, `v[:S]`, are the state values."""
+    """Values at the token level. The state values are those of the S roots, `v[:S]`."""
 
     q: Floats
-    """[M] Q of the token that leads to the node; NaN at roots, which no token leads to."""
+    """[M] Q of the token that leads to the node. NaN at roots, since no token leads there."""
     v: Floats
-    """[M] V of the prefix that ends in the node; NaN at leaves, which nothing continues."""
+    """[M] V of the prefix that ends in the node. NaN at leaves, since nothing follows them."""
 
 
 def best(q: Floats, options: slice, starts: Ints) -> Floats:
@@ -50,20 +52,20 @@ def best(q: Floats, options: slice, starts: Ints) -> Floats:
 
 
 def soft(temperature: float, log_reference: Floats) -> Combine:
-    """⊕ = α log Σ μ exp(q/α): the optimum when straying from μ costs α·KL.
+    """⊕ = α log Σ μ exp(q/α): the optimum when deviating from μ costs α·KL.
 
-    `log_reference` holds log μ of every option, [M] or [A]; all 0 for entropy instead of KL.
-    Source: soft BAD; soft Q-learning (arXiv 1702.08165, eq. 5).
+    `log_reference` is log μ of every option, [M] or [A]. With log μ = 0 everywhere, entropy takes
+    the place of KL. Source: soft BAD; soft Q-learning (arXiv 1702.08165, eq. 5).
 
     Raises:
-        ValueError: a temperature α that is not above 0; `best` is what it tends to there.
+        ValueError: the temperature α is not positive. Use `best`, its limit for α → 0.
     """
     if not temperature > 0:
-        raise ValueError(f"The temperature is {temperature}; it must be above 0 (`best` is its 0).")
+        raise ValueError(f"temperature is {temperature}; it must be positive (`best` is for 0).")
 
     def combine(q: Floats, options: slice, starts: Ints) -> Floats:
         logits = q / temperature + log_reference[options]
-        top = np.maximum.reduceat(logits, starts)
+        top = np.maximum.reduceat(logits, starts)  # [G], for a log-sum-exp that cannot overflow
         sizes = np.append(starts[1:], len(q)) - starts
         total = np.add.reduceat(np.exp(logits - np.repeat(top, sizes)), starts)
         return temperature * (top + np.log(total))
@@ -72,7 +74,7 @@ def soft(temperature: float, log_reference: Floats) -> Combine:
 
 
 def expected(log_policy: Floats) -> Combine:
-    """⊕ = Σ π q: what a policy earns. `log_policy` holds log π of every option, [M] or [A]."""
+    """⊕ = Σ π q: the value of a policy. `log_policy` is log π of every option, [M] or [A]."""
 
     def combine(q: Floats, options: slice, starts: Ints) -> Floats:
         return np.add.reduceat(np.exp(log_policy[options]) * q, starts)
@@ -81,9 +83,9 @@ def expected(log_policy: Floats) -> Combine:
 
 
 def regularized(temperature: float, log_policy: Floats, log_reference: Floats) -> Combine:
-    """⊕ = Σ π (q − α log(π/μ)): what a policy earns when straying from μ costs α·KL.
+    """⊕ = Σ π (q − α log(π/μ)): the value of a policy when deviating from μ costs α·KL.
 
-    Logarithms are [M] or [A]. What π never takes, log π = −∞, costs nothing; log μ is finite.
+    Both logarithms are [M] or [A]. Options with log π = −∞ cost nothing. log μ must be finite.
     """
     policy = np.exp(log_policy)
     cost = temperature * (np.where(policy > 0, log_policy, 0.0) - log_reference)
@@ -95,59 +97,62 @@ def regularized(temperature: float, log_policy: Floats, log_reference: Floats) -
 
 
 def token_backup(
-    mdp: LanguageMDP, beyond: Floats, combine: Combine = best, gamma_token: float = 1.0
+    mdp: LanguageMDP, next_value: Floats, combine: Combine = best, gamma_token: float = 1.0
 ) -> TokenValues:
-    """One action's backup, from the values [S] of the observation after it to every prefix.
+    """Back up one action: from the values [S] of the next observation to every prefix.
 
-    Q(o,w≤j) = γ_w ⊕ Q(o,w≤j,w) inside the action, and R + γ E beyond(o′) at its last token.
+        Q(o,w≤n) = R(o,a) + γ E V(o′)          at the last token
+        Q(o,w≤j) = γ_w ⊕ Q(o,w≤j,w)            inside the action
 
     Raises:
-        ValueError: a `gamma_token` outside [0, 1].
+        ValueError: `gamma_token` lies outside [0, 1].
     """
     _check_rate(gamma_token)
     q, v = np.full((2, len(mdp.tree.parent)), np.nan)
-    q[mdp.tree.leaf] = mdp.whole(beyond)
+    q[mdp.tree.leaf] = mdp.action_values(next_value)
+    # A level's options are all children of the level above, so deepest first, each level finds the
+    # Q of all its options complete.
     for options, starts, parents in reversed(mdp.tree.levels):
-        v[parents] = combine(q[options], options, starts)
+        v[parents] = combine(q[options], options, starts)  # [options] -> [G]
         q[parents] = gamma_token * v[parents]
-    q[: mdp.states] = np.nan
+    q[: mdp.states] = np.nan  # no token leads to a root
     return TokenValues(q, v)
 
 
 def solve_tokens(
     mdp: LanguageMDP, combine: Combine = best, gamma_token: float = 1.0
 ) -> TokenValues:
-    """The token level's fixed point: BAD or soft BAD with γ_w = 1, NTPO below."""
+    """Find the fixed point at the token level: BAD or soft BAD for γ_w = 1, NTPO for less."""
     size = mdp.states
     value = _fixed_point(lambda v: token_backup(mdp, v, combine, gamma_token).v[:size], size)
     return token_backup(mdp, value, combine, gamma_token)
 
 
 def solve_actions(mdp: LanguageMDP, combine: Combine = best) -> ActionValues:
-    """The action level's fixed point, by value iteration: the optimum the methods are held to."""
+    """Find the fixed point at the action level by value iteration: the reference optimum."""
     options = slice(0, len(mdp.state))
-    value = _fixed_point(lambda v: combine(mdp.whole(v), options, mdp.first), mdp.states)
-    return ActionValues(mdp.whole(value), value)
+    value = _fixed_point(lambda v: combine(mdp.action_values(v), options, mdp.first), mdp.states)
+    return ActionValues(mdp.action_values(value), value)
 
 
 def _fixed_point(step: Callable[[Floats], Floats], size: int) -> Floats:
-    """Iterate a contraction until rounding is all that is left."""
+    """Iterate a contraction from zeros [size] until only rounding changes the values."""
     value, rounding = np.zeros(size), 4 * np.finfo(float).eps
-    for _ in range(ITERATIONS):
+    for _ in range(MAX_ITERATIONS):
         value, before = step(value), value
         change = np.abs(value - before).max()
         if not np.isfinite(change):
-            raise ValueError("A value is not finite; are all rewards and probabilities?")
+            raise ValueError("A value is not finite. Check the rewards and probabilities.")
         if change <= rounding * max(1, np.abs(value).max()):
             return value
     raise ValueError(
-        f"The values did not settle in {ITERATIONS:,} iterations: gamma is too near 1."
+        f"The values did not converge in {MAX_ITERATIONS:,} iterations. Use a smaller gamma."
     )
 
 
 def _check_rate(gamma_token: float) -> None:
     if not 0 <= gamma_token <= 1:
-        raise ValueError(f"gamma_token is {gamma_token}; a discount lies in [0, 1].")
+        raise ValueError(f"gamma_token is {gamma_token}; it must lie in [0, 1].")
 
 
 def policy_values(
@@ -157,43 +162,48 @@ def policy_values(
     gamma_token: float = 1.0,
     cost: Floats | None = None,
 ) -> ActionValues:
-    """What a policy over whole actions, log π [A], earns: by linear equations, not by iteration.
+    """Evaluate a policy over whole actions, log π [A], by linear equations instead of iteration.
 
-    V = Σₐ π(a) γ_w^{n−1} (R − cost + γ E V(o′)), where the factor is what γ_w leaves of an action's
-    worth at its root. `cost` [A] is paid per action, as α·log(π/μ). `q` is R + γ E V(o′).
+        V(o) = Σₐ π(a) γ_w^{n−1} (R(o,a) − cost(a) + γ E V(o′))         q = R + γ E V(o′)
+
+    The factor γ_w^{n−1} is the discount from the last token of an action to its first. `cost` [A]
+    is paid for each action, for example α·log(π/μ).
 
     Raises:
-        ValueError: a `gamma_token` outside [0, 1].
+        ValueError: `gamma_token` lies outside [0, 1].
     """
     _check_rate(gamma_token)
-    share = np.exp(log_action) * gamma_token ** (mdp.tree.length - 1)
+    share = np.exp(log_action) * gamma_token ** (mdp.tree.length - 1)  # [A] π γ_w^{n−1}
     reward = mdp.expected_reward - (0.0 if cost is None else np.where(share > 0, cost, 0.0))
+    # V = W (R − cost) + γ W P V, where row o of W [S, A] holds the shares of o's actions and
+    # P [A, S] the transitions: (1 − γ W P) V = W (R − cost).
     weight = np.zeros((mdp.states, len(mdp.state)))
     weight[mdp.state, np.arange(len(mdp.state))] = share
     system = np.eye(mdp.states) - mdp.gamma * (weight @ mdp.transition)
     value: Floats = np.linalg.solve(system, weight @ reward).astype(float)
-    return ActionValues(mdp.whole(value), value)
+    return ActionValues(mdp.action_values(value), value)
 
 
 def soft_policy(values: TokenValues, tree: Tree, temperature: float, reference: Floats) -> Floats:
-    """Log-probability of every token, [M], under the soft optimum: log μ + (Q − V)/α; 0 at roots.
+    """Log-probability [M] of every token under the soft optimum: log μ + (Q − V)/α; 0 at roots.
 
-    What `soft` is the log-sum-exp of; `reference` is its `log_reference`.
+    `reference` is the `log_reference` that was given to `soft`.
     """
     inner = tree.parent >= 0
     log_policy = np.zeros(len(tree.parent))
-    ahead = values.q[inner] - values.v[tree.parent[inner]]
-    log_policy[inner] = reference[inner] + ahead / temperature
+    advantage = values.q[inner] - values.v[tree.parent[inner]]
+    log_policy[inner] = reference[inner] + advantage / temperature
     return log_policy
 
 
 def greedy_tokens(mdp: LanguageMDP, values: TokenValues) -> Ints:
-    """[S] the action that the best token spells, one token after the other."""
-    following = np.full(len(values.q), -1)
+    """[S] the action that results from taking the best token at every prefix."""
+    following = np.full(len(values.q), -1)  # [M] the best child of each node; −1 at leaves
     for options, starts, parents in mdp.tree.levels:
         groups = np.split(values.q[options], starts[1:])
+        # Child indices count within their group, groups within the slice, the slice within all M.
         following[parents] = options.start + starts + [int(group.argmax()) for group in groups]
-    node = np.arange(mdp.states)
+    node = np.arange(mdp.states)  # walk from all roots at once; who reaches a leaf stays there
     for _ in mdp.tree.levels:
         node = np.where(following[node] >= 0, following[node], node)
     action = np.full(len(values.q), -1)
@@ -202,19 +212,20 @@ def greedy_tokens(mdp: LanguageMDP, values: TokenValues) -> Ints:
 
 
 def greedy_actions(mdp: LanguageMDP, q: Floats) -> Ints:
-    """[S] the best action of every state by values of whole actions, [A]."""
+    """[S] the best action of every state, by values [A] of whole actions."""
     groups = np.split(q, mdp.first[1:])
     return mdp.first + [int(group.argmax()) for group in groups]
 
 
-def best_completion(tree: Tree, worth: Floats, gamma_token: float) -> Floats:
-    """[M] the max over an option's completions of γ_w^{|a|−j}·worth(a): NTPO's greedy value.
+def best_completion(tree: Tree, action_value: Floats, gamma_token: float) -> Floats:
+    """[M] NTPO's greedy value: the max over an option's completions of γ_w^{|a|−j}·Q(o,a).
 
-    Enumerated action by action, without any backup. `worth` [A] is R + γ E V(o′); NaN at roots.
+    The actions are enumerated, without any backup. `action_value` [A] is R + γ E V(o′). The result
+    is NaN at roots.
     """
     value = np.full(len(tree.parent), -np.inf)
-    for path, length, whole in zip(tree.path, tree.length, worth, strict=True):
-        left = np.arange(length - 1, -1, -1)
-        np.maximum.at(value, path[:length], gamma_token**left * whole)
+    for path, length, q in zip(tree.path, tree.length, action_value, strict=True):
+        left = np.arange(length - 1, -1, -1)  # |a| − j for j = 1 … |a|
+        np.maximum.at(value, path[:length], gamma_token**left * q)
     value[tree.parent < 0] = np.nan
     return value

@@ -1,9 +1,9 @@
 """The laws that `poad verify` checks, on problems whose answers are exact.
 
-Every law is a number: the largest deviation found, and the bound it must stay within. Exact laws
-compare two computations that share no code where they differ (a backup over tokens and value
-iteration over actions, linear equations, or an enumeration). The estimators of `poad.credit` are
-given sampled episodes and exact values, and judged in standard errors.
+Every law is measured by the largest deviation that was found, which must stay within a bound. Exact
+laws compare two independent computations: a backup over tokens on one side, and on the other value
+iteration over actions, linear equations, or an enumeration. The estimators of `poad.credit` get
+sampled episodes and exact values, and their deviations are measured in standard errors.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from poad.credit import METHODS
+from poad.credit import METHODS, Slots
 from poad.theory.exact import (
     TokenValues,
     best,
@@ -36,82 +35,87 @@ from poad.theory.problems import (
     Ints,
     LanguageMDP,
     Sign,
-    play,
-    problem_of,
+    problem_with,
     random_policy,
     random_problem,
+    sample_episodes,
 )
-from poad.theory.sampled import Judge
+from poad.theory.sampled import CreditEstimator
 
-EXACT = 1e-10
-"""What rounding may do to a law."""
-HALFWAY = 0.9
-"""A γ_w between γ and 1, where sampled credit is checked too."""
-ERRORS = 6.0
-"""Standard errors that a mean may lie from the truth; chance alone passes them once in 10⁹."""
+ROUNDING = 1e-10
+"""The bound of exact laws."""
+STANDARD_ERRORS = 6.0
+"""The bound of laws about means. By chance alone, one mean in 10⁹ exceeds it."""
 GAMMA_TOKENS = (1.0, 0.99, 0.95, 0.9, 0.8, 0.5)
-LONGEST = 200
-"""Tokens of the longest action for which the gap is measured."""
+MAX_LENGTH = 200
+"""The length in tokens of the longest action for which the gap is measured."""
 TEMPERATURE = 0.3
+GAMMA_SAMPLED, GAMMA_TOKEN_BETWEEN = 0.8, 0.9
+"""γ of the problem for sampled credit, and a γ_w between γ and 1."""
 EPISODES, TURNS = 16_384, 8
-"""For advantages; what goes on then is cut, and bootstraps."""
-BATCHES, RETURNS = (64, 256, 1024, 4096), 65_536
-"""Episodes per estimate, to see the errors shrink, and in all for returns."""
+"""For advantages. Episodes that are cut after so many turns bootstrap."""
+RETURN_EPISODES = 65_536
+"""For returns without a critic."""
+SAMPLE_SIZES = (64, 256, 1024, 4096)
+"""Numbers of episodes per estimate, which show how the error shrinks."""
 TRACES = ((0.95, 1.0), (1.0, 1.0), (0.95, 0.95))
-"""(λ after a turn, λ inside it): the default, none that fades, and as published."""
+"""(λ after a turn, λ inside it): the default, no decay at all, and the paper's published code."""
 SIGNS: tuple[Sign, ...] = ("positive", "negative")
 
 
 @dataclass(frozen=True)
 class Law:
-    """One thing that must hold, and how far it was from holding."""
+    """A law and the largest deviation from it."""
 
     name: str
     measured: str
-    """What is compared."""
+    """The quantity that should be 0. SE means in standard errors of the mean."""
     deviation: float
-    """The largest found."""
+    """Its largest absolute value over all cases."""
     bound: float
     cases: int
-    """Comparisons made."""
+    """The number of comparisons."""
 
     @property
     def holds(self) -> bool:
-        """Whether the deviation is within its bound; a NaN is not."""
+        """True if the deviation is within the bound. NaN never is."""
         return self.deviation <= self.bound
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How much NTPO undervalues the first token of an action, by the action's length."""
+    """NTPO's undervaluation of an action's first token, by the length of the action."""
 
     gamma_token: float
     length: list[int]
     measured: list[float]
-    """1 − Q_NTPO(o,w₁) / Q(o,a), from the solver."""
+    """1 − Q_NTPO(o,w₁) / Q(o,a), by the solver."""
     closed: list[float]
-    """1 − γ_w^{n−1}."""
+    """1 − γ_w^{n−1}, the closed form."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How often NTPO's greedy policy is not the optimum, in states that offer several actions."""
+    """The number of states where NTPO's greedy action is not the optimum.
+
+    Only states that offer several actions count.
+    """
 
     sign: Sign
-    """Of the rewards."""
+    """The sign of the rewards."""
     gamma_token: float
     states: list[int]
-    """By length of the optimal action, from 1 token: how many states."""
+    """The number of states, by the length of the optimal action from 1 token on."""
     differs: list[int]
-    """In how many of them NTPO's greedy action is another."""
+    """The number of those where NTPO's greedy action differs."""
     optimal_length: float
-    """Mean tokens of the optimal action."""
+    """The mean number of tokens of the optimal action."""
     greedy_length: float
-    """Mean tokens of NTPO's greedy action."""
+    """The mean number of tokens of NTPO's greedy action."""
 
     @property
     def shares(self) -> list[float]:
-        """`differs` as a share of `states`, by length; NaN where there were none."""
+        """`differs` as a share of `states`, by length; NaN where there are no states."""
         pairs = zip(self.differs, self.states, strict=True)
         return [part / of if of else math.nan for part, of in pairs]
 
@@ -123,22 +127,22 @@ class Preference:
 
 @dataclass(frozen=True)
 class Convergence:
-    """How the mean of sampled credit nears its exact value."""
+    """The error of sampled credit, by the number of episodes."""
 
     method: str
     episodes: list[int]
     error: list[float]
-    """Root mean squared error over states and tokens, in units of the return."""
+    """The root mean squared error over states and tokens, in units of the return."""
 
     @property
     def power(self) -> float:
-        """The power of N with which the error shrinks; -1/2 for what has no bias."""
+        """The exponent of N in a power law for the error; -1/2 for an unbiased estimator."""
         return float(np.polyfit(np.log(self.episodes), np.log(self.error), 1)[0])
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found out."""
+    """The results of `verify`."""
 
     laws: list[Law]
     gaps: list[Gap]
@@ -147,19 +151,20 @@ class Findings:
 
     @property
     def hold(self) -> bool:
-        """Whether every law does."""
+        """True if every law holds."""
         return all(law.holds for law in self.laws)
 
 
 def verify(*, states: int, actions: int, depth: int, problems: int, seed: int) -> Findings:
-    """Check everything on random problems.
+    """Check all laws on random problems.
 
     Args:
-        states: of each problem.
-        actions: offered by a state, at most.
-        depth: tokens of an action, at most.
-        problems: with rewards of any sign, with positive ones and with negative ones, each.
-        seed: of all chance.
+        states: the number of states of each problem.
+        actions: the largest number of actions that a state offers.
+        depth: the largest number of tokens in an action.
+        problems: the number of problems with rewards of any sign. There are as many again with
+            positive rewards, and with negative rewards.
+        seed: determines all random draws.
     """
     size = {"states": states, "actions": actions, "depth": depth, "vocabulary": max(8, actions)}
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3 * problems + 2)]
@@ -194,17 +199,17 @@ def _law(
     name: str,
     measured: str,
     deviations: Iterable[Floats],
-    bound: float = EXACT,
+    bound: float = ROUNDING,
     empty: float = math.nan,
 ) -> Law:
-    """A law from all deviations; where nothing could be compared, `empty` is the largest."""
+    """Make a law from all deviations. If there are none, the deviation is `empty`."""
     found = np.concatenate([np.zeros(0), *map(np.ravel, deviations)])
     largest = float(np.abs(found).max()) if len(found) else empty
     return Law(name, measured, largest, bound, len(found))
 
 
 def optimum_laws(problems: Sequence[LanguageMDP]) -> list[Law]:
-    """BAD has the values and the greedy policy of the action level."""
+    """BAD has the values and the greedy policy of the action level (arXiv 2405.15821)."""
     value, policy, earned = [], [], []
     for mdp in problems:
         action, token = solve_actions(mdp), solve_tokens(mdp)
@@ -215,52 +220,51 @@ def optimum_laws(problems: Sequence[LanguageMDP]) -> list[Law]:
             log_action = np.log(1.0 * np.isin(np.arange(len(mdp.state)), chosen))
         earned.append(policy_values(mdp, log_action).v - action.v)
     return [
-        _law("BAD is the action-level optimum", "Q(last token) − Q*, V(o) − V*", value),
-        _law("BAD's greedy policy is optimal", "states where it is another", policy, 0),
-        _law("... and earns the optimum", "its V by linear equations − V*", earned),
+        _law("BAD is the optimum", "Q(last token) − Q*, V − V*", value),
+        _law("BAD's greedy policy", "states where it differs", policy, 0),
+        _law("BAD's greedy return", "V by linear equations − V*", earned),
     ]
 
 
 def ntpo_gap(seed: int) -> tuple[Law, list[Gap]]:
-    """NTPO's gap along fixed completions of 1 to 200 tokens, for equal V(o′).
+    """Measure NTPO's gap for actions of 1 to 200 tokens.
 
         Q(o,a) − Q_NTPO(o,w≤j) = (1 − γ_w^{n−j}) Q(o,a)          (arXiv 2405.15821)
 
-    Actions part at their first token, so each has one completion. V(o′) is that of the optimum.
+    All actions differ in their first token, so a prefix has only one completion. Both sides use the
+    optimal V(o′).
     """
-    lengths = range(1, LONGEST + 1)
+    lengths = range(1, MAX_LENGTH + 1)
     offers = [[(n, *[0] * (n - 1)) for n in lengths] for _ in range(2)]
-    mdp = problem_of(offers, np.random.default_rng(seed), sign="positive")
+    mdp = problem_with(offers, np.random.default_rng(seed), sign="positive")
     optimum, tree = solve_actions(mdp), mdp.tree
-    left = tree.length[:, None] - 1 - np.arange(tree.path.shape[1])
+    left = tree.length[:, None] - 1 - np.arange(tree.path.shape[1])  # [A, D] n − j
     real = tree.path >= 0
     deviations, gaps = [], []
     for gamma_token in GAMMA_TOKENS:
-        naive = token_backup(mdp, optimum.v, best, gamma_token).q[tree.path]
+        naive = token_backup(mdp, optimum.v, best, gamma_token).q[tree.path]  # [M] -> [A, D]
         gap = optimum.q[:, None] - naive
         closed = (1 - gamma_token ** np.maximum(left, 0)) * optimum.q[:, None]
         deviations.append((gap - closed)[real])
-        relative = (gap / optimum.q[:, None])[:LONGEST, 0]
+        relative = (gap / optimum.q[:, None])[:MAX_LENGTH, 0]  # first tokens, first state
         formula = [1 - gamma_token ** (n - 1) for n in lengths]
         gaps.append(Gap(gamma_token, list(lengths), relative.tolist(), formula))
-    measured = f"the gap − this, j ≤ n ≤ {LONGEST}, six γ_w"
-    return _law("NTPO's gap is (1 − γ_w^{n−j}) Q(o,a)", measured, deviations), gaps
+    return _law("NTPO's gap", "gap − (1 − γ_w^{n−j}) Q(o,a)", deviations), gaps
 
 
 def ntpo_laws(problems: Sequence[LanguageMDP]) -> list[Law]:
-    """What NTPO maximizes, and that it is BAD once γ_w is 1."""
+    """NTPO maximizes the discounted completion, and equals BAD for γ_w = 1."""
     greedy, same = [], []
     for mdp in problems:
         tree, actions = mdp.tree, solve_actions(mdp)
         for gamma_token in GAMMA_TOKENS:
             naive = solve_tokens(mdp, best, gamma_token)
             found = best_completion(tree, naive.q[tree.leaf], gamma_token) - naive.q
-            greedy.append(found[mdp.states :])
+            greedy.append(found[mdp.states :])  # roots have no Q
             if gamma_token == 1:
                 same.append(naive.q[tree.leaf] - actions.q)
-    completions = "Q − max γ_w^{|a|−j}(R + γ E V(o′))"
     return [
-        _law("NTPO's greedy value", completions, greedy),
+        _law("NTPO's greedy value", "Q − max γ_w^{|a|−j} Q(o,a)", greedy),
         _law("NTPO with γ_w = 1 is BAD", "Q(last token) − Q*", same),
     ]
 
@@ -268,10 +272,11 @@ def ntpo_laws(problems: Sequence[LanguageMDP]) -> list[Law]:
 def length_preference(
     problems: Sequence[LanguageMDP], sign: Sign, depth: int
 ) -> tuple[Law, list[Preference]]:
-    """NTPO leaves its own best action only for a shorter one (rewards > 0), or a longer (< 0).
+    """NTPO deviates from the action with its best Q only towards shorter or longer actions.
 
-    It ranks actions by γ_w^{n−1}·Q(o,a), Q being its value at the last token. How often that is not
-    the optimum of the action level is counted, by the length of the optimal action.
+    It ranks actions by γ_w^{n−1}·Q(o,a), with Q its own value at the last token. So it deviates to
+    shorter actions where rewards are positive, and to longer ones where they are negative. This
+    also counts how often its choice is not the optimum of the action level.
     """
     wrong, rows = [], []
     direction = 1 if sign == "positive" else -1
@@ -284,25 +289,25 @@ def length_preference(
             naive = solve_tokens(mdp, best, gamma_token)
             chosen = greedy_tokens(mdp, naive)
             own_best = greedy_actions(mdp, naive.q[mdp.tree.leaf])
-            left = chosen != own_best
-            wrong.append(1.0 * (direction * (length[chosen] - length[own_best]) >= 0)[left])
+            deviates = chosen != own_best
+            wrong.append(1.0 * (direction * (length[chosen] - length[own_best]) >= 0)[deviates])
             optimal.append(length[target][several])
             greedy.append(length[chosen][several])
             differs.append((chosen != target)[several])
-        at, away = np.concatenate(optimal), np.concatenate(differs)
+        lengths, differ = np.concatenate(optimal), np.concatenate(differs)
         rows.append(
             Preference(
                 sign,
                 gamma_token,
-                np.bincount(at, minlength=depth + 1)[1:].tolist(),
-                np.bincount(at[away], minlength=depth + 1)[1:].tolist(),
-                _mean(at),
+                np.bincount(lengths, minlength=depth + 1)[1:].tolist(),
+                np.bincount(lengths[differ], minlength=depth + 1)[1:].tolist(),
+                _mean(lengths),
                 _mean(np.concatenate(greedy)),
             )
         )
     way, values = ("shorter", "> 0") if sign == "positive" else ("longer", "< 0")
-    name = f"NTPO goes {way} where values {values}"
-    return _law(name, f"choices against its Q, not {way}", wrong, 0, empty=0.0), rows
+    name = f"NTPO goes {way}, Q {values}"
+    return _law(name, f"deviations, not {way}", wrong, 0, empty=0.0), rows
 
 
 def _mean(numbers: Ints) -> float:
@@ -310,7 +315,11 @@ def _mean(numbers: Ints) -> float:
 
 
 def soft_laws(problems: Sequence[LanguageMDP], references: Sequence[Floats]) -> list[Law]:
-    """Soft BAD is the action level's soft optimum, for entropy (μ = 1) and for KL to a policy μ."""
+    """Soft BAD is the soft optimum of the action level, with entropy (μ = 1) and with KL to μ.
+
+    It is consistent along paths: V(o) = R + γ E V(o′) − α log(π/μ) for every action, as in path
+    consistency learning (arXiv 1702.08892).
+    """
     laws = []
     for label in ("entropy", "KL"):
         value, product, consistent, earned = [], [], [], []
@@ -325,18 +334,14 @@ def soft_laws(problems: Sequence[LanguageMDP], references: Sequence[Floats]) -> 
             advantage = action.q - action.v[mdp.state]
             product.append(np.exp(log_pi) - np.exp(mu + advantage / TEMPERATURE))
             cost = TEMPERATURE * (log_pi - mu)
-            consistent.append(token.v[:n][mdp.state] - (mdp.whole(token.v[:n]) - cost))
+            consistent.append(token.v[:n][mdp.state] - (mdp.action_values(token.v[:n]) - cost))
             earned.append(policy_values(mdp, log_pi, cost=cost).v - action.v)
         name = f"Soft BAD, {label}"
         laws += [
-            _law(f"{name}: the soft optimum", "Q, V − the action level's", value),
-            _law(f"{name}: its policy", "Π π(w) − μ(a) exp((Q − V)/α)", product),
-            _law(
-                f"{name}: soft consistency",
-                "V − [R + γ E V(o′) − α Σ log π/μ]",
-                consistent,
-            ),
-            _law(f"{name}: what it earns", "V by linear equations − V(o)", earned),
+            _law(f"{name}: values", "Q, V − those of actions", value),
+            _law(f"{name}: policy", "Π π(w) − μ(a) exp((Q−V)/α)", product),
+            _law(f"{name}: paths", "V − R − γ E V + α log π/μ", consistent),
+            _law(f"{name}: return", "V by linear equations − V(o)", earned),
         ]
     return laws
 
@@ -344,7 +349,7 @@ def soft_laws(problems: Sequence[LanguageMDP], references: Sequence[Floats]) -> 
 def evaluation_laws(
     problems: Sequence[LanguageMDP], policies: Sequence[Floats], references: Sequence[Floats]
 ) -> list[Law]:
-    """A random token policy has the same values whether tokens or actions are counted."""
+    """A random token policy has the same values by tokens as by linear equations over actions."""
     bad, naive, entropy, kl = [], [], [], []
     for mdp, policy, log_mu in zip(problems, policies, references, strict=True):
         tree, n = mdp.tree, mdp.states
@@ -358,65 +363,93 @@ def evaluation_laws(
             cost = TEMPERATURE * (log_action - tree.path_sum(reference))
             token = solve_tokens(mdp, regularized(TEMPERATURE, policy, reference))
             found.append(token.v[:n] - policy_values(mdp, log_action, cost=cost).v)
-    linear = "by tokens − by linear equations"
+    linear = "V by tokens − by equations"
     return [
-        _law("A random policy's values, BAD", linear, bad),
-        _law("A random policy's values, NTPO", linear, naive),
-        _law("A random policy's values, entropy", linear, entropy),
-        _law("A random policy's values, KL", linear, kl),
+        _law("Random policy, BAD", linear, bad),
+        _law("Random policy, NTPO", linear, naive),
+        _law("Random policy, entropy", linear, entropy),
+        _law("Random policy, KL", linear, kl),
     ]
 
 
 def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
-    """The sampled credit of `poad.credit`, with exact values for a critic, has the exact mean.
+    """The sampled credit of `poad.credit` has the exact mean, if the critic's values are exact.
 
-    E[A | state, token] = Q − V of the method's own backup, for the `TRACES`; returns without a
-    critic have mean Q. One small problem, a random policy, and many episodes; with a small γ and
-    values away from 0, so that a discount in the wrong place shows. `archer_adrl` is not among
-    them: the value it goes on from is no backup's, so that nothing exact is to be had.
+    E[A | state, token] = Q − V of the method's own backup, for all `TRACES`. Returns without a
+    critic have the mean Q. The problem is small, the policy random, and there are many episodes. A
+    small γ and positive rewards, which keep values away from 0, reveal a discount in the wrong
+    place. `archer_adrl` is left out: it bootstraps from a value that belongs to no backup, so its
+    exact mean is not known.
     """
     size = {"states": 5, "actions": 5, "depth": 4}
-    mdp = random_problem(seed, gamma=0.8, sign="positive", **size)
-    policy = random_policy(mdp, seed)
-    tree, log_action, rng = mdp.tree, mdp.tree.path_sum(policy), np.random.default_rng(seed)
-    bad = solve_tokens(mdp, expected(policy))
-    naive = solve_tokens(mdp, expected(policy), mdp.gamma)
-    halfway = solve_tokens(mdp, expected(policy), HALFWAY)
-    ahead, of_naive, of_halfway = (v.q - v.v[tree.parent] for v in (bad, naive, halfway))
-    whole = policy_values(mdp, log_action)
-    turn, tokens = whole.q - whole.v[mdp.state], {"slots": "tokens"}
-    of_turn = bad.q - bad.v[tree.root]
-    between = tokens | {"gamma_token": HALFWAY}
-    cases: list[tuple[str, str, dict[str, Any], TokenValues, Floats, bool]] = [
-        ("poad", "poad", {}, bad, ahead, False),
-        ("poad, all slots", "poad", tokens, bad, ahead, False),
-        (f"poad, γ_w {HALFWAY}", "poad", between, halfway, of_halfway, False),
-        ("ntpo", "ntpo", {}, naive, of_naive, False),
-        ("turn_ppo", "turn_ppo", {}, bad, of_turn, False),
-        ("twosome", "twosome", {}, bad, turn, True),
-        ("glam", "glam", {}, bad, turn, True),
-    ]
-    played = play(mdp, log_action, EPISODES, rng, TURNS)
+    mdp = random_problem(seed, gamma=GAMMA_SAMPLED, sign="positive", **size)
+    policy, rng = random_policy(mdp, seed), np.random.default_rng(seed)
+    log_action = mdp.tree.path_sum(policy)
+    played = sample_episodes(mdp, log_action, EPISODES, rng, TURNS)
     laws, convergences = [], []
-    for name, method, options, values, truth, by_action in cases:
-        by_turn = METHODS[method].decision == "turn"
+    for case in _cases(mdp, policy):
+        by_turn = METHODS[case.method].decision == "turn"
         found = []
         for lam, lam_token in TRACES[:2] if by_turn else TRACES:
-            judge = Judge(METHODS[method], lam, options | {"lam_token": lam_token}, by_action)
-            sums = judge.sums(mdp, played, values, len(truth))
-            found.append(sums.errors(truth))
+            estimator = CreditEstimator(
+                METHODS[case.method], lam, lam_token, case.gamma_token, case.slots, case.by_action
+            )
+            sums = estimator.sums(mdp, played, case.values, len(case.truth))
+            found.append(sums.standard_errors(case.truth))
             if (lam, lam_token) == TRACES[0]:
-                error = sums.error(truth, BATCHES)
-                convergences.append(Convergence(name, [*BATCHES], error))
-        minus = "Q(o,a) − V(o)" if by_action else "Q − V(o)" if by_turn else "Q − V"
-        measured = f"mean − ({minus}), standard errors"
-        laws.append(_law(f"Sampled credit, {name}", measured, found, ERRORS))
-    played = play(mdp, log_action, RETURNS, rng, 1000)
-    returns = Judge(METHODS["reinforce"], 1.0).sums(mdp, played, bad, len(bad.q))
-    nearing = Convergence("reinforce", [*BATCHES], returns.error(bad.q, BATCHES))
-    slope, miss = np.array([nearing.power + 0.5]), [returns.errors(bad.q)]
+                errors = sums.rms_errors(case.truth, SAMPLE_SIZES)
+                convergences.append(Convergence(case.name, [*SAMPLE_SIZES], errors))
+        minus = "Q(o,a) − V(o)" if case.by_action else "Q − V(o)" if by_turn else "Q − V"
+        measured = f"mean − ({minus}), SE"
+        laws.append(_law(f"Sampled {case.name}", measured, found, STANDARD_ERRORS))
+
+    exact = solve_tokens(mdp, expected(policy))
+    played = sample_episodes(mdp, log_action, RETURN_EPISODES, rng, 1000)
+    sums = CreditEstimator(METHODS["reinforce"], 1.0).sums(mdp, played, exact, len(exact.q))
+    returns = Convergence("reinforce", [*SAMPLE_SIZES], sums.rms_errors(exact.q, SAMPLE_SIZES))
+    miss, slope = [sums.standard_errors(exact.q)], [np.array([returns.power + 0.5])]
     laws += [
-        _law("Sampled returns, reinforce", "mean − Q, standard errors", miss, ERRORS),
-        _law("... their error shrinks as 1/√N", "power of N + 1/2, N 64 to 4096", [slope], 0.1),
+        _law("Sampled reinforce", "mean − Q, SE", miss, STANDARD_ERRORS),
+        _law("Sampled reinforce, ∝ 1/√N", "error's power of N + 1/2", slope, 0.1),
     ]
-    return laws, [*convergences, nearing]
+    return laws, [*convergences, returns]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A credit method and the exact values that it is compared with."""
+
+    name: str
+    method: str
+    values: TokenValues
+    """The values of the critic."""
+    truth: Floats
+    """The exact mean advantage: [M] per token, or [A] per action."""
+    by_action: bool = False
+    gamma_token: float | None = None
+    slots: Slots | None = None
+
+
+def _cases(mdp: LanguageMDP, policy: Floats) -> list[_Case]:
+    """List the methods, each with the exact values of the random policy under its own backup."""
+    tree = mdp.tree
+
+    def solve(gamma_token: float) -> tuple[TokenValues, Floats]:
+        values = solve_tokens(mdp, expected(policy), gamma_token)
+        return values, values.q - values.v[tree.parent]  # Q − V of the prefix before the token
+
+    (bad, of_bad), (naive, of_naive) = solve(1.0), solve(mdp.gamma)
+    between, of_between = solve(GAMMA_TOKEN_BETWEEN)
+    of_turn = bad.q - bad.v[tree.root]
+    whole = policy_values(mdp, tree.path_sum(policy))
+    of_action = whole.q - whole.v[mdp.state]
+    name, gamma_token = f"poad, γ_w {GAMMA_TOKEN_BETWEEN}", GAMMA_TOKEN_BETWEEN
+    return [
+        _Case("poad", "poad", bad, of_bad),
+        _Case("poad, all slots", "poad", bad, of_bad, slots="tokens"),
+        _Case(name, "poad", between, of_between, gamma_token=gamma_token, slots="tokens"),
+        _Case("ntpo", "ntpo", naive, of_naive),
+        _Case("turn_ppo", "turn_ppo", bad, of_turn),
+        _Case("twosome", "twosome", bad, of_action, by_action=True),
+        _Case("glam", "glam", bad, of_action, by_action=True),
+    ]

@@ -1,4 +1,4 @@
-"""``poad verify``: check the theory and our estimators, print what was found, and draw it."""
+"""`poad verify`: check the theory and the credit estimators, and report the findings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from poad.errors import ConfigError
 from poad.runs import source_commit, versions, write_json
 from poad.theory.laws import Convergence, Findings, Law, Preference, verify
 
-DEEPEST = 500
-DRAWN = 0.95
-"""The γ_w whose preference for short actions is drawn."""
+MAX_DEPTH = 500
+PLOTTED_GAMMA_TOKEN = 0.95
+"""The γ_w for which the figure shows NTPO's preferences by length."""
 
 
 def show_laws(console: Console, laws: Sequence[Law]) -> None:
-    """Print what was measured, a law a line."""
+    """Print a table with a row per law."""
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("law")
     table.add_column("what is measured", style="dim")
@@ -34,16 +34,17 @@ def show_laws(console: Console, laws: Sequence[Law]) -> None:
         numbers = f"{law.deviation:.2g}", f"{law.bound:.2g}", verdict
         table.add_row(escape(law.name), escape(law.measured), *numbers)
     console.print(table, highlight=False)
+    console.print("\nSE: in standard errors of the mean.", highlight=False)
 
 
 def show_preferences(console: Console, rows: Sequence[Preference]) -> None:
-    """Print how often NTPO's greedy action is not the optimum, by the optimal action's length."""
+    """Print how often NTPO's greedy action differs from the optimum, by the optimum's length."""
     depth = len(rows[0].states)
     spans = np.array_split(np.arange(depth), min(depth, 6))
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("values")
     lengths = [f"{s[0] + 1}" if len(s) == 1 else f"{s[0] + 1}–{s[-1] + 1}" for s in spans]
-    for heading in ("γ_w", *lengths, "all", "tokens", "optimum's"):
+    for heading in ("γ_w", *lengths, "all", "NTPO's", "optimum's"):
         table.add_column(heading, justify="right")
     for row in rows:
         counts = [
@@ -53,15 +54,15 @@ def show_preferences(console: Console, rows: Sequence[Preference]) -> None:
         means = f"{row.greedy_length:.2f}", f"{row.optimal_length:.2f}"
         table.add_row(_sign(row), f"{row.gamma_token:g}", *shares, f"{100 * row.rate:.0f}%", *means)
     console.print(
-        "\nStates where NTPO's greedy action is not the optimum, by the optimal action's\n"
-        "tokens; mean tokens of NTPO's action and of the optimum:\n",
+        "\nShare of states where NTPO's greedy action is not the optimum, by the length of\n"
+        "the optimum in tokens. The last columns are the mean lengths of both.\n",
         highlight=False,
     )
     console.print(table, highlight=False)
 
 
 def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
-    """Print how the means of sampled credit near their exact values."""
+    """Print the errors of sampled credit by the number of episodes."""
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("episodes")
     for heading in (*(f"{n:,}" for n in rows[0].episodes), "power of N"):
@@ -69,7 +70,8 @@ def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
     for row in rows:
         table.add_row(row.method, *(f"{e:.4f}" for e in row.error), f"{row.power:.2f}")
     console.print(
-        "\nRoot mean squared error of sampled credit, λ .95 after a turn and 1 inside it:\n",
+        "\nRoot mean squared error of sampled credit, with λ = .95 after a turn and λ = 1\n"
+        "inside it:\n",
         highlight=False,
     )
     console.print(table, highlight=False)
@@ -82,24 +84,27 @@ def _sign(row: Preference) -> str:
 def verify_command(
     *, states: int, actions: int, depth: int, problems: int, seed: int, out: Path, quiet: bool
 ) -> int:
-    """Check, print, and leave ``verify.json`` and the figure; the exit status: 1 if a law fails.
+    """Check all laws, print them, and write `verify.json` and the figure to the directory `out`.
+
+    Returns:
+        The exit status, 1 if a law fails.
 
     Raises:
-        ConfigError: sizes that make no problem, or an unusable directory.
+        ConfigError: a size is out of range, or the directory cannot be written.
     """
     size = {"states": states, "actions": actions, "depth": depth, "problems": problems}
     least = {"states": 1, "actions": 2, "depth": 1, "problems": 1}
     for name, value in size.items():
         if value < least[name]:
             raise ConfigError(f"--{name} {value}: must be at least {least[name]}.")
-    if depth > DEEPEST:
-        raise ConfigError(f"--depth {depth}: must be at most {DEEPEST}; γ_w^depth becomes 0.")
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"--depth {depth}: must be at most {MAX_DEPTH}; γ_w^depth vanishes.")
     if seed < 0:
         raise ConfigError(f"--seed {seed}: must not be negative.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; name a directory.") from error
+        raise ConfigError(f"--out {out}: {error.strerror}. Name a directory.") from error
     found = verify(**size, seed=seed)
     console = Screen(quiet=quiet)
     show_laws(console, found.laws)
@@ -108,8 +113,10 @@ def verify_command(
     try:
         saved = _save(found, {**size, "seed": seed}, out)
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot write there: {error.strerror}.") from error
-    console.print(f"\nSaved as {saved}", highlight=False, markup=False, soft_wrap=True)
+        raise ConfigError(
+            f"--out {out}: cannot write there: {error.strerror}. Name another directory."
+        ) from error
+    console.print(f"\nWrote {saved}", highlight=False, markup=False, soft_wrap=True)
     for law in found.laws:
         if not law.holds:
             sys.stderr.write(
@@ -120,7 +127,7 @@ def verify_command(
 
 
 def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
-    """Write numbers and figure; what was written, in words."""
+    """Write the numbers and the figure, and return the names of the files."""
     numbers = {
         "arguments": arguments,
         "versions": {**versions(), "commit": source_commit()},
@@ -131,12 +138,12 @@ def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
     }
     write_json(out / "verify.json", numbers)
     gaps = {gap.gamma_token: (gap.length, gap.measured, gap.closed) for gap in found.gaps}
-    drawn = [row for row in found.preferences if row.gamma_token == DRAWN]
-    shares = {_sign(row): row.shares for row in drawn}
+    plotted = [row for row in found.preferences if row.gamma_token == PLOTTED_GAMMA_TOKEN]
+    shares = {_sign(row): row.shares for row in plotted}
     errors = {row.method: (row.episodes, row.error) for row in found.convergences}
     try:
         for ending in ("png", "svg"):
-            plot_theory(gaps, shares, DRAWN, errors, out / f"verify.{ending}")
+            plot_theory(gaps, shares, PLOTTED_GAMMA_TOKEN, errors, out / f"verify.{ending}")
     except ImportError as error:
-        return f"{out / 'verify.json'}; no figure: {error}"
+        return f"{out / 'verify.json'}. No figure: {error}"
     return f"{out / 'verify.json'}, verify.png and verify.svg"

@@ -23,7 +23,7 @@ from torch import Tensor
 from poad.agent import Agent
 from poad.display import Screen
 from poad.errors import ExportError
-from poad.lm import without_bars
+from poad.lm import without_progress_bars
 from poad.workflows.card import base_name, model_card
 from poad.workflows.load import LoadedRun, Weights, load_weights
 
@@ -69,7 +69,7 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left behind by a crash
         partial.mkdir(parents=True)
-        with without_bars():
+        with without_progress_bars():
             if adapter:
                 _save_adapter(agent, partial)
             else:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from poad.agent import Agent
 from poad.display import Screen, watch
-from poad.envs import same_words, world_arguments
+from poad.envs import same_class, world_arguments
 from poad.errors import ConfigError
 from poad.learn import evaluate, summarize
 from poad.runs import UNTRAINED, Run, write_json, write_text
@@ -74,7 +74,7 @@ def generalize_run(
 
 
 def _warn_of_other_words(home: str, worlds: Sequence[str], console: Console) -> None:
-    if not any(same_words(home, world) for world in worlds):
+    if not any(same_class(home, world) for world in worlds):
         console.print(
             f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
             "little can carry over. Choose worlds with --worlds."
@@ -102,7 +102,7 @@ def _rows(path: Path, beside: Sequence[Path]) -> list[_Row]:
 
 
 def _label(agent: Agent) -> str:
-    return f"{agent.config.credit.method}, seed {agent.config.seed}"
+    return f"{agent.config.credit.label}, seed {agent.config.seed}"
 
 
 def _steps(run: Run) -> int:

@@ -132,7 +132,7 @@ def text_loss(
         next(i for i in special if i is not None),
         *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
     ]
-    longest = model.longest or LONGEST_WINDOW
+    longest = model.context_length or LONGEST_WINDOW
     nats, counts = [], []
     for begin, first, end in windows(len(ids) - 1, window or min(longest, LONGEST_WINDOW)):
         packed = _plain_row(ids[begin:end], first - begin)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from poad.agent import Agent, load_agent
 from poad.config import Config
-from poad.envs import open_world
+from poad.envs import make
 from poad.errors import ExportError
 from poad.runs import Run
 
@@ -125,7 +125,7 @@ def check_world(config: Config) -> None:
     Raises:
         ConfigError: it cannot be opened.
     """
-    open_world(config.env, config.env_args).close()
+    make(config.env, **config.env_args).close()
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:

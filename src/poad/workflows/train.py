@@ -22,7 +22,7 @@ from poad.runs import Run
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 
-_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "mirrors")
+_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
 """Settings that may change when a run is resumed."""
 
 
@@ -113,8 +113,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     summary = _summary(config, run.metrics(), finished=not interrupts)
     if evaluation is not None:
         summary |= evaluation["sampled"] | {"evaluation": evaluation}
-    if trainer.best is not None:
-        summary["best"] = trainer.best._asdict()
+    if trainer.works.best is not None:
+        summary["best"] = trainer.works.best._asdict()
         show_work(console, summary["best"])
     run.write_summary(summary)
     report = write_report(run)
@@ -140,7 +140,7 @@ def _summary(config: Config, metrics: Sequence[Metrics], *, finished: bool) -> d
     last = metrics[-1] if metrics else {}
     summary: dict[str, Any] = {
         "env": config.env,
-        "method": config.credit.method,
+        "method": config.credit.label,
         "seed": config.seed,
         "status": "finished" if finished else "stopped",
         **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},

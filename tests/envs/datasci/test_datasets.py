@@ -45,7 +45,7 @@ def written(folder: Path, content: str, name: str = "my_own-table.csv") -> str:
     return str(folder / name)
 
 
-def test_the_balance_scale_is_every_beam_in_order():
+def test_the_balance_scale_has_every_beam_in_order():
     table = load("balance-scale")
     assert table.x.tolist() == [list(row) for row in product(range(1, 6), repeat=4)]
     left, right = table.x[:, 0] * table.x[:, 1], table.x[:, 2] * table.x[:, 3]
@@ -57,7 +57,7 @@ def test_the_balance_scale_is_every_beam_in_order():
     assert table.title == "balance scale"
 
 
-def test_the_small_balance_scale_is_always_the_same_rows_of_it():
+def test_the_small_balance_scale_always_has_the_same_rows():
     table, whole = load("balance-scale-125"), load("balance-scale")
     rows = np.random.RandomState(13).permutation(625)[:125]
     assert (table.x == whole.x[rows]).all()
@@ -94,29 +94,31 @@ def test_a_csv_keeps_complete_rows_its_numbers_and_the_ranks_of_its_words(tmp_pa
     assert (table.x.dtype, table.y.dtype) == (np.float64, np.int64)
 
 
-def test_any_column_can_be_the_target_and_classes_are_sorted_as_what_they_are(tmp_path: Path):
+def test_any_column_can_be_the_target_and_classes_are_sorted_by_their_type(tmp_path: Path):
     path = written(tmp_path, "a,b\n10,x\n9,y\n9,1\n")
     assert load(path, target="a").classes == ("9", "10")
     assert load(path, target="b").classes == ("1", "x", "y")
 
 
 @pytest.mark.parametrize("name", KAGGLE)
-def test_a_published_table_is_known_by_its_columns_and_read_by_its_rule(name: str, tmp_path: Path):
+def test_a_published_table_is_recognized_by_its_columns_and_read_by_its_rule(
+    name: str, tmp_path: Path
+):
     rule = KAGGLE[name]
     n = 2600
-    columns = {column: np.arange(n) * 1.5 for column in (rule.dropped, *rule.telling)}
-    columns[rule.telling[0]][3] = np.nan
+    columns = {column: np.arange(n) * 1.5 for column in (rule.dropped, *rule.typical)}
+    columns[rule.typical[0]][3] = np.nan
     frame = pd.DataFrame(columns | {rule.target: np.arange(n) % 2})
     frame.to_csv(tmp_path / "train.csv", index=False)
     table = load(str(tmp_path / "train.csv"))
     kept = [row for row in range(n) if row != 3][: rule.rows]
     values = np.arange(len(kept)) if rule.encode_all else np.array(kept) * 1.5
-    assert table.x.tolist() == [[value] * len(rule.telling) for value in values]
+    assert table.x.tolist() == [[value] * len(rule.typical) for value in values]
     assert table.y.tolist() == [row % 2 for row in kept]
     assert table.title == name.replace("-", " ")
     assert load(str(tmp_path / "train.csv"), target=rule.target).x.shape == table.x.shape
-    other = load(str(tmp_path / "train.csv"), target=rule.telling[0])  # a task of one's own
-    assert other.x.shape == (n - 1, len(rule.telling) + 1)
+    other = load(str(tmp_path / "train.csv"), target=rule.typical[0])  # a task of one's own
+    assert other.x.shape == (n - 1, len(rule.typical) + 1)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -137,25 +139,30 @@ def refusal(dataset: str, target: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_name_is_met_with_close_ones_and_all_there_are():
+def test_the_error_for_an_unknown_name_suggests_close_ones_and_lists_all():
     said = refusal("balance-scal")
-    assert "no data set 'balance-scal' (close: balance-scale, balance-scale-125" in said
+    assert (
+        "no data set 'balance-scal'. Did you mean 'balance-scale' or 'balance-scale-125'?" in said
+    )
     assert all(name in said for name in names())
     assert "the path of a csv file, or openml:<id>" in said
 
 
 @pytest.mark.parametrize("name", KAGGLE)
-def test_the_name_of_a_published_table_asks_for_its_file(name: str):
-    assert f"{name} is not part of poad: download its csv file and give its path" in refusal(name)
+def test_the_error_for_the_name_of_a_published_table_asks_for_its_file(name: str):
+    assert f"{name} is not part of poad. Download its csv file and pass the path" in refusal(name)
 
 
-def test_a_named_table_has_its_own_target():
-    assert "target='colour' is for csv files" in refusal("iris", "colour")
+def test_a_named_table_has_a_fixed_target():
+    assert "Leave out target='colour', which is for csv files" in refusal("iris", "colour")
 
 
 def test_a_missing_file_and_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal("nothing.csv") == f"nothing.csv does not exist (looked for in {tmp_path})."
+    assert (
+        refusal("nothing.csv")
+        == f"nothing.csv does not exist. The current directory is {tmp_path}."
+    )
     assert "is a directory, not a csv file" in refusal(str(tmp_path))
 
 
@@ -167,33 +174,35 @@ def test_a_file_that_is_no_csv(tmp_path: Path, content: str):
 
 def test_a_target_that_is_missing_or_unknown_names_the_columns(tmp_path: Path):
     path = written(tmp_path, CSV)
-    assert "say which column to predict, target=..." in refusal(path)
-    assert "no column 'labl' (close: label)" in refusal(path, "labl")
+    assert "needs a column to predict; pass target=..." in refusal(path)
+    assert "no column 'labl'. Did you mean 'label'?" in refusal(path, "labl")
     for target in (None, "labl"):
         assert "columns: row, size, colour, open, label." in refusal(path, target)
 
 
-def test_nothing_to_tell_apart(tmp_path: Path):
+def test_a_target_with_one_class_or_without_features_is_an_error(tmp_path: Path):
     path = written(tmp_path, "a,b\n1,no\n2,no\n,yes\n")
     assert "'b' is 'no' in every complete row" in refusal(path, "b")
     path = written(tmp_path, "b\nno\nyes\n")
-    assert "no column besides 'b' to predict it from" in refusal(path, "b")
+    assert "no column besides 'b', so there are no features" in refusal(path, "b")
 
 
 def test_no_complete_row_names_the_emptiest_column(tmp_path: Path):
     path = written(tmp_path, "a,b,c\n1,,\n,,2\n3,4,\n5,,\n")
-    assert "no row without a gap among its 4; 'b' is empty in 75%" in refusal(path, "a")
+    assert "no row without missing values among its 4; 'b' is empty in 75%" in refusal(path, "a")
     path = written(tmp_path, "a,b,c\n")
-    assert "no row without a gap among its 0." in refusal(path, "a")
+    assert "no row without missing values among its 0." in refusal(path, "a")
 
 
-def test_a_dataset_that_is_no_text():
+def test_a_dataset_that_is_not_a_string_is_an_error():
     with pytest.raises(DataError, match="a name, openml:<id> or a path, not 15"):
         load(15)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("module", ["sklearn", "pandas"])
-def test_a_missing_extra_says_how_to_install_it(module: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_missing_extra_says_how_to_install_it(
+    module: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, module, None)
     said = refusal("balance-scale")
     assert "pip install 'poad[datasci]'" in said
@@ -240,7 +249,7 @@ def same(one: Table, other: Table) -> bool:
     return bool((one.x == other.x).all() and (one.y == other.y).all())
 
 
-def test_a_table_of_openml_is_taken_whole(openml: OpenML):
+def test_a_table_of_openml_is_used_as_a_whole(openml: OpenML):
     table = load("openml:11")
     whole = load("balance-scale")
     assert table.classes == ("B", "L", "R")
@@ -275,20 +284,20 @@ def test_downloads_are_kept_so_that_the_network_is_needed_once(openml: OpenML, c
 
 def test_an_unknown_number_or_column_of_openml(openml: OpenML):
     assert refusal("openml:12") == "OpenML has no table with the number in 'openml:12'."
-    assert "as in openml:15" in refusal("openml:balance-scale")
+    assert "a form like openml:15" in refusal("openml:balance-scale")
     said = refusal("openml:11", "clas")
-    assert "no column 'clas' (close: class)" in said
+    assert "no column 'clas'. Did you mean 'class'?" in said
     assert "left-weight, left-distance" in said
 
 
-def test_a_table_without_a_target_of_its_own_or_that_is_sparse(openml: OpenML):
+def test_a_table_without_a_default_target_or_that_is_sparse_is_an_error(openml: OpenML):
     openml.tables[11].target = None
-    assert "openml:11 does not name one column to predict: say target=..." in refusal("openml:11")
+    assert "openml:11 has no single default target; pass target=..." in refusal("openml:11")
     openml.tables[15].fields["format"] = "Sparse_ARFF"
     assert "openml:15 cannot be used: Sparse ARFF datasets cannot be loaded" in refusal("openml:15")
 
 
-def test_a_download_that_is_not_what_was_announced(openml: OpenML):
+def test_a_download_with_a_wrong_checksum_is_an_error(openml: OpenML):
     openml.tables[11].fields["md5_checksum"] = "0" * 32
     said = refusal("openml:11")
     assert said.startswith("openml:11 cannot be used: ")
@@ -304,14 +313,16 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_openml_in_trouble(openml: OpenML):
+def test_an_error_of_openml_is_reported(openml: OpenML):
     openml.broken = 503
     assert "breast-w" in names()
     assert "openml:15: OpenML answered 503" in refusal("breast-w")
 
 
 @pytest.mark.usefixtures("hurried")
-def test_no_network(monkeypatch: pytest.MonkeyPatch, cache: Path):
+def test_without_a_network_the_error_lists_tables_that_need_none(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+):
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("Temporary failure in name resolution")
 
@@ -324,7 +335,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, cache: Path):
     assert "airlines," not in said
 
 
-def test_patience_with_openml_is_bounded_and_nobody_elses_is_changed(
+def test_the_timeout_for_openml_applies_to_openml_alone(
     openml: OpenML, monkeypatch: pytest.MonkeyPatch
 ):
     import socket
@@ -338,5 +349,5 @@ def test_patience_with_openml_is_bounded_and_nobody_elses_is_changed(
 
     monkeypatch.setattr(openml, "answer", watched)
     load("openml:11")
-    assert set(seen) == {datasets.PATIENCE}
+    assert set(seen) == {datasets.OPENML_TIMEOUT}
     assert socket.getdefaulttimeout() is None

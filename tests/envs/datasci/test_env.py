@@ -17,7 +17,7 @@ from poad.envs.check import check_env
 from poad.envs.datasci import env as module
 from poad.envs.datasci.env import DataScienceEnv
 from poad.envs.datasci.text import CHARACTERS, program, prompt
-from poad.envs.registry import make, world_arguments, writing
+from poad.envs.registry import free_text_of, make, world_arguments
 from poad.errors import DataError
 
 NAME = "poad/DataScience-v0"
@@ -44,12 +44,12 @@ class Fake(InProcess):
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fake]]:
     """No real sandbox; the ones that were asked for instead."""
     gc.collect()  # copies that other tests dropped leave now
-    assert module._WORKSHOPS == {}
+    assert module._SHARED == {}
     monkeypatch.setattr(module, "Sandbox", Fake)
     Fake.made = []
     yield Fake.made
     gc.collect()
-    assert module._WORKSHOPS == {}
+    assert module._SHARED == {}
 
 
 def opened(**arguments: Any) -> DataScienceEnv:
@@ -58,7 +58,7 @@ def opened(**arguments: Any) -> DataScienceEnv:
     return env
 
 
-def test_a_program_that_runs_is_paid_its_score_and_ends_the_episode(made: list[Fake]):
+def test_a_program_that_runs_is_rewarded_by_its_score_and_ends_the_episode(made: list[Fake]):
     env = opened()
     again, reward, terminated, truncated, info = env.step(GOOD)
     assert again == FIRST
@@ -86,7 +86,7 @@ def test_a_program_that_runs_is_paid_its_score_and_ends_the_episode(made: list[F
     assert 0 < info["deviation"] < 0.1
 
 
-def test_a_failure_is_shown_with_its_error_and_may_be_mended(made: list[Fake]):
+def test_a_failure_is_shown_with_its_error_and_may_be_corrected(made: list[Fake]):
     env = opened()
     shown, reward, terminated, truncated, info = env.step(BAD)
     assert (reward, terminated, truncated) == (-1.0, False, False)
@@ -133,7 +133,7 @@ def test_a_reset_forgets_the_last_episode(made: list[Fake]):
     assert env.step(BAD)[4]["episode"]["r"] == -2
 
 
-def test_acting_needs_an_episode(made: list[Fake]):
+def test_a_step_needs_a_running_episode(made: list[Fake]):
     env = make(NAME)
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step(GOOD)
@@ -145,11 +145,11 @@ def test_acting_needs_an_episode(made: list[Fake]):
     env.close()
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step(GOOD)
-    with pytest.raises(ClosedEnvironmentError, match="make another"):
+    with pytest.raises(ClosedEnvironmentError, match="make another one"):
         env.reset()
 
 
-def test_a_program_runs_once_and_what_is_remembered_costs_nothing(made: list[Fake]):
+def test_a_program_runs_once_and_a_remembered_result_costs_nothing(made: list[Fake]):
     env = opened()
     env.step(BAD)
     _, reward, *_, info = env.step(BAD)
@@ -183,7 +183,7 @@ def test_parity_with_the_paper_refuses_two_words(made: list[Fake]):
     assert opened(parity=False).step(body)[4]["status"] == "error"
 
 
-def test_nothing_is_offered_and_the_spaces_hold_what_is_read_and_written(made: list[Fake]):
+def test_nothing_is_offered_and_the_spaces_contain_prompts_and_programs(made: list[Fake]):
     env = opened()
     first, info = env.reset()
     assert "admissible_actions" not in info
@@ -201,13 +201,13 @@ def test_filling_in_the_middle(made: list[Fake]):
     assert env.reset()[0] == prompt("balance scale", 125, 4, 3, fill_in_the_middle="starcoder")
 
 
-def test_how_a_program_ends_when_it_is_written_freely():
-    said = writing(NAME)
-    assert said.tokens == 128
+def test_a_freely_written_program_ends_at_its_stop_strings_or_after_128_tokens():
+    said = free_text_of(NAME)
+    assert said.max_tokens == 128
     assert "\n    return model" in said.stop
 
 
-def test_equal_copies_share_a_sandbox_until_the_last_leaves(made: list[Fake]):
+def test_equal_copies_share_a_sandbox_until_the_last_is_closed(made: list[Fake]):
     one, other = opened(tries=2), opened(tries=4, fill_in_the_middle="qwen")
     one.step(GOOD)
     assert other.step(GOOD)[4]["cpu_seconds"] == 0
@@ -223,7 +223,7 @@ def test_equal_copies_share_a_sandbox_until_the_last_leaves(made: list[Fake]):
     assert [sandbox.closed for sandbox in made] == [1, 1]
 
 
-def test_a_copy_that_is_dropped_leaves_too(made: list[Fake]):
+def test_a_copy_that_is_garbage_collected_counts_as_closed(made: list[Fake]):
     def scope() -> None:
         opened()
 
@@ -264,7 +264,7 @@ def test_the_sandbox_gets_the_arguments_and_starts_only_for_an_episode(made: lis
     assert len(made) == 1
 
 
-def test_copies_may_come_and_go_in_any_thread(made: list[Fake]):
+def test_copies_may_be_made_and_closed_in_any_thread(made: list[Fake]):
     def come_and_go() -> None:
         for _ in range(20):
             DataScienceEnv().close()
@@ -274,7 +274,7 @@ def test_copies_may_come_and_go_in_any_thread(made: list[Fake]):
         thread.start()
     for thread in threads:
         thread.join()
-    assert module._WORKSHOPS == {}
+    assert module._SHARED == {}
 
 
 @pytest.mark.parametrize(
@@ -284,11 +284,17 @@ def test_copies_may_come_and_go_in_any_thread(made: list[Fake]):
         ({"budget": 0}, "budget must be above 0 seconds, got 0"),
         ({"budget": float("nan")}, "budget must be above 0 seconds, got nan"),
         ({"workers": -1}, "workers must not be negative, got -1"),
-        ({"isolation": "docker"}, "'docker' is none of: auto, bubblewrap, process, none"),
-        ({"fill_in_the_middle": "gpt"}, "'gpt' is none of: none, code-llama, starcoder, qwen"),
+        (
+            {"isolation": "docker"},
+            "isolation must be one of auto, bubblewrap, process, none, got 'docker'",
+        ),
+        (
+            {"fill_in_the_middle": "gpt"},
+            "must be one of none, code-llama, starcoder, qwen, got 'gpt'",
+        ),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_starts(
+def test_wrong_arguments_are_errors_before_anything_starts(
     made: list[Fake], arguments: dict[str, Any], message: str
 ):
     with pytest.raises(ValueError, match=message):
@@ -296,8 +302,8 @@ def test_wrong_arguments_are_told_before_anything_starts(
     assert made == []
 
 
-def test_mistakes_about_data_are_told_before_anything_starts(made: list[Fake], tmp_path: Path):
-    with pytest.raises(DataError, match="close: iris"):
+def test_wrong_data_is_an_error_before_anything_starts(made: list[Fake], tmp_path: Path):
+    with pytest.raises(DataError, match="Did you mean 'iris'"):
         make(NAME, dataset="irs")
     path = tmp_path / "rare.csv"
     path.write_text("a,b\n" + "1,x\n2,y\n" * 20 + "3,z\n")
@@ -336,14 +342,14 @@ def test_arguments_are_typed_and_documented():
     assert all(f"* `{name}`:" in page for name in arguments)
 
 
-def test_without_the_extra_worlds_can_still_be_listed_and_the_cure_is_told():
+def test_without_the_extra_worlds_can_be_listed_and_the_error_says_how_to_install_it():
     code = """
 import sys
 for missing in ("sklearn", "pandas", "scipy", "pyseccomp"):
     sys.modules[missing] = None
-from poad.envs import known_worlds, make, writing
+from poad.envs import free_text_of, known_worlds, make
 assert "poad/DataScience-v0" in dict(known_worlds())
-assert writing("poad/DataScience-v0").tokens == 128
+assert free_text_of("poad/DataScience-v0").max_tokens == 128
 make("poad/TomatoSalad-v0").reset()
 try:
     make("poad/DataScience-v0")

@@ -13,7 +13,7 @@ from sklearn.naive_bayes import GaussianNB
 
 from poad.envs.datasci.datasets import Table, load
 from poad.envs.datasci.sandbox import Answer, Sandbox
-from poad.envs.datasci.scoring import Judge, roc_auc
+from poad.envs.datasci.scoring import Scorer, roc_auc
 from poad.envs.datasci.text import program
 from poad.errors import DataError
 
@@ -74,11 +74,11 @@ def answer(*tables: np.ndarray) -> Answer:
 
 @pytest.mark.parametrize(("data", "model", "score"), CASES)
 def test_reference_scores(data: str, model: str, score: float):
-    verdict = Judge(table_of(data), InProcess()).verdict(MODELS[model])
+    result = Scorer(table_of(data), InProcess()).score(MODELS[model])
     # Half a unit of the last printed digit; a little more, as .81549 was printed as .816. Logistic
     # regression stops at its limit of iterations, and where that is depends on the BLAS kernels:
     # pharyngitis is .6960 with those for AVX-512 and .6971 with those for AVX2.
-    assert verdict.score == pytest.approx(score, abs=0.0015 if model == "LR" else 0.0006)
+    assert result.score == pytest.approx(score, abs=0.0015 if model == "LR" else 0.0006)
 
 
 @pytest.mark.parametrize("data", ["balance-scale-125", "breast-cancer"])
@@ -91,11 +91,11 @@ def test_the_protocol_in_full(data: str):
         )
         model = GaussianNB().fit(x_train, y_train)
         scores.append(by_hand(np.asarray(y_test), model.predict_proba(x_test)))
-    verdict = Judge(table, InProcess()).verdict(MODELS["NB"])
-    assert verdict.scores == pytest.approx(scores, abs=1e-12)
-    assert verdict.score == pytest.approx(np.mean(scores), abs=1e-12)
-    assert verdict.deviation == pytest.approx(np.std(scores), abs=1e-12)
-    assert (verdict.status, verdict.message) == ("ok", "")
+    result = Scorer(table, InProcess()).score(MODELS["NB"])
+    assert result.scores == pytest.approx(scores, abs=1e-12)
+    assert result.score == pytest.approx(np.mean(scores), abs=1e-12)
+    assert result.deviation == pytest.approx(np.std(scores), abs=1e-12)
+    assert (result.status, result.message) == ("ok", "")
 
 
 def by_hand(truth: np.ndarray, probabilities: np.ndarray) -> float:
@@ -110,7 +110,7 @@ def by_hand(truth: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_the_area_is_the_chance_to_rank_a_pair_rightly(classes: int):
+def test_the_area_is_the_probability_of_ranking_a_pair_correctly(classes: int):
     rng = np.random.default_rng(classes)
     for _ in range(20):
         truth = np.concatenate([np.arange(classes), rng.integers(0, classes, 30)])
@@ -136,7 +136,7 @@ def test_jobs_hold_halves_as_plain_arrays_and_no_labels_of_the_other_half():
             return super().submit(source, jobs)
 
     table = load("iris")
-    Judge(table, Watched(), seeds=(3, 8)).verdict(LR)
+    Scorer(table, Watched(), seeds=(3, 8)).score(LR)
     assert [(job.seed, job.classes) for job in seen] == [(3, 3), (8, 3)]
     for job in seen:
         assert (job.x_train.dtype, job.x_test.dtype, job.y_train.dtype) == (float, float, np.int64)
@@ -148,26 +148,26 @@ def test_jobs_hold_halves_as_plain_arrays_and_no_labels_of_the_other_half():
         assert (job.y_train == expected).all()
 
 
-def test_a_verdict_is_remembered_and_costs_nothing_again():
+def test_a_result_is_remembered_and_costs_nothing_again():
     runs = InProcess()
-    judge = Judge(small(20, 20), runs)
-    first = judge.verdict(LR)
-    second = judge.verdict(LR)
+    scorer = Scorer(small(20, 20), runs)
+    first = scorer.score(LR)
+    second = scorer.score(LR)
     assert runs.asked == {LR: 1}
     assert (first.seconds, first.cpu_seconds) == (0.5, 0.25)
     assert (second.seconds, second.cpu_seconds) == (0.5, 0.0)
     assert (first.score, first.scores, first.status) == (second.score, second.scores, "ok")
 
 
-def test_preparing_starts_a_program_once_however_often_it_is_asked_for():
+def test_preparing_a_program_again_does_not_start_it_again():
     runs = InProcess()
-    judge = Judge(small(20, 20), runs)
-    judge.prepare(LR)
-    judge.prepare(LR)
+    scorer = Scorer(small(20, 20), runs)
+    scorer.prepare(LR)
+    scorer.prepare(LR)
     assert runs.asked == {LR: 1}
-    assert judge.verdict(LR).cpu_seconds == 0.25
-    judge.prepare(LR)
-    assert judge.verdict(LR).cpu_seconds == 0
+    assert scorer.score(LR).cpu_seconds == 0.25
+    scorer.prepare(LR)
+    assert scorer.score(LR).cpu_seconds == 0
     assert runs.asked == {LR: 1}
 
 
@@ -179,86 +179,86 @@ def test_preparing_starts_a_program_once_however_often_it_is_asked_for():
         ("killed", ""),
     ],
 )
-def test_failures_have_no_score_tell_why_and_are_remembered_too(status: str, message: str):
+def test_failures_have_no_score_but_a_message_and_are_remembered_too(status: str, message: str):
     runs = Scripted(Answer(None, status, message, 30.0, 29.0))
-    judge = Judge(small(20, 20), runs)
-    verdicts = [judge.verdict(LR) for _ in range(3)]
+    scorer = Scorer(small(20, 20), runs)
+    results = [scorer.score(LR) for _ in range(3)]
     assert runs.asked == 1
-    assert [verdict.cpu_seconds for verdict in verdicts] == [29.0, 0, 0]
-    for verdict in verdicts:
-        assert (verdict.score, verdict.scores, verdict.deviation) == (None, (), 0)
-        assert (verdict.status, verdict.seconds) == (status, 30)
-        assert verdict.message == (message or "Error: killed")
+    assert [result.cpu_seconds for result in results] == [29.0, 0, 0]
+    for result in results:
+        assert (result.score, result.scores, result.deviation) == (None, (), 0)
+        assert (result.status, result.seconds) == (status, 30)
+        assert result.message == (message or "Error: killed")
 
 
 @pytest.mark.parametrize("number", [0.7, 0.0, 1e308])
-def test_probabilities_that_are_none_are_a_failure_of_the_program(number: float):
-    judge = Judge(small(20, 20), Scripted(answer(np.full((20, 2), number))), seeds=[0])
-    verdict = judge.verdict(LR)
-    assert (verdict.score, verdict.status) == (None, "output")
-    assert "do not sum to 1" in verdict.message
+def test_invalid_probabilities_are_a_failure_of_the_program(number: float):
+    scorer = Scorer(small(20, 20), Scripted(answer(np.full((20, 2), number))), seeds=[0])
+    result = scorer.score(LR)
+    assert (result.score, result.status) == (None, "output")
+    assert "do not sum to 1" in result.message
 
 
 @pytest.mark.parametrize("refused", ["SVC(", "LinearSVC(", "GridSearchCV("])
-def test_what_the_paper_refused_is_not_run(refused: str):
+def test_programs_that_the_paper_refused_are_not_run(refused: str):
     runs = InProcess()
-    judge = Judge(small(20, 20), runs)
+    scorer = Scorer(small(20, 20), runs)
     source = program(f"model = {refused}).fit(x_train, y_train)")
-    judge.prepare(source)
-    verdict = judge.verdict(source)
-    assert (verdict.status, verdict.score, verdict.seconds) == ("refused", None, 0)
+    scorer.prepare(source)
+    result = scorer.score(source)
+    assert (result.status, result.score, result.seconds) == ("refused", None, 0)
     word = refused.removeprefix("Linear")
-    assert verdict.message == f"RefusedError: {word} is not allowed here"
+    assert result.message == f"RefusedError: {word} is not allowed here"
     assert not runs.asked
-    free = Judge(small(20, 20), runs, refuse=())
-    assert free.verdict(source).status == "error"  # nothing was imported
+    free = Scorer(small(20, 20), runs, refuse=())
+    assert free.score(source).status == "error"  # nothing was imported
     assert runs.asked == {source: 1}
 
 
-def test_a_sandbox_in_trouble_is_no_verdict_on_the_program():
+def test_an_error_of_the_sandbox_is_not_a_result_of_the_program():
     runs = Scripted(OSError("the sandbox is gone"))
-    judge = Judge(small(20, 20), runs)
+    scorer = Scorer(small(20, 20), runs)
     for _ in range(2):  # it is asked again, as nothing was learned about the program
         with pytest.raises(OSError, match="is gone"):
-            judge.verdict(LR)
+            scorer.score(LR)
     assert runs.asked == 2
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("poad.envs.datasci.scoring.MEMORY", 3)
+def test_the_number_of_remembered_results_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("poad.envs.datasci.scoring.MAX_REMEMBERED", 3)
     runs = InProcess()
-    judge = Judge(small(20, 20), runs, seeds=[0])
+    scorer = Scorer(small(20, 20), runs, seeds=[0])
     sources = [program(f"model = {number}") for number in range(4)]
     for source in sources:
-        judge.verdict(source)
-    judge.verdict(sources[3])
+        scorer.score(source)
+    scorer.score(sources[3])
     assert runs.asked[sources[3]] == 1
-    judge.verdict(sources[0])
+    scorer.score(sources[0])
     assert runs.asked[sources[0]] == 2
 
 
-def test_a_class_that_a_half_would_lack_is_refused_by_name():
+def test_a_class_that_a_half_lacks_is_rejected_by_name():
     with pytest.raises(DataError) as caught:
-        Judge(small(30, 30, 1), InProcess())
+        Scorer(small(30, 30, 1), InProcess())
     assert "small: split 0 leaves no row of class 'c'" in str(caught.value)
     assert "it has only 1 of 61 rows" in str(caught.value)
     table = load("balance-scale-125")  # 12 of 125 rows are balanced
-    Judge(table, InProcess(), seeds=range(100, 200))
+    Scorer(table, InProcess(), seeds=range(100, 200))
 
 
-def test_both_halves_are_looked_at():
+def test_both_halves_are_checked():
     messages = set()
     for seed in range(20):
         with pytest.raises(DataError) as caught:
-            Judge(small(30, 1), InProcess(), seeds=[seed])
-        messages.add("to learn from" in str(caught.value))
+            Scorer(small(30, 1), InProcess(), seeds=[seed])
+        messages.add("for training" in str(caught.value))
     assert messages == {True, False}
 
 
-def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_the_scorer_needs_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(DataError, match=r"pip install 'poad\[datasci\]'"):
-        Judge(small(20, 20), InProcess())
+        Scorer(small(20, 20), InProcess())
 
 
 def test_the_sandbox_and_this_process_agree_on_a_program():
@@ -269,15 +269,15 @@ def test_the_sandbox_and_this_process_agree_on_a_program():
         "    model.fit(x_train, y_train)"
     )
     broken = program("model = LogisticRegression().fit(x_train, y_train)")
-    here = Judge(table, InProcess())
+    here = Scorer(table, InProcess())
     with Sandbox(workers=1) as sandbox:
-        there = Judge(table, sandbox)
+        there = Scorer(table, sandbox)
         for source in (LR, draw):  # the second draws by both random generators
             there.prepare(source)
-            assert there.verdict(source).scores == here.verdict(source).scores
-        verdict = there.verdict(broken)
-        assert verdict.status == "error"
-        assert "NameError: name 'LogisticRegression' is not defined" in verdict.message
+            assert there.score(source).scores == here.score(source).scores
+        result = there.score(broken)
+        assert result.status == "error"
+        assert "NameError: name 'LogisticRegression' is not defined" in result.message
 
 
 UNDO_THE_SPLIT = """
@@ -301,14 +301,14 @@ def build_model(x_train, y_train):
 """
 
 
-def test_a_row_number_in_a_sorted_table_tells_a_program_nothing(
+def test_the_position_in_a_sorted_table_does_not_reveal_the_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Iris is sorted by class: whoever knew a test row's number would know its class."""
     iris = load("iris")
-    assert Judge(iris, InProcess()).verdict(UNDO_THE_SPLIT).score == pytest.approx(0.5, abs=0.1)
+    assert Scorer(iris, InProcess()).score(UNDO_THE_SPLIT).score == pytest.approx(0.5, abs=0.1)
     unshuffled = SimpleNamespace(permutation=np.arange)
     monkeypatch.setattr(np.random, "default_rng", lambda *_: unshuffled)
-    score = Judge(iris, InProcess()).verdict(UNDO_THE_SPLIT).score
+    score = Scorer(iris, InProcess()).score(UNDO_THE_SPLIT).score
     assert score is not None
     assert score > 0.95  # so the program is no straw man

@@ -33,7 +33,7 @@ def build_model(x_train, y_train):
 BODY = "    from sklearn import Tree\n    model = Tree()"
 
 
-def test_the_first_prompt_tells_the_task_and_opens_the_function():
+def test_the_first_prompt_states_the_task_and_begins_the_function():
     assert prompt(*TASK) == FIRST
 
 
@@ -64,7 +64,7 @@ def test_any_attempt_makes_a_bounded_readable_prompt_that_ends_as_the_first(
     assert len(told[-1]) <= MAX_ERROR + 2
 
 
-def test_a_long_attempt_is_cut_and_says_so():
+def test_a_long_attempt_is_cut_and_marked():
     shown = prompt(*TASK, ("x = 1\n" * 200, "e" * 500))
     body, error = shown.removesuffix(FIRST).removeprefix(OPENING).rstrip("\n").rsplit("\n# ", 1)
     assert body.endswith(" ...")
@@ -72,20 +72,20 @@ def test_a_long_attempt_is_cut_and_says_so():
     assert error == "e" * MAX_ERROR
 
 
-def test_characters_that_are_not_plain_read_as_question_marks():
+def test_other_characters_become_question_marks():
     shown = prompt(*TASK, ("a\t= 'é\x1b[0m'", "E: \x07ü"))
     assert "    a   = '??[0m'\n# E: ??\n" in shown
 
 
 @pytest.mark.parametrize("marking", [m for m in MARKINGS if m != "none"])
-def test_filling_in_the_middle_shows_how_the_function_ends(marking: Marking):
+def test_fill_in_the_middle_shows_the_end_of_the_function(marking: Marking):
     before, between, after = MARKINGS[marking]
     shown = prompt(*TASK, fill_in_the_middle=marking)
     assert shown == f"{before}{FIRST}{between}    return model\n{after}"
     assert between
 
 
-def test_an_attempt_cannot_write_the_markings_itself():
+def test_an_attempt_cannot_contain_the_markings():
     marks = [mark for marks in MARKINGS.values() for mark in marks if mark]
     body = " ".join(marks)
     shown = prompt(*TASK, (body, body), fill_in_the_middle="code-llama")
@@ -103,14 +103,14 @@ def test_a_program_is_the_function_around_the_body(body: str):
 
 @given(st.text(alphabet="ab =\n\t("))
 @settings(deadline=None)
-def test_stripping_a_body_makes_no_other_program_if_it_was_indented_by_four(body: str):
+def test_stripping_a_body_indented_by_four_gives_the_same_program(body: str):
     assert program(body.strip()) == program("    " + body.strip())
 
 
-def test_nothing_written_is_a_program_too():
+def test_an_empty_body_is_a_program():
     assert ast.parse(program(""))
 
 
-def test_deeper_or_odd_indentation_is_left_for_python_to_judge():
+def test_other_indentation_is_left_unchanged():
     assert program("  a = 1").splitlines()[1] == "  a = 1"
     assert program("if x:\n        model = 1").splitlines()[1] == "    if x:"

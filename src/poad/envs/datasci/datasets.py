@@ -1,10 +1,9 @@
-"""Tables to classify: by name, from a csv file, or from OpenML. Each becomes numbers without gaps.
+"""Tables to classify, by name, from a csv file, or from OpenML. They become numbers without gaps.
 
-Everything here is deterministic. What poad calls by a name is always the same rows in the same
-order; a csv file or an OpenML table of yours is taken whole, in its own order.
+Everything here is deterministic. A named table always has the same rows in the same order. A csv
+file or an OpenML table is used as a whole, in its own order.
 """
 
-import difflib
 import os
 import socket
 import warnings
@@ -17,14 +16,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from poad.errors import DataError
+from poad.errors import DataError, did_you_mean
 
 Frame: TypeAlias = Any
-"""A `pandas.DataFrame`; pandas is an extra, so it is imported where it is needed."""
+"""A `pandas.DataFrame`. Pandas is an extra, so it is imported only where it is needed."""
 SUBSET_SEED: Final = 13
-"""Seeds the choice of rows where poad takes some of a larger table."""
-PATIENCE: Final = 30.0
-"""Seconds that OpenML may stay silent."""
+"""Seeds the choice of rows for tables that are a part of a larger one."""
+OPENML_TIMEOUT: Final = 30.0
+"""In seconds without data from OpenML."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,15 @@ class Table:
     """Rows to classify."""
 
     name: str
-    """What it was asked for by."""
+    """The name or path that was passed to `load`."""
     title: str
     """The name in words, for the prompt."""
     x: np.ndarray
-    """Features, float64 [rows, columns], finite."""
+    """[rows, columns] float64. The features; they are finite."""
     y: np.ndarray
-    """Classes, int64 [rows], counted from 0."""
+    """[rows] int64. The classes, from 0."""
     classes: tuple[str, ...]
-    """What each class is called, in sorted order."""
+    """The names of the classes, in sorted order."""
 
     def __repr__(self) -> str:
         rows, columns = self.x.shape
@@ -48,17 +47,17 @@ class Table:
 
 
 class _Kaggle(NamedTuple):
-    """A published table that is read as the paper read it; it comes as a csv of the user's."""
+    """A published table, which the user downloads as a csv file, with the rules of the paper."""
 
     title: str
     target: str
     dropped: str
-    telling: tuple[str, ...]
-    """Columns that tell it from other tables, besides the two above."""
+    typical: tuple[str, ...]
+    """More columns by which the table is recognized."""
     rows: int | None = None
-    """How many complete rows to keep, from the first."""
+    """The number of complete rows to keep, from the first. None keeps all."""
     encode_all: bool = False
-    """Whether numbers are replaced by their ranks, too."""
+    """True to replace not only words but also numbers by their ranks."""
 
 
 KAGGLE: Final = {
@@ -84,26 +83,27 @@ KAGGLE: Final = {
 
 
 def load(dataset: str, target: str | None = None) -> Table:
-    """Get a table by one of `names()`, by "openml:<id>", or by the path of a csv file.
+    """Load a table.
 
     Args:
-        dataset: the name, id or path.
-        target: the column to predict, of a csv or OpenML table. A csv needs it, unless it is one of
-            the published tables in `KAGGLE`, which are known by their columns and then read by the
-            rules of the paper. An OpenML table mostly names its own.
+        dataset: one of `names()`, "openml:<id>", or the path of a csv file.
+        target: the column to predict, for csv files and OpenML tables. A csv file needs it, unless
+            it is one of the published tables in `KAGGLE`. Those are recognized by their columns and
+            read by the rules of the paper. Most OpenML tables have a default target.
 
     Raises:
-        DataError: it is not there, cannot be read, or has nothing to tell apart; and without a
-            network, an unknown target, or a missing extra. The message names what there is.
+        DataError: the table does not exist, cannot be read, or has only one class, the target is
+            not a column, OpenML cannot be reached, or an extra is not installed. The message lists
+            the alternatives.
     """
     require_extra()
     if not isinstance(dataset, str):
-        raise DataError(f"dataset must be a name, openml:<id> or a path, not {dataset!r}")
+        raise DataError(f"dataset must be a name, openml:<id> or a path, not {dataset!r}.")
     if dataset in _NAMED:
         if target is not None:
             raise DataError(
-                f"{dataset} always predicts the same column; target={target!r} is for csv files "
-                "and OpenML tables."
+                f"{dataset} has a fixed target. Leave out target={target!r}, which is for csv "
+                "files and OpenML tables."
             )
         return _NAMED[dataset](dataset)
     if dataset.startswith("openml:"):
@@ -112,38 +112,39 @@ def load(dataset: str, target: str | None = None) -> Table:
         return _csv(dataset, target)
     if dataset in KAGGLE:
         raise DataError(
-            f"{dataset} is not part of poad: download its csv file and give its path, as in "
+            f"{dataset} is not part of poad. Download its csv file and pass the path, for example "
             f"dataset=data/{dataset}.csv."
         )
     raise DataError(
-        f"there is no data set {dataset!r}{_close_to(dataset, [*_NAMED, *KAGGLE])}. "
-        f"Known: {', '.join(names())}. Besides, the path of a csv file, or openml:<id>."
+        f"There is no data set {dataset!r}. {did_you_mean(dataset, [*_NAMED, *KAGGLE])}"
+        f"Known: {', '.join(names())}, the path of a csv file, or openml:<id>."
     )
 
 
 def names() -> tuple[str, ...]:
-    """List what `load` knows by name."""
+    """List the tables that `load` knows by name."""
     return tuple(_NAMED)
 
 
 def require_extra() -> None:
-    """Make sure that what scoring needs is installed, or say how to install it."""
+    """Raise a DataError if the packages that scoring needs are not installed."""
     wanted = {"sklearn": "scikit-learn", "pandas": "pandas", "scipy": "scipy"}
     missing = [package for module, package in wanted.items() if find_spec(module) is None]
     if missing:
         raise DataError(
-            f"data-science coding needs {' and '.join(missing)}: pip install 'poad[datasci]'"
+            f"Data-science coding needs {' and '.join(missing)}. "
+            "Install them with: pip install 'poad[datasci]'"
         )
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `poad` in the user's cache directory."""
+    """Return the folder for downloads: `poad` in the user's cache directory."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "poad"
 
 
 def _balance(name: str) -> Table:
-    """Which side of a beam goes down, for all weights and distances from 1 to 5 on both sides."""
+    """Compute which side of a beam goes down, for all weights and distances from 1 to 5."""
     x = np.array(list(product(range(1, 6), repeat=4)), dtype=np.float64)
     tilt = np.sign(x[:, 0] * x[:, 1] - x[:, 2] * x[:, 3]).astype(np.int64)
     table = Table(name, "balance scale", x, tilt % 3, ("balanced", "left", "right"))
@@ -188,20 +189,20 @@ def _csv(dataset: str, target: str | None) -> Table:
     path = Path(dataset).expanduser()
     if not path.is_file():
         what = "is a directory, not a csv file" if path.is_dir() else "does not exist"
-        raise DataError(f"{dataset} {what} (looked for in {Path.cwd()}).")
+        raise DataError(f"{dataset} {what}. The current directory is {Path.cwd()}.")
     try:
         frame = pandas.read_csv(path, low_memory=False)
-    except (OSError, ValueError) as error:  # all of pandas' own complaints are among them
+    except (OSError, ValueError) as error:  # all errors of pandas derive from these
         raise DataError(f"{dataset} cannot be read as a csv file: {error}") from error
     frame.columns = [str(column) for column in frame.columns]
     for rule in KAGGLE.values():
-        wanted = {rule.target, rule.dropped, *rule.telling}
+        wanted = {rule.target, rule.dropped, *rule.typical}
         if wanted <= set(frame.columns) and target in (None, rule.target):
             frame = _complete(dataset, frame.drop(columns=rule.dropped)).iloc[: rule.rows]
             return _table(dataset, rule.title, frame, rule.target, rule.encode_all)
     if target is None:
         raise DataError(
-            f"{dataset}: say which column to predict, target=... "
+            f"{dataset} needs a column to predict; pass target=... "
             f"Its columns: {', '.join(frame.columns)}."
         )
     title = _words(path.name.partition(".")[0])
@@ -213,11 +214,11 @@ def _openml(dataset: str, target: str | None) -> Table:
 
     number = dataset.removeprefix("openml:")
     if not (number.isascii() and number.isdigit()):
-        raise DataError(f"{dataset!r}: OpenML's tables are asked for by number, as in openml:15.")
+        raise DataError(f"{dataset!r} is not an OpenML number; use a form like openml:15.")
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(OPENML_TIMEOUT)
     try:
-        with warnings.catch_warnings():  # what is worth saying about these two, the error says
+        with warnings.catch_warnings():  # the error below reports the same problems
             warnings.filterwarnings("ignore", "A network error occurred|Invalid cache")
             bunch: Any = fetch_openml(
                 data_id=int(number),
@@ -235,7 +236,7 @@ def _openml(dataset: str, target: str | None) -> Table:
     if target is None:
         if len(bunch.target_names) != 1:
             raise DataError(
-                f"{dataset} does not name one column to predict: say target=... "
+                f"{dataset} has no single default target; pass target=... "
                 f"Its columns: {', '.join(frame.columns)}."
             )
         target = str(bunch.target_names[0])
@@ -250,42 +251,46 @@ def _openml_error(dataset: str, error: Exception) -> DataError:
         return DataError(f"OpenML has no table with the number in {dataset!r}.")
     if isinstance(error, HTTPError):
         error.close()
-        return DataError(f"{dataset}: OpenML answered {error.code} ({error.reason}); try later.")
+        return DataError(
+            f"{dataset}: OpenML answered {error.code} ({error.reason}). Try again later."
+        )
     if isinstance(error, OSError):
         return DataError(
-            f"{dataset} comes from OpenML, which cannot be reached: {error}. It needs a network "
-            f"once and is then kept in {cache_folder()}. Without one there are "
+            f"{dataset} comes from OpenML, which cannot be reached: {error}. The first use needs a "
+            f"network; then the table is kept in {cache_folder()}. Without a network, use "
             f"{', '.join(n for n, get in _NAMED.items() if get is not _openml_subset)}, "
-            "and csv files."
+            "or a csv file."
         )
     return DataError(f"{dataset} cannot be used: {error}")
 
 
 def _complete(dataset: str, frame: Frame) -> Frame:
-    """Drop rows in which anything is missing or infinite."""
+    """Drop rows with missing or infinite values."""
     missing: Frame = np.logical_or(frame.isna(), frame.isin([np.inf, -np.inf]))
     complete = frame.loc[~missing.any(axis=1)]
     if complete.empty:
         share = missing.mean()
         emptiest = f"; {share.idxmax()!r} is empty in {share.max():.0%}" if len(frame) else ""
-        raise DataError(f"{dataset} has no row without a gap among its {len(frame)}{emptiest}.")
+        raise DataError(
+            f"{dataset} has no row without missing values among its {len(frame)}{emptiest}."
+        )
     return complete
 
 
 def _table(dataset: str, title: str, frame: Frame, target: str, encode_all: bool = False) -> Table:
-    """Turn columns into numbers: words, or with `encode_all` everything, into sorted ranks."""
+    """Turn columns into numbers. Words become ranks; with `encode_all` numbers do as well."""
     from pandas.api.types import is_numeric_dtype
 
     if target not in frame.columns:
         raise DataError(
-            f"{dataset} has no column {target!r}{_close_to(target, list(frame.columns))}. "
+            f"{dataset} has no column {target!r}. {did_you_mean(target, frame.columns)}"
             f"Its columns: {', '.join(frame.columns)}."
         )
     y, classes = _ranks(frame[target].to_numpy(dtype=object))
     if len(classes) < 2:
         raise DataError(
-            f"{dataset}: {target!r} is {classes[0]!r} in every complete row, so there is nothing "
-            "to tell apart."
+            f"{dataset}: {target!r} is {classes[0]!r} in every complete row; it must have at least "
+            "two classes."
         )
     columns = [
         frame[name].to_numpy(np.float64)
@@ -295,23 +300,18 @@ def _table(dataset: str, title: str, frame: Frame, target: str, encode_all: bool
         if name != target
     ]
     if not columns:
-        raise DataError(f"{dataset} has no column besides {target!r} to predict it from.")
+        raise DataError(f"{dataset} has no column besides {target!r}, so there are no features.")
     return Table(dataset, title, np.column_stack(columns).astype(np.float64), y, tuple(classes))
 
 
 def _ranks(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Give each value's place among the sorted distinct values, and those values."""
+    """Return each value's index among the sorted distinct values, and these values as strings."""
     try:
         distinct, ranks = np.unique(values, return_inverse=True)
-    except TypeError:  # numbers and words in one column
+    except TypeError:  # the column mixes numbers and words
         distinct, ranks = np.unique(values.astype(str), return_inverse=True)
     return ranks.astype(np.int64), [str(value) for value in distinct]
 
 
 def _words(name: str) -> str:
     return " ".join(name.replace("-", " ").replace("_", " ").split()).lower()
-
-
-def _close_to(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (close: {', '.join(near)})" if near else ""

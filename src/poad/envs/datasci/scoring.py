@@ -1,7 +1,7 @@
-"""What a program is worth: its mean ROC-AUC over fixed random splits of one table.
+"""The score of a program: its mean ROC-AUC over fixed random splits of one table.
 
-The judge keeps the labels and the scorer on this side of the sandbox: a program sees one half of
-the rows with their classes and the other half without, and answers with probabilities.
+The test labels and the scorer stay outside of the sandbox. A program sees one half of the rows with
+their classes and the other half without, and returns probabilities.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from poad.envs.datasci.datasets import Table, require_extra
 from poad.envs.datasci.sandbox import Answer, Job
 from poad.errors import DataError
 
-PARITY: Final = ("GridSearchCV(", "SVC(")
-"""What the paper's own judge refused, as it takes too long; "LinearSVC(" contains the second."""
-MEMORY: Final = 65_536
-"""How many verdicts are remembered before starting afresh."""
+REFUSED: Final = ("GridSearchCV(", "SVC(")
+"""Programs with these strings take long, and the paper's code refuses them. "LinearSVC(" is one."""
+MAX_REMEMBERED: Final = 65_536
+"""The number of results that are remembered before all of them are dropped."""
 
 
-class Runs(Protocol):
-    """Anything that runs programs; a `Sandbox` does."""
+class ProgramRunner(Protocol):
+    """An object that runs programs, such as a `Sandbox`."""
 
     def submit(self, source: str, jobs: Sequence[Job], /) -> "Future[Answer]":
         """Start running a program on each job in turn."""
@@ -31,23 +31,23 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What came of a program."""
+class ProgramResult:
+    """The score of a program, or the reason why it has none."""
 
     score: float | None
-    """Mean ROC-AUC over the splits; None when the program failed on any of them."""
+    """The mean ROC-AUC over the splits; None if the program failed on a split."""
     deviation: float
-    """Standard deviation over the splits; 0 when the program failed."""
+    """The standard deviation over the splits; 0 if the program failed."""
     scores: tuple[float, ...]
-    """One per split; none when the program failed."""
+    """The ROC-AUC of each split; empty if the program failed."""
     status: str
-    """The sandbox's word, or "refused" when the program was not run at all."""
+    """The status from the sandbox, or "refused" if the program was not run."""
     message: str
-    """What went wrong, for a prompt; empty when nothing did."""
+    """The error message for a prompt; empty if the program succeeded."""
     seconds: float
-    """Wall time of the program on all splits, when it ran."""
+    """The wall time of the program on all splits, from the time it ran."""
     cpu_seconds: float
-    """Processor time that this verdict cost; 0 when it was remembered."""
+    """The CPU time spent on this result; 0 if it was remembered."""
 
 
 class _Split(NamedTuple):
@@ -55,61 +55,60 @@ class _Split(NamedTuple):
     truth: np.ndarray
 
 
-class Judge:
-    """Scores programs on one table, each once: a verdict is a function of the source.
+class Scorer:
+    """Scores programs on one table. Each program runs once, and its result is remembered.
 
     Args:
-        table: what is classified.
-        sandbox: what runs the programs.
-        seeds: one split per seed: half of the rows to learn from, the other half to be scored on,
-            `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`.
+        table: the data to classify.
+        sandbox: runs the programs.
+        seeds: one split per seed. Half of the rows are for training and the other half for scoring,
+            by `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`.
         refuse: programs that contain one of these strings are not run.
 
     Raises:
-        DataError: in some split a class is missing from one of the halves, so that it could not be
-            learned, or not be scored.
+        DataError: in some split, one of the halves lacks a class, or an extra is not installed.
     """
 
     def __init__(
         self,
         table: Table,
-        sandbox: Runs,
+        sandbox: ProgramRunner,
         seeds: Sequence[int] = range(5),
-        refuse: Sequence[str] = PARITY,
+        refuse: Sequence[str] = REFUSED,
     ) -> None:
         require_extra()
         self._splits = tuple(_split(table, seed) for seed in seeds)
         self._sandbox, self._refuse = sandbox, tuple(refuse)
         self._running: dict[str, Future[Answer]] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._results: dict[str, ProgramResult] = {}
 
     def prepare(self, source: str) -> None:
-        """Start scoring a program, without waiting for it."""
-        if source in self._verdicts or source in self._running or self._refused(source):
+        """Start running a program without waiting for it."""
+        if source in self._results or source in self._running or self._refused(source):
             return
         jobs = [split.job for split in self._splits]
         self._running[source] = self._sandbox.submit(source, jobs)
 
-    def verdict(self, source: str) -> Verdict:
-        """Score a program, waiting for what is under way; also a time-out is remembered."""
+    def score(self, source: str) -> ProgramResult:
+        """Score a program, waiting for it if it is still running. Timeouts are remembered too."""
         self.prepare(source)
         if source not in self._running:
-            return self._verdicts.get(source) or _failed("refused", self._refused(source))
-        verdict = self._weigh(self._running.pop(source).result())
-        if len(self._verdicts) >= MEMORY:
-            self._verdicts.clear()
-        self._verdicts[source] = replace(verdict, cpu_seconds=0.0)
-        return verdict
+            return self._results.get(source) or _failed("refused", self._refused(source))
+        result = self._score(self._running.pop(source).result())
+        if len(self._results) >= MAX_REMEMBERED:
+            self._results.clear()
+        self._results[source] = replace(result, cpu_seconds=0.0)
+        return result
 
     def _refused(self, source: str) -> str:
         found = next((text for text in self._refuse if text in source), None)
         return f"RefusedError: {found} is not allowed here" if found else ""
 
-    def _weigh(self, answer: Answer) -> Verdict:
+    def _score(self, answer: Answer) -> ProgramResult:
         spent = answer.seconds, answer.cpu_seconds
         if answer.probabilities is None:
             return _failed(answer.status, answer.message, *spent)
-        with np.errstate(over="ignore"):  # a program may answer with any finite numbers
+        with np.errstate(over="ignore"):  # the numbers may be as large as floats can be
             sums = [table.sum(axis=1) for table in answer.probabilities]
         if not all(np.allclose(1, each) for each in sums):
             message = "ValueError: the probabilities of a row do not sum to 1"
@@ -117,13 +116,15 @@ class Judge:
         pairs = zip(self._splits, answer.probabilities, strict=True)
         scores = tuple(roc_auc(split.truth, table) for split, table in pairs)
         mean, deviation = float(np.mean(scores)), float(np.std(scores))
-        return Verdict(mean, deviation, scores, answer.status, "", *spent)
+        return ProgramResult(mean, deviation, scores, answer.status, "", *spent)
 
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Area under the ROC curve; of more than two classes, the mean over pairs (one-vs-one).
+    """Compute the area under the ROC curve. With more than two classes, average over all pairs.
 
-    `truth` holds classes from 0, int [rows]; `probabilities` is [rows, classes].
+    Args:
+        truth: [rows] int, classes from 0.
+        probabilities: [rows, classes].
     """
     from sklearn.metrics import roc_auc_score
 
@@ -132,8 +133,10 @@ def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:
     return float(roc_auc_score(truth, probabilities, multi_class="ovo"))
 
 
-def _failed(status: str, message: str, seconds: float = 0.0, cpu_seconds: float = 0.0) -> Verdict:
-    return Verdict(None, 0.0, (), status, message or f"Error: {status}", seconds, cpu_seconds)
+def _failed(
+    status: str, message: str, seconds: float = 0.0, cpu_seconds: float = 0.0
+) -> ProgramResult:
+    return ProgramResult(None, 0.0, (), status, message or f"Error: {status}", seconds, cpu_seconds)
 
 
 def _split(table: Table, seed: int) -> _Split:
@@ -142,18 +145,19 @@ def _split(table: Table, seed: int) -> _Split:
     x_train, x_test, y_train, y_test = train_test_split(
         table.x, table.y, test_size=0.5, random_state=seed, shuffle=True
     )
-    for half, purpose in ((y_train, "to learn from"), (y_test, "to be scored on")):
+    for half, purpose in ((y_train, "for training"), (y_test, "for scoring")):
         counts = np.bincount(half, minlength=len(table.classes))
         if counts.min() == 0:
             rare = int(counts.argmin())
             raise DataError(
                 f"{table.name}: split {seed} leaves no row of class {table.classes[rare]!r} "
                 f"{purpose}, as it has only {int((table.y == rare).sum())} of {len(table.y)} rows. "
-                f"Bring more of them, or leave out the rarest of the {len(table.classes)} classes; "
-                "a number to be predicted is no class at all."
+                f"Add more of them, or leave out the rarest of the {len(table.classes)} classes. "
+                "If the target is a number to predict, this world cannot use it."
             )
-    # A program can find out the split's seed and so each test row's number in the table, and many
-    # tables are sorted by class. The order it sees depends on labels that it does not know.
+    # A program can find out the seed of the split and thus the position of each test row in the
+    # table, and many tables are sorted by class. So the test rows are shuffled in an order that
+    # depends on labels the program does not know.
     secret = hashlib.sha256(table.x.tobytes() + table.y.tobytes() + str(seed).encode()).digest()
     order = np.random.default_rng(list(secret)).permutation(len(y_test))
     x_test, y_test = x_test[order], y_test[order]

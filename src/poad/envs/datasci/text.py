@@ -1,28 +1,28 @@
-"""What the programmer reads, and how what it writes becomes a program. Strings in, strings out.
+"""The prompts of data-science coding, and the program around an agent's text.
 
-The prompt is the beginning of a Python module: what the data are, what is wanted, and an opened
-function whose body the agent writes. It is short on purpose: every token of it costs a language
-model time. After a failure the last attempt and its error come first, so that the prompt still ends
-exactly as the first one did.
+The prompt is the beginning of a Python module: a description of the data and the task, and the
+first line of a function whose body the agent writes. It is short because every token costs
+computation. After a failure, the last attempt and its error come first, so that the prompt still
+ends exactly as the first one did.
 """
 
 import string
 from typing import Final, Literal, TypeAlias
 
 CHARACTERS: Final = "\n" + string.digits + string.ascii_letters + string.punctuation + " "
-"""The characters of a prompt; others are shown as question marks."""
+"""The characters of a prompt. Others appear as question marks."""
 MAX_BODY: Final = 600
-"""How many characters of the last attempt are shown."""
+"""The largest number of characters of the last attempt in a prompt."""
 MAX_ERROR: Final = 160
-"""How many characters of its error are shown."""
+"""The largest number of characters of its error."""
 MAX_NAME: Final = 60
-"""How many characters of a data set's name are shown."""
+"""The largest number of characters of a data set's name."""
 
 OPENING: Final = "def build_model(x_train, y_train):\n"
 CLOSING: Final = "    return model\n"
 INDENT: Final = "    "
 STOPS: Final = ("\n    return model", "\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```")
-"""What models write when the body is over."""
+"""Strings that models write after the end of the body."""
 
 Marking: TypeAlias = Literal["none", "code-llama", "starcoder", "qwen"]
 MARKINGS: Final[dict[str, tuple[str, str, str]]] = {
@@ -31,8 +31,8 @@ MARKINGS: Final[dict[str, tuple[str, str, str]]] = {
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     "qwen": ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
 }
-"""What models with fill-in-the-middle tokens read before, between and after the text around the
-gap. CodeLlama's tokenizer puts its own tokens in the place of "<FILL_ME>"; CodeGemma reads "qwen".
+"""The fill-in-the-middle tokens of models: before the prompt, at the gap, and at the end. The
+tokenizer of CodeLlama replaces "<FILL_ME>" by tokens of its own. Use "qwen" for CodeGemma.
 """
 
 
@@ -45,19 +45,19 @@ def prompt(
     *,
     fill_in_the_middle: Marking = "none",
 ) -> str:
-    """Tell the task and open the function; the agent's text reads on from here.
+    """Write the prompt: the task, and the first line of the function that the agent continues.
 
     Args:
         name: the data set's name in words.
-        rows: of the whole table; a program is trained on one half and scored on the other.
-        features: how many columns `x_train` has.
-        classes: how many classes `y_train` has.
-        previous: the last attempt's body as it was written, and its error.
-        fill_in_the_middle: a key of `MARKINGS`; other than "none", the prompt also shows how the
-            function ends.
+        rows: the number of rows of the whole table.
+        features: the number of columns of `x_train`.
+        classes: the number of classes in `y_train`.
+        previous: the body of the last attempt as the agent wrote it, and its error.
+        fill_in_the_middle: a key of `MARKINGS`. Unless it is "none", the prompt also contains the
+            end of the function.
     """
     before, between, after = MARKINGS[fill_in_the_middle]
-    told = "".join(
+    start = "".join(
         [
             "" if previous is None else _attempt(*previous),
             f"# Data: {_line(name, MAX_NAME)}; {rows} rows, {features} features, "
@@ -66,13 +66,13 @@ def prompt(
             OPENING,
         ]
     )
-    return before + told + between + (CLOSING if between else "") + after
+    return before + start + between + (CLOSING if between else "") + after
 
 
 def program(body: str) -> str:
-    """Give the whole source of a module that defines `build_model`, around a body as written.
+    """Return the source of a module that defines `build_model`, from the body that the agent wrote.
 
-    Who strips what the agent wrote takes away the first line's indentation; it is given back.
+    If the first line has no indentation, because the text was stripped, it gets one.
     """
     return OPENING + _indented(body) + "\n" + CLOSING
 
@@ -94,7 +94,7 @@ def _line(text: str, limit: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Only `CHARACTERS`, and nothing that a tokenizer would take for one of the markings."""
+    """Replace all but `CHARACTERS`, and strings that a tokenizer would take for a marking."""
     text = "".join(c if c in CHARACTERS else "?" for c in text.expandtabs(len(INDENT)))
     for marks in MARKINGS.values():
         for mark in filter(None, marks):

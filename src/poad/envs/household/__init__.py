@@ -1,1 +1,1 @@
-"""Life at home: `rules` without words, `tasks` as rows of data, `text` for the words, `env`."""
+"""Household tasks: `rules` (states), `tasks` (data), `text` (prompts) and `env` (Gymnasium)."""

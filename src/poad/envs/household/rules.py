@@ -1,8 +1,8 @@
-"""The household's rules: rooms, things, and what an agent's actions do. No words are chosen here.
+"""The household's rules: rooms, things, and the effects of actions. This module has no prompts.
 
-Everything is a pure function of a `House` (what there is, what can be done, what counts) and a
-`State` (how things are). What the agent perceives is a row of bits, and the goal and the offered
-actions are tables over these bits, so both are functions of the observation.
+Everything is a pure function of a `House` (things, actions, goal) and a `State`. The observation is
+a row of bits. The goal and the offered actions are tables over these bits, so both are functions of
+the observation.
 """
 
 from collections.abc import Mapping
@@ -12,93 +12,97 @@ from typing import Final, Literal, NamedTuple
 
 ROOMS: Final = ("kitchen", "bathroom", "bedroom", "living room")
 HOME: Final = "home"
-"""The place of an item nobody has moved: somewhere in the kitchen."""
+"""The place of an item that has not been moved, somewhere in the kitchen."""
 HAND: Final = "hand"
 HANDS: Final = 2
 
 
 class Fixture(NamedTuple):
-    """Something that stays in its room."""
+    """A thing that stays in its room."""
 
     name: str
     room: str
     kind: Literal["container", "surface", "switch", "seat"]
-    """A container opens, a switch turns on; items go into a container or onto a surface."""
+    """A container opens, a switch turns on. Items go into a container or onto a surface."""
     faces: str = ""
-    """What one faces on this seat."""
+    """For a seat: what it faces."""
 
 
 class Action(NamedTuple):
-    """One thing the agent can try."""
+    """An action that the agent can try."""
 
     verb: Literal["enter", "approach", "grab", "put", "activate", "deactivate", "sit", "stand"]
     thing: str
-    """A room to enter, else an item or a fixture. To activate is to open or to turn on."""
+    """A room to enter, or an item or a fixture. To activate is to open or to turn on."""
     onto: str = ""
-    """Where to put an item: a container or a surface."""
+    """For "put": a container or a surface."""
 
 
 class Fact(NamedTuple):
-    """One bit of the observation. All but "in" are 0 where the thing is not visible."""
+    """One bit of the observation. All but "in" are 0 if the thing is not visible."""
 
     relation: Literal["in", "see", "near", "hold", "placed", "active", "facing", "seated"]
     thing: str
     at: str = ""
-    """Where an item is "placed": a container or a surface."""
+    """For "placed": a container or a surface."""
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, which makes it a cheap cache key
+@dataclass(frozen=True, eq=False)  # compared by identity, for use as a cache key
 class House:
-    """A task without its words. A pattern has one of 0, 1, ? per observed bit; blanks are free."""
+    """A task without its words.
+
+    A pattern is a string over the observed bits, with 0, 1 or ? (any) for each. Blanks are ignored.
+    """
 
     items: tuple[str, ...]
-    """What can be carried; all of it is in the kitchen at first."""
+    """Things that can be carried. They are in the kitchen at first."""
     fixtures: Mapping[str, Fixture]
     slots: tuple[Action, ...]
     observed: tuple[Fact, ...]
     """The bits of the observation, in order."""
     goal: tuple[str, ...]
-    """Patterns, any of which is success."""
+    """The goal is reached when one of these patterns fits."""
     offers: Mapping[str, tuple[int, ...]]
-    """The slots that are offered where a pattern fits; exactly one does."""
+    """The slots that are offered when a pattern fits. Exactly one pattern fits a state."""
 
     @property
     def start(self) -> "State":
-        """The state after every reset: in the kitchen, hands empty, near nothing."""
+        """The state after every reset: in the kitchen, with empty hands, near nothing."""
         return State("kitchen", (HOME,) * len(self.items), ("",) * len(self.items))
 
 
 class State(NamedTuple):
-    """How things are."""
+    """The state of the house and of the agent."""
 
     room: str
-    """Where the agent is."""
+    """The room of the agent."""
     places: tuple[str, ...]
-    """Where each item is: HOME, HAND, or the name of a fixture."""
+    """The place of each item: HOME, HAND, or the name of a fixture."""
     recorded: tuple[str, ...]
-    """For each held item the room the house believes it to be in, one walk behind; else ""."""
+    """For each held item, the room where the agent was before its last walk. Otherwise ""."""
     near: frozenset[str] = frozenset()
-    """What the agent is close to; every held item is."""
+    """The things near the agent, including all held items."""
     active: frozenset[str] = frozenset()
     """The containers that are open and the switches that are on."""
     sitting: bool = False
-    """The posture. Standing up ends it."""
+    """True from sitting down to standing up."""
     seated: bool = False
-    """That the agent is on the seat. It sat down once; standing up does not end this."""
+    """True from the first sitting down on. Standing up does not reset it."""
     facing: str = ""
+    """The thing that the agent faces."""
 
 
 class Transition(NamedTuple):
-    """What an action did."""
+    """The result of an action."""
 
     state: State
     succeeded: bool
-    """Whether its precondition held. If not, the state is as before."""
+    """True if the precondition held. Otherwise the state is unchanged."""
 
 
 @cache
 def transition(house: House, state: State, slot: int) -> Transition:
-    """Try the action at `slot` (an index into `house.slots`)."""
+    """Try the action `slot`, an index into `house.slots`."""
     action = house.slots[slot]
     if not _possible(house, state, action):
         return Transition(state, False)
@@ -107,30 +111,30 @@ def transition(house: House, state: State, slot: int) -> Transition:
 
 @cache
 def observe(house: House, state: State) -> tuple[int, ...]:
-    """Perceive a state: one bit per fact in `house.observed`."""
+    """Observe a state as one bit per fact in `house.observed`."""
     return tuple(int(_holds(house, state, fact)) for fact in house.observed)
 
 
 @cache
 def reached(house: House, state: State) -> bool:
-    """Tell whether a state satisfies the goal, which ends the episode."""
+    """Return True if a state satisfies the goal, which ends the episode."""
     return any(fits(pattern, observe(house, state)) for pattern in house.goal)
 
 
 @cache
 def offered(house: House, bits: tuple[int, ...]) -> tuple[int, ...]:
-    """Look up the slots that are listed to an agent who perceives these bits."""
+    """Look up the slots that are offered to an agent that observes these bits."""
     return next(slots for pattern, slots in house.offers.items() if fits(pattern, bits))
 
 
 def fits(pattern: str, bits: tuple[int, ...]) -> bool:
-    """Tell whether bits agree with a pattern."""
+    """Return True if the bits agree with a pattern."""
     wanted = pattern.replace(" ", "")
     return all(want in ("?", str(bit)) for want, bit in zip(wanted, bits, strict=True))
 
 
 def place_of(house: House, state: State, thing: str) -> str:
-    """Give an item's place, as in `State.places`; a fixture's is HOME."""
+    """Return an item's place as in `State.places`, and HOME for a fixture."""
     return state.places[house.items.index(thing)] if thing in house.items else HOME
 
 
@@ -169,7 +173,7 @@ def _holds(house: House, state: State, fact: Fact) -> bool:
 
 
 def _possible(house: House, state: State, action: Action) -> bool:
-    """Tell whether an action's precondition holds. Who is near a fixture is in its room."""
+    """Check an action's precondition. An agent near a fixture is also in its room."""
     thing, place = action.thing, place_of(house, state, action.thing)
     near, hand_free = thing in state.near, state.places.count(HAND) < HANDS
     match action.verb:
@@ -226,7 +230,7 @@ def _walk(house: House, state: State, room: str, near: set[str]) -> State:
 
 
 def _move(house: House, state: State, item: str, place: str) -> State:
-    """Take an item into the hand, or put it somewhere."""
+    """Move an item into the hand or out of it."""
     which = house.items.index(item)
     places, recorded = list(state.places), list(state.recorded)
     places[which], recorded[which] = place, state.room if place == HAND else ""
@@ -234,7 +238,7 @@ def _move(house: House, state: State, item: str, place: str) -> State:
 
 
 def _room_of(house: House, state: State, thing: str) -> str:
-    """Tell where a walk to a thing leads: for a held item, to the room recorded for it."""
+    """Find the room to which a walk to a thing leads. For a held item it is the recorded one."""
     if thing in house.fixtures:
         return house.fixtures[thing].room
     place = place_of(house, state, thing)
@@ -244,7 +248,7 @@ def _room_of(house: House, state: State, thing: str) -> str:
 
 
 def _tied(house: House, state: State, thing: str) -> set[str]:
-    """What one is near, too, when near a thing: an item's fixture, a container's contents."""
+    """Things that the agent is also near to: an item's fixture, or a container's contents."""
     if thing in house.items:
         return {place_of(house, state, thing)} & house.fixtures.keys()
     if house.fixtures[thing].kind != "container":

@@ -1,4 +1,4 @@
-"""The household's tasks as rows of data: two houses, and the words that make tasks of them."""
+"""The household's tasks as data: two houses, and the words for each task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -43,10 +43,10 @@ CHORE: Final = House(
         "1000 110 ?0??": (0, 2, 3, 5, 6),
         "1000 100 ?1??": (0, 2, 3, 4, 8, 9),
         "1000 100 ?0??": (0, 2, 3, 4, 5),
-        "1000 110 ?1??": (0, 2, 3, 8, 9),  # the item is inside: taking it out is not offered
+        "1000 110 ?1??": (0, 2, 3, 8, 9),  # the item is inside; taking it out is not offered
     },
 )
-"""Shut an item into an appliance."""
+"""Shut an item into an appliance. All chores share this house."""
 
 EVENING: Final = House(
     items=("chips", "milk"),
@@ -96,9 +96,9 @@ EVENING: Final = House(
         "1000 1?1? 0??? ???? ??? ??": (0, 2, 3),
         "1000 0??? 1?1? ???? ??? ??": (0, 2, 3),
         "1000 110? 0??? ???? ??? ??": (0, 2, 3, 9),
-        "1000 100? 0??? ???? ??? ??": (0, 2, 3, 5),  # published so: walk to the milk, not here
+        "1000 100? 0??? ???? ??? ??": (0, 2, 3, 5),  # as published: offers the absent milk
         "1000 0??? 110? ???? ??? ??": (0, 2, 3, 10),
-        "1000 0??? 100? ???? ??? ??": (0, 2, 3, 4),  # published so: walk to the chips, not here
+        "1000 0??? 100? ???? ??? ??": (0, 2, 3, 4),  # as published: offers the absent chips
         "1000 0??? 0??? ???? ??? ??": (0, 2, 3),
         "0001 ???? ???? ?0?? ?0? ?0": (1, 2, 3, 6, 7, 8),
         "0001 ??1? ??1? ???? ??? ?1": (1, 2, 3, 7, 8, 11, 12),
@@ -119,15 +119,15 @@ EVENING: Final = House(
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A house in words."""
+    """A house with its words."""
 
     house: House
     goal: str
-    """The sentence that begins every prompt."""
+    """The first sentence of every prompt."""
     words: Mapping[str, str]
     """The word for each item and fixture."""
-    telling: Literal["chore", "evening", "sparse evening"]
-    """What the prompts tell, and leave out; see `text`."""
+    style: Literal["chore", "evening", "sparse evening"]
+    """The form of the prompts, described in `poad.envs.household.text`."""
 
 
 def _chore(verb: str, item: str, appliance: str) -> Task:
@@ -151,7 +151,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "washing_plate": _chore("Wash", "dishes", "dishwasher"),
     "laundry": _chore("Wash", "clothes", "washing machine"),
     "entertainment": _ENTERTAINMENT,
-    "entertainment_sparse_text": replace(_ENTERTAINMENT, telling="sparse evening"),
+    "entertainment_sparse_text": replace(_ENTERTAINMENT, style="sparse evening"),
     "entertainment_all_actions": replace(
         _ENTERTAINMENT, house=replace(EVENING, offers={"?" * 21: tuple(range(17))})
     ),

@@ -1,12 +1,14 @@
-"""What the agent reads: the observation's bits become a prompt and the offered actions.
+"""The household's prompts: the bits of an observation become a prompt and the offered actions.
 
-Both are functions of the bits alone. Everything is short on purpose: every token of it costs a
-language model time. A chore's prompt keeps two things to itself, as the published one does: where
-the agent is near both item and appliance with empty hands, it tells neither, nor that the item is
-inside; and away from both, an item in the open appliance reads like one beside it. An evening's
-prompt tells all that the agent perceives, but not that it is still near what it has just put down;
-a sparse evening's also mostly leaves out the TV and the table's contents, so that what is offered
-near the sofa does not follow from the prompt.
+Both are functions of the bits alone. They are short because every token costs computation.
+
+A chore's prompt hides two things, as the published one does. When the agent is near both item and
+appliance with empty hands, it mentions neither, nor that the item is inside. When the agent is away
+from both, an item in the open appliance reads like one next to it.
+
+An evening's prompt states everything that the agent observes, except that it is still near an item
+that it has just put down. A sparse evening's prompt also leaves out the TV and the contents of the
+table in most states, so that near the sofa it does not determine the offered actions.
 """
 
 from functools import cache
@@ -20,24 +22,25 @@ ALONE = (
     *("go to the {}", "take the {}", "open the {}", "close the {}", "turn on the {}"),
     *("turn off the {}", "sit down on the {}", "stand up from the {}"),
 )
-"""Phrases with one noun, from the words of the household's actions."""
+"""Phrases with one noun, in the words of the household's actions."""
 PAIRED = ("put the {} into the {}", "put the {} on the {}", "go from the {} to the {}")
+"""Phrases with two nouns."""
 
 
 def view(task: Task, state: State, distractors: int = 0) -> View:
-    """Put a state into words, and offer so many distractors besides the offered actions."""
+    """Describe a state, and add distractors to the offered actions."""
     return _view(task, observe(task.house, state), distractors)
 
 
 @cache
 def slot_strings(task: Task) -> tuple[str, ...]:
-    """Give the action of each slot in words, which never change."""
+    """Return the wording of each slot's action, which is the same in all states."""
     return tuple(_action(task, action) for action in task.house.slots)
 
 
 @cache
 def distractor_pool(task: Task) -> tuple[str, ...]:
-    """All phrases about the task's nouns that sound like an action and are none."""
+    """List all phrases about the task's nouns that sound like an action but are not one."""
     nouns = (*ROOMS, *task.words.values())
     alone = [phrase.format(noun) for phrase in ALONE for noun in nouns]
     paired = [p.format(a, b) for p in PAIRED for a in nouns for b in nouns if a != b]
@@ -46,9 +49,9 @@ def distractor_pool(task: Task) -> tuple[str, ...]:
 
 @cache
 def _view(task: Task, bits: tuple[int, ...], distractors: int) -> View:
-    tell = _tell_chore if task.telling == "chore" else _tell_evening
+    describe = _describe_chore if task.style == "chore" else _describe_evening
     true = frozenset(fact for fact, bit in zip(task.house.observed, bits, strict=True) if bit)
-    prompt = " ".join([task.goal, *tell(task, true), "Next, you should"])
+    prompt = " ".join([task.goal, *describe(task, true), "Next, you should"])
     actions = [slot_strings(task)[slot] for slot in offered(task.house, bits)]
     if distractors:
         actions += _distract(task, prompt)[:distractors]
@@ -56,7 +59,7 @@ def _view(task: Task, bits: tuple[int, ...], distractors: int) -> View:
 
 
 def _distract(task: Task, prompt: str) -> list[str]:
-    """Shuffle the pool by hash, which no version of a random generator changes."""
+    """Shuffle the pool by hashes of the prompt, which do not depend on a random generator."""
     pool = distractor_pool(task)
     return sorted(pool, key=lambda phrase: sha256((prompt + phrase).encode()).digest())
 
@@ -82,7 +85,7 @@ def _action(task: Task, action: Action) -> str:
             return f"stand up from the {name}"
 
 
-def _tell_chore(task: Task, true: frozenset[Fact]) -> list[str]:
+def _describe_chore(task: Task, true: frozenset[Fact]) -> list[str]:
     item, appliance = task.words["item"], task.words["appliance"]
     held, seen = Fact("hold", "item") in true, Fact("see", "item") in true
     near_item, near_appliance = Fact("near", "item") in true, Fact("near", "appliance") in true
@@ -101,14 +104,14 @@ def _tell_chore(task: Task, true: frozenset[Fact]) -> list[str]:
     return [rooms, _where(task, true, at), see, hand]
 
 
-def _tell_evening(task: Task, true: frozenset[Fact]) -> list[str]:
+def _describe_evening(task: Task, true: frozenset[Fact]) -> list[str]:
     house = task.house
     held = [item for item in house.items if Fact("hold", item) in true]
     hands = f"You hold {_list(task, held) or 'nothing'}."
     if Fact("in", "living room") in true:
         at = [name for name in house.fixtures if Fact("near", name) in true]
-        return [_where(task, true, at), *_tell_living_room(task, true), hands]
-    # Outside the kitchen only what is held is seen.
+        return [_where(task, true, at), *_describe_living_room(task, true), hands]
+    # Outside the kitchen the agent sees only the items that it holds.
     in_kitchen = Fact("in", "kitchen") in true
     seen = [item for item in house.items if in_kitchen and Fact("see", item) in true]
     at = [item for item in seen if Fact("near", item) in true and item not in held]
@@ -116,21 +119,21 @@ def _tell_evening(task: Task, true: frozenset[Fact]) -> list[str]:
     return [_where(task, true, at), *([see] if seen else []), hands]
 
 
-def _tell_living_room(task: Task, true: frozenset[Fact]) -> list[str]:
+def _describe_living_room(task: Task, true: frozenset[Fact]) -> list[str]:
     house = task.house
     held = any(Fact("hold", item) in true for item in house.items)
     on_table = [item for item in house.items if Fact("placed", item, "table") in true]
     near_sofa = Fact("near", "sofa") in true
     sits = near_sofa and Fact("seated", "sofa") in true
-    tell_tv = tell_table = True
-    if task.telling == "sparse evening":
+    mention_tv = mention_table = True
+    if task.style == "sparse evening":
         near_any = any(Fact("near", name) in true for name in house.fixtures)
-        tell_tv = Fact("near", "tv") in true or (near_sofa and (held or sits))
-        tell_table = near_any and held
+        mention_tv = Fact("near", "tv") in true or (near_sofa and (held or sits))
+        mention_table = near_any and held
     sentences = []
-    if on_table and tell_table:
+    if on_table and mention_table:
         sentences.append(f"The {task.words['table']} holds {_list(task, on_table)}.")
-    if tell_tv:
+    if mention_tv:
         power = "on" if Fact("active", "tv") in true else "off"
         sentences.append(f"The {task.words['tv']} is {power}.")
     return [*sentences, f"You sit on the {task.words['sofa']}."] if sits else sentences

@@ -1,1 +1,1 @@
-"""Two cooking tasks on a small grid: `rules` without words, `text` for the words, `env` to act."""
+"""Two cooking tasks on a small grid: `rules` (states), `text` (prompts) and `env` (Gymnasium)."""

@@ -6,6 +6,7 @@ from typing import Final, Literal
 from poad.envs.kitchen import rules, text
 from poad.envs.kitchen.rules import Kitchen, State
 from poad.envs.text_world import Outcome, TextWorld
+from poad.errors import ConfigError
 
 KITCHENS: Final = {
     "tomato_salad": rules.TOMATO_SALAD,
@@ -14,61 +15,67 @@ KITCHENS: Final = {
 
 
 class KitchenEnv(TextWorld[State]):
-    """A cook prepares a salad in a small kitchen, one spoken macro-action at a time.
+    """A cook prepares a salad in a small kitchen by macro-actions.
 
     ## Description
-    One cook works on a 7x7 grid (5x5 floor inside a ring of counter) that holds a bowl, a cutting
-    board or two, a delivery counter and raw food. The cook must chop what the recipe names, put
-    it into the bowl, and deliver the bowl. `poad/TomatoSalad-v0` has one food and one board, and
-    wants chopped tomato; `poad/TomatoLettuceSalad-v0` also has a lettuce, an onion and a second
-    board, and wants chopped tomato and lettuce, and no onion. The world is deterministic: a seed
-    changes nothing. These are the two Overcooked tasks of TWOSOME (arXiv 2401.14151) and POAD
-    (arXiv 2405.15821), with our own wording.
+    A cook works on a 7x7 grid, a floor of 5x5 cells inside a ring of counter. The kitchen holds a
+    bowl, one or two cutting boards, a delivery counter and raw food. The cook must chop the foods
+    of the recipe, put them into the bowl, and deliver the bowl.
+
+    * `poad/TomatoSalad-v0` has one food and one board. The recipe is chopped tomato.
+    * `poad/TomatoLettuceSalad-v0` also has a lettuce, an onion and a second board. The recipe is
+      chopped tomato and chopped lettuce, without onion.
+
+    The world is deterministic, and the seed has no effect. These are the two Overcooked tasks of
+    TWOSOME (arXiv 2401.14151) and POAD (arXiv 2405.15821), with our own wording.
 
     ## Actions
-    A string out of `info["admissible_actions"]`, always one per macro-action and in this order:
-    get each food, get the bowl, go to each board, deliver, chop. The wording follows the situation
-    ("get the tomato" becomes "add the tomato to the bowl" while the cook holds the bowl). A
-    macro-action walks a shortest path and takes 1 to 10 primitive steps. Any other string is one
-    idle primitive step and is named in `info["invalid_action"]`.
+    An action is a string from `info["admissible_actions"]`, which has one string per macro-action,
+    always in this order: get each food, get the bowl, go to each board, deliver, chop. The wording
+    depends on the situation: "get the tomato" becomes "add the tomato to the bowl" while the cook
+    holds the bowl. A macro-action walks a shortest path and takes 1 to 10 primitive steps. Any
+    other string takes one idle primitive step, and `info["invalid_action"]` names it.
 
     ## Observation
-    A short English prompt that ends so that an action reads on after a space. It tells which items
-    lie in view at their home, what is on each board in view, at which board the cook stands, and
-    what the cook holds. The view reaches two cells, so the kitchen is only partly observed and
-    there is no memory: 21 prompts for 24 states in the tomato salad, 787 for 1301 in the other.
-    `env.unwrapped.numeric_observation()` gives the view as 18 or 26 whole numbers.
+    The observation is a short English prompt, which an action continues after a space. It states
+    which items are in view at their home, what lies on each board in view, at which board the cook
+    stands, and what the cook holds. The cook sees two cells far, so the kitchen is only partly
+    observed, and prompts have no memory. The tomato salad has 21 prompts for 24 states, and the
+    other task has 787 prompts for 1301 states. `env.unwrapped.numeric_observation()` gives the view
+    as 18 or 26 whole numbers.
 
     ## Rewards
-    Each primitive step -0.001; chopping a food of the recipe +0.2; the right dish +1; delivering
-    anything else -0.1. The reward of a macro-action discounts its primitive steps by .99 each.
+    Each primitive step has the reward -0.001. Chopping a food of the recipe adds 0.2, and
+    delivering the right dish adds 1. Delivering anything else subtracts 0.1. The reward of a
+    macro-action is the sum over its primitive steps, discounted by .99 per step.
 
-    A wrong delivery sends the food home raw, so that it can be chopped for +0.2 again. A learner
-    that discounts by .99 per *macro-action* therefore does best to chop and throw away for ever.
-    With .99 per *primitive step*, that is .99 ** `info["duration"]` per turn, it does best to
-    deliver at once, so this is the discount to use.
+    After a wrong delivery the food lies at its home again, raw, and can be chopped for another 0.2.
+    With a discount of .99 per *macro-action*, the optimal policy therefore chops and throws away
+    forever. With .99 per *primitive step*, that is .99 ** `info["duration"]` per turn, the optimal
+    policy delivers at once. Use this discount.
 
     ## Episode end
-    `terminated` when the right dish is delivered. `truncated` when `max_steps` primitive steps have
-    passed: the macro-action under way is carried out to its end and paid in full, and if it
-    delivers the right dish, the episode is terminated instead. Acting after the end, or before the
-    first reset, raises `gymnasium.error.ResetNeeded`.
+    The episode is `terminated` when the right dish is delivered. It is `truncated` after
+    `max_steps` primitive steps. The macro-action that exceeds the limit is completed and rewarded
+    in full, and if it delivers the right dish, the episode is terminated instead. A step after the
+    end or before the first reset raises `gymnasium.error.ResetNeeded`.
 
-    `info` holds `"admissible_actions"`; after a step also `"duration"`, the primitive steps it
-    took; and at the end of an episode `"episode"`: `r`, the return discounted by .99 per primitive
-    step, `l`, the primitive steps, and `success`. Gymnasium's `RecordEpisodeStatistics` writes to
-    the same key, so give it another: `RecordEpisodeStatistics(env, stats_key="statistics")`.
+    `info` holds `"admissible_actions"`, and after a step also `"duration"`, the number of primitive
+    steps. At the end of an episode it holds `"episode"`: the return `r`, discounted by .99 per
+    primitive step, the number of primitive steps `l`, and `success`. Gymnasium's
+    `RecordEpisodeStatistics` writes to the same key, so give it another one:
+    `RecordEpisodeStatistics(env, stats_key="statistics")`.
 
     ## Arguments
     * `max_steps`: the limit in primitive steps, 200 by default.
-    * `task`: "tomato_salad" or "tomato_lettuce_salad"; the registered names choose it.
+    * `task`: "tomato_salad" or "tomato_lettuce_salad". The registered names fix it.
 
     ## Version history
     * v0: first version.
     """
 
     step_discount: Final = rules.DISCOUNT
-    """The world's own discount per primitive step, inside the reward of a macro-action."""
+    """The discount per primitive step inside the reward of a macro-action."""
 
     def __init__(
         self,
@@ -76,7 +83,7 @@ class KitchenEnv(TextWorld[State]):
         max_steps: int = 200,
     ) -> None:
         if task not in KITCHENS:
-            raise ValueError(f"unknown kitchen task {task!r}; known: {', '.join(KITCHENS)}")
+            raise ConfigError(f"Unknown kitchen task {task!r}; known: {', '.join(KITCHENS)}.")
         self.kitchen = KITCHENS[task]
         super().__init__(
             start=self.kitchen.start,

@@ -1,8 +1,8 @@
-"""The kitchen's rules: a 7x7 grid, one cook, and macro-actions. No words are chosen here.
+"""The kitchen's rules: a 7x7 grid, one cook, and macro-actions. This module has no prompts.
 
-Everything is a pure function of a `Kitchen` (what the task is) and a `State` (where things are).
-A macro-action is first written out as a string of primitive moves (`_plan`); these are then carried
-out one by one (`_primitive`), so that rewards come only from what the cook's hands actually do.
+Everything is a pure function of a `Kitchen` (the task) and a `State` (where the items are). A
+macro-action is first planned as a string of primitive moves (`_plan`). The moves are then carried
+out one by one (`_primitive`), so that all rewards come from primitive steps.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from functools import cache
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 Cell: TypeAlias = tuple[int, int]
-"""(row, column), each 0..6; row 0 is at the top. The outer ring is counter, the rest is floor."""
+"""(row, column), both from 0 to 6, with row 0 at the top. The outer ring is counter."""
 
 START: Final[Cell] = (1, 4)
 DELIVERY: Final[Cell] = (3, 0)
@@ -31,14 +31,14 @@ RECIPES: Final[tuple[frozenset[str], ...]] = (
     frozenset({"lettuce", "onion"}),
     frozenset({"lettuce", "onion", "tomato"}),
 )
-"""All recipes, in the order of the numeric observation's one-hot."""
+"""All recipes, in the order of the one-hot code in the numeric observation."""
 
 RADIUS: Final = 2
-"""The cook sees what is at most this far away (Chebyshev distance)."""
+"""The range of the cook's view (Chebyshev distance)."""
 CUTS: Final = 3
-"""A food is chopped after this many cuts."""
+"""The number of cuts that chop a food."""
 DISCOUNT: Final = 0.99
-"""Discount per primitive step, within a macro-action and within an episode's return."""
+"""The discount per primitive step, for macro-actions and for an episode's return."""
 STEP_REWARD: Final = -0.001
 CHOP_REWARD: Final = 0.2
 DELIVERY_REWARD: Final = 1.0
@@ -50,21 +50,21 @@ class Macro(NamedTuple):
 
     verb: Literal["get", "go", "deliver", "chop"]
     item: str = ""
-    """What to get: a food or "bowl"."""
+    """The item to get: a food or "bowl"."""
     board: int = 0
-    """Which board to go to, counted from 0."""
+    """The board to go to, from 0."""
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, which makes it a cheap cache key
+@dataclass(frozen=True, eq=False)  # compared by identity, for use as a cache key
 class Kitchen:
-    """A task: what to cook, and with what."""
+    """A task: the recipe, the foods and the boards."""
 
     recipe: frozenset[str]
     """The foods that, all chopped, must be in the bowl when it is delivered."""
     foods: tuple[str, ...]
-    """The foods that lie in this kitchen, one of each."""
+    """The foods in this kitchen, one of each."""
     boards: tuple[Cell, ...]
-    """Where the cutting boards are."""
+    """The cells of the cutting boards."""
 
     @property
     def macros(self) -> tuple[Macro, ...]:
@@ -78,36 +78,36 @@ class Kitchen:
 
     @property
     def start(self) -> "State":
-        """The state after every reset: all items at home, the cook's hand empty."""
+        """The state after every reset: all items are at home, and the cook holds nothing."""
         return State(START, None, (None,) * len(self.boards), (0,) * len(self.foods), ())
 
 
 class State(NamedTuple):
-    """Where everything is. An item that is nowhere else is at home (or delivered, if `served`)."""
+    """The positions of all items. An item that is nowhere else is at home, or delivered."""
 
     agent: Cell
     hand: str | None
-    """The item in the hand: a food, "bowl" or None."""
+    """The item that the cook holds: a food, "bowl" or None."""
     boards: tuple[str | None, ...]
     """The item on each board."""
     cuts: tuple[int, ...]
-    """How often each of the kitchen's foods has been cut, 0..3; between macro-actions 0 or 3."""
+    """The number of cuts of each of the kitchen's foods, 0 to 3. Between macro-actions 0 or 3."""
     bowl: tuple[str, ...]
-    """The foods in the bowl, in the order in which they went in."""
+    """The foods in the bowl, in the order in which they were added."""
     served: bool = False
-    """Whether the right dish was delivered, which ends the episode."""
+    """True if the right dish was delivered, which ends the episode."""
 
 
 class Transition(NamedTuple):
-    """What one macro-action did."""
+    """The result of a macro-action."""
 
     state: State
     moves: str
-    """The primitive steps: R, D, L, U (one move, or one bump into the counter) and S (stay)."""
+    """The primitive steps. R, D, L and U move, or bump into the counter; S stays."""
     rewards: tuple[float, ...]
     """One reward per primitive step."""
     reward: float
-    """The rewards discounted by .99 per primitive step, the first one undiscounted."""
+    """Σ .99ᵏ · rewards[k]."""
 
 
 TOMATO_SALAD: Final = Kitchen(frozenset({"tomato"}), ("tomato",), BOARDS[:1])
@@ -118,7 +118,7 @@ TOMATO_LETTUCE_SALAD: Final = Kitchen(
 
 @cache
 def transition(kitchen: Kitchen, state: State, slot: int) -> Transition:
-    """Carry out macro-action `slot` (an index into `kitchen.macros`) to its end."""
+    """Carry out the macro-action `slot`, an index into `kitchen.macros`."""
     return carry_out(kitchen, state, _plan(kitchen, state, kitchen.macros[slot]))
 
 
@@ -135,17 +135,17 @@ def carry_out(kitchen: Kitchen, state: State, moves: str) -> Transition:
 
 
 def is_chopped(kitchen: Kitchen, state: State, item: str | None) -> bool:
-    """Tell whether the item is a chopped food."""
+    """Return True if the item is a chopped food."""
     return item in kitchen.foods and state.cuts[kitchen.foods.index(item)] == CUTS
 
 
 def is_raw(kitchen: Kitchen, state: State, item: str | None) -> bool:
-    """Tell whether the item is a food that is not chopped."""
+    """Return True if the item is a food that is not chopped."""
     return item in kitchen.foods and not is_chopped(kitchen, state, item)
 
 
 def cell_of(kitchen: Kitchen, state: State, item: str) -> Cell:
-    """Find the cell of an item; what is held, or in the bowl, shares its holder's cell."""
+    """Find the cell of an item. Items in the hand or in the bowl are at their holder's cell."""
     holder = _holder(state, item)
     if holder == state.hand:
         return state.agent
@@ -155,21 +155,22 @@ def cell_of(kitchen: Kitchen, state: State, item: str) -> Cell:
 
 
 def faced_board(kitchen: Kitchen, state: State) -> int | None:
-    """Give the index of the board the agent stands at, if it stands at one."""
+    """Return the index of the board at which the agent stands, or None."""
     stands = [_stand_cell(board) for board in kitchen.boards]
     return stands.index(state.agent) if state.agent in stands else None
 
 
 def in_view(agent: Cell, target: Cell) -> bool:
-    """Tell whether an agent sees the target."""
+    """Return True if an agent sees the target."""
     return max(abs(agent[0] - target[0]), abs(agent[1] - target[1])) <= RADIUS
 
 
 def numeric_observation(kitchen: Kitchen, state: State) -> list[int]:
-    """List what the agent sees as numbers: 18 for tomato salad, 26 for tomato-lettuce salad.
+    """Encode what the agent sees: 18 numbers for tomato salad, 26 for tomato-lettuce salad.
 
-    Row, column and cuts of every food; row and column of the bowl, of every board, of the delivery
-    counter and of the agent; then the recipe, one-hot. What is out of view reads zeros.
+    They are the row, column and cuts of every food, then the row and column of the bowl, of every
+    board, of the delivery counter and of the agent, then the recipe as a one-hot code. Numbers of
+    things out of view are 0.
     """
     things = [
         *((*cell_of(kitchen, state, f), n) for f, n in zip(kitchen.foods, state.cuts, strict=True)),
@@ -182,7 +183,7 @@ def numeric_observation(kitchen: Kitchen, state: State) -> list[int]:
     return seen + [int(recipe == kitchen.recipe) for recipe in RECIPES]
 
 
-# Planning: the primitive moves that make up a macro-action.
+# --- planning: the primitive moves of a macro-action ----------------------------------------------
 
 
 def _plan(kitchen: Kitchen, state: State, macro: Macro) -> str:
@@ -207,9 +208,9 @@ def _plan_get_food(kitchen: Kitchen, state: State, food: str) -> str:
     holder, cell = _holder(state, food), cell_of(kitchen, state, food)
     if holder == state.hand:
         return "S"
-    if holder == "bowl":  # on a board: one look at it is all
+    if holder == "bowl":  # on a board; the cook only walks until it is in view
         return _approach(state, cell) + "S"
-    # Raw food stays on its board: bumping into it would cut it.
+    # Bumping into raw food on a board would cut it, so the cook only goes there.
     raw_on_board = food in state.boards and is_raw(kitchen, state, food)
     return _visit(state, cell, bump=not raw_on_board)
 
@@ -223,8 +224,8 @@ def _plan_get_bowl(kitchen: Kitchen, state: State) -> str:
         return path + bump
     if is_raw(kitchen, state, state.hand):
         return path + "S"
-    # Chopped food goes into the bowl. A bowl on a board then comes to the hand by itself, one at
-    # home has to be taken.
+    # Chopped food goes into the bowl. If the bowl is on a board, the cook then holds it. At home,
+    # a second bump picks it up.
     return path + bump + ("S" if "bowl" in state.boards else bump)
 
 
@@ -234,7 +235,7 @@ def _visit(state: State, target: Cell, *, bump: bool) -> str:
 
 
 def _approach(state: State, target: Cell) -> str:
-    """Walk towards the target until it is in view."""
+    """Walk toward the target until it is in view."""
     path, agent = _path(state.agent, _stand_cell(target)), state.agent
     for walked, move in enumerate(path):
         if in_view(agent, target):
@@ -244,7 +245,7 @@ def _approach(state: State, target: Cell) -> str:
 
 
 def _path(start: Cell, goal: Cell) -> str:
-    """Walk to the goal's row first, then along it."""
+    """Walk to the goal's row, then along the row."""
     rows, columns = goal[0] - start[0], goal[1] - start[1]
     return ("D" if rows > 0 else "U") * abs(rows) + ("R" if columns > 0 else "L") * abs(columns)
 
@@ -254,7 +255,7 @@ def _bump(target: Cell) -> str:
 
 
 def _stand_cell(target: Cell) -> Cell:
-    """Give the one floor cell from which a counter cell (no corner) is reached."""
+    """Return the floor cell next to a counter cell, which must not be a corner."""
     row, column = (min(max(x, 1), 5) for x in target)
     return row, column
 
@@ -267,7 +268,7 @@ def _holder(state: State, item: str) -> str:
     return "bowl" if item in state.bowl else item
 
 
-# Primitive steps: what the cook's hand does, and what it is paid.
+# --- primitive steps and their rewards ------------------------------------------------------------
 
 
 def _primitive(kitchen: Kitchen, state: State, move: str) -> tuple[State, float]:
@@ -288,7 +289,7 @@ def _deliver(kitchen: Kitchen, state: State) -> tuple[State, float]:
         return state, 0.0
     if state.hand == "bowl" and set(state.bowl) == kitchen.recipe:
         return state._replace(hand=None, served=True), DELIVERY_REWARD
-    # Anything else goes home, and there foods are raw again.
+    # Any other delivery returns to its home, and its foods become raw.
     returned = (state.hand, *state.bowl) if state.hand == "bowl" else (state.hand,)
     cuts = (
         0 if food in returned else count
@@ -305,11 +306,11 @@ def _use_board(kitchen: Kitchen, state: State, board: int) -> tuple[State, float
         return (*state.boards[:board], item, *state.boards[board + 1 :])
 
     if there is None or (state.hand is None and not is_raw(kitchen, state, there)):
-        return state._replace(hand=there, boards=put(state.hand)), 0.0  # put down or pick up
+        return state._replace(hand=there, boards=put(state.hand)), 0.0  # put it down or pick it up
     if state.hand is None:
         return _cut(kitchen, state, there)
     foods = [item for item in (state.hand, there) if item != "bowl"]
-    if len(foods) == 1 and is_chopped(kitchen, state, foods[0]):  # the other one is the bowl
+    if len(foods) == 1 and is_chopped(kitchen, state, foods[0]):  # the other item is the bowl
         return state._replace(hand="bowl", boards=put(None), bowl=(*state.bowl, *foods)), 0.0
     return state, 0.0
 

@@ -1,7 +1,7 @@
-"""What the cook reads: a state becomes facts, and the facts become a prompt and offered actions.
+"""The kitchen's prompts: a state becomes facts, and the facts become a prompt and actions.
 
-The prompt and the actions are functions of the same `Facts`, so the offered actions are a function
-of the prompt. They are short on purpose: every token of them costs a language model time.
+The prompt states all of the `Facts`, and the actions depend on nothing else, so the offered actions
+are a function of the prompt. Both are short because every token costs computation.
 """
 
 from collections.abc import Sequence
@@ -22,37 +22,38 @@ from poad.envs.text_world import View
 
 
 class Thing(NamedTuple):
-    """An item as it looks."""
+    """An item as the cook sees it."""
 
     item: str
     """A food or "bowl"."""
     chopped: bool = False
     contents: tuple[str, ...] = ()
-    """The foods in a bowl, in the kitchen's order; what went in first cannot be seen."""
+    """The foods in a bowl, in the kitchen's order. The cook cannot see which came first."""
 
 
 class Facts(NamedTuple):
-    """All that a prompt tells. What is None may be empty or out of view."""
+    """Everything that a prompt states. None means empty or out of view."""
 
     at_home: tuple[str, ...]
     """The items in view at their home cell."""
     boards: tuple[Thing | None, ...]
-    """What lies on each board in view."""
+    """The item on each board."""
     facing: int | None
     """The board at which the cook stands."""
     hand: Thing | None
+    """The item that the cook holds."""
 
 
 @cache
 def view(kitchen: Kitchen, state: State) -> View:
-    """Put a state into words. There is always one action per macro-action."""
+    """Describe a state. There is one action per macro-action, in the same order."""
     facts = see(kitchen, state)
     actions = tuple(_action(kitchen, facts, macro) for macro in kitchen.macros)
     return View(_prompt(kitchen, facts), actions)
 
 
 def see(kitchen: Kitchen, state: State) -> Facts:
-    """Reduce a state to the facts the cook is told."""
+    """Reduce a state to the facts that the cook knows."""
 
     def look(item: str | None) -> Thing | None:
         if item is None:
@@ -94,13 +95,13 @@ def _action(kitchen: Kitchen, facts: Facts, macro: Macro) -> str:
     match macro.verb:
         case "get" if macro.item == "bowl":
             filled = any(thing and thing.contents for thing in (hand, *facts.boards))
-            # With a single food there is never a bowl to mistake for another.
+            # With a single food, the two states of the bowl need no different names.
             return "get the bowl" if filled or len(kitchen.foods) == 1 else "get the empty bowl"
         case "get" if hand is not None and hand.item == "bowl":
             return f"add the {macro.item} to the bowl"
         case "get":
             return f"get the {macro.item}"
-        # Carrying chopped food to a board reads like walking there, although it is put down.
+        # With chopped food in hand the action reads "go to", although it puts the food down.
         case "go" if hand is not None and not hand.chopped:
             return f"put the {hand.item} on {_board(kitchen, macro.board)}"
         case "go":

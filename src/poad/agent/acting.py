@@ -1,0 +1,200 @@
+"""Acting: how observations become actions, with or without offered actions and thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from poad.agent.continuous_batching import write_with_transformers
+from poad.agent.decisions import DecisionTable
+from poad.agent.likelihood import evaluate, find_decisions
+from poad.agent.sampling import SINGLE_OPTION, ActingCache, Categorical, walk, write
+from poad.agent.settings import Acting
+from poad.config import PromptConfig
+from poad.lm import LanguageModel
+from poad.trie import ActionTrie
+from poad.turns import Action, TokenIds, Turn
+
+PREFETCHED_TOKENS = 8
+"""An offer is computed together with its prompt if at most so many tokens lead to all choices."""
+
+Offer = tuple[TokenIds, ActionTrie | None]
+"""A prompt and the offered actions; None writes freely."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Writes actions while the weights do not change.
+
+    Args:
+        model: the language model.
+        acting: how it acts.
+        generators: the source of randomness of each observation.
+        greedy: take the likeliest token or action instead of sampling.
+        cache: distributions to reuse and extend.
+    """
+
+    model: LanguageModel
+    acting: Acting
+    generators: Sequence[np.random.Generator]
+    greedy: bool
+    cache: ActingCache
+
+    def act(self, offers: Sequence[Offer]) -> Iterator[tuple[int, Action]]:
+        """Yield the index of an offer and the action, each as soon as it is written."""
+        chosen = [i for i, (_, trie) in enumerate(offers) if trie is not None]
+        written = [i for i, (_, trie) in enumerate(offers) if trie is None]
+        if chosen:
+            mine = replace(self, generators=[self.generators[i] for i in chosen])
+            tries = [(prompt, trie) for prompt, trie in offers if trie is not None]
+            yield from zip(chosen, mine._choose(tries), strict=True)
+        if written:
+            mine = replace(self, generators=[self.generators[i] for i in written])
+            for place, action in mine._write([offers[i][0] for i in written]):
+                yield written[place], action
+
+    def think(self, prompts: Sequence[TokenIds], config: PromptConfig) -> list[Action]:
+        """Write thoughts. They are closed by the agent or, at the end of the budget, for it."""
+        close = config.thinking_close
+        mark = close.strip()
+        acting = replace(self.acting, stop=(mark,), max_action_tokens=config.thinking)
+        found = dict(replace(self, acting=acting)._write(prompts))
+        codec = self.model.codec
+        thoughts = []
+        for thought in (found[i] for i in range(len(prompts))):
+            text = codec.tokenizer.decode(list(thought.token_ids))
+            _, closed, after = text.partition(mark)
+            missing = close[len(close.rstrip()) :].removeprefix(after) if closed else close
+            # The agent did not choose the tokens that close its thoughts for it.
+            forced = codec.continuation(missing) if missing else ()
+            length = len(thought.token_ids) + len(forced)
+            thoughts.append(
+                replace(
+                    thought,
+                    token_ids=(*thought.token_ids, *forced),
+                    choice=(*thought.choice, *(False for _ in forced)),
+                    logprob=(*thought.logprob, *(0.0 for _ in forced)),
+                    nodes=(-1,) * length,
+                    thought=length,
+                )
+            )
+        return thoughts
+
+    def _write(self, prompts: Sequence[TokenIds]) -> Iterator[tuple[int, Action]]:
+        """Write freely. What is written hardly repeats, so no distribution is cached."""
+        if self.cache.engine_generator is not None:
+            source = self.cache.engine_generator
+            return write_with_transformers(self.model, self.acting, prompts, source)
+        decoder = self.cache.decoder
+        return write(self.model, self.acting, prompts, self.generators, self.greedy, decoder)
+
+    def _choose(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> list[Action]:
+        """Choose among offered actions."""
+        if self.acting.scheme == "trie":
+            if self.cache.decoder is None:
+                self._prefetch(offers)
+            temperature = self.acting.temperature
+            return walk(self.model, temperature, offers, self.generators, self.greedy, self.cache)
+        actions = self._choose_whole(offers)
+        if self.acting.scheme == "published":
+            return self._as_tokens([prompt for prompt, _ in offers], actions)
+        return actions
+
+    def _prefetch(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> None:
+        """Compute all decisions of an offer in one pass where they lie close behind the prompt.
+
+        A walk needs a forward pass for each choice on its way, and another one when a later walk
+        takes another path. Where few tokens lead to all choices, reading these together with the
+        prompt costs less.
+        """
+        table = DecisionTable()
+        found: dict[tuple[TokenIds, ActionTrie, int], int] = {}
+        for prompt, trie in offers:
+            choices, tokens = trie.choices
+            known = all((prompt, trie, node) in self.cache.node_choices for node in choices)
+            if not known and tokens <= PREFETCHED_TOKENS:
+                found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
+        if found:
+            batch = table.batch(self.model.codec.pad_id)
+            logprob = evaluate(self.model, batch, self.acting.temperature).logprob  # [Q, K]
+            for (prompt, trie, node), q in found.items():
+                options = logprob[q, : len(trie.children[node + 1])]
+                self.cache.node_choices[prompt, trie, node] = Categorical.from_logprob(options)
+
+    def _choose_whole(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> list[Action]:
+        """Choose by the softmax over normalized scores of all offered actions."""
+        acting, cache = self.acting, self.cache
+        table = DecisionTable()
+        unknown = {
+            (prompt, trie): table.between_actions(prompt, trie, acting.score, acting.score_end)
+            for prompt, trie in offers
+            if len(trie.leaves) > 1 and (prompt, trie) not in cache.action_choices
+        }
+        if unknown:
+            batch = table.batch(self.model.codec.pad_id)
+            logprob = evaluate(self.model, batch, acting.temperature).logprob  # [Q, K]
+            for (prompt, trie), q in unknown.items():
+                options = logprob[q, : len(trie.leaves)]
+                cache.action_choices[prompt, trie] = Categorical.from_logprob(options)
+        actions = []
+        for offer, generator in zip(offers, self.generators, strict=True):
+            options = cache.action_choices.get(offer, SINGLE_OPTION)
+            option = options.sample(generator, self.greedy)
+            actions.append(_whole_action(offer[1], option, options.logprob[option]))
+        return actions
+
+    def _as_tokens(self, prompts: Sequence[TokenIds], actions: Sequence[Action]) -> list[Action]:
+        """Record each token's log-probability over the whole vocabulary, as published."""
+        keys = [(p, a.token_ids) for p, a in zip(prompts, actions, strict=True)]
+        counted = {key: [True] * len(key[1]) for key in keys}
+        if not self.acting.score_end:
+            for choice in counted.values():
+                choice[-1] = False
+        known = self.cache.token_logprobs
+        unknown = [key for key in counted if key not in known]
+        if unknown:
+            turns = [
+                Turn(prompt, Action("", tokens, tuple(counted[prompt, tokens]), ()), 0.0)
+                for prompt, tokens in unknown
+            ]
+            batch, decision, option = find_decisions(self.model, self.acting, turns)
+            logprob = evaluate(self.model, batch, self.acting.temperature).logprob.cpu()
+            each = logprob[decision, option].where(decision >= 0, torch.zeros(()))  # [M]
+            lengths = [len(tokens) for _, tokens in unknown]
+            for key, values in zip(unknown, each.split(lengths), strict=True):
+                known[key] = tuple(values.tolist())
+        return [
+            replace(action, choice=tuple(counted[key]), logprob=known[key])
+            for key, action in zip(keys, actions, strict=True)
+        ]
+
+
+def with_thoughts(thought: Action, action: Action) -> Action:
+    """Join thoughts and the action after them into one action."""
+    return replace(
+        action,
+        token_ids=(*thought.token_ids, *action.token_ids),
+        choice=(*thought.choice, *action.choice),
+        logprob=(*thought.logprob, *action.logprob),
+        nodes=(*thought.nodes, *action.nodes) if action.trie is not None else (),
+        thought=thought.thought,
+    )
+
+
+def _whole_action(trie: ActionTrie, option: int, logprob: float) -> Action:
+    """Make an action that was one decision, recorded at its first token."""
+    nodes = trie.path(trie.leaves[option])
+    tokens = tuple(trie.tokens[n] for n in nodes)
+    rest = len(nodes) - 1
+    choice = len(trie.leaves) > 1
+    return Action(
+        trie.texts[option],
+        tokens,
+        (choice, *(False,) * rest),
+        (logprob if choice else 0.0, *(0.0,) * rest),
+        trie,
+        nodes,
+    )

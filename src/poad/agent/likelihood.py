@@ -1,0 +1,146 @@
+"""Probabilities of what the agent did or could do, as the model sees them now, with gradient.
+
+Which tokens of a turn are decisions is decided once, in `_decisions_of`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poad.agent.decisions import DecisionBatch, DecisionTable
+from poad.agent.settings import Acting
+from poad.lm import LanguageModel
+from poad.trie import ROOT, ActionTrie
+from poad.turns import Position, TokenIds, Turn
+
+
+class Evaluated(NamedTuple):
+    """Log-probabilities and entropies of a batch of decisions, with gradient."""
+
+    logprob: Tensor
+    """[Q, K] log-probability of each option; -inf where there is none."""
+    entropy: Tensor
+    """[Q] in nats, over the options or the vocabulary, whichever the decision is between."""
+    hidden: Tensor
+    """[R, H] the hidden states that were read."""
+
+
+def evaluate(
+    model: LanguageModel, batch: DecisionBatch, temperature: float, reference: bool = False
+) -> Evaluated:
+    """Compute the log-probabilities and entropies of a batch of decisions.
+
+    The score of an option is the sum of its tokens' log-probabilities over its divisor. The policy
+    is the softmax over the options (``renormalize``), or the vocabulary's own distribution.
+
+    Args:
+        model: the language model.
+        batch: the decisions.
+        temperature: divides the scores.
+        reference: ask the untrained model instead; then there is no gradient.
+    """
+    if reference:
+        hidden = model.read_frozen(batch.packed)  # [R, H]
+        logits = model.frozen_logits(hidden)  # [R, V]
+    else:
+        hidden = model.read(batch.packed)
+        logits = model.logits(hidden)
+    device = logits.device
+    if batch.read.shape[2] > 1 or bool((batch.divisor != 1).any()):
+        logits = logits.log_softmax(-1)  # elsewhere the vocabulary's normalizer cancels
+    read, token = batch.read.to(device), batch.token.to(device)
+    # Gather the logit of every token of every option, [Q, K, A], and sum over the tokens: [Q, K].
+    score = logits[read, token].masked_fill(~batch.token_mask.to(device), 0.0).sum(2)
+    score = score / batch.divisor.to(device) / temperature
+    score = score.masked_fill(~batch.option_mask.to(device), -math.inf)
+    among = score.log_softmax(-1)
+    if bool(batch.renormalize.all()):
+        return Evaluated(among, _entropy(among), hidden)
+    # Decisions over the vocabulary have one token per option, all read at the same position.
+    everything = (logits[read[:, 0, 0]] / temperature).log_softmax(-1)  # [Q, V]
+    picked = everything.gather(1, token[:, :, 0])
+    picked = picked.masked_fill(~batch.option_mask.to(device), -math.inf)
+    among_options = batch.renormalize.to(device)
+    logprob = torch.where(among_options[:, None], among, picked)
+    entropy = torch.where(among_options, _entropy(among), _entropy(everything))
+    return Evaluated(logprob, entropy, hidden)
+
+
+def find_decisions(
+    model: LanguageModel,
+    acting: Acting,
+    turns: Sequence[Turn],
+    extra_positions: Sequence[Position] = (),
+    divide: bool = True,
+) -> tuple[DecisionBatch, Tensor, Tensor]:
+    """Find the distinct decisions behind some turns; `Policy.decisions` explains the result."""
+    table = DecisionTable()
+    seen: dict[tuple, list[tuple[int, int]]] = {}
+    found: list[tuple[int, int]] = []  # (decision, option) of all tokens of all turns
+    for turn in turns:
+        action = turn.action
+        key = (turn.prompt_ids, action.trie, action.token_ids)
+        if key not in seen:
+            seen[key] = [(-1, 0)] * len(action.token_ids)
+            for column, q, k in _decisions_of(turn, table, acting):
+                seen[key][column] = q, k
+        found += seen[key]
+    batch = table.batch(model.codec.pad_id, extra_positions, model.branching, divide)
+    decision, option = torch.tensor(found).unbind(1)  # [M, 2] -> [M], [M]
+    return batch, decision, option
+
+
+def _decisions_of(
+    turn: Turn, table: DecisionTable, acting: Acting
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (column, decision, option) of each decision of a turn."""
+    prompt, action, trie = turn.prompt_ids, turn.action, turn.action.trie
+    after_thoughts = (*prompt, *action.token_ids[: action.thought])
+    for j, choice in enumerate(action.choice):
+        if not choice:
+            continue
+        if trie is None or acting.scheme == "published" or j < action.thought:
+            yield j, *table.of_vocabulary((prompt, action.token_ids[:j]), action.token_ids[j])
+        elif acting.scheme == "trie":
+            parent = trie.parents[action.nodes[j]]
+            option = trie.children[parent + 1].index(action.nodes[j])
+            yield j, table.at_node(after_thoughts, trie, parent), option
+        else:
+            q = table.between_actions(prompt, trie, acting.score, acting.score_end)
+            yield j, q, trie.leaves.index(action.nodes[-1])
+
+
+@torch.no_grad()
+def offered_probabilities(
+    model: LanguageModel, acting: Acting, prompt: TokenIds, trie: ActionTrie
+) -> list[float]:
+    """Compute the probability of each offered action, in the order offered. [K]."""
+    if len(trie.leaves) == 1:
+        return [1.0]
+    table = DecisionTable()
+    if acting.scheme != "trie":
+        table.between_actions(prompt, trie, acting.score, acting.score_end)
+        batch = table.batch(model.codec.pad_id)
+        return evaluate(model, batch, acting.temperature).logprob[0].exp().tolist()
+    nodes = [n for n in range(ROOT, len(trie.tokens)) if len(trie.children[n + 1]) > 1]
+    for node in nodes:
+        table.at_node(prompt, trie, node)
+    batch = table.batch(model.codec.pad_id)
+    logprob = evaluate(model, batch, acting.temperature).logprob.tolist()
+    # The probability of an action is the product over the choices on its path.
+    taken = {
+        child: logprob[q][k]
+        for q, node in enumerate(nodes)
+        for k, child in enumerate(trie.children[node + 1])
+    }
+    return [math.exp(sum(taken.get(n, 0.0) for n in trie.path(leaf))) for leaf in trie.leaves]
+
+
+def _entropy(logprob: Tensor) -> Tensor:
+    """Entropy in nats over the last axis; options at -inf add nothing."""
+    return -(logprob.exp() * logprob.masked_fill(logprob == -math.inf, 0.0)).sum(-1)

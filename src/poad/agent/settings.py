@@ -1,0 +1,140 @@
+"""Settings with everything decided: what `auto` and None in a configuration mean.
+
+A `Config` is what a person writes. `resolve` turns it into `Settings`, once; the parts of an agent
+take theirs from it and never look at an `auto` again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from poad.config import ActingConfig, Config
+from poad.credit import Method, Rates, find_method
+from poad.envs import FreeText, free_text_of
+from poad.errors import ConfigError
+from poad.lm import resolve_model
+
+Scheme = Literal["trie", "score", "published"]
+Score = Literal["word", "token", "sum"]
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How text becomes an action; the fields are those of `poad.config.ActingConfig`."""
+
+    scheme: Scheme = "trie"
+    score: Score = "word"
+    score_end: bool = False
+    temperature: float = 1.0
+    engine: Literal["own", "transformers"] = "own"
+    max_action_tokens: int = FreeText().max_tokens
+    stop: tuple[str, ...] = FreeText().stop
+
+
+@dataclass(frozen=True)
+class CreditSettings:
+    """Who gets credit, and at which rates."""
+
+    method: Method
+    rates: Rates
+    by_duration: bool
+    """Whether γ is raised to the power of the primitive steps that a turn took."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration that has been resolved."""
+
+    config: Config
+    """The same settings as a configuration, for files: no `auto` and no default None is left,
+    except what depends on the machine (`model.device`)."""
+    acting: Acting
+    credit: CreditSettings
+
+
+def resolve(config: Config) -> Settings:
+    """Decide every `auto` and default None of a configuration.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        ModelError: a world without an embedded model.
+    """
+    try:
+        method = find_method(config.credit.method)
+    except ValueError as error:
+        raise ConfigError(f"credit.method: {error}") from error
+    acting = _resolve_acting(config.acting, method, free_text_of(config.env))
+    _refuse_contradictions(config, acting, method)
+    credit = config.credit
+    slots = None if credit.slots == "auto" else credit.slots
+    rates = method.rates(credit.gamma, credit.lam, credit.lam_token, credit.gamma_token, slots)
+    resolved = replace(
+        config,
+        acting=ActingConfig(**vars(acting)),
+        credit=replace(
+            credit, slots=rates.slots, lam_token=rates.lam_token, gamma_token=rates.gamma_token
+        ),
+        model=replace(config.model, name=resolve_model(config.model.name, config.env)),
+    )
+    by_duration = credit.discount == "duration"
+    return Settings(resolved, acting, CreditSettings(method, rates, by_duration))
+
+
+def _resolve_acting(acting: ActingConfig, method: Method, free_text: FreeText) -> Acting:
+    """Fill in what the method and the world call for."""
+    by_tokens = method.score == "trie"
+    scheme: Scheme = "trie" if by_tokens else "score"
+    score: Score = "word" if method.score == "trie" else method.score
+    budget, stop = acting.max_action_tokens, acting.stop
+    return Acting(
+        scheme=scheme if acting.scheme == "auto" else acting.scheme,
+        score=score if acting.score == "auto" else acting.score,
+        score_end=acting.score_end,
+        temperature=acting.temperature,
+        engine=acting.engine,
+        max_action_tokens=free_text.max_tokens if budget is None else budget,
+        stop=free_text.stop if stop is None else stop,
+    )
+
+
+def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> None:
+    """Reject ways of acting that the method cannot judge.
+
+    Raises:
+        ConfigError: says which settings contradict each other, and what to use instead.
+    """
+    if method.whole_action and acting.scheme != "score":
+        raise ConfigError(
+            f"acting.scheme = {acting.scheme} decides token by token, but {method.name} credits "
+            "the action as one decision; use score."
+        )
+    if method.decision == "token" and acting.scheme == "score":
+        raise ConfigError(
+            f"acting.scheme = score makes the whole action one decision, but {method.name} credits "
+            "its tokens; use trie (exact) or published (as in the paper's code)."
+        )
+    if config.ppo.ratio == "turn" and method.decision != "turn":
+        raise ConfigError(
+            f"ppo.ratio = turn is one ratio for the whole action, but {method.name} gives each of "
+            "its tokens an advantage of its own; use credit.method = turn_ppo, or ratio = token."
+        )
+    if config.prompt.thinking and acting.scheme != "trie":
+        raise ConfigError(
+            f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking cannot put "
+            "thoughts before them; use acting.scheme = trie and a method that judges tokens, such "
+            "as poad."
+        )
+
+
+def refuse_free_writing(method: Method, world: str = "the world") -> None:
+    """Reject freely written actions where the method judges whole offered actions.
+
+    Raises:
+        ConfigError: the method cannot judge them; says what to use.
+    """
+    if method.whole_action:
+        raise ConfigError(
+            f"credit.method = {method.name} chooses between offered actions, but {world} lets the "
+            "agent write freely; use a method that judges tokens, such as poad, or turn_ppo."
+        )

@@ -1,0 +1,291 @@
+"""YAML files of settings: read, merge, check and write."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from yaml.composer import ComposerError
+
+from poad.config.settings import Config
+from poad.errors import ConfigError, did_you_mean
+
+_RENAMED = {"mirrors": "trackers"}
+"""Former names of settings, with their present ones."""
+_INT, _FLOAT, _VALUE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "value"))
+_INT_TEXT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+|0b[01]+)$")
+_FLOAT_TEXT = re.compile(
+    r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+)
+_LARGEST_EXPONENT = 100
+_LINE_ENDS = "\x85\u2028\u2029"
+"""Characters that YAML takes for line ends unless they are escaped."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that 1e-4 is a number, 12:30 and 010 are text, and no key repeats."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.value != "<<":
+                raise ComposerError(
+                    None, None, f"the key {key.value!r} appears twice", key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this loader or another YAML reader would take for something else."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in (_INT, _FLOAT, _VALUE)]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, _INT_TEXT, list("-+0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_FLOAT, _FLOAT_TEXT, list("-+0123456789."))
+
+
+# Reading.
+
+
+def load(path: str | Path, base: Config | None = None) -> Config:
+    """Read a YAML file of settings.
+
+    Args:
+        path: the file.
+        base: the settings that the file leaves out (default: ``Config()``).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or `from_dict` rejects its content.
+    """
+    return from_dict(read_yaml(path), base, str(path))
+
+
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """Read a YAML mapping without checking its keys.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
+    data = _parse(text, f"{path}")
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(data).__name__}.")
+    return data
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as a configuration file would: 1e-3 is a number, [a, b] is a list.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    return _parse(text, repr(text))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-02-31
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+
+
+def from_dict(data: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:
+    """Build a configuration from nested mappings, as YAML gives them.
+
+    Args:
+        data: settings by name, groups as mappings.
+        base: the settings that `data` leaves out (default: ``Config()``).
+        where: what errors call the source.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range.
+    """
+    return merge(base if base is not None else Config(), data, where)
+
+
+def merge(base: Any, data: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """Change the fields of a frozen dataclass that `data` names, including nested ones.
+
+    Args:
+        base: the dataclass.
+        data: new values by field name.
+        where: what errors call the source.
+        prefix: text before the names in errors.
+
+    Raises:
+        ConfigError: an unknown field, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(f"{where}: {_unknown_key(base, str(key), name, list(hints))}")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {name} is a group of settings, not {value!r}.")
+            changes[key] = merge(current, value, where, f"{name}.")
+        else:
+            changes[key] = _convert(hints[key], value, name, where)
+    return dataclasses.replace(base, **changes)
+
+
+def _unknown_key(base: Any, key: str, name: str, known: list[str]) -> str:
+    if _RENAMED.get(key) in known:
+        return f"{key} was renamed to {_RENAMED[key]}."
+    group, dot, inner = key.partition(".")
+    if dot and group in known:
+        return f"unknown key {name!r}. Write it nested, as '{group}: {{{inner}: ...}}'."
+    groups = [each for each in known if dataclasses.is_dataclass(getattr(base, each))]
+    inside = [each for each in groups if key in typing.get_type_hints(type(getattr(base, each)))]
+    hint = did_you_mean(key, known)
+    if inside:
+        hint = f"Did you mean {' or '.join(f'{each}.{key}' for each in inside)}? "
+    return f"unknown key {name!r}. {hint}Known here: {', '.join(known)}."
+
+
+def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
+    """Convert a value to the annotated type, or explain which type is expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        options = ", ".join(map(str, args))
+        message = f"{where}: {name} = {value!r} is not one of: {options}. "
+        raise ConfigError((message + did_you_mean(value, args, 1)).rstrip())
+    if origin in (types.UnionType, typing.Union):
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _convert(inner, value, name, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{where}: {name} = {value!r} needs {len(args)} entries.")
+        return tuple(_convert(args[0], item, name, where) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    try:
+        if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+        if hint is int and isinstance(value, int | float | str) and not isinstance(value, bool):
+            return whole_number(value)
+    except (ValueError, OverflowError):
+        pass
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    wanted = {tuple: "a list, such as [a, b]", dict: "a mapping, such as {a: 1}"}.get(
+        origin, getattr(hint, "__name__", str(hint))
+    )
+    quote = " Put quotes around it." if hint is str and isinstance(value, int | float) else ""
+    raise ConfigError(f"{where}: {name} = {value!r} has the wrong type; expected {wanted}.{quote}")
+
+
+def whole_number(value: int | float | str) -> int:
+    """Read an integer in any notation: 20000, 20_000, 2e4 or 20000.0.
+
+    Raises:
+        ValueError: the number has a fraction, is far too large, or is not a number.
+    """
+    if isinstance(value, int):
+        return value
+    try:
+        number = Decimal(str(value).strip())
+        if number.adjusted() <= _LARGEST_EXPONENT and number == number.to_integral_value():
+            return int(number)
+    except InvalidOperation:
+        pass
+    raise ValueError(f"expected a whole number, not {value!r}")
+
+
+# Writing.
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Convert a configuration to dicts, lists and scalars. A world's arguments stay as they are."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(config)
+
+
+def dump(config: Config) -> str:
+    """Write a configuration as YAML text that `load` reads back unchanged.
+
+    Raises:
+        ConfigError: YAML would lose or change a value. A tuple among a world's arguments, for
+            example, would come back as a list, and a NumPy number cannot be written at all.
+    """
+    plain = to_dict(config)
+    # Only a world's arguments are of arbitrary types, and reading all the rest would take 10 ms.
+    if changed := _changed_part("env_args", config.env_args):
+        raise ConfigError(
+            f"{changed}. A configuration file holds text, numbers, true, false, null, dates, lists "
+            "and dicts, of Python's own types."
+        )
+    again = to_dict(from_dict(plain))
+    for key, value in plain.items():
+        if again[key] != value and key != "env_args":
+            raise ConfigError(f"{key} = {value!r} holds values of the wrong type.")
+    try:
+        return _write(plain)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"A setting is not of Python's own types: {error}") from error
+
+
+def _write(value: Any) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if any(mark in text for mark in _LINE_ENDS):
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
+def _changed_part(name: str, value: Any) -> str | None:
+    """Describe the smallest part of a value that YAML loses or changes; None if there is none."""
+    try:
+        back = _parse(_write(value), name)
+        if _same(back, value):
+            return None
+        what = f"{name} = {value!r} would be read back from a configuration file as {back!r}"
+    except (yaml.YAMLError, RecursionError, ConfigError):
+        what = f"{name} = {value!r} cannot be written to a configuration file"
+    inner: list[tuple[str, Any]] = []
+    if type(value) is dict:
+        inner = [(f"{name}.{key}", item) for key, item in value.items()]
+    elif type(value) is list:
+        inner = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    return next(filter(None, (_changed_part(*part) for part in inner)), what)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare values as Python does, but tell 1, 1.0 and True apart, and let NaN equal NaN."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return _same(list(a), list(b)) and _same(list(a.values()), list(b.values()))
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return repr(a) == repr(b) if isinstance(a, float) else a == b

@@ -1,0 +1,294 @@
+"""The settings of a run, as frozen dataclasses.
+
+The docstring below a field is also its help text on the command line. A range stands in the field's
+annotation. A configuration never changes: ``dataclasses.replace`` makes another one.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from poad.config.ranges import Above, AtLeast, Between, out_of_range
+from poad.errors import ConfigError
+
+SEEDS_PER_RUN = 1_000_003
+"""Training episodes use the seeds from (2 + run seed) * 1,000,003 on, so that no two runs share
+them and none of them is an evaluation episode (those start at 1,000,000)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model that acts."""
+
+    name: str = "auto"
+    """An embedded model (`auto` selects the one for the world), a local directory, or a model name
+    on the Hugging Face hub. `~` stands for your home directory."""
+    tuning: Literal["full", "lora"] = "full"
+    """`full` trains every weight. `lora` trains low-rank adapters on frozen weights."""
+    lora_rank: Annotated[int, Above(0)] = 8
+    """Rank of the adapters (paper: 8)."""
+    lora_alpha: Annotated[int, Above(0)] = 16
+    """Scale of the adapters. Their output is multiplied by alpha / rank (paper: 16)."""
+    lora_dropout: Annotated[float, Between(0, 1)] = 0.0
+    """Dropout probability for the inputs of the adapters, in gradient steps only."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters. Empty selects the query and value projections, as in
+    the paper."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the model's weights. Adapters and critic are always float32."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Store the frozen weights in 8 bits, or in 4 bits (NF4), and train adapters on them (QLoRA).
+    Requires the extra `poad[quantize]`."""
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """Attention kernel. `flash_attention_2` needs a GPU and does not support custom masks, so
+    actions that share a prompt get separate rows."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them. This saves memory and
+    takes about a third more time."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` and so on. `auto` uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        """Expand `~`, which a shell leaves alone in a file and behind an equals sign."""
+        if isinstance(self.name, str) and self.name.startswith("~"):
+            object.__setattr__(self, "name", os.path.expanduser(self.name))
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How an observation becomes the model's prompt."""
+
+    format: Literal["plain", "chat"] = "plain"
+    """`plain` uses the text of the world as it is. `chat` applies the model's chat template."""
+    system: str | None = None
+    """Text before everything else: the system message of a chat, or the first lines of a plain
+    prompt."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Example turns before the first real one. Each is a pair of an observation and an action."""
+    history: Literal["none", "last", "episode"] = "none"
+    """Earlier turns in the prompt: none, the last few (see `last`), or the whole episode as one
+    growing sequence, whose beginning is computed only once."""
+    last: Annotated[int, Above(0)] = 4
+    """Number of earlier turns in the prompt if history is `last`."""
+    thinking: Annotated[int, AtLeast(0)] = 0
+    """Number of tokens that the agent may write before each action. They are trained like the
+    tokens of the action."""
+    thinking_open: str = "<think>\n"
+    """Text that opens the agent's thoughts."""
+    thinking_close: str = "\n</think>\n\n"
+    """Text that closes the agent's thoughts. It is appended when the token budget is used up."""
+
+
+@dataclass(frozen=True)
+class ActingConfig:
+    """How text becomes an action."""
+
+    scheme: Literal["auto", "trie", "score", "published"] = "auto"
+    """`trie` samples an offered action token by token, `score` by its whole-action score, and
+    `published` by score with token-level ratios, as the paper's code does. `auto` takes the
+    method's own. It has no effect where a world offers no actions."""
+    score: Literal["auto", "word", "token", "sum"] = "auto"
+    """Whole-action score: the mean log-probability per word (TWOSOME) or per token, or the sum
+    (GLAM). `auto` takes the method's own."""
+    score_end: bool = False
+    """Include the end-of-action token in whole-action scores."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Divides the logits, in sampling and in training."""
+    engine: Literal["own", "transformers"] = "own"
+    """Decoder for free writing during training: the decoder of poad, or the continuous batching
+    of transformers (a paged cache, for many long rows on a GPU). Evaluations use poad's."""
+    max_action_tokens: Annotated[int | None, Above(0)] = None
+    """Token limit of a freely written action. The action ends there; the episode goes on. None
+    takes the limit of the world, or 64."""
+    stop: tuple[str, ...] | None = None
+    """Texts that end a freely written action, besides the model's end token. None takes those of
+    the world, or the end of the line."""
+
+
+@dataclass(frozen=True)
+class CreditConfig:
+    """The credit method and its discounts."""
+
+    method: str = "poad"
+    """Token credit: `poad`, `ntpo` (discounts tokens), `archer_adrl` or `reinforce` (no critic).
+    Action credit: `twosome`, `glam` or `turn_ppo`. A `poad.credit.Method` of your own:
+    `package.module:NAME`."""
+    gamma: Annotated[float, Between(0, 1)] = 0.99
+    """Discount γ between actions: per primitive step, or per action if discount is `turn`."""
+    discount: Literal["duration", "turn"] = "duration"
+    """`duration` discounts by γ to the power of the action's primitive steps (semi-Markov). `turn`
+    discounts by γ once per action. They differ only where actions take several steps."""
+    lam: Annotated[float, Between(0, 1)] = 0.95
+    """λ of the advantage trace between actions."""
+    lam_token: Annotated[float | None, Between(0, 1)] = None
+    """λ between the tokens of an action. None takes 1, so that credit does not depend on an
+    action's length, or `lam` for methods that discount tokens (ntpo, archer_adrl)."""
+    gamma_token: Annotated[float | None, Between(0, 1)] = None
+    """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
+    ntpo."""
+    slots: Literal["auto", "choices", "tokens"] = "auto"
+    """Tokens that count as decisions: those with an alternative (`choices`), or all of them
+    (`tokens`, as in the paper's code). `auto` takes the method's own."""
+
+    @property
+    def label(self) -> str:
+        """The method's name as part of a file name: `package.module.NAME` without the colon."""
+        return re.sub(r"[^\w.-]", ".", self.method)
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The critic, which estimates the value of a prompt and the beginning of an action."""
+
+    body: Literal["frozen", "shared"] = "frozen"
+    """`frozen` reads the last hidden state of the untrained model (paper). `shared` reads the
+    trained model, and its gradient trains that model too."""
+    hidden: tuple[Annotated[int, Above(0)], ...] = (256,)
+    """Widths of the hidden layers (paper: 1024 512)."""
+    lr: Annotated[float, Above(0)] = 1e-3
+    """Learning rate of the critic (paper, 7B model: 1e-5 to 5e-5)."""
+    coefficient: Annotated[float, AtLeast(0)] = 0.5
+    """Weight of the value loss (paper: 0.5)."""
+    clip: Annotated[float | None, Above(0)] = 0.2
+    """Largest change of a value in one update that still lowers the loss (PPO's value clipping).
+    None turns clipping off."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The learner: clipped PPO over decisions."""
+
+    lr: Annotated[float, Above(0)] = 5e-4
+    """Learning rate of the policy (paper, 7B model: 5e-7 to 1e-6). On a tiny model, LoRA needs a
+    rate about ten times higher than full tuning."""
+    anneal: bool = True
+    """Decrease both learning rates linearly to 0 over the run."""
+    epochs: Annotated[int, Above(0)] = 4
+    """Passes over a rollout (paper: 5 with offered actions, 1 for code)."""
+    minibatches: Annotated[int, Above(0)] = 2
+    """Gradient steps per pass. A minibatch is a share of the distinct prompts, because identical
+    prompts share a forward pass."""
+    clip: Annotated[float, Above(0)] = 0.2
+    """Distance from 1 at which the gradient of a probability ratio stops (paper: 0.2)."""
+    ratio: Literal["token", "turn"] = "token"
+    """`token` forms one ratio per decision, `turn` one per action, as the product over its
+    decisions. `turn` needs a method with one advantage per action, such as turn_ppo."""
+    kl_stop: Annotated[float | None, Above(0)] = 0.05
+    """End an update when its approximate KL divergence exceeds this (paper: 0.02). None never
+    does."""
+    entropy: Annotated[float, AtLeast(0)] = 0.05
+    """Weight of the entropy bonus over the admissible tokens (paper: 1e-4 to 1e-2). If it is too
+    small, an agent that has found no reward stops exploring; see docs/training.md."""
+    entropy_free: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of the entropy bonus over the whole vocabulary, for free writing and for the scheme
+    `published`. Even small values destroy what a small model writes."""
+    std_floor: Annotated[float, Above(0)] = 0.1
+    """Advantages are divided by their standard deviation, or by this if it is larger. The floor
+    keeps nearly constant returns from being amplified to noise."""
+    max_grad_norm: Annotated[float, Above(0)] = 0.5
+    """Clip the gradient norm of the policy, and that of the critic, to this (paper: 0.5)."""
+    micro_batch_tokens: Annotated[int, Above(0)] = 16_384
+    """Tokens per forward pass. A larger minibatch accumulates gradients over several passes."""
+    recompute_logprob: bool = False
+    """Recompute the old log-probabilities before an update instead of using those recorded while
+    sampling."""
+    importance_cap: Annotated[float | None, Above(0)] = None
+    """With recompute_logprob: weight each term by its recomputed over its recorded probability, at
+    most by this (truncated importance sampling). For samplers that differ from the learner."""
+    drift_stop: Annotated[float | None, Above(0)] = 0.1
+    """Stop with an error if sampler and learner differ in log-probability by more than this on
+    average before the first step of an update. None never does."""
+    kl_reference: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of a KL penalty that keeps the policy close to the untrained model."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation of the agent."""
+
+    episodes: Annotated[int, AtLeast(0)] = 100
+    """Episodes of the final evaluation, in each of two modes: sampled and greedy. 0 skips it."""
+    every: Annotated[int, AtLeast(0)] = 0
+    """Evaluate after every so many iterations as well. 0 evaluates only at the end."""
+    seed: Annotated[int, AtLeast(0)] = 1_000_000
+    """Seed of the first evaluation episode. The following episodes count up from it."""
+    streams: Annotated[int, Above(0)] = 64
+    """Episodes that are played in parallel."""
+    turns: bool = True
+    """Record every turn of the episodes. Recording only their results takes a tenth of the time
+    and almost no disk space."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run.
+
+    Raises:
+        ConfigError: settings that are out of range or contradict each other. The message lists all
+            of them.
+    """
+
+    env: str = "poad/TomatoSalad-v0"
+    """Name of the world, as `poad envs` lists them, or `package.module:EnvId` for your own."""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world's constructor. Each value is read as YAML."""
+    seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of all random numbers of the run."""
+    steps: Annotated[int, Above(0)] = 12_288
+    """Turns to train for, over all streams. The last iteration is always a whole one."""
+    streams: Annotated[int, Above(0)] = 16
+    """Episodes that are played in parallel (N)."""
+    horizon: Annotated[int, Above(0)] = 32
+    """Turns per stream and iteration (T)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint_every: Annotated[int, AtLeast(0)] = 10
+    """Iterations between checkpoints. 0 writes one only at the end, as every run does."""
+    keep_checkpoints: Annotated[int, Above(0)] = 2
+    """Number of checkpoints to keep. Older ones are deleted."""
+    threads: Annotated[int, AtLeast(0)] = 1
+    """CPU threads of torch. 1 is fastest for tiny models; 0 leaves the choice to torch."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Services that receive a copy of the metrics. Each requires the extra of its name."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, then the rules that involve several settings."""
+        wrong = [*out_of_range(self), *(message for bad, message in _rules(self) if bad)]
+        if wrong:
+            raise ConfigError("This configuration cannot be used:\n  " + "\n  ".join(wrong))
+
+
+def _rules(c: Config) -> list[tuple[bool, str]]:
+    """Rules that no range expresses: whether each is broken, and its message."""
+    full, capped = c.model.tuning == "full", c.ppo.importance_cap is not None
+    return [
+        (
+            full and c.model.quantize != "none",
+            f"model.quantize = {c.model.quantize}: quantized weights cannot be trained themselves; "
+            "set model.tuning = lora.",
+        ),
+        (
+            full and c.model.dtype == "float16",
+            "model.dtype = float16: weights would underflow in full training; use bfloat16 or "
+            "float32, or set model.tuning = lora.",
+        ),
+        (
+            full and c.model.lora_dropout > 0,
+            "model.lora_dropout: there are no adapters with model.tuning = full.",
+        ),
+        (
+            capped and not c.ppo.recompute_logprob,
+            "ppo.importance_cap: requires ppo.recompute_logprob, which computes the probabilities "
+            "that it compares.",
+        ),
+        (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
+        ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
+    ]

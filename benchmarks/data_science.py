@@ -26,7 +26,7 @@ from poad.config import load
 from poad.envs.datasci import Judge, Sandbox, datasets
 from poad.errors import RunError
 from poad.learn import Trainer
-from poad.runs import Run
+from poad.runs import Run, write_json
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT.parent / "shared" / "data" / "kaggle"
@@ -49,6 +49,8 @@ DATA = {
     "pharyngitis": Data(str(TABLES / "pharyngitis.csv"), 0.696, 0.722),
 }
 METHODS = ("poad", "ntpo")
+OUTCOME = "outcome.json"
+"""File in each run's directory that this script writes when the run is complete."""
 FRESH = range(100, 200)
 """Seeds of splits that no training saw."""
 
@@ -106,7 +108,7 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
     )
     try:
         run, resume = Run.open(path), True
-        if run.summary() is not None:
+        if (path / OUTCOME).is_file():
             return
         resume = bool(run.checkpoints())
     except RunError:
@@ -119,7 +121,8 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
         assert trainer.best is not None
         told = list(trainer.measured)
         scores = [m["score"] for m in told if "score" in m]
-        run.write_summary(
+        write_json(
+            path / OUTCOME,
             {
                 "table": table,
                 "method": method,
@@ -130,20 +133,18 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 "score": float(np.mean(scores)),
                 "reward": float(np.mean([m.get("score", -1.0) for m in told])),
                 "best": trainer.best._asdict(),
-            }
+            },
         )
     print(f"{path.name}: done", flush=True)
 
 
 def outcome(runs: Path, table: str, method: str, seed: int) -> dict[str, Any] | None:
     """What a finished run's files say; none where it is unfinished."""
-    try:
-        run = Run.open(runs / f"{table}-{method}-{seed}")
-    except RunError:
+    file = runs / f"{table}-{method}-{seed}" / OUTCOME
+    if not file.is_file():
         return None
-    summary = run.summary()
-    first = next(iter(run.metrics()), {})
-    return summary and summary | {
+    first = next(iter(Run.open(file.parent).metrics()), {})
+    return json.loads(file.read_text()) | {
         "first_executable": first.get("world/executable"),
         "first_score": first.get("world/score"),
     }

@@ -45,7 +45,7 @@ def test_every_agent_is_examined_in_every_world(
         assert word in table
     assert "Laundry" in shown
     # The run keeps its own episodes there; the others' stay as they were.
-    kept = [r["env"] for r in Run.open(runs["poad"]).episodes()]
+    kept = [r.env for r in Run.open(runs["poad"]).episodes()]
     assert sorted(kept) == sorted(WORLDS * 6)
     assert not list(Run.open(runs["ntpo"]).episodes())
 
@@ -55,9 +55,9 @@ def test_worlds_that_speak_otherwise_are_said_to_do_so(
 ) -> None:
     given = ["generalize", str(runs["poad"]), "--episodes", "1", "--worlds"]
     assert main([*given, "poad/TomatoSalad-v0"]) == 0
-    assert "none of these worlds speaks as poad/FoodPreparation-v0" in capsys.readouterr().out
+    assert "none of these worlds uses its vocabulary" in capsys.readouterr().out
     assert main([*given, "poad/TomatoSalad-v0", "poad/Cheese-v0"]) == 0
-    assert "speaks" not in capsys.readouterr().out
+    assert "vocabulary" not in capsys.readouterr().out
 
 
 def test_an_unknown_world_is_refused_before_anything_is_played(

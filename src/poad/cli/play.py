@@ -38,7 +38,7 @@ def _show(agent: Agent, seed: int, greedy: bool, checkpoint: int | None) -> None
     record = next(
         evaluate(agent, episodes=1, seed=seed, greedy=greedy, streams=1, checkpoint=checkpoint)
     )
-    for number, turn in enumerate(record["turns"], 1):
+    for number, turn in enumerate(record.turns, 1):
         show_turn(console, turn, number)
     show_ending(console, record)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from torch import Tensor
 
 from poad.agent import Agent, load_agent
 from poad.config import PromptConfig, dump
+from poad.display import evaluation_table
 from poad.errors import ExportError
 from poad.lm import embedded_models, without_bars
-from poad.runs import Run, versions
+from poad.runs import Run, atomic_directory, versions
 
 # What poad never sets in an adapter: another value would be another function of the same weights.
 _PLAIN_LORA = {
@@ -64,30 +64,22 @@ def export(run: Run, agent: Agent, iteration: int | None, to: Path, *, adapter: 
             f"The run {run.path} has no adapters: model.tuning = {run.config.model.tuning} trained "
             "every weight. Leave out --adapter."
         )
-    partial = to.with_name(f".partial-{to.name}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # what a crash has left
-        partial.mkdir(parents=True)
-        with without_bars():
-            if adapter:
-                _save_adapter(agent, partial)
-            else:
-                _merged(agent).save_pretrained(partial)
-        agent.model.codec.tokenizer.save_pretrained(partial)
-        card = partial / "README.md"
-        card.write_text(_card(run, iteration, to, adapter), encoding="utf-8")
-        for file in partial.iterdir():  # safetensors lets only the owner read
-            shutil.copymode(card, file)
-        _sync(partial)
-        if to.is_dir():
-            to.rmdir()
-        partial.rename(to)
+        with atomic_directory(to) as partial:
+            with without_bars():
+                if adapter:
+                    _save_adapter(agent, partial)
+                else:
+                    _merged(agent).save_pretrained(partial)
+            agent.model.codec.tokenizer.save_pretrained(partial)
+            card = partial / "README.md"
+            card.write_text(_card(run, iteration, to, adapter), encoding="utf-8")
+            for file in partial.iterdir():  # safetensors lets only the owner read
+                shutil.copymode(card, file)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"Cannot write the export {to}: {error}. Is the disk full? Nothing of it remains."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after the rename there is none
 
 
 def refuse_taken(to: Path) -> None:
@@ -210,16 +202,6 @@ def _load_adapter(agent: Agent, folder: Path) -> None:
     agent.model.load_state({names.get(name, name): tensor for name, tensor in saved.items()})
 
 
-def _sync(folder: Path) -> None:
-    """Wait until the files of a directory, and the list of their names, are on disk."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 # The card.
 
 
@@ -292,18 +274,10 @@ def _front_matter(base: str, adapter: bool) -> str:
 
 
 def _results(run: Run, iteration: int | None) -> str:
-    summary: Mapping[str, Any] = run.summary() or {}
-    found = summary.get("evaluation")
-    if not found or iteration is None or summary.get("iteration") != iteration:
-        return "This checkpoint was not examined when its training ended."
-    lines = ["| actions | success | 95 % interval | return | steps | episodes |", "|---" * 6 + "|"]
-    for mode, result in found.items():
-        low, high = result["success_interval"]
-        lines.append(
-            f"| {mode} | {result['success_rate']:.1%} | {low:.1%} – {high:.1%} | "
-            f"{result['mean_return']:.3f} | {result['mean_length']:.1f} | {result['episodes']:,} |"
-        )
-    return "\n".join(lines)
+    summary = run.summary()
+    if summary is None or not summary.evaluation or summary.iteration != iteration:
+        return "This checkpoint was not evaluated when its training ended."
+    return evaluation_table(summary.evaluation).to_markdown()
 
 
 def _usage(base: str, dtype: str, to: Path, adapter: bool) -> str:

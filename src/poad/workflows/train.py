@@ -21,10 +21,21 @@ from poad.envs import make
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer, evaluate, summarize
 from poad.plan import hindsight
-from poad.runs import Run, append_line
+from poad.runs import (
+    Drift,
+    EpisodeRecord,
+    Evaluation,
+    Mode,
+    Run,
+    RunSummary,
+    append_line,
+    encode,
+)
+from poad.turns import Episode
 from poad.workflows.export import export, refuse_taken, with_exported
 
-MODES = {"sampled": False, "greedy": True}
+MODES: dict[Mode, bool] = {"sampled": False, "greedy": True}
+"""Whether a mode is greedy."""
 _MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "mirrors")
 
 
@@ -91,7 +102,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
             )
         if changed:
             run.change_config(config)
-        run.sign()
+        run.record_versions()
         return _carry_out(trainer, run, quiet=quiet)
 
 
@@ -113,45 +124,54 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
             progress.update(metrics)
             if interrupted:
                 break
-    summary: dict[str, Any] = {
-        "env": config.env,
-        "method": config.credit.method,
-        "seed": config.seed,
-        "status": "stopped" if interrupted else "finished",
-        **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},
-        "training_episodes": last.get("episodes"),
-    }
+    results: dict[Mode, Evaluation] = {}
     if not interrupted and config.eval.episodes:
         console.print()
         try:
             results = examine(
                 run, trainer.agent, trainer.iteration, config.eval.episodes, console=console
             )
-            summary |= results["sampled"] | {"evaluation": results}
-        except KeyboardInterrupt:  # the training is done and saved; only its evaluation is not
+        except KeyboardInterrupt:  # training is complete and saved; only its evaluation is missing
             interrupted.append(True)
-            summary["status"] = "stopped"
-    if trainer.best is not None:
-        summary["best"] = trainer.best._asdict()
-        show_work(console, summary["best"])
-    summary["logprob_drift"] = _drift(run.metrics())
-    if (planned := hindsight(config, run.metrics())) is not None:
-        summary["plan"] = planned
+    best = None if trainer.best is None else trainer.best._asdict()
+    if best is not None:
+        show_work(console, best)
+    metrics = run.metrics()
+    summary = RunSummary(
+        env=config.env,
+        method=config.credit.method,
+        seed=config.seed,
+        status="stopped" if interrupted else "finished",
+        iteration=_integer(last, "iteration"),
+        env_steps=_integer(last, "env_steps"),
+        cpu_seconds=last.get("cpu_seconds", math.nan),
+        wall_seconds=last.get("wall_seconds", math.nan),
+        training_episodes=_integer(last, "episodes"),
+        sampled=results.get("sampled"),
+        evaluation=results or None,
+        best=best,
+        logprob_drift=_drift(metrics),
+        plan=hindsight(config, metrics),
+    )
     run.write_summary(summary)
     report = write_report(run)
     console.print(_outcome(run, report, summary), highlight=False, soft_wrap=True)
     return 130 if interrupted else 0
 
 
-def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
-    """How far sampler and learner were apart over the whole run, in log-probability."""
+def _integer(metrics: Metrics, key: str) -> int | None:
+    return int(metrics[key]) if key in metrics else None
+
+
+def _drift(metrics: Sequence[Metrics]) -> Drift | None:
+    """Differences in log-probability between sampler and learner over the whole run."""
     largest, means = (
         [m[name] for m in metrics if math.isfinite(m.get(name, math.nan))]
         for name in ("logprob_drift", "logprob_drift_mean")
     )
     if not largest or not means:
         return None
-    return {"largest": max(largest), "mean": sum(means) / len(means)}
+    return Drift(max(largest), sum(means) / len(means))
 
 
 def examine(
@@ -163,13 +183,13 @@ def examine(
     seed: int | None = None,
     env: str | None = None,
     env_args: Mapping[str, Any] | None = None,
-    keep: Callable[[Mapping[str, Any]], None] | None = None,
+    keep: Callable[[EpisodeRecord], None] | None = None,
     console: Console,
-) -> dict[str, dict[str, Any]]:
-    """Evaluate sampled and greedy, keep the episodes in the run, show and return the summaries."""
+) -> dict[Mode, Evaluation]:
+    """Evaluate sampled and greedy, keep the episodes in the run, and show the results."""
     settings = run.config.eval
     keep = keep or (lambda record: run.add_episodes([record]))
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[Mode, Evaluation] = {}
     for mode, greedy in MODES.items():
         records = evaluate(
             agent,
@@ -182,20 +202,20 @@ def examine(
             checkpoint=checkpoint,
             turns=settings.turns,
         )
-        rows = []
+        outcomes = []
         for record in watch(records, episodes, f"evaluating, {mode}", console.quiet, console):
             keep(record)
-            rows.append({key: record[key] for key in ("success", "return", "length")})
-        results[mode] = summarize(rows)
+            outcomes.append(Episode(record.episode_return, record.length, record.success))
+        results[mode] = summarize(outcomes)
     if not console.quiet:
         show_evaluation(console, results)
     return results
 
 
-def _outcome(run: Run, report: Path, summary: Mapping[str, Any]) -> str:
-    seconds = summary["cpu_seconds"]
-    used = f"{summary['env_steps'] or 0:,} steps, {seconds or 0:.1f} CPU seconds"
-    if summary["status"] == "stopped":
+def _outcome(run: Run, report: Path, summary: RunSummary) -> str:
+    seconds = 0.0 if math.isnan(summary.cpu_seconds) else summary.cpu_seconds
+    used = f"{summary.env_steps or 0:,} steps, {seconds:.1f} CPU seconds"
+    if summary.status == "stopped":
         return (
             f"\nStopped after {used}; nothing is lost. Go on with\n"
             f"  poad train --resume {run.path}\nSo far: {report}"
@@ -274,13 +294,13 @@ def evaluate_run(
             env_args=config.env_args,
             keep=None
             if model is None  # an export's episodes are not the checkpoint's: they stand apart
-            else lambda record: append_line(episodes_file, {**record, "model": str(model)}),
+            else lambda record: append_line(episodes_file, replace(record, model=str(model))),
             console=console,
         )
         report = write_report(run)
     if quiet:
         for mode, result in results.items():
-            print(mode, *(f"{key}={value}" for key, value in result.items()))
+            print(mode, *(f"{key}={value}" for key, value in encode(result).items()))
     console.print(
         f"\nEvery turn is in {episodes_file}; see {report}", highlight=False, soft_wrap=True
     )

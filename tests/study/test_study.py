@@ -36,12 +36,20 @@ from poad.runs import (
     write_json,
     write_text,
 )
-from poad.study.comparable import identify, incomparable
+from poad.study.comparable import FORMAT, identify, incomparable
 from poad.study.directory import StudyDirectory
 from poad.study.page import write_results
 from poad.study.records import Results, WorldIdentity, format_results, read_results
 from poad.study.run import run_study
-from poad.study.spec import Job, candidates, read_study, reported_jobs, search_jobs, toy_study
+from poad.study.spec import (
+    Job,
+    candidates,
+    fingerprint,
+    read_study,
+    reported_jobs,
+    search_jobs,
+    toy_study,
+)
 from poad.study.workers import Task
 
 ROOT = Path(__file__).parents[2]
@@ -173,8 +181,8 @@ def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
         ),
         ({"search": {"grid": {"steps": [1]}, "seeds": [9]}}, "give `steps` to the world"),
         ({"methods": {"poad": {"steps": 9}}}, "give `steps` to the world"),
-        ({"methods": {True: {}}}, "quotes around what YAML takes"),
-        ({"worlds": {2: chain()}}, "quotes around what YAML takes"),
+        ({"methods": {True: {}}}, "put quotes around names"),
+        ({"worlds": {2: chain()}}, "put quotes around names"),
         ({"worlds": {"all": chain()}}, "means all of them"),
         ({"unseen": {"worlds": ["poad/Chese-v0"]}}, "Did you mean 'poad/Cheese-v0'"),
         ({"unseen": {"worlds": ["tiny_worlds:tiny/Chain-v0"]}}, "are trained in"),
@@ -417,8 +425,31 @@ def test_the_numbers_are_those_of_the_runs(study: StudyDirectory):
     write_results(results, study.out)
     text = (study.out / "results.md").read_text()
     assert "poad − ntpo" in text
-    assert "from 8 runs, all of them" in text
+    assert "from all 8 runs" in text
     assert encode(read_results(study.out)) == encode(results)
+
+
+COMMITTED = sorted((ROOT / "benchmarks" / "studies").glob("*/results.json"))
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
+def test_committed_results_are_read_and_written_back_to_the_byte(file: Path, tmp_path: Path):
+    results = read_results(file.parent)
+    assert format_results(results) == file.read_text(encoding="utf-8")
+    write_results(results, tmp_path)
+    report = (file.parent / "results.md").read_text(encoding="utf-8")
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == report
+    content = encode(results.identity)
+    if results.identity.format == FORMAT:
+        assert content.pop("hash") == fingerprint(content)
+
+
+def test_results_that_lack_a_key_are_rejected_with_its_name(tmp_path: Path):
+    content = json.loads(COMMITTED[0].read_text(encoding="utf-8"))
+    del content["runs"][3]["area"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"results.json: runs: 3: the key 'area' is missing"):
+        read_results(tmp_path)
 
 
 def test_a_seed_without_its_counterpart_is_left_out_of_pairs_alone(study: StudyDirectory):

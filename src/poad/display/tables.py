@@ -40,6 +40,7 @@ class Table:
         found = rich_table.Table(
             box=None,
             padding=(0, 2, 0, 0),
+            pad_edge=False,
             header_style="bold",
             title=self.title or None,
             title_justify="left",

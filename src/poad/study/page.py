@@ -94,8 +94,8 @@ def _world(results: Results, world: str) -> Table:
         return Table([*columns, "never reached"], rows, "All worlds", note)
     goal = percent(results.identity.worlds[world].threshold, 0)
     note += (
-        f" Steps and CPU seconds to {goal} are medians of the first evaluation there; runs that "
-        "never reach it count as infinite."
+        f" Steps and CPU seconds to {goal} are those of the first evaluation with at least this "
+        "success rate: medians over seeds, in which runs that never reach it count as infinite."
     )
     rows = [
         [
@@ -330,9 +330,11 @@ def _facts(results: Results) -> list[str]:
     identity, cost, panel = results.identity, results.cost, results.identity.panel
     missing = len(results.missing)
     budget = f" of a budget of {cost.budget_minutes:g}" if cost.budget_minutes else ""
+    count = len(results.runs)
     facts = [
-        f"These numbers are from {len(results.runs)} runs"
-        + (f"; {missing} more are missing and listed at the end." if missing else ", all of them."),
+        f"These numbers come from {count} runs; {missing} more are missing and listed at the end."
+        if missing
+        else f"These numbers come from all {count} runs.",
         f"Each was evaluated on {panel.episodes} episodes with seeds from {panel.seed:,} on. "
         f"Everything together took {cost.cpu_minutes:.1f} CPU minutes{budget}.",
         f"The identity of this study is {identity.hash}. Compare its tables with those of another "

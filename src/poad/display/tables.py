@@ -48,7 +48,9 @@ class Table:
             caption_justify="left",
         )
         for heading, letter in zip(self.columns, self.alignment, strict=True):
-            found.add_column(Text(heading), justify="right" if letter == "r" else "left")
+            found.add_column(
+                Text(heading), justify="right" if letter == "r" else "left", overflow="fold"
+            )
         for i, row in enumerate(self.rows):
             styles = [(column_styles or {}).get(j, "") for j in range(len(row))]
             cells = [Text(cell, style=style) for cell, style in zip(row, styles, strict=True)]

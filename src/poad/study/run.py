@@ -65,9 +65,8 @@ def run_study(
             try:
                 requested += [job for job in directory.search if job.method in methods]
                 _run_jobs(directory, requested, jobs, console)
-                reported = [j for j in directory.reported() if j.world in worlds]
-                reported = [j for j in reported if j.method in methods]
-                requested += reported
+                reported = [job for job in directory.reported() if job.world in worlds]
+                requested += (reported := [job for job in reported if job.method in methods])
                 _run_jobs(directory, reported, jobs, console)
             except KeyboardInterrupt:
                 interrupted = True

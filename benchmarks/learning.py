@@ -53,7 +53,7 @@ def ensure(name: str, seed: int, runs: Path) -> None:
     """Train a run unless it is finished."""
     path = runs / f"{name}-{seed}"
     try:
-        if (Run.open(path).summary() or {}).get("status") == "finished":
+        if (summary := Run.open(path).summary()) is not None and summary.status == "finished":
             return
     except RunError:
         pass
@@ -65,20 +65,22 @@ def ensure(name: str, seed: int, runs: Path) -> None:
 def row(path: Path) -> dict[str, Any]:
     """Read a row of the table from the files of a run."""
     run = Run.open(path)
-    summary = run.summary() or {}
-    sampled, greedy = (summary["evaluation"][mode] for mode in ("sampled", "greedy"))
-    turns = [len(e["turns"]) for e in run.episodes() if e["mode"] == "greedy" and e["success"]]
+    summary = run.summary()
+    assert summary is not None
+    assert summary.evaluation is not None
+    sampled, greedy = summary.evaluation["sampled"], summary.evaluation["greedy"]
+    turns = [len(e.turns) for e in run.episodes() if e.mode == "greedy" and e.success]
     goal = 0.9 if "lettuce" in path.name else 0.95
     reached = [m for m in run.metrics() if m["episodes"] >= 100 and m["success"] >= goal]
     return {
         "seed": run.config.seed,
-        "success": sampled["success_rate"],
-        "interval": sampled["success_interval"],
-        "return": sampled["mean_return"],
-        "greedy_success": greedy["success_rate"],
+        "success": sampled.success_rate,
+        "interval": sampled.success_interval,
+        "return": sampled.mean_return,
+        "greedy_success": greedy.success_rate,
         "greedy_actions": turns[0] if turns else None,
-        "cpu_seconds": summary["cpu_seconds"],
-        "env_steps": summary["env_steps"],
+        "cpu_seconds": summary.cpu_seconds,
+        "env_steps": summary.env_steps,
         "rolling_goal": goal,
         "steps_to_goal": reached[0]["env_steps"] if reached else None,
         "cpu_seconds_to_goal": reached[0]["cpu_seconds"] if reached else None,

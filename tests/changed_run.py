@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from synthetic_run import metrics
+from synthetic_run import evaluation, metrics, summary
 
 from poad.agent.build import load_agent
 from poad.config import Config
@@ -22,7 +22,5 @@ def run_of(path: Path, config: Config) -> Run:
     with Run.create(path, agent.config) as run:
         run.log(metrics(1))
         run.save_checkpoint(1, agent.tensors(), {})
-        result = {"success_rate": 0.75, "success_interval": [0.5, 0.9], "mean_return": 0.2}
-        result |= {"mean_length": 9.0, "episodes": 4}
-        run.write_summary({"iteration": 1, "evaluation": {"sampled": result}})
+        run.write_summary(summary(iteration=1, evaluation={"sampled": evaluation()}))
     return run

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poad.config import Config, CreditConfig
-from poad.runs.run import Run
+from poad.runs import EpisodeRecord, Evaluation, Mode, Run, RunSummary, TurnRecord
 
 HOSTILE = '<script>alert("a & b")</script>'
 
@@ -41,48 +43,71 @@ def metrics(iteration: int, steps: int = 512) -> dict[str, float]:
     }
 
 
-def turn(prompt: str = "You see a tomato.", reward: float = 0.2, **changes: Any) -> dict[str, Any]:
+def turn(prompt: str = "You see a tomato.", reward: float = 0.2, **changes: Any) -> TurnRecord:
     """One turn in which the second of three tokens was forced."""
-    made = {
-        "prompt": prompt,
-        "offered": [["chop the tomato", 0.7], ["get the tomato", 0.25], ["wait", 0.05]],
-        "action": "chop the tomato",
-        "token_ids": [5, 6, 7],
-        "pieces": ["chop", " the", " tomato"],
-        "choice": [True, False, True],
-        "logprob": [math.log(0.8), 0.0, math.log(0.875)],
-        "value": [0.41, 0.52, 0.53],
-        "root_value": 0.41,
-        "reward": reward,
-        "duration": 3,
-        "invalid": False,
-    }
-    return {**made, **changes}
+    made = TurnRecord(
+        prompt=prompt,
+        offered=(("chop the tomato", 0.7), ("get the tomato", 0.25), ("wait", 0.05)),
+        action="chop the tomato",
+        token_ids=(5, 6, 7),
+        pieces=("chop", " the", " tomato"),
+        choice=(True, False, True),
+        logprob=(math.log(0.8), 0.0, math.log(0.875)),
+        value=(0.41, 0.52, 0.53),
+        root_value=0.41,
+        reward=reward,
+        duration=3,
+        invalid=False,
+    )
+    return replace(made, **changes)
 
 
 def episode(
     seed: int = 1_000_000,
     *,
     checkpoint: int | None = 20,
-    mode: str = "sampled",
+    mode: Mode = "sampled",
     success: bool = True,
-    turns: list[dict[str, Any]] | None = None,
+    turns: Sequence[TurnRecord] | None = None,
     env: str = "poad/TomatoSalad-v0",
-) -> dict[str, Any]:
+) -> EpisodeRecord:
     """The record of one evaluation episode."""
     turns = turns if turns is not None else [turn(), turn("You hold a tomato.", -0.01)]
-    return {
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "mode": mode,
-        "env": env,
-        "return": 1.1 if success else -0.3,
-        "length": len(turns),
-        "success": success,
-        "ending": "terminated" if success else "truncated",
-        "versions": {"poad": "0.1.0", "torch": "2", "transformers": "5", "python": "3.11"},
-        "turns": turns,
-    }
+    return EpisodeRecord(
+        env=env,
+        env_args={},
+        mode=mode,
+        checkpoint=checkpoint,
+        versions={"poad": "0.1.0", "torch": "2", "transformers": "5", "python": "3.11"},
+        seed=seed,
+        episode_return=1.1 if success else -0.3,
+        length=len(turns),
+        success=success,
+        ending="terminated" if success else "truncated",
+        turns=tuple(turns),
+    )
+
+
+def evaluation(rate: float = 0.75, *, episodes: int = 4) -> Evaluation:
+    """An evaluation in which a share of the episodes succeeded."""
+    return Evaluation(episodes, rate, (0.5, 0.9), 0.2, 9.0)
+
+
+def summary(**changes: Any) -> RunSummary:
+    """The outcome of a run that was not evaluated at its end."""
+    made = RunSummary(
+        env="poad/TomatoSalad-v0",
+        method="poad",
+        seed=0,
+        status="finished",
+        iteration=20,
+        env_steps=10_240,
+        cpu_seconds=6.0,
+        wall_seconds=7.0,
+        training_episodes=760,
+        logprob_drift=None,
+    )
+    return replace(made, **changes)
 
 
 def run_of(
@@ -92,10 +117,11 @@ def run_of(
     run = Run.create(path, Config(seed=seed, credit=CreditConfig(method=method)))
     for iteration in range(1, iterations + 1):
         run.log(metrics(iteration))
+    modes: tuple[Mode, ...] = ("sampled", "greedy")
     run.add_episodes(
         episode(1_000_000 + i, mode=mode, success=i % 10 != 9)
-        for mode in ("sampled", "greedy")
+        for mode in modes
         for i in range(episodes)
     )
-    run.write_summary({"env_steps": 512 * iterations})
+    run.write_summary(summary(env_steps=512 * iterations))
     return run

@@ -143,7 +143,7 @@ def test_a_run_records_everything(trained: Path) -> None:
     run = Run.open(trained)
     assert [m["env_steps"] for m in run.metrics()] == [64, 128]
     records = list(run.episodes())
-    assert [(r["mode"], r["seed"]) for r in records] == [
+    assert [(r.mode, r.seed) for r in records] == [
         ("sampled", 1_000_000),
         ("sampled", 1_000_001),
         ("greedy", 1_000_000),
@@ -151,12 +151,15 @@ def test_a_run_records_everything(trained: Path) -> None:
     ]
     summary = run.summary()
     assert summary is not None
-    assert summary["status"] == "finished"
-    assert summary["env_steps"] == 128
-    assert summary["episodes"] == 2
-    assert len(summary["success_interval"]) == 2
-    assert summary["cpu_seconds"] > 0
-    assert 0 <= summary["logprob_drift"]["mean"] <= summary["logprob_drift"]["largest"] <= 1e-5
+    assert summary.status == "finished"
+    assert summary.env_steps == 128
+    assert summary.sampled is not None
+    assert summary.sampled.episodes == 2
+    assert summary.evaluation is not None
+    assert summary.evaluation["sampled"] == summary.sampled
+    assert summary.cpu_seconds > 0
+    assert summary.logprob_drift is not None
+    assert 0 <= summary.logprob_drift.mean <= summary.logprob_drift.largest <= 1e-5
     assert run.checkpoints() == [2]
     assert "<svg" in (trained / "report.html").read_text()
 
@@ -232,19 +235,19 @@ def test_eval_appends_and_play_shows_the_same_episode(
     assert [line.split()[0] for line in shown] == ["sampled", "greedy"]
     records = list(Run.open(trained).episodes())
     assert len(records) == before + 6
-    record = next(r for r in records if r["seed"] == 8 and r["mode"] == "sampled")
+    record = next(r for r in records if r.seed == 8 and r.mode == "sampled")
     assert main(["play", str(trained), "--seed", "8"]) == 0
     played = capsys.readouterr().out
-    assert played.count("Turn ") == len(record["turns"])
-    assert record["turns"][-1]["action"] in played
+    assert played.count("Turn ") == len(record.turns)
+    assert record.turns[-1].action in played
 
 
 def test_eval_in_another_world(trained: Path) -> None:
     other = ["--env", "poad/TomatoLettuceSalad-v0", "--env-args", "max_steps=20"]
     assert main(["eval", str(trained), "--episodes", "1", "--quiet", *other]) == 0
     last = list(Run.open(trained).episodes())[-1]
-    assert last["env"] == "poad/TomatoLettuceSalad-v0"
-    assert last["length"] < 40
+    assert last.env == "poad/TomatoLettuceSalad-v0"
+    assert last.length < 40
 
 
 def test_play_an_untrained_model_and_as_a_person(
@@ -353,7 +356,7 @@ def test_after_ctrl_c_a_run_can_be_resumed(tmp_path: Path) -> None:
     assert len(run.metrics()) == done
     summary = run.summary()
     assert summary is not None
-    assert summary["status"] == "stopped"
+    assert summary.status == "stopped"
     resumed = ("--steps", str((done + 1) * 32), "--eval.episodes", "1", "--quiet")
     assert main(["train", "--resume", str(path), *resumed]) == 0
     assert len(Run.open(path).metrics()) == done + 1
@@ -401,7 +404,7 @@ def test_training_goes_on_when_its_output_cannot_be_written(tmp_path: Path, narr
     assert process.returncode == 0
     summary = Run.open(path).summary()
     assert summary is not None
-    assert summary["status"] == "finished"
+    assert summary.status == "finished"
 
 
 @pytest.mark.parametrize(

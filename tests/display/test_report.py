@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_run import HOSTILE, episode, metrics, run_of, turn
+from synthetic_run import HOSTILE, episode, metrics, run_of, summary, turn
 
 from poad.config import Config
-from poad.display.report import MAX_TURNS, Html, tag, write_report
+from poad.display.html import Html, tag
+from poad.display.report import MAX_TURNS, write_report
 from poad.errors import RunError
-from poad.runs.run import Run
+from poad.runs import Mode, Run
 
 VOID = {"meta"}
 
@@ -66,14 +68,14 @@ def test_a_finished_run_is_told_from_top_to_bottom(tmp_path: Path):
     assert "poad/TomatoSalad-v0 by poad, seed 0" in page.text
     assert "Run first, finished." in page.text
     # 9 of 10 succeeded: Wilson's interval is .5958 to .9821.
-    assert "success, sampled 90.0 % 95 %: 59.6 % – 98.2 %, 10 episodes" in page.text
-    assert "success, greedy 90.0 %" in page.text
+    assert "success, sampled 90.0% 95 %: 59.6% – 98.2%, 10 episodes" in page.text
+    assert "success, greedy 90.0%" in page.text
     assert "mean return 0.960" in page.text  # (9·1.1 − .3) / 10
     assert "env steps 10,240" in page.text
     assert "CPU seconds 6 " in page.text
     assert "wall seconds 7 " in page.text
     assert page.tags.count("svg") == 6
-    assert "20 sampled 10 90.0 %" in page.text
+    assert "20 sampled 10 90.0%" in page.text
     assert "One episode: seed 1000000, sampled actions of checkpoint 20" in page.text
     assert "gamma: 0.99" in page.text
     assert '"transformers":' in page.text
@@ -100,16 +102,15 @@ def test_light_dark_and_small_screens_are_provided_for(tmp_path: Path):
 def test_no_text_of_a_run_becomes_markup(tmp_path: Path):
     hostile = turn(
         HOSTILE,
-        offered=[[HOSTILE, 0.9], ['" onload="x', 0.1]],
+        offered=((HOSTILE, 0.9), ('" onload="x', 0.1)),
         action=HOSTILE,
-        pieces=[HOSTILE, "</span>", "&amp;"],
+        pieces=(HOSTILE, "</span>", "&amp;"),
     )
     run = Run.create(tmp_path / "run", Config(env="<b>world</b>", env_args={"x": HOSTILE}))
-    run.add_episodes([episode(turns=[hostile], env="<b>world</b>", mode="<i>")])
+    run.add_episodes([episode(turns=[hostile], env="<b>world</b>")])
     page = page_of(run)
     assert "script" not in page.tags
     assert "b" in page.tags  # our own
-    assert "i" in page.tags
     assert page.texts.count(HOSTILE) >= 1  # the prompt, letter by letter
     assert "▸ " + HOSTILE in page.texts
     assert "&amp;" in page.texts  # shown as it was written, not as what it would mean
@@ -118,7 +119,7 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path):
 
 def test_text_that_no_encoding_can_hold_is_written_all_the_same(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
-    run.add_episodes([episode(turns=[turn("lone \ud800 surrogate", pieces=["\x00", "é", "🍅"])])])
+    run.add_episodes([episode(turns=[turn("lone \ud800 surrogate", pieces=("\x00", "é", "🍅"))])])
     assert "🍅" in page_of(run).text
 
 
@@ -144,7 +145,7 @@ def test_an_unfinished_run_is_told_as_far_as_it_went(iterations: int, tmp_path: 
 def test_a_run_that_was_stopped_says_so(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     run.log(metrics(2))
-    run.write_summary({"status": "stopped"})
+    run.write_summary(summary(status="stopped"))
     assert "Run run, stopped: 1,024 of 12,288 environment steps." in page_of(run).text
 
 
@@ -152,21 +153,22 @@ def test_an_evaluation_that_was_repeated_counts_each_seed_once(tmp_path: Path):
     run = run_of(tmp_path / "run", episodes=10)
     run.add_episodes(episode(1_000_000 + i, success=True) for i in range(10))
     page = page_of(run)
-    assert "20 sampled 10 100.0 %" in page.text
-    assert "20 greedy 10 90.0 %" in page.text
+    assert "20 sampled 10 100.0%" in page.text
+    assert "20 greedy 10 90.0%" in page.text
 
 
 def test_the_newest_checkpoints_first_sampled_episode_is_shown(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
+    modes: tuple[Mode, ...] = ("sampled", "greedy")
     run.add_episodes(
         episode(seed, checkpoint=checkpoint, mode=mode, success=seed != 5)
         for checkpoint in (None, 20, 8)
-        for mode in ("sampled", "greedy")
+        for mode in modes
         for seed in (5, 6)
     )
     page = page_of(run)
     assert "One episode: seed 5, sampled actions of checkpoint 20" in page.text
-    assert "No success (truncated) after 2 turns" in page.text
+    assert "No success: truncated after 2 turns" in page.text
     assert page.text.index("20 sampled 2") < page.text.index("8 sampled 2")
     assert page.text.index("8 greedy 2") < page.text.index("untrained sampled 2")
 
@@ -175,7 +177,7 @@ def test_another_world_has_its_own_rows_and_never_the_headline(tmp_path: Path):
     run = run_of(tmp_path / "run", episodes=10)
     run.add_episodes([episode(checkpoint=99, env="a/Other-v0", success=False)])
     page = page_of(run)
-    assert "success, sampled 90.0 %" in page.text
+    assert "success, sampled 90.0%" in page.text
     assert page.text.index("poad/TomatoSalad-v0 20 greedy") < page.text.index(
         "a/Other-v0 99 sampled"
     )
@@ -185,27 +187,29 @@ def test_another_world_has_its_own_rows_and_never_the_headline(tmp_path: Path):
 def test_each_turn_shows_what_was_offered_written_and_thought(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     odd = turn("Wait!", 0.0, offered=None, action="dance", duration=1, invalid=True)
-    odd |= {"value": [math.nan, 0.5, 0.6], "root_value": None}
+    odd = replace(odd, value=(math.nan, 0.5, 0.6), root_value=math.nan)
     run.add_episodes([episode(turns=[turn(), odd])])
     page = page_of(run)
     first, second = page.text.split("Turn 1 ")[1].split("Turn 2 ")
-    assert "reward +0.2 value of the prompt 0.41 3 primitive steps You see a tomato." in first
-    assert "▸ chop the tomato 70.0 % get the tomato 25.0 % wait 5.0 %" in first
-    assert "chop p 0.80 V 0.41 ·the forced (V 0.52) ·tomato p 0.88 V 0.53" in first
-    assert "value of the prompt – not an offered action Wait! dance" in second
+    assert "value 0.41 You see a tomato." in first
+    assert "▸ chop the tomato 70.0% get the tomato 25.0% wait 5.0%" in first
+    assert "chop 80% V 0.41 ·the forced V (0.52) ·tomato 88% V 0.53" in first
+    assert first.strip().endswith("reward +0.2 , 3 primitive steps")
+    assert "value – Wait! dance" in second
     assert "V – " in second
+    assert "did not offer this action" in second
     assert page.classes.count("token") == 4
     assert page.classes.count("token forced") == 2
 
 
 def test_many_offered_actions_fold_and_the_written_one_stays_in_sight(tmp_path: Path):
-    offered = [[f"go to room {i}", 0.033] for i in range(30)] + [["chop the tomato", 0.01]]
+    offered = (*((f"go to room {i}", 0.033) for i in range(30)), ("chop the tomato", 0.01))
     run = Run.create(tmp_path / "run", Config())
     run.add_episodes([episode(turns=[turn(offered=offered)])])
     text = page_of(run).text
-    before, folded = text.split("23 more offered actions, 75.9 % together")
-    assert "▸ chop the tomato 1.0 %" in before
-    assert folded.count("go to room") == 23
+    before, folded = text.split("22 more offered actions, together 72.6%")
+    assert "▸ chop the tomato 1.0%" in before
+    assert folded.count("go to room") == 22
 
 
 def test_a_long_episode_is_cut_with_a_word(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from rich.text import Text
 from synthetic_run import episode, metrics, turn
 
 from poad.display.terminal import (
-    OFFERED,
     Progress,
     show_ending,
     show_evaluation,
@@ -21,6 +21,8 @@ from poad.display.terminal import (
     sparkline,
     watch,
 )
+from poad.display.turns import OFFERS_SHOWN
+from poad.runs import Evaluation
 
 TOTAL = 20 * 512
 
@@ -165,29 +167,23 @@ def test_watching_an_evaluation_changes_nothing_but_the_screen():
 
 
 def test_an_evaluation_is_told_by_mode_with_its_interval():
-    summary = {
-        "success_rate": 0.957,
-        "success_interval": [0.942, 0.968],
-        "mean_return": 1.1,
-        "mean_length": 6.44,
-        "episodes": 1000,
-    }
-    nothing = {**dict.fromkeys(summary), "episodes": 0}
-    text = shown(show_evaluation, {"sampled": summary, "greedy": nothing})
+    found = Evaluation(1000, 0.957, (0.942, 0.968), 1.1, 6.44)
+    nothing = Evaluation(0, math.nan, None, math.nan, math.nan)
+    text = shown(show_evaluation, {"sampled": found, "greedy": nothing})
     assert "sampled 95.7% 94.2% – 96.8% 1.100 6.4 1,000" in " ".join(text.split())
-    assert "greedy – – – – – – 0" in " ".join(text.split())
+    assert "greedy – – – – 0" in " ".join(text.split())
 
 
 def test_a_turn_shows_prompt_offers_tokens_and_reward():
     text = shown(show_turn, turn("You see a [bold]tomato[/bold]."), 3)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert lines[0].startswith("Turn 3 critic expects 0.41")
+    assert lines[0].startswith("Turn 3 value 0.41")
     assert lines[1] == "You see a [bold]tomato[/bold]."  # a prompt is text, not markup
     assert lines[2].startswith("▸ chop the tomato ██")
     assert lines[2].endswith(" 70.0%")
     assert lines[3].startswith("get the tomato ██")
     assert lines[-3:] == [
-        "tokens chop 80% the tomato 88%",
+        "tokens chop 80% ·the ·tomato 88%",
         "values 0.41 (0.52) 0.53",
         "reward +0.2, 3 primitive steps",
     ]
@@ -198,29 +194,29 @@ def test_a_turn_shows_prompt_offers_tokens_and_reward():
 @pytest.mark.parametrize("width", [40, 80])
 def test_many_long_offers_fit_and_the_written_one_is_among_them(width: int):
     long = "walk to the cutting board in the far corner of the other kitchen, number "
-    offered = [[f"{long}{i}", 0.03] for i in range(30)] + [["chop the tomato", 0.1 / 30]]
+    offered = (*((f"{long}{i}", 0.03) for i in range(30)), ("chop the tomato", 0.1 / 30))
     text = shown(show_turn, turn(offered=offered), 1, width=width)
     assert "▸  chop the" in text
-    assert f"and {31 - OFFERED - 1} more" in text
+    assert f"and {31 - OFFERS_SHOWN - 1} more" in text
     assert "66.0%" in text  # what the others have together
 
 
 def test_a_freely_written_action_and_a_strange_one_are_told():
     text = shown(show_turn, turn(offered=None, action="def f():\n    pass", invalid=True), 1)
     assert "    def f():\n        pass\n" in text
-    assert "none of the offered" in text
+    assert "did not offer" in text
     assert "█" not in text
 
 
 def test_missing_values_are_dashes():
-    text = shown(show_turn, turn(root_value=None, value=[None, math.nan, 0.5]), 1)
-    assert "critic expects –" in text
+    text = shown(show_turn, turn(root_value=math.nan, value=(math.nan, math.nan, 0.5)), 1)
+    assert "value –" in text
     assert "values – (–) 0.50" in text
 
 
 def test_how_an_episode_ended():
     assert "Success: terminated after 2 turns, return 1.1" in shown(show_ending, episode())
-    long = {**episode(), "length": 28}
+    long = replace(episode(), length=28)
     assert "after 2 turns (28 primitive steps), return" in shown(show_ending, long)
     text = shown(show_ending, episode(success=False))
     assert "No success: truncated after 2 turns, return -0.3" in text

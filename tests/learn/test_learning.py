@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def success(agent: Agent, episodes: int) -> float:
     first = agent.config.eval.seed
-    return summarize(evaluate(agent, episodes=episodes, seed=first, greedy=False))["success_rate"]
+    return summarize(evaluate(agent, episodes=episodes, seed=first, greedy=False)).success_rate
 
 
 def learned(recipe: str, seed: int, tell: Any) -> tuple[float, Trainer]:
@@ -61,7 +61,7 @@ def test_poad_learns_to_prepare_food_and_what_it_learned_carries_over(
     elsewhere = [
         summarize(
             evaluate(trainer.agent, episodes=50, seed=0, greedy=False, env=world, env_args={})
-        )["success_rate"]
+        ).success_rate
         for world in unseen_worlds()
     ]
     assert sum(elsewhere) / len(elsewhere) >= 0.5

@@ -228,8 +228,8 @@ def test_an_evaluation_agrees_with_the_exact_success_probability() -> None:
     agent = load_agent(Config(env=world))
     played = summarize(evaluate(agent, episodes=episodes, seed=0, greedy=False))
     exact = success_probability(agent, world)
-    assert played["success_rate"] <= BOUNDS[world]
-    assert abs(played["success_rate"] - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)
+    assert played.success_rate <= BOUNDS[world]
+    assert abs(played.success_rate - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)
 
 
 # --- the code model, whose text comes from a grammar ------------------------------------------

@@ -299,7 +299,9 @@ def test_a_run_records_the_prediction_and_never_fails_because_of_it(
 ) -> None:
     short = ["--steps", "64", "--streams", "2", "--horizon", "16", "--eval.episodes", "0"]
     assert main(["train", "--run", str(tmp_path / "a"), "--quiet", *short]) == 0
-    said = (Run.open(tmp_path / "a").summary() or {})["plan"]
+    summary = Run.open(tmp_path / "a").summary()
+    assert summary is not None
+    assert (said := summary.plan) is not None
     assert said.keys() == {
         "predicted_memory",
         "measured_memory",
@@ -313,7 +315,9 @@ def test_a_run_records_the_prediction_and_never_fails_because_of_it(
 
     monkeypatch.setattr(plan, "predict", fail)
     assert main(["train", "--run", str(tmp_path / "b"), "--quiet", *short]) == 0
-    assert "plan" not in (Run.open(tmp_path / "b").summary() or {})
+    summary = Run.open(tmp_path / "b").summary()
+    assert summary is not None
+    assert summary.plan is None
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -90,9 +90,9 @@ def test_a_process_killed_in_the_middle_leaves_only_what_the_next_write_clears(t
     write_checkpoint(tmp_path / "000001", 1, TENSORS, STATE)
     dies_half_way = """
 import os, pathlib, sys, torch, poad.runs.checkpoint
-poad.checkpoint.write_text = lambda *_: os._exit(9)
+poad.runs.checkpoint.write_text = lambda *_: os._exit(9)
 folder = pathlib.Path(sys.argv[1])
-poad.checkpoint.write_checkpoint(folder, 2, {"policy": {"a": torch.zeros(3)}}, {})
+poad.runs.checkpoint.write_checkpoint(folder, 2, {"policy": {"a": torch.zeros(3)}}, {})
 """
     arguments = [sys.executable, "-c", dies_half_way, str(tmp_path / "000002")]
     assert subprocess.run(arguments).returncode == 9

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic_run import episode, metrics, run_of
+from synthetic_run import episode, evaluation, metrics, run_of, summary
 
 from poad.config import Config, load
 from poad.errors import ConfigError, RunError
 from poad.runs.provenance import source_hash
 from poad.runs.run import Run
-from poad.study.comparable import made_with
+from poad.study.comparable import versions_of
 
 TENSORS = {"policy": {"weight": torch.arange(4.0)}}
 
@@ -42,15 +42,15 @@ def test_a_run_that_goes_on_with_another_poad_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with Run.create(tmp_path / "new", Config()) as run:
-        run.sign()
+        run.record_versions()
         assert "later" not in run.versions()
         first = run.versions()["source"]
-        monkeypatch.setattr("poad.runs.run.source_hash", lambda: "another")
-        run.sign()
-        run.sign()
+        monkeypatch.setattr("poad.runs.provenance.source_hash", lambda: "another")
+        run.record_versions()
+        run.record_versions()
         assert run.versions()["source"] == first
         assert [line["source"] for line in run.versions()["later"]] == ["another"]
-    assert made_with(run)["source"] == f"{first}, then another"
+    assert versions_of(run)["source"] == f"{first}, then another"
 
 
 def test_the_source_is_told_by_its_content(tmp_path: Path):
@@ -184,7 +184,7 @@ def test_evaluations_of_a_future_that_was_taken_back_go_too(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     run.add_episodes([episode(checkpoint=at) for at in (None, 2, 3, 4)])
     run.truncate_metrics(3)
-    assert [record["checkpoint"] for record in run.episodes()] == [None, 2, 3]
+    assert [record.checkpoint for record in run.episodes()] == [None, 2, 3]
 
 
 def test_episodes_come_back_in_order_and_an_interruption_keeps_those_before_it(tmp_path: Path):
@@ -219,9 +219,11 @@ def test_a_failing_write_says_where(tmp_path: Path):
 
 def test_the_summary_is_strict_json_and_can_be_replaced(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
-    run.write_summary({"success_rate": math.nan})
-    run.write_summary({"success_rate": 0.5, "success_interval": (0.4, 0.6)})
-    assert run.summary() == {"success_rate": 0.5, "success_interval": [0.4, 0.6]}
+    run.write_summary(summary(cpu_seconds=math.nan))
+    assert json.loads((run.path / "summary.json").read_text())["cpu_seconds"] is None
+    told = summary(sampled=evaluation(), evaluation={"sampled": evaluation()})
+    run.write_summary(told)
+    assert run.summary() == told
     (run.path / "summary.json").write_text("{")
     with pytest.raises(RunError, match=r"Cannot read .*summary.json.*by hand"):
         run.summary()
@@ -297,7 +299,7 @@ def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(tm
 
 WRITER = """
 import sys, time
-from poad.run import Run
+from poad.runs import Run
 run = Run.open(sys.argv[1])
 run.log({"iteration": 1})
 print("writing", flush=True)

@@ -49,11 +49,11 @@ def test_a_service_that_refuses_is_an_error_at_the_start(
 
     services = {"wandb": types.SimpleNamespace(init=refuse)}
     monkeypatch.setattr(importlib, "import_module", services.__getitem__)
-    with pytest.raises(TrackerError, match=r"wandb mirror does not start .*not logged in"):
+    with pytest.raises(TrackerError, match=r"tracker wandb does not start .*not logged in"):
         open_trackers(["wandb"], tmp_path, "id", {}, 1)
 
 
-def test_a_mirror_that_fails_warns_once_and_is_left_alone():
+def test_a_tracker_that_fails_warns_once_and_is_then_left_alone():
     calls: list[int] = []
 
     def send(metrics: dict[str, float], iteration: int) -> None:
@@ -61,23 +61,23 @@ def test_a_mirror_that_fails_warns_once_and_is_left_alone():
         if iteration == 2:
             raise ConnectionError("gone")
 
-    mirror = Tracker("far away", send, lambda: calls.append(-1))
-    mirror.log(METRICS, 1)
-    with pytest.warns(UserWarning, match="far away mirror failed .ConnectionError: gone"):
-        mirror.log(METRICS, 2)
-    mirror.log(METRICS, 3)
-    mirror.close()
+    tracker = Tracker("far away", send, lambda: calls.append(-1))
+    tracker.log(METRICS, 1)
+    with pytest.warns(UserWarning, match="tracker far away failed .ConnectionError: gone"):
+        tracker.log(METRICS, 2)
+    tracker.log(METRICS, 3)
+    tracker.close()
     assert calls == [1, 2]
 
 
 def test_what_is_no_number_stays_at_home_and_closing_twice_is_fine():
     sent: list[Any] = []
-    mirror = Tracker(
+    tracker = Tracker(
         "near", lambda metrics, i: sent.append((metrics, i)), lambda: sent.append("end")
     )
-    mirror.log(METRICS, 1)
-    mirror.close()
-    mirror.close()
+    tracker.log(METRICS, 1)
+    tracker.close()
+    tracker.close()
     assert sent == [({"iteration": 1.0, "success": 0.5}, 1), "end"]
 
 
@@ -101,9 +101,9 @@ def test_wandb_and_trackio_are_called_as_their_manuals_say(
         ),
     }
     monkeypatch.setattr(importlib, "import_module", services.__getitem__)
-    for mirror in open_trackers(["wandb", "trackio"], tmp_path, "abc", {"seed": 3}, 1):
-        mirror.log(METRICS, 1)
-        mirror.close()
+    for tracker in open_trackers(["wandb", "trackio"], tmp_path, "abc", {"seed": 3}, 1):
+        tracker.log(METRICS, 1)
+        tracker.close()
     made = {name: kwargs for name, _, kwargs in calls}
     assert made["wandb.init"]["id"] == "abc"
     assert made["wandb.init"]["config"] == made["trackio.init"]["config"] == {"seed": 3}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from changed_run import run_of
 from safetensors.torch import load_file
-from synthetic_run import metrics
+from synthetic_run import evaluation, metrics, summary
 from tiny_models import ACTIONS, PROMPTS, Zoo
 from tiny_worlds import settings
 from transformers import AutoModelForCausalLM
@@ -25,7 +25,7 @@ from poad.cli.main import main
 from poad.errors import ExportError
 from poad.learn.evaluate import evaluate
 from poad.lm.packing import pack
-from poad.runs.run import Run
+from poad.runs import Run, encode
 from poad.workflows.export import export
 from poad.workflows.load import load_run, with_exported
 
@@ -53,7 +53,8 @@ def exported(run: Run, to: Path, adapter: bool = False) -> Path:
 
 
 def played(agent: Agent, greedy: bool) -> list[dict[str, Any]]:
-    return list(evaluate(agent, episodes=4, seed=7, greedy=greedy, env=KITCHEN, **SHORT))
+    records = evaluate(agent, episodes=4, seed=7, greedy=greedy, env=KITCHEN, **SHORT)
+    return [encode(record) for record in records]
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -197,7 +198,7 @@ def test_results_of_another_checkpoint_are_not_claimed(
 ) -> None:
     run = Run.open(shutil.copytree(runs["full"].path, tmp_path / "run"))
     run.log(metrics(2))
-    run.write_summary((run.summary() or {}) | {"iteration": 2})
+    run.write_summary(summary(iteration=2, evaluation={"sampled": evaluation()}))
     card = (exported(run, tmp_path / "out") / "README.md").read_text()
     assert "no evaluation of this checkpoint" in card
     assert "75.0%" not in card

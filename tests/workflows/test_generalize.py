@@ -45,7 +45,7 @@ def test_every_agent_is_evaluated_in_every_world(
         assert word in table
     assert "Laundry" in shown
     # The run records its own episodes; those of the others stay as they were.
-    kept = [r["env"] for r in Run.open(runs["poad"]).episodes()]
+    kept = [r.env for r in Run.open(runs["poad"]).episodes()]
     assert sorted(kept) == sorted(WORLDS * 6)
     assert not list(Run.open(runs["ntpo"]).episodes())
 

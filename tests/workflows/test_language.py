@@ -24,7 +24,7 @@ from tiny_worlds import settings as small_run
 from poad.agent.build import load_agent
 from poad.cli.main import main
 from poad.config import Config
-from poad.runs.run import Run
+from poad.runs import Run, write_json
 from poad.workflows.language import compare, compare_losses, text_loss, windows
 from poad.workflows.load import load_run
 
@@ -157,7 +157,8 @@ def test_a_text_before_and_after(
 ) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(TEXT)
-    (run.path / "language.json").write_text('{"tasks": {"kept": true}}')
+    kept = {"checkpoint": 1, "model": None, "limit": 5, "changes": []}
+    write_json(run.path / "language.json", {"tasks": kept})
     assert main(["eval", str(run.path), "--language", "--text", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "before" in shown
@@ -169,7 +170,7 @@ def test_a_text_before_and_after(
         assert per_token[key] == pytest.approx(nats.sum() / count.sum())
     assert per_token["difference"] != 0
     assert found["checkpoint"] == 1
-    assert json.loads((run.path / "language.json").read_text())["tasks"] == {"kept": True}
+    assert json.loads((run.path / "language.json").read_text())["tasks"] == kept
 
 
 def test_what_did_not_train_did_not_change(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from poad.display import Screen, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
 from poad.runs import Run
+from poad.turns import Action, Observation, TokenIds
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ def _watch(agent: Any, seed: int | None, greedy: bool, checkpoint: int | None) -
         agent, episodes=1, seed=first, greedy=greedy, streams=1, checkpoint=checkpoint
     )
     console = Screen()
-    for number, turn in enumerate(record["turns"], 1):
+    for number, turn in enumerate(record.turns, 1):
         show_turn(console, turn, number)
     show_ending(console, record)
-    if any(not all(turn["choice"]) for turn in record["turns"]):
+    if any(not all(turn.choice) for turn in record.turns):
         console.print(
             "A token without a percentage had no alternative. Its value stands in brackets.",
             style="dim",
@@ -106,38 +108,78 @@ def _watch(agent: Any, seed: int | None, greedy: bool, checkpoint: int | None) -
 
 def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     """Let a person choose the actions; an empty line, Ctrl-D or Ctrl-C leaves."""
-    console = Screen()
-    env = make(env_id, **env_args)
-    prompt, info = env.reset(seed=seed)
+    from poad.learn import WorldStream, play
+
+    console, turns = Screen(), 0
+    person = _Person(console)
+    world = WorldStream(partial(make, env_id, **env_args), person.dialogue(), seed)
     console.print(
         f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n",
         highlight=False,
     )
-    turns = 0
-    while answer := _ask(console, prompt, info.get("admissible_actions", ())):
-        prompt, reward, terminated, truncated, info = env.step(answer)
-        turns += 1
-        console.print(f"  reward {float(reward):+.3f}\n", highlight=False)
-        if "invalid_action" in info:
-            console.print(f"  {info['invalid_action']!r} is not one of the offered actions.\n")
-        if terminated or truncated:
-            episode = info["episode"]
-            word = "[bold green]Success[/]" if episode["success"] else "[bold red]No success[/]"
-            console.print(f"{word} after {turns} turns; return {episode['r']:.3f}", highlight=False)
-            return 0
-    console.print(f"\nYou left after {turns} turns.")
+    try:
+        for step in play(person, [world], iter(())):
+            turns += 1
+            console.print(f"  reward {step.reward:+.3f}\n", highlight=False)
+            if "invalid_action" in step.info:
+                shown = repr(step.info["invalid_action"])
+                console.print(f"  {shown} is not one of the offered actions.\n")
+            if step.ended:
+                end = step.episode()
+                word = "[bold green]Success[/]" if end.success else "[bold red]No success[/]"
+                console.print(
+                    f"{word} after {turns} turns; return {end.episode_return:.3f}", highlight=False
+                )
+    except _Left:
+        console.print(f"\nYou left after {turns} turns.")
+    finally:
+        world.close()
     return 0
 
 
-def _ask(console: Console, prompt: str, offered: tuple[str, ...]) -> str:
-    """Ask for the next action; an empty answer means to leave."""
-    console.print(Text(prompt))
-    for number, action in enumerate(offered, 1):
-        console.print(f"  {number:2d}  {action}", highlight=False, markup=False)
-    try:
-        answer = input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
-    if answer.isdecimal() and 1 <= int(answer) <= len(offered):
-        return offered[int(answer) - 1]
-    return answer
+class _Left(Exception):
+    """The person does not want to go on."""
+
+
+class _NoPrompts:
+    """Prompts for an actor that reads the observations themselves."""
+
+    note: str | None = None
+
+    def first_prompt(self, observation: str) -> TokenIds:
+        return ()
+
+    def next_prompt(self, action: Action, observation: str) -> TokenIds:
+        return ()
+
+
+class _Person:
+    """An actor that asks in the terminal what to do."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def dialogue(self) -> _NoPrompts:
+        return _NoPrompts()
+
+    def act_each(
+        self, observations: Sequence[Observation], generator: object, **_: object
+    ) -> Iterator[tuple[int, Action]]:
+        for i, observation in enumerate(observations):
+            answer = self._ask(observation.prompt, observation.admissible_actions or ())
+            yield i, Action(answer, (), (), ())
+
+    def _ask(self, prompt: str, offered: Sequence[str]) -> str:
+        """Ask for the next action."""
+        self._console.print(Text(prompt))
+        for number, action in enumerate(offered, 1):
+            self._console.print(f"  {number:2d}  {action}", highlight=False, markup=False)
+        try:
+            answer = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            raise _Left from None
+        if not answer:
+            raise _Left
+        if answer.isdecimal() and 1 <= int(answer) <= len(offered):
+            return offered[int(answer) - 1]
+        return answer

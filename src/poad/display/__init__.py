@@ -1,5 +1,7 @@
-"""What people look at: the terminal, plots and the report."""
+"""Output for people: the terminal, tables, plots and pages."""
 
+from poad.display.html import Html, page, tag
+from poad.display.numbers import bounds, compact, interval, number, p_value, percent
 from poad.display.plots import (
     Bar,
     Line,
@@ -9,10 +11,12 @@ from poad.display.plots import (
     plot_theory,
     standalone,
 )
-from poad.display.report import Html, page, tag, write_report
+from poad.display.report import write_report
+from poad.display.tables import Table
 from poad.display.terminal import (
     Progress,
     Screen,
+    evaluation_table,
     show_ending,
     show_evaluation,
     show_turn,
@@ -26,9 +30,17 @@ __all__ = [
     "Line",
     "Progress",
     "Screen",
+    "Table",
     "bars_svg",
+    "bounds",
+    "compact",
+    "evaluation_table",
+    "interval",
     "lines_svg",
+    "number",
+    "p_value",
     "page",
+    "percent",
     "plot_learning",
     "plot_theory",
     "show_ending",

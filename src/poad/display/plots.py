@@ -1,6 +1,6 @@
-"""The drawings: one run's curves inside its page, several seeds in one figure, and the theory.
+"""Drawings: a run's curves for its report, several seeds in one figure, studies, and the theory.
 
-The only module that knows matplotlib, and only inside its functions: it is slow to import.
+matplotlib is imported inside the functions here and nowhere else, because it is slow to import.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AVERAGED, EPISODES = ("success", "return"), 100
-"""Means over the last 100 episodes. The first episodes to end are the short ones, which are the
-successful ones: while fewer have ended, the mean flatters the beginning, and is only dotted."""
+"""Metrics that are means over the last 100 episodes. The first episodes to end are short and mostly
+successful, so the mean over fewer flatters the agent and is drawn dotted."""
 
-# What the drawings are coloured with, and what the page turns it into, in light and dark.
+# Colours that stand for those of the page, which follow its light or dark theme.
 _INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
 _THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
 
@@ -41,11 +41,12 @@ def curve_svg(
     """One metric against environment steps as an inline SVG that follows the page's colours.
 
     Args:
-        metrics: as :meth:`poad.runs.run.Run.metrics` gives them.
-        key: which metric.
-        limits: of the vertical axis; none: what the values need.
-        dots: (steps, value, lowest, highest) of points to mark with their intervals.
-        size: width and height in inches; the smaller, the larger its text once scaled to the page.
+        metrics: as :meth:`poad.runs.Run.metrics` returns them.
+        key: the metric.
+        limits: of the vertical axis; default: those of the values.
+        dots: (steps, value, low, high) of points to mark with their intervals.
+        size: width and height in inches. A page scales drawings to its width, so a smaller size
+            gives larger text.
 
     Returns:
         The ``<svg>`` element; empty if there is nothing to draw.
@@ -82,9 +83,9 @@ def curve_svg(
 
 
 def _inline(svg: str, label: str) -> str:
-    """A drawing as part of a page: scaled by it, coloured by it, named for those who listen."""
+    """Convert a drawing to a part of a page, with its colours and a label to read aloud."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the names would repeat within the page
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # ids must be unique within the page
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
@@ -108,18 +109,18 @@ def _style(axes: Axes, ink: str, grid: str, ticks: int = 5) -> None:
 def plot_learning(
     runs: Sequence[Run], path: str | Path, keys: Sequence[str] = ("success", "return")
 ) -> Path:
-    """Draw how several runs learned, by environment steps: a panel for each world and metric.
+    """Draw the learning curves of several runs: a panel for each world and metric.
 
-    Runs of one world and method are seeds of one another: their median is a line, the stretch from
-    their lowest to their highest a band.
+    Runs of the same world and method are treated as seeds. Their median is drawn as a line, and the
+    range from their lowest to their highest as a band.
 
     Args:
         runs: at least one.
-        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
-        keys: which metrics; ``eval_success`` and ``eval_return`` where ``eval.every`` was set.
+        path: the file to write; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+        keys: metrics; ``eval_success`` and ``eval_return`` exist where ``eval.every`` was set.
 
     Raises:
-        ValueError: there are no runs, or the runs of a group have nothing in common to draw.
+        ValueError: there are no runs, or the runs of a group share no range of steps.
     """
     if not runs:
         raise ValueError("There is no run to draw; give at least one.")
@@ -170,16 +171,15 @@ def plot_theory(
     errors: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     path: str | Path,
 ) -> Path:
-    """Draw what naive token-level discounting does: its gap by length, and whom it deceives; and
-    how sampled credit nears its exact values.
+    """Draw the effects of naive token-level discounting, and the error of sampled credit.
 
     Args:
-        gaps: by γ_w: lengths, the measured gap (dots) and the closed form (line).
-        shares: by the sign of the values: the share of states whose greedy action is not the
-            optimum, by the length of the optimal action, from 1 token; NaN where there is none.
+        gaps: by γ_w: lengths, the measured gap (dots) and its closed form (line).
+        shares: by the sign of the values: the share of states whose greedy action is not optimal,
+            by the length of the optimal action, from 1 token; NaN where there is no such state.
         gamma_token: the γ_w of the shares.
-        errors: by method: numbers of episodes, and the error of means over so many.
-        path: where to draw; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+        errors: by method: numbers of episodes, and the error of means over that many.
+        path: the file to write; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -223,11 +223,11 @@ def plot_theory(
     return Path(path)
 
 
-# Studies: several methods in several panels, as text that a page takes in or a file holds.
+# Studies: several methods in several panels, as SVG text for a page or a file.
 
 
 COLOURS = 10
-"""How many there are before they begin again."""
+"""Number of different colours; curves beyond it are dashed, and points hollow."""
 
 
 class Line(NamedTuple):
@@ -235,31 +235,31 @@ class Line(NamedTuple):
 
     label: str
     colour: int
-    """Which one; the same method has the same one everywhere. There are ten, dashed from 10 on."""
+    """Index of its colour; a method has the same colour in all drawings."""
     points: Sequence[Sequence[float]]
-    """(x, middle, lowest, highest); NaN or None where there is no interval."""
+    """(x, middle, low, high); low and high are NaN where there is no interval."""
 
 
 class Bar(NamedTuple):
-    """A number with its interval."""
+    """A number between 0 and 1 with its interval, whose bounds are NaN where there is none."""
 
     label: str
     colour: int
     middle: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 def lines_svg(
     panels: Mapping[str, Sequence[Line]], across: str, key: str, *, log: bool = False
 ) -> str:
-    """Curves with their intervals, a panel for each world, and one legend for all.
+    """Draw curves with their intervals: a panel for each title, and one legend for all.
 
     Args:
-        panels: the curves by title; heights are rates, from 0 to 1.
-        across: what the horizontal axis tells.
-        key: a name that no other drawing of the page has.
-        log: a logarithmic horizontal axis, marked where the points are.
+        panels: curves of rates between 0 and 1, by title.
+        across: label of the horizontal axis.
+        key: a name that is unique among the drawings of a page.
+        log: use a logarithmic horizontal axis, with ticks at the points.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -305,9 +305,11 @@ def lines_svg(
 
 
 def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
-    """Numbers from 0 to 1 with their intervals, a row for each method and a panel for each world.
+    """Draw numbers with their intervals: a row for each label and a panel for each title.
 
-    Arguments as for :func:`lines_svg`.
+    Args:
+        panels: the numbers by title.
+        key: a name that is unique among the drawings of a page.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -327,7 +329,7 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
             axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
             for bar in bars:
                 y, colour = places[bar.label], f"C{bar.colour}"
-                if bar.low is not None and bar.high is not None:
+                if math.isfinite(bar.low):
                     axes.plot([bar.low, bar.high], [y, y], color=colour, lw=6, alpha=0.3)
                 hollow = {"mfc": "none"} if bar.colour >= COLOURS else {}
                 axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0, **hollow)
@@ -338,14 +340,14 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A drawing for a file of its own, in greys that can be read on light and on dark."""
+    """Convert a drawing to a file of its own, in greys that are legible on light and dark."""
     for shown, drawn in (("currentColor", "#777777"), ("var(--grid)", "#9999994d")):
         svg = svg.replace(shown, drawn)
     return svg
 
 
 def _quiet(key: str) -> Any:
-    """Settings of matplotlib: text stays text, and the same drawing is the same file."""
+    """Settings of matplotlib that keep text as text and make the output reproducible."""
     return {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}
 
 

@@ -1,7 +1,7 @@
-"""What the terminal shows: progress while training, an evaluation's outcome, an episode by turns.
+"""Terminal output: progress while training, evaluations, and episodes turn by turn.
 
-On a terminal the progress is a live table; into a file or a pipe it is plain lines, so that a log
-stays readable. Everything fits 80 columns; colours follow ``NO_COLOR``.
+On a terminal the progress is a live table; in a file or a pipe it is plain lines, so that a log
+stays readable. Everything fits 80 columns, and colours follow ``NO_COLOR``.
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
-from rich.rule import Rule
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
-ROWS = 8
-EARLY = 30
-"""Means over fewer finished episodes are not shown: short ones, the successes, finish first."""
-OFFERED = 8
-WORLD = "world/"
-"""What the names of a world's own measures begin with."""
-SPARKS = "▁▂▃▄▅▆▇█"
-# Heading, metric, width and format of the columns, alike in the live table and in plain lines.
+from poad.display.numbers import bounds, number, percent
+from poad.display.tables import Table
+from poad.display.turns import arrange, can_draw, describe_ending, rule, turn_in_terminal
+from poad.runs import EpisodeRecord, Evaluation, Mode, TurnRecord
+
+T = TypeVar("T")
+TABLE_ROWS = 8
+MIN_EPISODES = 30
+"""Means over fewer finished episodes are not shown: the first to finish are the short, successful
+ones, so their mean would flatter the agent."""
+WORLD_PREFIX = "world/"
+"""Prefix of the metrics that a world measures itself."""
+SPARK_BLOCKS = "▁▂▃▄▅▆▇█"
+# Heading, metric, width and format of each column, in the live table and in plain lines.
 _COLUMNS = (
     ("iter", "iteration", 5, ".0f"),
     ("steps", "env_steps", 9, ",.0f"),
@@ -46,22 +50,22 @@ _COLUMNS = (
 
 
 class Screen(Console):
-    """A terminal, file or pipe; when the reader of a pipe is gone, the rest goes nowhere."""
+    """A console that goes quiet when the reader of its pipe is gone."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without output: training must not end because ``head`` did."""
+        """Continue without output: training must not end because ``head`` did."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
-    """Shows how training goes, inside a ``with`` statement.
+    """Progress of a training, shown inside a ``with`` statement.
 
     Args:
-        total_steps: environment steps of the whole run, for the bar and the time that remains.
+        total_steps: environment steps of the whole run, for the bar and the remaining time.
         quiet: show nothing.
-        console: where to show it; none: standard output.
-        pause: fewest seconds between two plain lines; the first and the last always come.
+        console: where to show it; default: standard output.
+        pause: minimum seconds between two plain lines; the first and the last always appear.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Progress:
         self._pause = pause
         self._history: list[Mapping[str, float]] = []
         self._shown_at = -math.inf
-        self._due = False
+        self._is_current = True
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -93,67 +97,73 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._due:
+        if not self._is_current:
             self._show()
         if self._live:
             self._live.stop()
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Show one iteration's metrics; see :func:`poad.learn.train.train` for their names."""
+        """Show one iteration's metrics; docs/runs.md lists their names."""
         if self._quiet:
             return
         row = {key: metrics.get(key, math.nan) for _, key, _, _ in _COLUMNS}
-        row |= {key: value for key, value in metrics.items() if key.startswith(WORLD)}
-        if metrics.get("episodes", EARLY) < EARLY:  # so far only the quick ones have finished
+        row |= {key: value for key, value in metrics.items() if key.startswith(WORLD_PREFIX)}
+        if metrics.get("episodes", MIN_EPISODES) < MIN_EPISODES:
             row |= {"return": math.nan, "success": math.nan}
         self._history.append(row)
-        self._due = True
+        self._is_current = False
         if time.monotonic() - self._shown_at >= self._pause:
             self._show()
 
     def _show(self) -> None:
         if self._live:
-            self._live.update(self._picture(), refresh=True)
+            self._live.update(self._render(), refresh=True)
         else:
             if self._shown_at == -math.inf:
                 headings = [f"{heading:>{width}}" for heading, _, width, _ in self._columns()]
                 self._console.out(*headings, f"{'ETA':>7}", highlight=False)
-            last = self._history[-1]
             cells = [
-                f"{_number(last.get(key), form):>{width}}"
-                for _, key, width, form in self._columns()
+                f"{cell:>{width}}"
+                for cell, (_, _, width, _) in zip(
+                    self._cells(self._history[-1]), self._columns(), strict=True
+                )
             ]
             self._console.out(*cells, f"{self._remaining():>7}", highlight=False)
-        self._shown_at, self._due = time.monotonic(), False
+        self._shown_at, self._is_current = time.monotonic(), True
 
-    def _picture(self) -> Group:
-        """The bar, a few rows from all of the run so far, and the success rate as a tiny curve."""
+    def _cells(self, row: Mapping[str, float]) -> list[str]:
+        return [number(row.get(key), form) for _, key, _, form in self._columns()]
+
+    def _render(self) -> Group:
+        """The bar, a few rows spread over the run so far, and the success rate as a sparkline."""
         steps = self._history[-1]["env_steps"]
-        bar = Table.grid(padding=(0, 1), expand=True)
+        bar = Grid.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
         bar.add_row(
             ProgressBar(self._total, steps, complete_style="green", finished_style="green"),
             f"{steps:,.0f} / {self._total:,} steps, ETA {self._remaining()}",
         )
-        table = Table(box=None, padding=(0, 1), header_style="bold")
-        for heading, _, width, _ in self._columns():
-            table.add_column(heading, justify="right", min_width=width - 1, no_wrap=True)
-        for row in _spread(self._history, ROWS):
-            style = "" if row is self._history[-1] else "dim"
-            cells = [_number(row.get(key), form) for _, key, _, form in self._columns()]
-            table.add_row(*cells, style=style)
+        # Padded headings keep the columns' widths while the numbers grow.
+        headings = [f"{heading:>{width - 1}}" for heading, _, width, _ in self._columns()]
+        shown = _spread(self._history, TABLE_ROWS)
+        rows = [self._cells(row) for row in shown]
+        table = Table(headings, rows, align="r" * len(headings)).to_terminal(
+            row_styles=["dim"] * (len(rows) - 1) + [""]
+        )
         curve = sparkline([row["success"] for row in self._history], 40)
-        last = _number(self._history[-1]["success"], ".1%")
-        if not _can_draw(self._console):
+        last = percent(self._history[-1]["success"])
+        if not can_draw(self._console):
             curve = ""
-        return Group(bar, table, Text.assemble(" success ", (curve, "green"), f" {last}"))
+        return Group(bar, table, Text.assemble("success ", (curve, "green"), f" {last}"))
 
     def _columns(self) -> list[tuple[str, str, int, str]]:
-        """What is shown; a world's own measures take the place of two columns."""
-        found = dict.fromkeys(key for row in self._history for key in row if key.startswith(WORLD))
-        names = [key.removeprefix(WORLD) for key in found][:2]
-        own = [(name, f"{WORLD}{name}", max(7, len(name)), ".3f") for name in names]
+        """The columns; up to two of a world's own metrics replace success and expl.var."""
+        found = dict.fromkeys(
+            key for row in self._history for key in row if key.startswith(WORLD_PREFIX)
+        )
+        names = [key.removeprefix(WORLD_PREFIX) for key in found][:2]
+        own = [(name, f"{WORLD_PREFIX}{name}", max(7, len(name)), ".3f") for name in names]
         if not own:
             return list(_COLUMNS)
         usual = [column for column in _COLUMNS if column[0] not in ("success", "expl.var")]
@@ -173,13 +183,13 @@ class Progress:
 
 
 def watch(
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[T],
     total: int,
     label: str,
     quiet: bool = False,
     console: Console | None = None,
-) -> Iterator[Mapping[str, Any]]:
-    """Pass on evaluation episodes while a bar counts them (on a terminal; nothing elsewhere)."""
+) -> Iterator[T]:
+    """Pass on evaluation episodes while a progress bar counts them (on a terminal only)."""
     console = console or Screen()
     columns = (
         TextColumn("{task.description}"),
@@ -193,135 +203,62 @@ def watch(
         yield from bar.track(records, total=total, description=label)
 
 
-def show_evaluation(console: Console, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print evaluation summaries side by side.
+def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:
+    """Print evaluations side by side.
 
     Args:
-        console: where to.
-        summaries: by mode (``sampled``, ``greedy``), as `poad.learn.summarize` gives them.
+        console: where to print.
+        evaluations: by mode (``sampled``, ``greedy``).
     """
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("actions")
-    for heading in ("success", "95 % interval", "return", "length", "episodes"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for mode, summary in summaries.items():
-        low, high = summary["success_interval"] or (None, None)
-        table.add_row(
+    console.print(evaluation_table(evaluations).to_terminal(column_styles={1: "bold green"}))
+
+
+def evaluation_table(evaluations: Mapping[Mode, Evaluation]) -> Table:
+    """Build a table with a row for each evaluation."""
+    columns = ("actions", "success", "95 % interval", "return", "length", "episodes")
+    rows = [
+        (
             mode,
-            Text(_number(summary["success_rate"], ".1%"), style="bold green"),
-            f"{_number(low, '.1%')} – {_number(high, '.1%')}",
-            _number(summary["mean_return"], ".3f"),
-            _number(summary["mean_length"], ".1f"),
-            f"{summary['episodes']:,}",
+            percent(evaluation.success_rate),
+            bounds(evaluation.success_interval),
+            number(evaluation.mean_return),
+            number(evaluation.mean_length, ".1f"),
+            f"{evaluation.episodes:,}",
         )
-    console.print(table)
+        for mode, evaluation in evaluations.items()
+    ]
+    return Table(columns, rows)
 
 
-def show_work(console: Console, made: Mapping[str, Any]) -> None:
-    """Print the best thing the agent made: a program, with its score and when it came."""
-    told = f" score {made['score']:.4f} ± {made['deviation']:.4f}, turn {made['turn']:,}"
-    heading = Text.assemble((made["file"], "bold"), told)
+def show_work(console: Console, work: Mapping[str, Any]) -> None:
+    """Print the agent's best program or other work, with its score and when it was made."""
+    facts = f" score {work['score']:.4f} ± {work['deviation']:.4f}, turn {work['turn']:,}"
     console.print()
-    console.print(Rule(heading, align="left", style="dim", characters=_line(console)))
-    console.print(Syntax(made["text"].strip(), Syntax.guess_lexer(made["file"]), word_wrap=True))
+    console.print(rule(console, Text.assemble((work["file"], "bold"), facts)))
+    console.print(Syntax(work["text"].strip(), Syntax.guess_lexer(work["file"]), word_wrap=True))
 
 
-def show_turn(console: Console, turn: Mapping[str, Any], number: int) -> None:
-    """Print one turn of an episode record: prompt, offered actions, what was written, reward."""
-    steps = f", {turn['duration']} primitive steps" if turn["duration"] != 1 else ""
-    value = _number(turn["root_value"], ".2f")
-    heading = Text.assemble((f"Turn {number}", "bold"), f"  critic expects {value}")
-    console.print(Rule(heading, align="left", style="dim", characters=_line(console)))
-    console.print(_indented(Text(turn["prompt"])))
-    if turn["offered"]:
-        console.print(_offered(console, turn["offered"], turn["action"]))
-    else:
-        console.print(_indented(Text(turn["action"], style="bold green"), 4))
-    if turn["invalid"]:
-        console.print(Text("  This is none of the offered actions.", style="red"))
-    console.print(_indented(_tokens(turn)))
-    reward = turn["reward"]
-    style = "green" if reward > 0 else "red" if reward < 0 else ""
-    console.print(Text.assemble("  reward ", (f"{reward:+.3g}", f"bold {style}"), steps))
+def show_turn(console: Console, turn: TurnRecord, index: int) -> None:
+    """Print the turn at a place of an episode, counted from 1."""
+    console.print(turn_in_terminal(arrange(turn, index), console))
 
 
-def show_ending(console: Console, record: Mapping[str, Any]) -> None:
+def show_ending(console: Console, record: EpisodeRecord) -> None:
     """Print how an episode ended."""
-    success = ("Success", "bold green") if record["success"] else ("No success", "bold red")
-    turns = len(record["turns"])
-    steps = "" if record["length"] == turns else f" ({record['length']:g} primitive steps)"
-    rest = f": {record['ending']} after {turns} turns{steps}, return {record['return']:.3g}"
-    console.print(Rule(style="dim", characters=_line(console)))
-    console.print(Text.assemble(success, rest))
+    outcome, ending = describe_ending(record)
+    style = "bold green" if record.success else "bold red"
+    console.print(rule(console))
+    console.print(Text.assemble((outcome, style), f": {ending}"))
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """Rates between 0 and 1 as a line of blocks at most ``width`` wide; NaN is left out."""
-    marks = [SPARKS[min(int(v * len(SPARKS)), len(SPARKS) - 1)] for v in values if v >= 0]
-    return "".join(_spread(marks, width))
-
-
-def _offered(console: Console, offered: Sequence[Sequence[Any]], action: str) -> Padding:
-    """The likeliest offered actions with bars, the written one always among them."""
-    ranked = sorted(offered, key=lambda pair: -pair[1])
-    top = [pair for i, pair in enumerate(ranked) if i < OFFERED or pair[0] == action]
-    width = 24 if console.width >= 70 else 10
-    full, mark = ("█", "▸ ") if _can_draw(console) else ("#", "> ")
-    table = Table.grid(padding=(0, 1), expand=True)
-    table.add_column(width=2)
-    table.add_column(ratio=1, overflow="fold")
-    table.add_column(width=width, no_wrap=True)
-    table.add_column(width=7, justify="right", no_wrap=True)
-    for text, probability in top:
-        is_chosen = text == action
-        style = "bold green" if is_chosen else ""
-        bar = full * round(width * min(max(probability, 0.0), 1.0))
-        cells = (mark if is_chosen else "", text, bar, f"{probability:.1%}")
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    if len(offered) > len(top):
-        share = sum(pair[1] for pair in ranked) - sum(pair[1] for pair in top)
-        more = f"and {len(offered) - len(top)} more"
-        table.add_row("", Text(more, style="dim"), "", Text(f"{max(share, 0.0):.1%}", style="dim"))
-    return Padding(table, (0, 2))
-
-
-def _tokens(turn: Mapping[str, Any]) -> Text:
-    """The action's tokens: a decision with its probability, a forced one dim; then the values.
-
-    Values at forced tokens stand in brackets: only methods that count every token train them.
-    """
-    text = Text("tokens ", style="dim")
-    for piece, choice, logprob in zip(turn["pieces"], turn["choice"], turn["logprob"], strict=True):
-        shown = piece.replace("\n", "\\n").strip(" ") or "''"
-        if choice:
-            text.append(shown, style="not dim bold cyan")
-            text.append(f" {math.exp(logprob):.0%}  ", style="not dim cyan")
-        else:
-            text.append(f"{shown}  ")
-    text.append("\nvalues ")
-    for value, choice in zip(turn["value"], turn["choice"], strict=True):
-        shown = _number(value, ".2f")
-        text.append(f"{shown} " if choice else f"({shown}) ", style="not dim" if choice else "")
-    return text
-
-
-def _indented(text: Text, by: int = 2) -> Padding:
-    return Padding(text, (0, 0, 0, by), expand=False)
+def sparkline(rates: Sequence[float], width: int) -> str:
+    """Draw rates between 0 and 1 as a line of at most ``width`` blocks; NaN is left out."""
+    top = len(SPARK_BLOCKS) - 1
+    blocks = [SPARK_BLOCKS[min(int(rate * len(SPARK_BLOCKS)), top)] for rate in rates if rate >= 0]
+    return "".join(_spread(blocks, width))
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` of the items, evenly spread, the last one always among them."""
+    """Pick at most ``most`` items, evenly spread; the last is always among them."""
     count = min(len(items), most)
     return [items[(i + 1) * len(items) // count - 1] for i in range(count)]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None or not math.isfinite(value) else format(value, form)
-
-
-def _can_draw(console: Console) -> bool:
-    return console.encoding.lower().startswith("utf")
-
-
-def _line(console: Console) -> str:
-    return "─" if _can_draw(console) else "-"

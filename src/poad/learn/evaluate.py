@@ -1,13 +1,12 @@
-"""Examine an agent: fixed seeds, sampled or greedy, and every turn on record.
+"""Evaluate an agent on fixed seeds, sampled or greedy, and record every turn.
 
-An episode depends on its seed and the weights alone, not on how many others are played beside it,
-so any episode of an evaluation can be played again.
+An episode depends on its seed and the weights alone, not on the number of streams, so any episode
+of an evaluation can be played again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,11 +15,11 @@ import numpy as np
 
 from poad.agent import ActingCache, Agent
 from poad.envs import make
-from poad.learn.play import Step, WorldStream, play
-from poad.runs import versions
+from poad.learn.play import WorldStream, play
+from poad.learn.recording import TurnRecorder
+from poad.runs import EpisodeRecord, Evaluation, TurnRecord, versions
 from poad.stats import wilson_interval
-from poad.trie import ActionTrie
-from poad.turns import TokenIds
+from poad.turns import Episode
 
 
 def evaluate(
@@ -34,49 +33,58 @@ def evaluate(
     env_args: Mapping[str, Any] | None = None,
     checkpoint: int | None = None,
     turns: bool = True,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[EpisodeRecord]:
     """Play episodes and record them.
 
     Args:
-        agent: who plays.
+        agent: the agent to evaluate.
         episodes: how many; their seeds are ``seed``, ``seed + 1``, …
-        seed: the first episode's.
+        seed: the seed of the first episode.
         greedy: take the likeliest token or action instead of sampling.
-        streams: how many are played side by side.
-        env: another world than the agent's own, with ``env_args``.
+        streams: how many episodes are played at once.
+        env: a world to play in, with ``env_args``; default: the agent's own.
         env_args: arguments of that world.
-        checkpoint: what to write into the records as the agent's iteration.
-        turns: keep every turn; without, the list of turns stays empty.
+        checkpoint: the agent's training iteration, for the records.
+        turns: record every turn; otherwise the records have no turns.
 
     Yields:
-        One record per episode, in the order of the seeds; ready for JSON. docs/runs.md lists its
-        fields.
+        One record per episode, in the order of the seeds.
     """
     if env is None:
         env, env_args = agent.config.env, agent.config.env_args
-    head = {
-        "env": env,
-        "env_args": dict(env_args or {}),
-        "mode": "greedy" if greedy else "sampled",
-        "checkpoint": checkpoint,
-        "versions": versions(),
-    }
-    recorder = _Recorder(agent) if turns else None
+    env_args = dict(env_args or {})
+    describe = partial(
+        EpisodeRecord,
+        env=env,
+        env_args=env_args,
+        mode="greedy" if greedy else "sampled",
+        checkpoint=checkpoint,
+        versions=versions(),
+    )
     cache = ActingCache()
+    recorder = TurnRecorder(agent, cache) if turns else None
     seeds = iter(range(seed, seed + episodes))
     worlds = [
-        WorldStream(partial(make, env, **(env_args or {})), agent.policy.dialogue(), first)
+        WorldStream(partial(make, env, **env_args), agent.policy.dialogue(), first)
         for first in islice(seeds, streams)
     ]
-    recorded: list[list[dict[str, Any]]] = [[] for _ in worlds]
-    done: dict[int, dict[str, Any]] = {}
+    recorded: list[list[TurnRecord]] = [[] for _ in worlds]
+    done: dict[int, EpisodeRecord] = {}
     next_to_yield = seed
     try:
         for step in play(agent.policy, worlds, seeds, greedy=greedy, cache=cache):
             if recorder is not None:
-                recorded[step.stream].append(recorder.record(step, cache))
+                recorded[step.stream].append(recorder.record(step))
             if step.ended:
-                done[step.seed] = head | _outcome(step) | {"turns": recorded[step.stream]}
+                episode = step.episode()
+                done[step.seed] = describe(
+                    seed=step.seed,
+                    episode_return=episode.episode_return,
+                    length=episode.length,
+                    success=episode.success,
+                    ending="terminated" if step.terminated else "truncated",
+                    turns=tuple(recorded[step.stream]),
+                )
                 recorded[step.stream] = []
             while next_to_yield in done:
                 yield done.pop(next_to_yield)
@@ -86,70 +94,16 @@ def evaluate(
             world.close()
 
 
-def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Success rate with its 95 % Wilson interval, mean return and mean length of some episodes."""
-    rows = [(r["success"], r["return"], r["length"]) for r in records]
-    wins, count = sum(row[0] for row in rows), len(rows)
-    return {
-        "episodes": count,
-        "success_rate": wins / count if count else None,
-        "success_interval": list(wilson_interval(wins, count)) if count else None,
-        "mean_return": float(np.mean([row[1] for row in rows])) if count else None,
-        "mean_length": float(np.mean([row[2] for row in rows])) if count else None,
-    }
-
-
-def _outcome(step: Step) -> dict[str, Any]:
-    """The fields of an episode's record that its last step decides."""
-    episode = step.episode()
-    return {
-        "seed": step.seed,
-        "return": episode.episode_return,
-        "length": episode.length,
-        "success": episode.success,
-        "ending": "terminated" if step.terminated else "truncated",
-    }
-
-
-class _Recorder:
-    """Records what the agent saw, weighed and predicted in a turn."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._described: dict[tuple[TokenIds, ActionTrie, TokenIds], dict[str, Any]] = {}
-
-    def record(self, step: Step, cache: ActingCache) -> dict[str, Any]:
-        return self._describe(step, cache) | {
-            "reward": step.reward,
-            "duration": step.duration,
-            "invalid": "invalid_action" in step.info,
-        }
-
-    def _describe(self, step: Step, cache: ActingCache) -> dict[str, Any]:
-        """Describe the decision; equal ones are computed once, unless they were written freely."""
-        action, trie = step.action, step.action.trie
-        if trie is None:
-            return self._compute(step, cache)
-        key = (step.observation.prompt_ids, trie, action.token_ids)
-        if key not in self._described:
-            self._described[key] = self._compute(step, cache)
-        return self._described[key]
-
-    def _compute(self, step: Step, cache: ActingCache) -> dict[str, Any]:
-        policy, observation, action = self._agent.policy, step.observation, step.action
-        prompt, tokens = observation.prompt_ids, action.token_ids
-        decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
-        value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
-        offered = observation.admissible_actions
-        chances = None if offered is None else policy.probabilities(decided, cache)
-        return {
-            "prompt": observation.prompt,
-            "offered": None if chances is None else list(map(list, zip(offered or (), chances))),  # noqa: B905
-            "action": action.text,
-            "token_ids": list(tokens),
-            "pieces": policy.codec.pieces(tokens),
-            "choice": list(action.choice),
-            "logprob": list(action.logprob),
-            "value": value,
-            "root_value": value[0],
-        }
+def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:
+    """Compute success rate, its 95 % Wilson interval, mean return and mean length of episodes."""
+    rows = [(e.success, e.episode_return, e.length) for e in episodes]
+    if not rows:
+        return Evaluation(0, np.nan, None, np.nan, np.nan)
+    wins, count = sum(success for success, _, _ in rows), len(rows)
+    return Evaluation(
+        episodes=count,
+        success_rate=wins / count,
+        success_interval=wilson_interval(wins, count),
+        mean_return=float(np.mean([each for _, each, _ in rows])),
+        mean_length=float(np.mean([length for _, _, length in rows])),
+    )

@@ -149,7 +149,7 @@ class Trainer:
         if self.run is not None:
             self.run.add_episodes(records)
         summary = summarize(records)
-        return {"eval_success": summary["success_rate"], "eval_return": summary["mean_return"]}
+        return {"eval_success": summary.success_rate, "eval_return": summary.mean_return}
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless there is one."""

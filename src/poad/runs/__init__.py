@@ -1,21 +1,54 @@
-"""Runs on disk: a directory per run, written whole or not at all."""
+"""Runs on disk: a directory per run, its records and checkpoints, all written atomically."""
 
-from poad.runs.files import append_line, plain, read_lines, take_lock, write_json, write_text
+from poad.runs.codec import decode, encode, plain, stored
+from poad.runs.files import (
+    append_line,
+    atomic_directory,
+    read_lines,
+    take_lock,
+    write_json,
+    write_text,
+)
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
-from poad.runs.run import UNTRAINED, Run, check_new_run
+from poad.runs.records import (
+    Drift,
+    EpisodeRecord,
+    Evaluation,
+    Generalization,
+    Mode,
+    RunSummary,
+    TurnRecord,
+    UnseenEvaluation,
+    Versions,
+)
+from poad.runs.run import UNTRAINED, Run, check_new_run, read_summary
 from poad.runs.trackers import check_trackers
 
 __all__ = [
     "PACKAGES",
     "UNTRAINED",
+    "Drift",
+    "EpisodeRecord",
+    "Evaluation",
+    "Generalization",
+    "Mode",
     "Run",
+    "RunSummary",
+    "TurnRecord",
+    "UnseenEvaluation",
+    "Versions",
     "append_line",
+    "atomic_directory",
     "check_new_run",
     "check_trackers",
+    "decode",
+    "encode",
     "plain",
     "read_lines",
+    "read_summary",
     "source_commit",
     "source_hash",
+    "stored",
     "take_lock",
     "versions",
     "write_json",

@@ -1,93 +1,164 @@
-"""One checkpoint: a directory of safetensors and a state, complete or absent.
+"""Checkpoints: a directory for each, complete or absent.
 
-    000024/policy.safetensors     a file per group of tensors
-    000024/state.json             {"iteration", "sha256": {group: hash of its file}, "state"}
+    000024/policy.safetensors   a file per group of tensors
+    000024/state.json           {"iteration", "sha256": {group: hash of its file}, "state"}
 
-The hashes tell a damaged file from a good one at the only moment it matters: when it is loaded.
+The hashes are checked when a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from poad.runs.files import json_line, write_text
+from poad.errors import RunError
+from poad.runs.files import (
+    atomic_directory,
+    json_line,
+    remove_directory,
+    remove_leftovers,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_checkpoint(
-    folder: Path,
-    iteration: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint beside ``folder``, to disk, and rename it to there.
+Tensors = Mapping[str, Mapping[str, "Tensor"]]
+"""Tensors by name, by group."""
 
-    Whatever interrupts this, ``folder`` is complete or absent, and its neighbours are untouched.
+
+class Checkpoints:
+    """The checkpoints of a run, by training iteration.
+
+    Args:
+        root: the directory that holds them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def iterations(self) -> list[int]:
+        """List the iterations that have a checkpoint, in ascending order."""
+        names = (entry.name for entry in self.root.glob("[0-9]*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def folder(self, iteration: int) -> Path:
+        """Name the directory of a checkpoint, whether it exists or not."""
+        return self.root / f"{iteration:06d}"
+
+    def find(self, iteration: int | None = None) -> Path:
+        """Return the directory of a checkpoint.
+
+        Args:
+            iteration: which; default: the newest.
+
+        Raises:
+            RunError: there is no such checkpoint; the message lists those that exist.
+        """
+        existing = self.iterations()
+        run = self.root.parent
+        if not existing:
+            raise RunError(f"The run {run} has no checkpoint: it was stopped before the first.")
+        if iteration is not None and iteration not in existing:
+            listed = ", ".join(map(str, existing))
+            raise RunError(f"The run {run} has no checkpoint {iteration}; it has {listed}.")
+        return self.folder(existing[-1] if iteration is None else iteration)
+
+    def save(self, iteration: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
+        """Write a checkpoint and remove the oldest, so that at most ``keep`` remain.
+
+        Later checkpoints are removed too: they exist when a run was resumed from an earlier one,
+        and training has now taken another course.
+
+        Raises:
+            RunError: it could not be written; earlier checkpoints are intact.
+        """
+        try:
+            write_checkpoint(self.folder(iteration), iteration, tensors, state)
+        except OSError as error:
+            intact = ", ".join(map(str, self.iterations())) or "none"
+            raise RunError(
+                f"Cannot write checkpoint {iteration} of {self.root.parent}: {error}. "
+                f"Is the disk full? Intact: {intact}."
+            ) from error
+        existing = self.iterations()
+        kept = [each for each in existing if each <= iteration][-keep:]
+        for old in set(existing) - set(kept):
+            remove_directory(self.folder(old))
+        return self.folder(iteration)
+
+    def load(self, folder: Path | None = None) -> tuple[dict[str, dict[str, Tensor]], Any]:
+        """Read a checkpoint as the (tensors, state) that it was saved from.
+
+        Args:
+            folder: its directory; default: that of the newest.
+
+        Raises:
+            RunError: it is missing or damaged; the message says how, and lists the others.
+        """
+        folder = self.find() if folder is None else folder
+        try:
+            return read_checkpoint(folder)
+        except (OSError, ValueError) as error:
+            folders = map(self.folder, self.iterations())
+            others = ", ".join(str(other) for other in folders if other != folder)
+            hint = f"Delete it to go on from the newest of: {others}." if others else ""
+            raise RunError(
+                f"The checkpoint {folder} is missing or damaged: {error}. "
+                f"{hint or 'There is no other.'}"
+            ) from error
+
+
+def write_checkpoint(
+    folder: Path, iteration: int, tensors: Tensors, state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint to disk, completely or not at all.
+
+    Args:
+        folder: its directory; an earlier checkpoint there is replaced, as when a resumed run
+            reaches its iteration again.
+        iteration: the training iteration after which it is written.
+        tensors: each group becomes ``<group>.safetensors``.
+        state: other values that JSON can hold.
 
     Raises:
-        OSError: it could not be written; nothing remains of it.
+        OSError: it could not be written; nothing of it remains.
     """
     remove_leftovers(folder.parent)
-    partial = folder.with_name(f".partial-{folder.name}")
     try:
-        partial.mkdir(parents=True)
-        hashes = {name: _save(partial / _file(name), group) for name, group in tensors.items()}
-        content = {"iteration": iteration, "sha256": hashes, "state": state}
-        write_text(partial / "state.json", json_line(content))
-        _sync(partial)
-        if folder.exists():  # a run resumed from before it has come here again
-            discard(folder)
-        partial.rename(folder)
-        _sync(folder.parent)
+        with atomic_directory(folder, replace=True) as partial:
+            hashes = {name: _save(partial / _file(name), group) for name, group in tensors.items()}
+            content = {"iteration": iteration, "sha256": hashes, "state": state}
+            write_text(partial / "state.json", json_line(content))
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after the rename there is none
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The (tensors, state) that a checkpoint was written from, tensors on the CPU.
+    """Read the (tensors, state) that a checkpoint was written from, with tensors on the CPU.
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file is not what was written.
+        ValueError: a file is damaged.
     """
     from safetensors.torch import load_file
 
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"sha256", "state"} <= content.keys():
-        raise ValueError("state.json is not what was written")
+        raise ValueError("state.json lacks the keys of a checkpoint")
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in content["sha256"].items():
         file = folder / _file(name)
         if _sha256(file) != expected:
-            raise ValueError(f"{file.name} is not what was written")
+            raise ValueError(f"{file.name} does not match the hash in state.json")
         tensors[name] = load_file(file)
     return tensors, content["state"]
-
-
-def discard(folder: Path) -> None:
-    """Remove a checkpoint; it stops being one before its files go."""
-    doomed = folder.with_name(f".discarded-{folder.name}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_leftovers(root: Path) -> None:
-    """Clear away what a crash in the middle of a write or a removal left under ``root``."""
-    for pattern in (".partial-*", ".discarded-*"):
-        for entry in root.glob(pattern):
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _file(name: str) -> str:
@@ -95,30 +166,21 @@ def _file(name: str) -> str:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write one safetensors file to disk and return its hash."""
+    """Write one safetensors file and return its hash."""
     from safetensors.torch import save_file
 
     seen: set[int] = set()
-    own: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        own[key] = tensor.clone() if storage in seen else tensor  # tied weights share memory
+        # safetensors rejects tensors that share memory, as tied weights do
+        separate[key] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
-    save_file(own, path)
-    _sync(path)
+    save_file(separate, path)
     return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a directory's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

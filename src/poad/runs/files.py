@@ -1,6 +1,6 @@
-"""Files that a crash or a full disk cannot spoil: written whole or not at all, in strict JSON.
+"""Files that survive a crash or a full disk: each is written completely or not at all.
 
-Everything here raises ``OSError`` as the system gives it; :mod:`poad.runs.run` says what it means.
+Functions here raise ``OSError`` as the system reports it; :mod:`poad.runs.run` explains it.
 """
 
 from __future__ import annotations
@@ -8,27 +8,35 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import platform
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from poad.errors import LockedError
+from poad.runs.codec import plain
 
-# Windows has no advisory locks, so two writers are not told apart there.
+# Windows has no advisory locks, so concurrent writers are not detected there.
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
 def take_lock(path: Path, *, wait: bool = False) -> int | None:
-    """Lock a file, made if need be; closing the descriptor lets go of it, and so does any end.
+    """Lock a file, which is created if necessary.
 
-    None where the system has no locks. `wait` waits for the holder instead of failing.
+    Closing the returned descriptor releases the lock, and so does the end of the process.
+
+    Args:
+        path: the lock file.
+        wait: wait for the current holder instead of failing.
+
+    Returns:
+        A file descriptor; None where the system has no locks.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process holds the lock.
     """
     if fcntl is None:
         return None
@@ -46,51 +54,70 @@ def take_lock(path: Path, *, wait: bool = False) -> int | None:
     return lock
 
 
-def plain(value: Any) -> Any:
-    """``value`` as strict JSON can say it: NaN and infinities become null, arrays lists.
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new directory that becomes ``path`` when the block ends.
 
-    Raises:
-        TypeError: something that JSON has no word for.
+    Its files are on disk before it is renamed. If anything interrupts the block, ``path`` stays as
+    it was and nothing of the new directory remains.
+
+    Args:
+        path: the final place.
+        replace: remove a directory that is there; otherwise only an empty one is replaced.
     """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, without importing either
-        return plain(value.tolist())
-    raise TypeError(f"JSON cannot hold a {type(value).__name__}: {value!r}")
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+        partial.mkdir(parents=True)
+        yield partial
+        for entry in (*partial.iterdir(), partial):
+            _sync(entry)
+        if path.is_dir():
+            remove_directory(path) if replace else path.rmdir()
+        partial.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # absent after the rename
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory; a rename makes it disappear at once, whatever interrupts the rest."""
+    discarded = path.with_name(f".discarded-{path.name}")
+    path.rename(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a crash in the middle of a write or a removal left under ``root``."""
+    for pattern in (".partial-*", ".discarded-*"):
+        for entry in root.glob(pattern):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or leave the old one as it was."""
     partial = path.with_name(f".partial-{path.name}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file that is also pleasant to read."""
+def write_json(path: Path, value: Any) -> None:
+    """Write a record or mapping as an indented JSON file."""
     write_text(path, json.dumps(plain(value), allow_nan=False, indent=2) + "\n")
 
 
-def json_line(value: Mapping[str, Any]) -> str:
-    """``value`` as a line of a .jsonl file."""
+def json_line(value: Any) -> str:
+    """Format a record or mapping as a line of a .jsonl file."""
     return json.dumps(plain(value), allow_nan=False) + "\n"
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a JSON line; if that fails, the file stays as it was."""
+def append_line(path: Path, value: Any) -> None:
+    """Append a record or mapping as a JSON line; if that fails, the file stays as it was."""
     line = json_line(value).encode()
     before: int | None = None
     try:
@@ -98,7 +125,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
             before = file.seek(0, os.SEEK_END)
             if before:
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash tore the last line; keep it apart from ours
+                if file.read(1) != b"\n":  # a crash tore the last line: keep the new one apart
                     line = b"\n" + line
             file.write(line)
     except OSError:
@@ -109,7 +136,16 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file, none if it is absent; what a crash tore is skipped and reported."""
+    """Read the JSON lines of a file; none if it is absent.
+
+    Lines that a crash left incomplete are skipped with a warning.
+    """
+    for _, value in numbered_lines(path):
+        yield value
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON lines as :func:`read_lines` does, each with its number, from 1."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -119,9 +155,18 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 value = None
             if isinstance(value, dict):
-                yield value
+                yield number, value
             elif line.strip():
                 warnings.warn(
                     f"{path}, line {number}: not a complete record (torn by a crash?); skipped.",
                     stacklevel=2,
                 )
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a directory's list of entries, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions of the software and the source that produced a result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ PACKAGES = ("poad", "torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a result; none where one is missing.
+    """Return the versions of Python and of the packages that decide a result.
 
-    They are read from the packages' metadata, so nothing is imported.
+    They are read from the packages' metadata, so nothing is imported. A package that is not
+    installed has version None.
     """
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
+def environment() -> dict[str, str | None]:
+    """Return :func:`versions`, the platform, and the hash and commit of poad's source."""
+    source = {"source": source_hash(), "git": source_commit()}
+    return {**versions(), "platform": platform.platform(), **source}
+
+
 @cache
 def source_hash(source: Path = Path(__file__).parents[1]) -> str:
-    """A hash of poad as it is: code, templates and embedded models, whether committed or not.
+    """Hash poad's files: code, templates and embedded models, whether committed or not.
 
-    Two results with the same one were made by the same poad; their commits may differ in texts.
+    Results with the same hash were produced by the same poad, even if their commits differ.
     """
     digest = hashlib.sha256()
     for file in sorted(source.rglob("*")):
@@ -35,9 +42,10 @@ def source_hash(source: Path = Path(__file__).parents[1]) -> str:
 
 
 def source_commit(source: Path = Path(__file__)) -> str | None:
-    """The commit of poad's own source, with ``-dirty`` if it was edited since.
+    """Return the commit of poad's own source, with ``-dirty`` if it was edited since.
 
-    None for an installed copy: it must not claim the commit of a repository it happens to lie in.
+    None for an installed copy, which must not claim the commit of a repository that happens to
+    contain it.
     """
 
     def git(*arguments: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Optional mirrors of a run's metrics: TensorBoard, wandb, trackio; each an extra to install.
+"""Optional trackers that receive a copy of a run's metrics: TensorBoard, wandb and trackio.
 
-The metrics file of the run remains the truth. A mirror that cannot be opened is an error before
-training starts; one that fails later is dropped with a warning, and training goes on.
+Each is an extra to install. metrics.jsonl remains complete without them. A tracker that cannot be
+opened is an error before training starts; one that fails later is dropped with a warning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from poad.errors import TrackerError
 
 
 class Tracker:
-    """Where metrics are also sent, until it fails for the first time."""
+    """A service that receives metrics until it fails for the first time.
+
+    Args:
+        name: as in the setting ``trackers``.
+        send: called with metrics and the iteration.
+        end: called once, to flush and close.
+    """
 
     def __init__(
         self, name: str, send: Callable[[dict[str, float], int], None], end: Callable[[], None]
@@ -29,12 +35,12 @@ class Tracker:
         self._alive = True
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Send what is a number (NaN means "nothing to say yet" and stays at home)."""
+        """Send the finite metrics; NaN stands for a mean over nothing yet and is not sent."""
         finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
         self._try(lambda: self._send(finite, iteration))
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
         self._try(self._end)
         self._alive = False
 
@@ -43,11 +49,11 @@ class Tracker:
             return
         try:
             action()
-        except Exception as error:  # whatever a service does, it must not end a training
+        except Exception as error:  # no failure of a service may end a training
             self._alive = False
             warnings.warn(
-                f"The {self.name} mirror failed ({type(error).__name__}: {error}) and is dropped; "
-                "the run itself goes on, and metrics.jsonl keeps everything.",
+                f"The tracker {self.name} failed ({type(error).__name__}: {error}) and is dropped. "
+                "The run goes on, and metrics.jsonl remains complete.",
                 stacklevel=4,
             )
 
@@ -55,18 +61,17 @@ class Tracker:
 def open_trackers(
     names: Sequence[str], path: Path, run_id: str, config: Mapping[str, Any], first: int
 ) -> list[Tracker]:
-    """Open every mirror that ``names`` lists.
+    """Open every tracker that ``names`` lists.
 
     Args:
         names: of ``tensorboard``, ``wandb``, ``trackio``.
-        path: the run's directory; its name is the run's name in the mirror.
-        run_id: stays the same when the run is resumed, so that the mirror continues its curve.
-        config: shown beside the curves.
-        first: the first iteration to come; what a mirror has from there on is void.
+        path: the run's directory; its name becomes the run's name in the tracker.
+        run_id: stays the same when the run is resumed, so that the tracker continues its curves.
+        config: the settings to show with the curves.
+        first: the first iteration to come; later points in the tracker are discarded.
 
     Raises:
-        TrackerError: the package is not installed (said with the command that installs it) or
-            refuses to start.
+        TrackerError: the package is not installed, or it does not start.
     """
     return [_open(name, path, run_id, config, first) for name in names]
 
@@ -91,12 +96,12 @@ def _open(name: str, path: Path, run_id: str, config: Mapping[str, Any], first: 
         return opener(path, run_id, config, first)
     except ImportError as error:
         raise TrackerError(
-            f"The {name} mirror needs the package {name}, which is not installed ({error}). "
+            f"The tracker {name} needs the package {name}, which is not installed ({error}). "
             f'Install it with `pip install "poad[{name}]"`, or leave it out of `trackers`.'
         ) from error
     except Exception as error:
         raise TrackerError(
-            f"The {name} mirror does not start ({type(error).__name__}: {error}). "
+            f"The tracker {name} does not start ({type(error).__name__}: {error}). "
             "Repair it, or leave it out of `trackers`."
         ) from error
 
@@ -123,6 +128,6 @@ def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tr
 
 def _trackio(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
     trackio = importlib.import_module("trackio")
-    name = f"{path.name}-{run_id[:6]}"  # runs are told apart by name alone there
+    name = f"{path.name}-{run_id[:6]}"  # trackio identifies runs by name alone
     trackio.init(project="poad", name=name, config=dict(config), resume="allow")
     return Tracker("trackio", lambda metrics, step: trackio.log(metrics, step=step), trackio.finish)

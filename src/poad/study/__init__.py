@@ -1,17 +1,17 @@
-"""Studies: worlds × methods × seeds, and one table with intervals."""
+"""Studies: worlds × methods × seeds from one file, and tables with intervals."""
 
-from poad.study.page import Table, in_markdown, interval, tables
+from poad.study.page import tables
+from poad.study.records import Results, read_results
 from poad.study.run import compare_studies, run_study
-from poad.study.spec import Study, main_jobs, read_study, search_jobs
+from poad.study.spec import Study, read_study, reported_jobs, search_jobs
 
 __all__ = [
+    "Results",
     "Study",
-    "Table",
     "compare_studies",
-    "in_markdown",
-    "interval",
-    "main_jobs",
+    "read_results",
     "read_study",
+    "reported_jobs",
     "run_study",
     "search_jobs",
     "tables",

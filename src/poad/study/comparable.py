@@ -1,11 +1,11 @@
-"""What a study's numbers were made with, and whether those of two studies can be compared."""
+"""The conditions that a study's numbers depend on, and whether two studies can be compared."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +13,79 @@ from poad.agent import resolve
 from poad.config import Config, dump, load, to_dict
 from poad.envs import make
 from poad.errors import ConfigError, ModelError
-from poad.runs import PACKAGES, Run
-from poad.study.spec import Job, Settings, Study, config_fingerprint, fingerprint
+from poad.runs import PACKAGES, Run, Versions, encode
+from poad.study.records import Identity, PanelIdentity, Results, UnseenIdentity, WorldIdentity
+from poad.study.spec import Job, Study, config_fingerprint, fingerprint
 from poad.study.workers import Task
 
 FORMAT = 2
 
 
-def made_with(run: Run) -> dict[str, Any]:
-    """The versions that decide a run's numbers: of Python, of packages and of poad's own source."""
+def versions_of(run: Run) -> Versions:
+    """Return the versions that decide a run's numbers: Python, packages and poad's source.
+
+    A run that went on with other versions has them joined: ``0.1, then 0.2``.
+    """
     versions = run.versions()
-    each = [versions, *versions.get("later", ())]
+    sessions = [versions, *versions.get("later", ())]
     names = ("python", *PACKAGES, "source" if versions.get("source") else "git")
-    found = {name: list(dict.fromkeys(line.get(name) for line in each)) for name in names}
+    found = {name: list(dict.fromkeys(each.get(name) for each in sessions)) for name in names}
     return {
         name: values[0] if len(values) == 1 else ", then ".join(map(str, values))
         for name, values in found.items()
     }
 
 
-def identity(
-    study: Study, jobs: Sequence[Job], versions: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What decides whether two tables can be compared; its hash stands first.
+def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) -> Identity:
+    """Collect everything that decides whether two tables can be compared.
 
     Args:
-        study: for panel and worlds.
-        jobs: the reported runs, with what the search chose for them.
-        versions: what each run, of the search too, was made with.
+        study: for its panel and worlds.
+        jobs: the reported runs, with the settings that the search selected.
+        versions: the versions of each run, those of the search included.
     """
-    made = {fingerprint(each): each for each in versions}
-    worlds, methods = {}, {}
+    different = {fingerprint(each): each for each in versions}
+    worlds: dict[str, WorldIdentity] = {}
+    configs: dict[str, str] = {}
     for job in jobs:
+        config = job.config
         if job.world not in worlds:
-            worlds[job.world] = {
-                "env": job.config.env,
-                "env_args": job.config.env_args,
-                "steps": job.config.steps,
-                "threshold": study.world(job.world).threshold,
-                "source": world_source(job.config.env, job.config.env_args),
-            }
-        methods[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(job.config))
-    told = {
-        "format": FORMAT,
-        "panel": {
-            "seed": study.panel.seed,
-            "episodes": study.panel.episodes,
-            "points": study.panel.points,
-        },
-        "unseen": {
-            "episodes": study.unseen.episodes if study.unseen.worlds else None,
-            "worlds": {world: world_source(world, {}) for world in study.unseen.worlds},
-        },
-        "versions": [made[key] for key in sorted(made)],
-        "worlds": worlds,
-        "configs": methods,
-    }
-    return {"hash": fingerprint(told), **told}
+            worlds[job.world] = WorldIdentity(
+                env=config.env,
+                env_args=config.env_args,
+                steps=config.steps,
+                threshold=study.world(job.world).threshold,
+                source=world_source(config.env, config.env_args),
+            )
+        configs[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(config))
+    panel, unseen = study.panel, study.unseen
+    identity = Identity(
+        hash="",
+        format=FORMAT,
+        panel=PanelIdentity(panel.seed, panel.episodes, panel.points),
+        unseen=UnseenIdentity(
+            unseen.episodes if unseen.worlds else None,
+            {world: world_source(world, {}) for world in unseen.worlds},
+        ),
+        versions=tuple(different[key] for key in sorted(different)),
+        worlds=worlds,
+        configs=configs,
+    )
+    content = encode(identity)
+    del content["hash"]
+    return replace(identity, hash=fingerprint(content))
 
 
 def _resolved(config: Config) -> Config:
-    """With what its defaults mean, so that another meaning is another configuration."""
+    """Replace defaults by what they currently mean, so that a new meaning counts as a change."""
     try:
         return resolve(config).config
     except (ConfigError, ModelError):
-        return config  # it cannot be run either
+        return config  # it cannot run either
 
 
 def world_source(env: str, env_args: Mapping[str, Any]) -> str:
-    """A hash of the source that a world is made of: its own module, and those beside it."""
+    """Hash the source of a world: its own module, and for poad's worlds those it shares."""
     opened = make(env, **env_args)
     kind = type(opened.unwrapped)
     opened.close()
@@ -96,84 +100,77 @@ def world_source(env: str, env_args: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_results(place: Path) -> dict[str, Any]:
-    """The results of a study, from its directory or from results.json itself.
+def incomparable(first: Results, second: Results) -> list[str]:
+    """List the reasons why the numbers of two studies cannot be compared; empty if they can.
 
-    Raises:
-        ConfigError: there are none.
+    A world or method that only one of them has is no reason: the rest can still be compared.
     """
-    file = place / "results.json" if place.is_dir() else place
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place} holds no results of a study: {error}") from error
-    needed = {"identity", "runs", "summaries", "study"}
-    if not isinstance(results, dict) or not needed <= results.keys():
-        raise ConfigError(f"{file} holds no results of a study; `poad study` writes them.")
-    return results
-
-
-def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Why the numbers of two studies must not be put side by side; empty if they may.
-
-    What only one of them has (a world, a method) is no reason: the rest may still be compared.
-    """
-    a, b = first["identity"], second["identity"]
-    reasons = [
-        f"{name}: {a[name]} and {b[name]}" for name in ("format", "panel") if a[name] != b[name]
-    ]
-    unseen, other = (each.get("unseen") or {"worlds": {}} for each in (a, b))
-    if unseen["worlds"] and other["worlds"] and unseen["episodes"] != other["episodes"]:
-        reasons.append(f"unseen worlds: episodes {unseen['episodes']} and {other['episodes']}")
+    a, b = first.identity, second.identity
+    reasons = []
+    if a.format != b.format:
+        reasons.append(f"format: {a.format} and {b.format}")
+    if a.panel != b.panel:
+        reasons.append(f"panel: {_differences(a.panel, b.panel)}")
+    unseen, other = (each.unseen or UnseenIdentity(None, {}) for each in (a, b))
+    if unseen.worlds and other.worlds and unseen.episodes != other.episodes:
+        reasons.append(f"unseen worlds: episodes {unseen.episodes} and {other.episodes}")
     reasons += [
-        f"unseen world {name}: source {source} and {other['worlds'][name]}"
-        for name, source in unseen["worlds"].items()
-        if other["worlds"].get(name, source) != source
+        f"unseen world {name}: source {source} and {other.worlds[name]}"
+        for name, source in unseen.worlds.items()
+        if other.worlds.get(name, source) != source
     ]
-    for group, what in (("worlds", "world"), ("configs", "configuration")):
-        for name in a[group]:
-            if name in b[group] and a[group][name] != b[group][name]:
-                reasons.append(f"{what} {name}: {_apart(a[group][name], b[group][name])}")
-    if not set(a["worlds"]) & set(b["worlds"]):
+    reasons += [
+        f"world {name}: {_differences(world, b.worlds[name])}"
+        for name, world in a.worlds.items()
+        if b.worlds.get(name, world) != world
+    ]
+    reasons += [
+        f"configuration {name}: {config} and {b.configs[name]}"
+        for name, config in a.configs.items()
+        if b.configs.get(name, config) != config
+    ]
+    if not set(a.worlds) & set(b.worlds):
         reasons.append("no world in common")
-    if a["versions"] != b["versions"]:
-        reasons += _version_reasons(a["versions"], b["versions"])
+    if a.versions != b.versions:
+        reasons += _version_reasons(a.versions, b.versions)
     for results in (first, second):
-        if len(results["identity"]["versions"]) > 1:
-            reasons.append(f"the runs of {results['study']} were made with different versions")
+        if len(results.identity.versions) > 1:
+            reasons.append(f"the runs of {results.study} were made with different versions")
     return reasons
 
 
-def _version_reasons(a: Sequence[Settings], b: Sequence[Settings]) -> list[str]:
+def _version_reasons(a: Sequence[Versions], b: Sequence[Versions]) -> list[str]:
     """Versions that only one of the two studies has."""
     reasons = []
     for name in ("python", *PACKAGES, "source", "git"):
-        here, there = ({str(made.get(name)) for made in side} for side in (a, b))
+        here, there = ({str(versions.get(name)) for versions in side} for side in (a, b))
         if here != there:
-            told = (", ".join(sorted(side)) or "no run" for side in (here, there))
-            reasons.append(f"version of {name}: {' and '.join(told)}")
+            listed = (", ".join(sorted(side)) or "no run" for side in (here, there))
+            reasons.append(f"version of {name}: {' and '.join(listed)}")
     return reasons
 
 
-def _apart(a: Any, b: Any) -> str:
-    if not isinstance(a, Mapping):
-        return f"{a} and {b}"
-    return "; ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b.get(key))
+def _differences(a: Any, b: Any) -> str:
+    first, second = encode(a), encode(b)
+    return "; ".join(
+        f"{key} {value} and {second[key]}" for key, value in first.items() if value != second[key]
+    )
 
 
 def changed_settings(job: Job, task: Task) -> list[str]:
-    """Settings in which a run that exists differs from what the study now asks for."""
-    asked = task.beside(".yaml")
-    if not asked.is_file() or not (task.path / "config.yaml").is_file():
+    """List the settings in which an existing run differs from what the study now asks for."""
+    requested = task.sibling(".yaml")
+    if not requested.is_file() or not (task.path / "config.yaml").is_file():
         return []
-    if asked.read_text(encoding="utf-8") == dump(job.config):
+    if requested.read_text(encoding="utf-8") == dump(job.config):
         return []
-    before = load(asked)  # a setting that poad has learned since has its default
+    before = load(requested)  # a setting that poad has gained since has its default here
     old, new = _flat(before), _flat(job.config)
     return [f"{name} {old.get(name)!r} → {new[name]!r}" for name in new if new[name] != old[name]]
 
 
-def _flat(config: Any) -> dict[str, Any]:
+def _flat(config: Config) -> dict[str, Any]:
+    """All settings by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in to_dict(config).items():
         inner = value if isinstance(value, dict) and name != "env_args" else {"": value}

@@ -1,6 +1,6 @@
-"""The output of a study: tables in Markdown, drawings, and one page that needs nothing else.
+"""The output of a study: tables in Markdown, drawings, and one page that needs no other file.
 
-Everything here is made from the results alone, so that it can be made again from results.json.
+Everything here is made from the results alone, so it can be made again from results.json.
 """
 
 from __future__ import annotations
@@ -8,37 +8,55 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from poad.display import Bar, Html, Line, bars_svg, lines_svg, page, standalone, tag
-from poad.runs import UNTRAINED, plain, write_text
-from poad.study.results import SCORES
+from poad.display import (
+    Bar,
+    Html,
+    Line,
+    Table,
+    bars_svg,
+    compact,
+    interval,
+    lines_svg,
+    number,
+    p_value,
+    page,
+    percent,
+    standalone,
+    tag,
+)
+from poad.runs import UNTRAINED, encode, write_text
+from poad.study.records import (
+    Candidate,
+    Comparison,
+    Results,
+    RunRow,
+    SuccessRate,
+    Summary,
+    format_results,
+)
+from poad.study.spec import ALL
 
-Results = Mapping[str, Any]
-
-
-class Table(NamedTuple):
-    """A table on its way to Markdown or HTML."""
-
-    title: str
-    note: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+Drawings = Mapping[str, tuple[str, str]]
+"""(caption, SVG) by name."""
 
 
 def write_results(results: Results, out: Path) -> list[Path]:
-    """Write results.json, results.md, the drawings and study.html; the paths.
+    """Write results.json, results.md, the drawings and study.html.
+
+    Returns:
+        The paths; study.html is the last.
 
     Raises:
         OSError: they cannot be written.
     """
-    results = plain(results)
     out.mkdir(parents=True, exist_ok=True)
     drawings = draw(results)
     files = {f"{name}.svg": standalone(svg) for name, (_, svg) in drawings.items()}
     files |= {
-        "results.json": _json(results),
+        "results.json": format_results(results),
         "results.md": _markdown(results, drawings),
         "study.html": _html(results, drawings),
     }
@@ -47,373 +65,309 @@ def write_results(results: Results, out: Path) -> list[Path]:
     return [out / name for name in files]
 
 
-def _json(results: Results) -> str:
-    """JSON with a line for each run, curve or comparison: small, and readable in a diff."""
-    parts = []
-    for name, value in results.items():
-        if isinstance(value, list) and value:
-            lines = ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in value)
-            text = f"[\n{lines}\n ]"
-        else:
-            text = json.dumps(value, allow_nan=False, indent=1).replace("\n", "\n ")
-        parts.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 # Tables.
 
 
 def tables(results: Results) -> list[Table]:
-    """Everything that is told in tables, the most important first."""
-    threshold = {name: told["threshold"] for name, told in results["identity"]["worlds"].items()}
-    made = [_summary(results, world, threshold) for world in _worlds(results)]
-    made += [_pairs(results), _search(results), *_unseen(results), _missing(results)]
-    return [table for table in made if table.rows]
+    """Build the tables of a study, the most important first; empty ones are left out."""
+    every = [
+        *(_world(results, world) for world in results.worlds),
+        _pairs(results),
+        _search(results),
+        *_unseen(results),
+        _missing(results),
+    ]
+    return [table for table in every if table.rows]
 
 
-def _worlds(results: Results) -> list[str]:
-    return list(dict.fromkeys(line["world"] for line in results["summaries"]))
-
-
-def _summary(results: Results, world: str, threshold: Mapping[str, float]) -> Table:
-    lines = [line for line in results["summaries"] if line["world"] == world]
-    head = ["method", "seeds", "success, IQM", "area under curve, IQM", "greedy"]
+def _world(results: Results, world: str) -> Table:
+    """The methods in one world, or in all of them together."""
+    summaries = [each for each in results.aggregates.summaries if each.world == world]
+    columns = ["method", "seeds", "success, IQM", "area under curve, IQM", "greedy"]
     note = "Interquartile means over seeds with 95 % bootstrap intervals."
-    if world == "all":
-        rows = [
-            [
-                line["method"],
-                str(line["seeds"]),
-                *(interval(line[score]) for score in SCORES),
-                rate(line["greedy"]),
-                rate(line["never"]),
-            ]
-            for line in lines
-        ]
-        note += " Only seeds that every world has; they are drawn anew within each world."
-        return Table("All worlds", note, [*head, "never reached"], rows)
-    goal = f"{threshold[world]:.0%}"
-    head += [f"steps to {goal}", f"CPU-s to {goal}", "never", "CPU-s"]
+    if world == ALL:
+        note += (
+            " Only seeds that every world has are used; the bootstrap resamples them within each "
+            "world."
+        )
+        rows = [[*_scores(each), percent(each.never, 0)] for each in summaries]
+        return Table([*columns, "never reached"], rows, "All worlds", note)
+    goal = percent(results.identity.worlds[world].threshold, 0)
+    note += (
+        f" Steps and CPU seconds to {goal} are those of the first evaluation with at least this "
+        "success rate: medians over seeds, in which runs that never reach it count as infinite."
+    )
     rows = [
         [
-            line["method"],
-            str(line["seeds"]),
-            *(interval(line[score]) for score in SCORES),
-            rate(line["greedy"]),
-            _count(line["steps_to"]),
-            _count(line["cpu_seconds_to"]),
-            rate(line["never"]),
-            _count(line["cpu_seconds"]),
+            *_scores(each),
+            _or_never(each.speed.steps_to),
+            _or_never(each.speed.cpu_seconds_to),
+            percent(each.never, 0),
+            compact(each.speed.cpu_seconds),
         ]
-        for line in lines
+        for each in summaries
+        if each.speed is not None
     ]
-    note += f" Steps and CPU seconds to the first evaluation at {goal}: median, never as infinity."
-    return Table(world, note, head, rows)
+    columns += [f"steps to {goal}", f"CPU-s to {goal}", "never reached", "CPU-s"]
+    return Table(columns, rows, world, note)
+
+
+def _scores(summary: Summary) -> list[str]:
+    return [
+        summary.method,
+        str(summary.seeds),
+        interval(summary.success),
+        interval(summary.area),
+        percent(summary.greedy, 0),
+    ]
+
+
+def _or_never(value: float) -> str:
+    return "never" if math.isinf(value) else compact(value)
 
 
 def _pairs(results: Results) -> Table:
     rows = [
         [
-            f"{line['method']} − {line['other']}",
-            line["world"],
-            str(line["seeds"]),
-            *(
-                cell
-                for score in SCORES
-                for cell in (
-                    interval(line[score]["difference"], "+.3f"),
-                    _p(line[score]["p"]),
-                    interval(line[score]["improvement"]),
-                )
-            ),
+            f"{pair.method} − {pair.other}",
+            pair.world,
+            str(pair.seeds),
+            *_comparison(pair.success),
+            *_comparison(pair.area),
         ]
-        for line in results["pairs"]
+        for pair in results.aggregates.pairs
     ]
-    head = ["methods", "world", "seeds"]
-    head += [
-        name for what in ("success", "area") for name in (f"Δ {what}", "p", f"P(better {what})")
-    ]
+    columns = ["methods", "world", "seeds"]
+    for score in ("success", "area"):
+        columns += [f"Δ {score}", "p", f"P(better {score})"]
     note = (
         "Differences on common seeds with paired bootstrap intervals, p-values of the sign-flip "
-        "test (not corrected for the number of comparisons), and the probability that a run of the "
-        "first beats a run of the second."
+        "test (not corrected for multiple comparisons), and the probability that a run of the "
+        "first method beats a run of the second."
     )
-    return Table("Comparisons", note, head, rows)
+    return Table(columns, rows, "Comparisons", note, align="ll" + "r" * 7)
+
+
+def _comparison(compared: Comparison) -> list[str]:
+    difference = interval(compared.difference, "+.3f")
+    return [difference, p_value(compared.p), interval(compared.improvement)]
 
 
 def _search(results: Results) -> Table:
-    rows = [
-        [
-            line["method"] + (" ←" if line["settings"] == _chosen(results, line) else ""),
-            ", ".join(f"{key} {value}" for key, value in line["settings"].items()),
-            number(line["area"]) + (" (a run failed)" if line["failed"] else ""),
-            str(line["runs"]),
-            _count(line["cpu_seconds"]),
-        ]
-        for line in results["search"]
-    ]
-    seconds = sum(line["cpu_seconds"] for line in results["search"])
+    def row(each: Candidate) -> list[str]:
+        is_chosen = each.settings == results.chosen.get(each.method)
+        settings = ", ".join(f"{name} {value}" for name, value in each.settings.items())
+        area = number(each.area) + (" (a run failed)" if each.failed else "")
+        seconds = compact(each.cpu_seconds)
+        return [each.method + " ←" * is_chosen, settings, area, str(each.runs), seconds]
+
+    minutes = sum(each.cpu_seconds for each in results.search) / 60
+    total = results.cost.search_minutes
     note = (
-        f"Mean area under the curve over worlds and seeds that are not reported; ← was chosen, "
-        f"and what runs were begun with stays chosen. "
-        f"Collecting and updating took {seconds / 60:.1f} CPU minutes"
+        "Mean area under the curve over worlds and seeds that are not reported. ← marks the "
+        "selected settings; they stay selected once a reported run has started with them. "
+        f"Collecting and updating took {minutes:.1f} CPU minutes"
+        + ("." if total is None else f"; with evaluations and failed attempts, {total:.1f}.")
     )
-    if (everything := results["cost"].get("search_minutes")) is not None:
-        note += f", with evaluations and failed attempts {everything:.1f}"
-    note += "."
-    return Table("Search", note, ["method", "settings", "area", "runs", "CPU-s"], rows)
-
-
-def _chosen(results: Results, line: Mapping[str, Any]) -> Any:
-    return results["chosen"].get(line["method"])
+    columns = ["method", "settings", "area", "runs", "CPU-s"]
+    return Table(columns, [row(each) for each in results.search], "Search", note, align="llrrr")
 
 
 def _unseen(results: Results) -> list[Table]:
-    """Success where nobody was trained: a table of rates, and one of the differences asked for."""
-    lines = results.get("unseen", ())
-    worlds = list(dict.fromkeys(line["world"] for line in lines))
-    found = {(line["method"], line["mode"], line["world"]): line for line in lines}
+    """Success in worlds without training, and the requested comparisons of it."""
+    summaries = results.aggregates.unseen
+    worlds = list(dict.fromkeys(each.world for each in summaries))
+    found = {(each.method, each.mode, each.world): each for each in summaries}
     rows = []
-    for method, mode in dict.fromkeys((line["method"], line["mode"]) for line in lines):
-        of = [found.get((method, mode, world)) for world in worlds]
-        runs = str(max(line["runs"] for line in of if line))
-        cells = ["–" if line is None else interval(line["success"], ".2f") for line in of]
-        mean = "–" if of[-1] is None else f"{of[-1]['mean']:.3f}"
+    for method, mode in dict.fromkeys((each.method, each.mode) for each in summaries):
+        row = [found.get((method, mode, world)) for world in worlds]
+        runs = str(max(each.runs for each in row if each))
+        cells = ["–" if each is None else interval(each.success, ".2f") for each in row]
+        mean = "–" if row[-1] is None else number(row[-1].mean)
         rows.append([method, mode, runs, *cells, mean])
     rows += _untrained(results, worlds)
-    short = [world.removeprefix("poad/").removesuffix("-v0") for world in worlds]
     note = (
         "Success in worlds that no agent was trained in: interquartile means over runs with 95 % "
-        "bootstrap intervals; in all of them, of each run's mean over worlds; last, the plain mean "
-        "over worlds and runs. The untrained agent's intervals are Wilson's, over episodes."
+        "bootstrap intervals. The column of all worlds is computed from each run's mean over "
+        "worlds; the last column is the plain mean over worlds and runs. The intervals of the "
+        "untrained agent are Wilson's, over episodes."
     )
-    head = ["method", "actions", "runs", *short, "mean"]
     compared = [
         [
-            f"{line['method']} − {other['other']}",
-            line["mode"],
-            line["world"].removeprefix("poad/").removesuffix("-v0"),
-            interval(other["difference"], "+.3f"),
-            _p(other["p"]),
-            interval(other["improvement"]),
+            f"{each.method} − {other.other}",
+            each.mode,
+            _short(each.world),
+            *_comparison(other.compared),
         ]
-        for line in lines
-        for other in line["against"]
-        if other["runs"]
+        for each in summaries
+        for other in each.against
+        if other.compared is not None
     ]
-    head_compared = ["methods", "actions", "world", "Δ success", "p", "P(better success)"]
-    return [
-        Table("Unseen worlds", note, head, rows),
-        Table("Unseen worlds, compared", "On the seeds that both have.", head_compared, compared),
-    ]
+    columns = ["method", "actions", "runs", *map(_short, worlds), "mean"]
+    rates = Table(columns, rows, "Unseen worlds", note, align="ll" + "r" * (len(worlds) + 2))
+    columns = ["methods", "actions", "world", "Δ success", "p", "P(better success)"]
+    note = "Differences on the seeds that both methods have."
+    return [rates, Table(columns, compared, "Unseen worlds, compared", note, align="lllrrr")]
+
+
+def _short(world: str) -> str:
+    return world.removeprefix("poad/").removesuffix("-v0")
 
 
 def _untrained(results: Results, worlds: Sequence[str]) -> list[list[str]]:
-    """Rows of the agents before training: one of each mode, or one per way of acting."""
-    first = {run["method"]: run[UNTRAINED] for run in reversed(results["runs"]) if UNTRAINED in run}
-    alike: dict[str, list[str]] = {}
-    for method in results["methods"]:
+    """Rows for the agents before training: one per mode, for each different way of acting."""
+    first = {run.method: run.untrained for run in reversed(results.runs) if run.untrained}
+    alike: dict[tuple[SuccessRate, ...], list[str]] = {}
+    for method in results.methods:
         if method in first:
-            alike.setdefault(json.dumps(first[method]), []).append(method)
+            alike.setdefault(first[method], []).append(method)
     rows = []
-    for text, methods in alike.items():
-        lines = json.loads(text)
+    for rates, methods in alike.items():
         label = UNTRAINED if len(alike) == 1 else f"{UNTRAINED}, as {' '.join(methods)}"
-        for mode in dict.fromkeys(line["mode"] for line in lines):
-            of = {line["world"]: line for line in lines if line["mode"] == mode}
+        for mode in dict.fromkeys(each.mode for each in rates):
+            found = {each.world: each for each in rates if each.mode == mode}
             cells = [
-                interval([of[w]["success_rate"], *of[w]["success_interval"]], ".2f")
-                if w in of
+                interval([found[w].success_rate, *found[w].success_interval], ".2f")
+                if w in found
                 else "–"
                 for w in worlds
             ]
-            mean = sum(line["success_rate"] for line in of.values()) / len(of)
-            rows.append([label, mode, "1", *cells, f"{mean:.3f}"])
+            mean = sum(each.success_rate for each in found.values()) / len(found)
+            rows.append([label, mode, "1", *cells, number(mean)])
     return rows
 
 
 def _missing(results: Results) -> Table:
     rows = [
-        [line["run"], line["state"], line["why"].strip().replace("\n", " / ")]
-        for line in results["missing"]
-        if line["state"] != "not run"
+        [each.run, each.state, each.why.strip().replace("\n", " / ")]
+        for each in results.missing
+        if each.state != "not run"
     ]
     waiting: dict[str, list[str]] = {}
-    for line in results["missing"]:
-        if line["state"] == "not run":
-            group, _, seed = line["run"].rpartition(".")
+    for each in results.missing:
+        if each.state == "not run":
+            group, _, seed = each.run.rpartition(".")
             waiting.setdefault(group, []).append(seed)
-    rows += [[f"{group}, seeds {', '.join(of)}", "not run", ""] for group, of in waiting.items()]
-    note = "Runs that the tables above are without."
-    return Table("Not in these numbers", note, ["run", "state", "its last words"], rows)
+    rows += [
+        [f"{group}, seeds {', '.join(seeds)}", "not run", ""] for group, seeds in waiting.items()
+    ]
+    columns = ["run", "state", "last output"]
+    note = "These runs are not in the tables above."
+    return Table(columns, rows, "Missing runs", note, align="lll")
 
 
 def _runs(results: Results) -> Table:
-    rows = [
-        [
-            f"{run['world']} {run['method']} {run['seed']}",
-            interval([run["success"], *run["success_interval"]]),
-            rate(run["greedy"]),
-            number(run["area"]),
-            _count(run["steps_to"]),
-            _count(run["cpu_seconds"]),
+    def row(run: RunRow) -> list[str]:
+        return [
+            f"{run.world} {run.method} {run.seed}",
+            interval([run.success, *run.success_interval]),
+            percent(run.greedy, 0),
+            number(run.area),
+            _or_never(run.steps_to),
+            compact(run.cpu_seconds),
         ]
-        for run in results["runs"]
-    ]
-    head = ["run", "success, Wilson 95 %", "greedy", "area", "steps to goal", "CPU-s"]
-    episodes = results["identity"]["panel"]["episodes"]
-    return Table("Every run", f"{episodes} sampled episodes each.", head, rows)
+
+    columns = ["run", "success, Wilson 95 %", "greedy", "area", "steps to threshold", "CPU-s"]
+    note = f"Each was evaluated on {results.identity.panel.episodes} sampled episodes."
+    return Table(columns, [row(run) for run in results.runs], "All runs", note)
 
 
 # Drawings.
 
 
 def draw(results: Results) -> dict[str, tuple[str, str]]:
-    """Name → (caption, SVG); none where there is nothing to draw."""
-    colours = {method: i for i, method in enumerate(results["methods"])}
-    drawn: dict[str, tuple[str, str]] = {}
+    """Draw curves, scores and profiles, as (caption, SVG) by name."""
+    aggregates = results.aggregates
+    colours = {method: i for i, method in enumerate(results.methods)}
+    drawings: dict[str, tuple[str, str]] = {}
     curves: dict[str, list[Line]] = {}
-    for curve in results["curves"]:
-        if curve["points"]:
-            line = Line(curve["method"], colours[curve["method"]], curve["points"])
-            curves.setdefault(curve["world"], []).append(line)
+    for curve in aggregates.curves:
+        if curve.points:
+            line = Line(curve.method, colours[curve.method], curve.points)
+            curves.setdefault(curve.world, []).append(line)
     if curves:
         caption = "Success on the panel: interquartile mean over seeds, 95 % bootstrap interval"
-        drawn["curves"] = (caption, lines_svg(curves, "environment steps", "curves"))
-    for score, what in SCORES.items():
-        bars: dict[str, list[Bar]] = {}
-        for line in results["summaries"]:
-            bar = Bar(line["method"], colours[line["method"]], *line[score])
-            bars.setdefault(line["world"], []).append(bar)
-        if bars:
-            caption = f"{what.capitalize()}: interquartile mean, 95 % bootstrap interval"
-            drawn[score] = (caption, bars_svg(bars, score))
-    if results["scale"]["label"]:
-        caption = "Area under the curve by what the worlds differ in: how learning speed depends"
-        lines = [
-            Line(method, colour, points)
-            for method, colour in colours.items()
-            if (points := _along(results, method))
-        ]
-        if lines:
-            svg = lines_svg(
-                {"area under the curve": lines}, results["scale"]["label"], "scale", log=True
-            )
-            drawn["scale"] = (caption, svg)
-    profiles = [
-        Line(profile["method"], colours[profile["method"]], profile["points"])
-        for profile in results["profiles"]
-    ]
+        drawings["curves"] = (caption, lines_svg(curves, "environment steps", "curves"))
+    successes: dict[str, list[Bar]] = {}
+    areas: dict[str, list[Bar]] = {}
+    for each in aggregates.summaries:
+        colour = colours[each.method]
+        successes.setdefault(each.world, []).append(Bar(each.method, colour, *each.success))
+        areas.setdefault(each.world, []).append(Bar(each.method, colour, *each.area))
+    if successes:
+        interval_note = "interquartile mean, 95 % bootstrap interval"
+        caption = f"Success at the end: {interval_note}"
+        drawings["success"] = (caption, bars_svg(successes, "success"))
+        caption = f"Area under the curve: {interval_note}"
+        drawings["area"] = (caption, bars_svg(areas, "area"))
+    lines = [Line(method, colour, _by_scale(results, method)) for method, colour in colours.items()]
+    lines = [line for line in lines if line.points]
+    if lines:
+        caption = f"Area under the curve by {results.scale.label}"
+        svg = lines_svg({"area under the curve": lines}, results.scale.label, "scale", log=True)
+        drawings["scale"] = (caption, svg)
+    profiles = [Line(p.method, colours[p.method], p.points) for p in aggregates.profiles]
     if profiles:
         caption = "Performance profile: share of runs, over all worlds, whose success is above"
-        drawn["profile"] = (caption, lines_svg({"all worlds": profiles}, "success", "profile"))
-    return drawn
+        drawings["profile"] = (caption, lines_svg({"all worlds": profiles}, "success", "profile"))
+    return drawings
 
 
-def _along(results: Results, method: str) -> list[list[float]]:
-    """The area under the curve of a method by where its worlds stand on the scale."""
-    at = results["scale"]["at"]
+def _by_scale(results: Results, method: str) -> list[tuple[float, float, float, float]]:
+    """A method's area under the curve, by the place of each world on the study's scale."""
     return sorted(
-        [at[line["world"]], *line["area"]]
-        for line in results["summaries"]
-        if line["method"] == method and line["world"] in at
+        (results.scale.at[each.world], *each.area)
+        for each in results.aggregates.summaries
+        if each.method == method and each.world in results.scale.at
     )
 
 
 # Markdown and HTML.
 
 
-def _story(results: Results) -> list[str]:
-    identity, cost = results["identity"], results["cost"]
-    panel, versions = identity["panel"], identity["versions"]
-    missing = len(results["missing"])
-    told = [
-        f"{len(results['runs'])} runs are in these numbers"
-        + (f"; {missing} are not, listed at the end." if missing else ", all that were asked for."),
-        f"Examined on {panel['episodes']} episodes, seeds from {panel['seed']:,}; "
-        f"{cost['cpu_minutes']:.1f} CPU minutes with everything"
-        + (f" (budget {cost['budget_minutes']:g})." if cost["budget_minutes"] else "."),
-        f"Identity {identity['hash']}: tables with another one must not be put beside these before "
-        "`poad study --compare` has said that they may.",
+def _facts(results: Results) -> list[str]:
+    """Sentences about the size, cost and origin of the results."""
+    identity, cost, panel = results.identity, results.cost, results.identity.panel
+    missing = len(results.missing)
+    budget = f" of a budget of {cost.budget_minutes:g}" if cost.budget_minutes else ""
+    count = len(results.runs)
+    facts = [
+        f"These numbers come from {count} runs; {missing} more are missing and listed at the end."
+        if missing
+        else f"These numbers come from all {count} runs.",
+        f"Each was evaluated on {panel.episodes} episodes with seeds from {panel.seed:,} on. "
+        f"Everything together took {cost.cpu_minutes:.1f} CPU minutes{budget}.",
+        f"The identity of this study is {identity.hash}. Compare its tables with those of another "
+        "identity only if `poad study --compare` finds them comparable.",
     ]
-    for made in versions:
-        told.append("Made with " + ", ".join(f"{k} {v}" for k, v in made.items() if v) + ".")
-    if len(versions) > 1:
-        told.append("Careful: these runs were made with different versions.")
-    if results["toy"]:
-        told.insert(0, "At toy size: these numbers mean nothing.")
-    return told
+    for versions in identity.versions:
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        facts.append(f"Versions: {listed}.")
+    if len(identity.versions) > 1:
+        facts.append("Careful: the runs were made with different versions.")
+    if results.toy:
+        facts.insert(0, "This study ran at toy size: its numbers mean nothing.")
+    return facts
 
 
-def _markdown(results: Results, drawings: Mapping[str, tuple[str, str]]) -> str:
-    parts = [f"# Study: {results['study']}", results["question"], *_story(results)]
+def _markdown(results: Results, drawings: Drawings) -> str:
+    parts = [f"# Study: {results.study}", results.question, *_facts(results)]
     parts += [f"![{caption}]({name}.svg)" for name, (caption, _) in drawings.items()]
-    for table in [*tables(results), _runs(results)]:
-        parts += [f"## {table.title}", table.note, in_markdown(table)]
+    parts += [table.to_markdown() for table in (*tables(results), _runs(results))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def in_markdown(table: Table) -> str:
-    """The table alone, without its title and note."""
-    grid = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid
-    )
-
-
-def _html(results: Results, drawings: Mapping[str, tuple[str, str]]) -> str:
-    title = f"Study: {results['study']}"
-    body = [tag("h1", title), tag("p", results["question"])]
-    body += [tag("p", line, cls="soft") for line in _story(results)]
+def _html(results: Results, drawings: Drawings) -> str:
+    title = f"Study: {results.study}"
+    body = [tag("h1", title), tag("p", results.question)]
+    body += [tag("p", fact, cls="soft") for fact in _facts(results)]
     for caption, svg in drawings.values():
         body += [tag("h2", caption), tag("figure", Html(svg))]
     for table in tables(results):
-        body += [tag("h2", table.title), _grid(table), tag("p", table.note, cls="soft key")]
-    every = _runs(results)
-    body += [tag("details", tag("summary", every.title), tag("p", every.note), _grid(every))]
-    body += [
-        tag("details", tag("summary", name), tag("pre", text))
-        for name, text in (
-            ("Study file", results["file"]),
-            ("Identity", json.dumps(results["identity"], indent=1)),
-        )
-    ]
+        body += table.to_html()
+    runs = _runs(results)
+    body.append(tag("details", tag("summary", runs.title), *replace(runs, title="").to_html()))
+    identity = json.dumps(encode(results.identity), indent=1)
+    for name, text in (("Study file", results.file), ("Identity", identity)):
+        body.append(tag("details", tag("summary", name), tag("pre", text)))
     return page(title, body)
-
-
-def _grid(table: Table) -> Html:
-    rows = [tag("tr", *(tag("th", cell) for cell in table.head))]
-    rows += [tag("tr", *(tag("td", cell) for cell in row)) for row in table.rows]
-    return tag("div", tag("table", *rows), cls="scroll")
-
-
-# Numbers.
-
-
-def interval(values: Sequence[float | None], form: str = ".3f") -> str:
-    """A number with its interval, if there is one."""
-    middle, low, high = values
-    if low is None or high is None:
-        return number(middle, form)
-    return f"{number(middle, form)} [{number(low, form)}, {number(high, form)}]"
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """A number, or a dash."""
-    return "–" if value is None or not math.isfinite(value) else format(value, form)
-
-
-def rate(value: float) -> str:
-    """A share in per cent."""
-    return f"{value:.0%}"
-
-
-def _count(value: float | None) -> str:
-    """A number of steps or seconds; what was never reached is null in JSON."""
-    if value is None or math.isinf(value):
-        return "never"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<.001"

@@ -1,7 +1,7 @@
-"""What the runs of a study load, once, in the server that they are forked from.
+"""Modules that the runs of a study share, loaded once in the server they are forked from.
 
-The hash of poad's source is taken here, too: whoever edits a file meanwhile does not change what a
-forked run executes, so its versions must not say so.
+The hash of poad's source is computed here as well. An edit during a study does not change the code
+that forked runs execute, so it must not change their recorded versions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A study on paper: a file that names worlds, methods, seeds and a budget, and the runs it means.
+"""Study files: worlds, methods, seeds and a budget, and the runs that follow from them.
 
-Nothing is run here. :func:`read_study` reads the file strictly; :func:`search_jobs` and
-:func:`main_jobs` list the runs, in an order that keeps whatever is finished balanced: all worlds
-and methods of one seed before the next seed.
+Nothing is run here. :func:`read_study` reads a file strictly; :func:`search_jobs` and
+:func:`reported_jobs` list the runs. All worlds and methods of one seed come before the next seed,
+so that the finished runs stay balanced however early a study ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,78 +20,77 @@ from typing import Any
 from poad.config import SEEDS_PER_RUN, Config, from_dict, load, merge, read_yaml, to_dict
 from poad.envs import known_worlds
 from poad.errors import ConfigError, did_you_mean
+from poad.study.records import Settings
 
-Settings = Mapping[str, Any]
-"""Settings of a configuration by group and name, as YAML gives them."""
-TOY: Settings = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
+TOY_SETTINGS = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
 ALL = "all"
-"""What stands for all methods in `compare`, and for all worlds in tables."""
+"""Stands for all methods in `compare`, and for all worlds together in tables."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
-class World:
-    """Where to train, for how long, and what counts as having learned it."""
+class StudyWorld:
+    """A world to train in, for how long, and the success rate that counts as learned."""
 
     config: str | None = None
-    """A configuration to start from; its path is taken from the study file's directory."""
+    """A configuration to start from; its path is relative to the study file."""
     env: str | None = None
-    """A world to start from instead, with poad's defaults."""
+    """A world to train in with poad's defaults, instead of a configuration."""
     steps: int | None = None
-    """Turns to train for; none: what the configuration says."""
+    """Turns to train for; default: those of the configuration."""
     threshold: float = 0.9
-    """Success rate that counts as having learned the world."""
+    """Success rate at which the world counts as learned."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Further settings of the world, as in a configuration."""
+    """More settings for this world, as in a configuration."""
     at: float | None = None
-    """Where it stands on the study's scale."""
+    """Its place on the study's scale."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The episodes on which every agent is examined: the same seeds for all."""
+    """The evaluation episodes, the same for all agents."""
 
     seed: int = 1_000_000
-    """Seed of the first episode; a search is examined on the episodes behind the panel."""
+    """Seed of the first episode; a search is evaluated on the episodes after the panel's."""
     episodes: int = 64
-    """Episodes of each evaluation, along the way (sampled) and at the end (sampled and greedy)."""
+    """Episodes of each evaluation: sampled during training, sampled and greedy at its end."""
     points: int = 12
-    """Evaluations along the way."""
+    """Evaluations during training."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A small search for settings, the same for every method, on seeds that are not reported."""
+    """A search for settings, the same for every method, on seeds that are not reported."""
 
     grid: dict[str, Any] = field(default_factory=dict)
-    """Values to try by setting (`ppo.lr: [1e-4, 5e-4]`); all combinations are tried. Settings that
-    go together share an entry: `ppo.entropy, ppo.entropy_free: [[0.02, 0], [0.05, 0.01]]`."""
+    """Values to try by setting (`ppo.lr: [1e-4, 5e-4]`), in all combinations. Settings that vary
+    together share an entry: `ppo.entropy, ppo.entropy_free: [[0.02, 0], [0.05, 0.01]]`."""
     seeds: tuple[int, ...] = ()
     """Seeds of the search."""
     worlds: tuple[str, ...] = ()
-    """Worlds to search in; none: all of them."""
+    """Worlds to search in; default: all of them."""
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """Worlds that are only examined in, after the training."""
+    """Worlds in which trained agents are evaluated, and no agent is trained."""
 
     worlds: tuple[str, ...] = ()
-    """Which."""
+    """Their names."""
     episodes: int = 100
-    """Episodes in each, sampled and greedy."""
+    """Episodes in each world and mode (sampled and greedy)."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a study file says."""
+    """The content of a study file."""
 
     name: str = ""
-    """What the study is called: small letters, digits and underscores."""
+    """Name of the study, in small letters, digits and underscores."""
     question: str = ""
-    """What it is to answer, in a sentence or two."""
+    """The question it answers, in a sentence or two."""
     worlds: dict[str, Any] = field(default_factory=dict)
-    """Worlds by name, each with the fields of :class:`World`."""
+    """Worlds by name, each with the fields of :class:`StudyWorld`."""
     methods: dict[str, Any] = field(default_factory=dict)
     """Settings by the method's name, as in a configuration."""
     seeds: tuple[int, ...] = ()
@@ -100,22 +99,22 @@ class Study:
     search: Search = field(default_factory=Search)
     unseen: Unseen = field(default_factory=Unseen)
     scale: str = ""
-    """What the worlds differ in, where that is a number (tokens per action); `at` tells it."""
+    """A number in which the worlds differ (tokens per action); each world gives its own `at`."""
     compare: dict[str, Any] = field(default_factory=dict)
-    """Whom to compare with whom: a method, and a list of others, or `all`; none: the first method
-    with all others."""
+    """Comparisons: a method, and a list of others or `all`; default: the first method with all
+    others."""
     budget_minutes: float | None = None
-    """CPU minutes for all runs together; what does not fit is listed as not run."""
+    """CPU minutes for all runs together; runs that do not fit are listed as not run."""
     toy: bool = False
-    """Few steps, seeds and episodes, to see that everything works."""
+    """Few steps, seeds and episodes, to test that everything works."""
 
-    def world(self, name: str) -> World:
-        """The world of that name."""
+    def world(self, name: str) -> StudyWorld:
+        """Return the world of that name."""
         return self.worlds[name]
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The comparisons: (method, other method)."""
+        """The comparisons, as (method, other method)."""
         return tuple(
             (method, other)
             for method, others in (self.compare or {next(iter(self.methods)): ALL}).items()
@@ -133,11 +132,11 @@ class Job:
     seed: int
     config: Config
     candidate: int | None = None
-    """Which settings of the search it tries; none: a reported run."""
+    """Index of the settings that the search tries; None for a reported run."""
 
     @property
     def name(self) -> str:
-        """What its directory is called."""
+        """The name of its directory."""
         search = "" if self.candidate is None else f"search-{self.candidate}."
         return f"{search}{self.world}.{self.method}.{self.seed}"
 
@@ -149,40 +148,43 @@ def read_study(path: str | Path) -> Study:
     """Read a study file.
 
     Raises:
-        ConfigError: what it says cannot be studied; the message says where and what would do.
+        ConfigError: it cannot be read or run; the message says where and what to change.
     """
     path = Path(path)
     where = str(path)
-    asked = merge(Study(), read_yaml(path), where)
-    for name in (asked.name, *asked.worlds, *asked.methods):
+    content = merge(Study(), read_yaml(path), where)
+    for name in (content.name, *content.worlds, *content.methods):
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name == ALL:
             raise ConfigError(
-                f"{where}: {name!r} is no name for a study, world or method; use small letters, "
-                "digits and underscores, and quotes around what YAML takes for something else "
-                f"(2, on, yes). {ALL!r} is all of them."
+                f"{where}: {name!r} cannot name a study, world or method. Use small letters, "
+                "digits and underscores, and put quotes around names that YAML reads as something "
+                f"else (2, on, yes). {ALL!r} means all of them."
             )
     for group in ("worlds", "methods", "seeds"):
-        if not getattr(asked, group):
-            raise ConfigError(f"{where}: names no {group}; give at least one.")
-    worlds = {name: _read_world(path, name, told) for name, told in asked.worlds.items()}
-    methods = {name: _settings(told, f"methods.{name}", where) for name, told in _items(asked)}
-    study = replace(asked, worlds=worlds, methods=methods)
+        if not getattr(content, group):
+            raise ConfigError(f"{where}: no {group}; give at least one.")
+    worlds = {name: _read_world(path, name, value) for name, value in content.worlds.items()}
+    methods = {
+        name: _settings({} if value is None else value, f"methods.{name}", where)
+        for name, value in content.methods.items()
+    }
+    study = replace(content, worlds=worlds, methods=methods)
     _check_names(study, where)
     _check_numbers(study, where)
     _check_budgets(study, where)
-    for job in (*search_jobs(study), *main_jobs(study, {})):  # what is wrong in any is told now
+    # Expanding every job reports a wrong configuration now instead of in the middle of the study.
+    for job in (*search_jobs(study), *reported_jobs(study, {})):
         if job.config.env in study.unseen.worlds:
-            raise ConfigError(f"{where}: unseen.worlds: {job.config.env} is trained in.")
+            raise ConfigError(
+                f"{where}: unseen.worlds: agents are trained in {job.config.env}; leave it out."
+            )
     return study
 
 
-def _items(study: Study) -> Iterator[tuple[str, Any]]:
-    return ((name, {} if told is None else told) for name, told in study.methods.items())
-
-
-def _read_world(path: Path, name: str, told: Any) -> World:
-    told = {"env": told} if isinstance(told, str) else told
-    world = merge(World(), _settings(told, f"worlds.{name}", str(path)), str(path), f"{name}.")
+def _read_world(path: Path, name: str, value: Any) -> StudyWorld:
+    value = {"env": value} if isinstance(value, str) else value
+    settings = _settings(value, f"worlds.{name}", str(path))
+    world = merge(StudyWorld(), settings, str(path), f"{name}.")
     if (world.config is None) == (world.env is None):
         raise ConfigError(f"{path}: worlds.{name} needs either config or env.")
     if not 0 < world.threshold <= 1:
@@ -192,31 +194,31 @@ def _read_world(path: Path, name: str, told: Any) -> World:
     return world
 
 
-def _settings(told: Any, name: str, where: str) -> dict[str, Any]:
-    if not isinstance(told, Mapping):
-        raise ConfigError(f"{where}: {name} is a group of settings, not {told!r}.")
-    return dict(told)
+def _settings(value: Any, name: str, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {name} is a group of settings, not {value!r}.")
+    return dict(value)
 
 
 def _check_names(study: Study, where: str) -> None:
-    """Refuse methods and worlds that are spoken of and not there."""
-    spoken: list[tuple[str, Sequence[str], Settings]] = [
+    """Reject references to methods and worlds that do not exist."""
+    references: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
         ("search.worlds", study.search.worlds, study.worlds),
         ("compare", tuple(study.compare), study.methods),
         ("unseen.worlds", _registered(study.unseen.worlds), dict(known_worlds())),
     ]
     for method, others in study.compare.items():
         if others != ALL and not isinstance(others, list | tuple):
-            raise ConfigError(f"{where}: compare.{method} is a list of methods, or `all`.")
-        spoken += [] if others == ALL else [(f"compare.{method}", others, study.methods)]
-    for place, names, known in spoken:
+            raise ConfigError(f"{where}: compare.{method} must be a list of methods, or `all`.")
+        references += [] if others == ALL else [(f"compare.{method}", others, study.methods)]
+    for place, names, known in references:
         for name in names:
             if name not in known:
                 raise ConfigError(f"{where}: {place}: {unknown(name, known)}")
 
 
 def _registered(worlds: Sequence[str]) -> list[str]:
-    """Those that are asked for by name alone; what is in a module of the user's own is not ours."""
+    """The worlds that poad registers itself; ``module:name`` refers to a user's own."""
     return [world for world in worlds if ":" not in world]
 
 
@@ -224,15 +226,21 @@ def _check_numbers(study: Study, where: str) -> None:
     panel, search = study.panel, study.search
     wrong = [
         (min(study.seeds) < 0, "seeds must not be negative."),
-        (_twice(study.seeds) or _twice(search.seeds), "a seed stands twice."),
-        (_twice(search.worlds), "search.worlds: a world stands twice."),
-        (_twice(study.unseen.worlds), "unseen.worlds: a world stands twice."),
+        (_repeats(study.seeds) or _repeats(search.seeds), "seeds: a seed is listed twice."),
+        (_repeats(search.worlds), "search.worlds: a world is listed twice."),
+        (_repeats(study.unseen.worlds), "unseen.worlds: a world is listed twice."),
         (panel.seed < 0, "panel.seed must not be negative."),
         (bool(set(study.seeds) & set(search.seeds)), "seeds of the search must not be reported."),
         (bool(search.grid) != bool(search.seeds), "a search needs both a grid and seeds."),
         (panel.episodes < 1 or panel.points < 1, "panel: episodes and points must be above 0."),
-        (bool(study.unseen.worlds) and study.unseen.episodes < 1, "unseen.episodes: above 0."),
-        (study.budget_minutes is not None and study.budget_minutes <= 0, "budget: above 0."),
+        (
+            bool(study.unseen.worlds) and study.unseen.episodes < 1,
+            "unseen.episodes must be above 0.",
+        ),
+        (
+            study.budget_minutes is not None and study.budget_minutes <= 0,
+            "budget_minutes must be above 0.",
+        ),
     ]
     for bad, message in wrong:
         if bad:
@@ -241,50 +249,56 @@ def _check_numbers(study: Study, where: str) -> None:
         first = (2 + seed) * SEEDS_PER_RUN
         if panel.seed < first + SEEDS_PER_RUN and first < panel.seed + 2 * panel.episodes:
             raise ConfigError(
-                f"{where}: panel.seed {panel.seed}: runs of seed {seed} train on the episodes from "
-                f"{first} up; 1000000 is free for every study."
+                f"{where}: panel.seed {panel.seed}: runs of seed {seed} train on episodes from "
+                f"{first} on. Use 1000000, which is free in every study."
             )
     if study.scale and not all(world.at for world in study.worlds.values()):
-        raise ConfigError(f"{where}: with a scale, every world needs to tell where it is: `at`.")
+        raise ConfigError(f"{where}: with a scale, every world needs its place on it: `at`.")
+    _check_grid(search, where)
+
+
+def _check_grid(search: Search, where: str) -> None:
     settings = [name for names in search.grid for name in _each(str(names))]
-    if _twice(settings):
-        raise ConfigError(f"{where}: search.grid: a setting stands in two entries.")
+    if _repeats(settings):
+        raise ConfigError(f"{where}: search.grid: a setting is in two entries.")
     for setting, values in search.grid.items():
         if not isinstance(setting, str):
-            raise ConfigError(f"{where}: search.grid: {setting!r} is no setting (`ppo.lr` is one).")
+            raise ConfigError(
+                f"{where}: search.grid: {setting!r} is not a setting; an example is `ppo.lr`."
+            )
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: search.grid.{setting} is a list of values to try.")
+            raise ConfigError(f"{where}: search.grid.{setting} must be a list of values to try.")
         many = setting.count(",") + 1
         if many > 1 and not all(isinstance(v, list) and len(v) == many for v in values):
             raise ConfigError(f"{where}: search.grid.{setting} needs lists of {many} values each.")
 
 
-def _twice(names: Sequence[Any]) -> bool:
+def _repeats(names: Sequence[Any]) -> bool:
     return len(set(names)) < len(names)
 
 
 def _check_budgets(study: Study, where: str) -> None:
-    """Refuse a method that asks for more or fewer steps than the others: budgets are the world's.
+    """Reject a method with its own number of steps: a world's budget is the same for all.
 
     Raises:
         ConfigError: steps in a method or in the grid.
     """
-    asked = [f"methods.{name}" for name, told in study.methods.items() if "steps" in told]
-    asked += ["search.grid" for names in study.search.grid if "steps" in _each(names)]
-    if asked:
+    places = [f"methods.{name}" for name, settings in study.methods.items() if "steps" in settings]
+    places += ["search.grid" for names in study.search.grid if "steps" in _each(names)]
+    if places:
         raise ConfigError(
-            f"{where}: {asked[0]}: every method trains for the same number of steps; give `steps` "
+            f"{where}: {places[0]}: every method trains for the same number of steps; give `steps` "
             "to the world."
         )
 
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """A sentence about a name that is not there, with its neighbours."""
-    return f"there is no {name!r} here. {did_you_mean(name, known)}There are: {', '.join(known)}."
+    """Describe an unknown name, with suggestions and the known names."""
+    return f"there is no {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}."
 
 
-def shrink(study: Study) -> Study:
-    """The same study at toy size: two worlds and seeds, two iterations, four episodes."""
+def toy_study(study: Study) -> Study:
+    """Shrink a study to two worlds and seeds, two iterations and four episodes."""
     search, names = study.search, list(study.worlds)[:2]
     return replace(
         study,
@@ -307,20 +321,20 @@ def shrink(study: Study) -> Study:
 
 
 def candidates(study: Study) -> list[dict[str, Any]]:
-    """What the search tries: all combinations of the grid, by dotted name."""
+    """List the settings that the search tries: all combinations of the grid, by dotted name."""
     grid = study.search.grid
     return [
         {
             name: value
             for names, values in zip(grid, taken, strict=True)
-            for name, value in _together(names, values)
+            for name, value in _assign(names, values)
         }
         for taken in itertools.product(*grid.values())
     ]
 
 
-def _together(names: str, values: Any) -> list[tuple[str, Any]]:
-    """The settings that one entry of a grid gives values to."""
+def _assign(names: str, values: Any) -> list[tuple[str, Any]]:
+    """Pair the settings of one entry of a grid with their values."""
     each = _each(names)
     return list(zip(each, values if len(each) > 1 else [values], strict=True))
 
@@ -330,24 +344,24 @@ def _each(names: str) -> list[str]:
 
 
 def search_jobs(study: Study) -> list[Job]:
-    """The runs of the search, none if there is none."""
-    tried = candidates(study) if study.search.seeds else []
+    """List the runs of the search; empty without one."""
+    settings_tried = candidates(study) if study.search.seeds else []
     panel = replace(study.panel, seed=study.panel.seed + study.panel.episodes)
     return [
         Job(world, method, seed, _configure(study, world, method, seed, settings, panel), number)
         for seed in study.search.seeds
-        for number, settings in enumerate(tried)
+        for number, settings in enumerate(settings_tried)
         for world in study.search.worlds or study.worlds
         for method in study.methods
     ]
 
 
-def main_jobs(study: Study, chosen: Mapping[str, Settings]) -> list[Job]:
-    """The reported runs.
+def reported_jobs(study: Study, chosen: Mapping[str, Settings]) -> list[Job]:
+    """List the reported runs.
 
     Args:
-        study: what is asked.
-        chosen: what the search chose, dotted settings by method; none for a method without.
+        study: the study.
+        chosen: by method, the settings that the search selected, if it did.
     """
     return [
         Job(
@@ -365,7 +379,7 @@ def main_jobs(study: Study, chosen: Mapping[str, Settings]) -> list[Job]:
 def _configure(
     study: Study, world: str, method: str, seed: int, found: Settings, panel: Panel
 ) -> Config:
-    """One run's configuration: the world's, then the method's, then what the search found."""
+    """Configure one run by the world's settings, then the method's, then those of the search."""
     place = study.world(world)
     where = f"study {study.name}, {world}, {method}"
     config = _base(place.config) if place.config is not None else Config(env=place.env or "")
@@ -374,25 +388,26 @@ def _configure(
     if place.steps is not None:
         config = replace(config, steps=place.steps)
     if study.toy:
-        config = from_dict(TOY, config)
+        config = from_dict(TOY_SETTINGS, config)
     iterations = -(-config.steps // (config.streams * config.horizon))
-    examined = {
+    evaluation = {
         "episodes": panel.episodes,
         "seed": panel.seed,
         "every": max(1, iterations // panel.points),
         "turns": False,
     }
-    kept = {"keep_checkpoints": 1, "threads": 1, "trackers": []}
-    return from_dict({"seed": seed, "eval": examined, **kept}, config, where)
+    housekeeping = {"keep_checkpoints": 1, "threads": 1, "trackers": []}
+    return from_dict({"seed": seed, "eval": evaluation, **housekeeping}, config, where)
 
 
 @cache
 def _base(path: str) -> Config:
-    """A configuration file, read once: parsing YAML takes longer than all the rest."""
+    """Read a configuration file once: parsing YAML takes longer than everything else here."""
     return load(path)
 
 
 def _nested(dotted: Settings) -> dict[str, Any]:
+    """Convert settings by dotted name to nested groups."""
     nested: dict[str, Any] = {}
     for name, value in dotted.items():
         group = nested
@@ -404,14 +419,14 @@ def _nested(dotted: Settings) -> dict[str, Any]:
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of anything that JSON can say; the order of keys does not matter."""
+    """Hash a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def config_fingerprint(config: Config) -> str:
-    """A hash of what decides a run, but not of its seed or of what is merely kept."""
-    told = to_dict(config)
+    """Hash the settings that decide a run's numbers, except its seed."""
+    settings = to_dict(config)
     for name in ("seed", "checkpoint_every", "keep_checkpoints", "trackers"):
-        del told[name]
-    return fingerprint(told)
+        del settings[name]
+    return fingerprint(settings)

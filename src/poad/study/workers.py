@@ -1,8 +1,8 @@
 """Several runs at once, each in a process of its own.
 
-A server process loads the libraries once and is forked for each run, so that a short run does not
-pay for them. A run that stops, is killed or fails leaves what an ordinary run leaves: the next
-attempt goes on from its checkpoint, or begins anew if there is none yet.
+A server process loads the libraries once and is forked for each run, so that short runs do not pay
+for loading them. A run that is stopped, killed or fails leaves what an ordinary run leaves: the
+next attempt goes on from its checkpoint, or starts again if there is none yet.
 """
 
 from __future__ import annotations
@@ -26,10 +26,22 @@ from typing import Any, Literal, NamedTuple
 
 from poad.config import load
 from poad.errors import PoadError, RunError
-from poad.runs import UNTRAINED, Run, append_line, read_lines, take_lock, write_text
+from poad.runs import (
+    UNTRAINED,
+    Generalization,
+    Run,
+    UnseenEvaluation,
+    append_line,
+    decode,
+    read_lines,
+    read_summary,
+    take_lock,
+    write_text,
+)
+from poad.study.records import Expense
 
-ATTEMPTS = 2
-PRELOAD = [
+MAX_ATTEMPTS = 2
+PRELOADED = [
     "__main__",
     "poad.study.preload",
     "matplotlib.figure",
@@ -38,102 +50,111 @@ PRELOAD = [
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 ]
-"""What every run needs and takes seconds to load; a name that is gone costs only the seconds."""
+"""Modules that every run needs and that take seconds to load; a missing one costs only time."""
+EXPENSES = "spent.jsonl"
+
+
+class UnseenEvaluations(NamedTuple):
+    """A run's evaluations in the unseen worlds, and those of its agent before training."""
+
+    trained: list[UnseenEvaluation]
+    untrained: list[UnseenEvaluation]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run to carry out: its configuration lies beside its directory."""
+    """A run to carry out."""
 
     path: Path
-    """Directory of the run; `<path>.yaml` is its configuration, `<path>.log` what it said."""
+    """Directory of the run; `<path>.yaml` is its configuration, `<path>.log` its output."""
     unseen: tuple[str, ...] = ()
-    """Worlds to examine it in afterwards."""
+    """Worlds to evaluate it in afterwards."""
     episodes: int = 0
     """Episodes in each of them."""
 
-    def beside(self, ending: str) -> Path:
-        """A file beside the run's directory."""
+    def sibling(self, ending: str) -> Path:
+        """Return the path of a file that stands next to the run's directory."""
         return self.path.with_name(self.path.name + ending)
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was asked for is there."""
-        return self.trained and self.examined
+        """Whether the run and all its evaluations are complete."""
+        return self.trained and self.evaluated_unseen
 
     @property
     def trained(self) -> bool:
-        """Whether the run itself is finished, and examined."""
-        try:  # reading the whole run would take a hundred times as long
-            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Whether the run itself is finished, with its final evaluation."""
+        try:  # opening the whole run would take a hundred times as long
+            summary = read_summary(self.path)
+        except RunError:
             return False
-        return summary.get("status") == "finished" and "evaluation" in summary
+        return summary is not None and summary.status == "finished" and bool(summary.evaluation)
 
     @property
-    def examined(self) -> bool:
-        """Whether the unseen worlds have been seen, in as many episodes as asked."""
-        seen = {(line["world"], line["mode"]) for line in self.results() if line["trained"]}
-        return seen >= {(world, mode) for world in self.unseen for mode in ("sampled", "greedy")}
+    def evaluated_unseen(self) -> bool:
+        """Whether the evaluations in all unseen worlds exist."""
+        done = {(each.world, each.mode) for each in self.unseen_evaluations().trained}
+        return done >= {(world, mode) for world in self.unseen for mode in ("sampled", "greedy")}
 
-    def results(self) -> list[dict[str, Any]]:
-        """What the run and its untrained self did in the unseen worlds that are asked for."""
-        if not self.unseen:
-            return []
+    def unseen_evaluations(self) -> UnseenEvaluations:
+        """Read the requested evaluations in unseen worlds, of the run and its untrained agent."""
+        found = UnseenEvaluations([], [])
+        file = self.path / "generalization.json"
+        if not self.unseen or not file.is_file():
+            return found
         try:
-            file = self.path / "generalization.json"
-            lines = json.loads(file.read_text(encoding="utf-8"))["results"]
-            own = lines[0]["agent"]  # others may have been put beside it by hand
-            found = {
-                (line["agent"], line["world"], line["mode"]): line
-                | {"trained": line["agent"] != UNTRAINED}
-                for line in reversed(lines)  # the first of a name stays
-                if line["agent"] in (own, UNTRAINED)
-                and line["world"] in self.unseen
-                and line["episodes"] == self.episodes
-            }
-        except (OSError, ValueError, LookupError, TypeError):
-            return []
-        return list(reversed(found.values()))
+            content = json.loads(file.read_text(encoding="utf-8"))
+            results = decode(Generalization, content, str(file)).results
+        except (OSError, ValueError, RunError):
+            return found
+        known = set[tuple[str, str, str]]()
+        for each in results:
+            own = each.agent in (results[0].agent, UNTRAINED)  # others may have been added by hand
+            requested = each.world in self.unseen and each.evaluation.episodes == self.episodes
+            key = (each.agent, each.world, each.mode)
+            if own and requested and key not in known:
+                known.add(key)
+                (found.untrained if each.agent == UNTRAINED else found.trained).append(each)
+        return found
 
     @property
     def failure(self) -> str | None:
-        """The last lines of an attempt that failed; none if the last one did not."""
+        """The last lines of the output of a failed attempt; None if the last one did not fail."""
         with contextlib.suppress(FileNotFoundError):
-            return self.beside(".failed").read_text(encoding="utf-8")
+            return self.sibling(".failed").read_text(encoding="utf-8")
         return None
 
 
 class Event(NamedTuple):
-    """Something that happened to a run, or nothing for a moment."""
+    """Something that happened to a run; ``waiting`` if nothing did for a moment."""
 
     kind: Literal["started", "finished", "retried", "failed", "waiting"]
     task: Task | None = None
     why: str = ""
-    """The last lines of what a failed run said."""
+    """The last lines of a failed run's output."""
 
 
 Events = Generator[Event, None, None]
 
 
-def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -> Events:
-    """Run what is not finished, several at once, and tell what happens.
+def run_tasks(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -> Events:
+    """Carry out unfinished runs, several at once, and report what happens.
 
-    Closing the generator, or Ctrl-C, asks the runs under way to stop after their iteration and
-    waits for them; Ctrl-C again ends them at once.
+    Closing the generator, or Ctrl-C, asks the active runs to stop after their iteration and waits
+    for them; a second Ctrl-C ends them at once.
 
     Args:
-        tasks: in order; the finished ones are passed over.
-        jobs: how many at once.
-        may_start: asked before each start; false lets those under way finish and then ends.
+        tasks: in order; finished ones are skipped.
+        jobs: how many run at once.
+        may_start: asked before each start; false lets the active runs finish and then ends.
 
     Yields:
-        Events, at least one a second while runs are under way.
+        Events, at least one a second while runs are active.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the children's; two would spin against another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the runs: two threads would spin in turn
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
-    context.set_forkserver_preload(PRELOAD)  # of no consequence where runs are spawned
+    context.set_forkserver_preload(PRELOADED)  # without effect where runs are spawned
     waiting, attempts = deque(tasks), dict[Path, int]()
     running: dict[Path, tuple[Task, BaseProcess, int]] = {}
     try:
@@ -143,18 +164,18 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
                 if task.finished:
                     continue
                 attempts[task.path] = attempts.get(task.path, 0) + 1
-                process = context.Process(target=_work, args=(task,), name=task.path.name)
-                running[task.path] = task, process, len(_log(task))
+                process = context.Process(target=_run_task, args=(task,), name=task.path.name)
+                running[task.path] = task, process, len(_read_log(task))
                 process.start()
                 yield Event("started", task)
             if not running:
                 return
             wait([process.sentinel for _, process, _ in running.values()], timeout=1.0)
             ended = [each for each in running.values() if each[1].exitcode is not None]
-            for task, process, before in ended:
+            for task, process, log_start in ended:
                 del running[task.path]
-                told = _log(task)[before:]
-                event = _outcome(task, process, told, attempts[task.path])
+                output = _read_log(task)[log_start:]
+                event = _outcome(task, process, output, attempts[task.path])
                 if event.kind == "retried":
                     waiting.appendleft(task)
                 yield event
@@ -164,33 +185,32 @@ def carry_out(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
         _stop([process for _, process, _ in running.values()])
 
 
-def _outcome(task: Task, process: BaseProcess, said: str, attempt: int) -> Event:
+def _outcome(task: Task, process: BaseProcess, output: str, attempt: int) -> Event:
     process.join()
-    _bill(task)
+    _record_killed(task)
     if process.exitcode == 0 and task.finished:
-        task.beside(".failed").unlink(missing_ok=True)
+        task.sibling(".failed").unlink(missing_ok=True)
         return Event("finished", task)
-    told = [line for line in said.splitlines() if line.strip()][-4:]
+    last_lines = [line for line in output.splitlines() if line.strip()][-4:]
     code = process.exitcode or 0
-    ended = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
-    why = "\n".join([*told, ended])
-    write_text(task.beside(".failed"), why)
-    return Event("retried" if attempt < ATTEMPTS else "failed", task, why)
+    ending = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
+    why = "\n".join([*last_lines, ending])
+    write_text(task.sibling(".failed"), why)
+    return Event("retried" if attempt < MAX_ATTEMPTS else "failed", task, why)
 
 
-def _bill(task: Task) -> None:
-    """Count what an attempt has cost that was killed before it could say so itself."""
-    meter = task.beside(".cpu")
+def _record_killed(task: Task) -> None:
+    """Record the cost of an attempt that was killed before it could do so itself."""
+    meter = task.sibling(".cpu")
     with contextlib.suppress(OSError, ValueError):
         seconds = float(meter.read_text(encoding="utf-8"))
         meter.unlink()
-        line = {"run": task.path.name, "cpu_seconds": seconds, "killed": True}
-        append_line(task.path.parent / "spent.jsonl", line)
+        append_line(task.path.parent / EXPENSES, Expense(task.path.name, seconds, killed=True))
 
 
-def _log(task: Task) -> str:
+def _read_log(task: Task) -> str:
     try:
-        return task.beside(".log").read_text(encoding="utf-8", errors="replace")
+        return task.sibling(".log").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
 
@@ -213,50 +233,50 @@ def _signal(process: BaseProcess, number: int) -> None:
             os.kill(process.pid, number)
 
 
-def spent(folder: Path, run: str = "") -> float:
-    """CPU seconds of all attempts in a directory of runs, those that failed included.
+def cpu_seconds_spent(folder: Path, prefix: str = "") -> float:
+    """Sum the CPU seconds of all attempts in a directory of runs, failed ones included.
 
     Args:
         folder: the directory.
-        run: only runs whose name begins so.
+        prefix: count only runs whose name begins with this.
     """
-    lines = read_lines(folder / "spent.jsonl")
-    return sum(line["cpu_seconds"] for line in lines if line["run"].startswith(run))
+    file = folder / EXPENSES
+    expenses = (decode(Expense, line, str(file)) for line in read_lines(file))
+    return sum(each.cpu_seconds for each in expenses if each.run.startswith(prefix))
 
 
 # In the process of a run.
 
 
-def _work(task: Task) -> None:
-    """Carry out one run; the exit status is the command line's."""
+def _run_task(task: Task) -> None:
+    """Carry out one run; the exit status is that of the command line."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches the study alone, which passes it on once
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    _bill(task)
-    threading.Thread(target=_follow_the_study, args=(task,), daemon=True).start()
-    log = os.open(task.beside(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by default in the background
+    _record_killed(task)
+    threading.Thread(target=_watch_parent, args=(task,), daemon=True).start()
+    log = os.open(task.sibling(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     start = time.process_time()
     try:
-        status = _train(task) or _generalize(task)
+        status = _train(task) or _evaluate_unseen(task)
     except PoadError as error:
         sys.stderr.write(f"{error}\n")
         status = 2
     finally:
-        seconds = time.process_time() - start
-        line = {"run": task.path.name, "cpu_seconds": seconds}
-        append_line(task.path.parent / "spent.jsonl", line)
-        task.beside(".cpu").unlink(missing_ok=True)
+        expense = Expense(task.path.name, time.process_time() - start)
+        append_line(task.path.parent / EXPENSES, expense)
+        task.sibling(".cpu").unlink(missing_ok=True)
     sys.exit(status)
 
 
-def _follow_the_study(task: Task) -> None:
-    """Say now and then what was spent; stop politely when the study is gone, however it ended."""
+def _watch_parent(task: Task) -> None:
+    """Write down the CPU time now and then, and stop the run when the study's process is gone."""
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():
         with contextlib.suppress(OSError):
-            task.beside(".cpu").write_text(str(time.process_time()), encoding="utf-8")
+            task.sibling(".cpu").write_text(str(time.process_time()), encoding="utf-8")
         parent.join(timeout=5.0)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -264,32 +284,32 @@ def _follow_the_study(task: Task) -> None:
 def _train(task: Task) -> int:
     from poad.workflows import resume_run, train_run
 
-    _await_its_writer(task)
+    _wait_for_lock(task)
     try:
-        begun = bool(Run.open(task.path).checkpoints())
+        has_checkpoint = bool(Run.open(task.path).checkpoints())
     except RunError:
-        begun = False
-    if not begun:  # nothing to go on from
+        has_checkpoint = False
+    if not has_checkpoint:
         shutil.rmtree(task.path, ignore_errors=True)
-        return train_run(load(task.beside(".yaml")), task.path, quiet=True)
+        return train_run(load(task.sibling(".yaml")), task.path, quiet=True)
     if task.trained:
         return 0
     return resume_run(task.path, Run.open(task.path).config, quiet=True)
 
 
-def _await_its_writer(task: Task) -> None:
-    """A run of a study that was killed ends after its iteration; until then it is not ours."""
+def _wait_for_lock(task: Task) -> None:
+    """Wait for a run whose study was killed: it keeps its lock until its iteration ends."""
     if task.path.is_dir():
         lock = take_lock(task.path / ".lock", wait=True)
         if lock is not None:
             os.close(lock)
 
 
-def _generalize(task: Task) -> int:
-    if task.examined:
+def _evaluate_unseen(task: Task) -> int:
+    if task.evaluated_unseen:
         return 0
     from poad.workflows import generalize_run
 
     with Run.open(task.path) as run:
-        run.sign()
+        run.record_versions()
     return generalize_run(task.path, (), task.unseen, task.episodes, quiet=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from poad.config import ModelConfig, PromptConfig, dump
+from poad.display import evaluation_table
 from poad.lm import embedded_models
 from poad.runs import Run, versions
 from poad.workflows.load import LoadedRun
@@ -88,19 +87,16 @@ def _facts(run: Run, iteration: int | None) -> str:
 
 
 def _results(run: Run, iteration: int | None) -> str:
-    summary: Mapping[str, Any] = run.summary() or {}
-    found = summary.get("evaluation")
-    if not found or iteration is None or summary.get("iteration") != iteration:
+    summary = run.summary()
+    if (
+        summary is None
+        or not summary.evaluation
+        or iteration is None
+        or summary.iteration != iteration
+    ):
         return "There is no evaluation of this checkpoint from the end of its training."
-    lines = ["| actions | success | 95 % interval | return | length | episodes |"]
-    lines.append("|---" * 6 + "|")
-    for mode, result in found.items():
-        low, high = result["success_interval"]
-        lines.append(
-            f"| {mode} | {result['success_rate']:.1%} | {low:.1%} – {high:.1%} | "
-            f"{result['mean_return']:.3f} | {result['mean_length']:.1f} | {result['episodes']:,} |"
-        )
-    return "\n".join([*lines, "", "The length of an episode is its number of primitive steps."])
+    table = evaluation_table(summary.evaluation).to_markdown()
+    return f"{table}\n\nThe length of an episode is its number of primitive steps."
 
 
 def _usage(model: ModelConfig, name: str, adapter: bool) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -11,10 +11,11 @@ from poad.agent import Agent
 from poad.config import Config
 from poad.display import Screen, show_evaluation, watch, write_report
 from poad.learn import evaluate, summarize
-from poad.runs import append_line
+from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode
+from poad.turns import Episode
 from poad.workflows.load import Weights, load_weights
 
-MODES = {"sampled": False, "greedy": True}
+MODES: dict[Mode, bool] = {"sampled": False, "greedy": True}
 """The two evaluations of an agent, and whether each is greedy."""
 
 
@@ -39,18 +40,18 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
     # Episodes of an exported model do not belong to a checkpoint, so they get a file of their own.
     file = run.path / ("episodes.jsonl" if weights.exported is None else "exported.jsonl")
 
-    def keep(record: Mapping[str, Any]) -> None:
+    def keep(record: EpisodeRecord) -> None:
         if weights.exported is None:
             run.add_episodes([record])
         else:
-            append_line(file, {**record, "model": str(weights.exported)})
+            append_line(file, replace(record, model=str(weights.exported)))
 
     with run:
         results = evaluate_modes(agent, iteration, config, keep, console)
         report = write_report(run)
     if quiet:
         for mode, result in results.items():
-            print(mode, *(f"{key}={value}" for key, value in result.items()))
+            print(mode, *(f"{key}={value}" for key, value in encode(result).items()))
     console.print(
         f"\nEvery turn is in {file}. The report is {report}.", highlight=False, soft_wrap=True
     )
@@ -61,10 +62,10 @@ def evaluate_modes(
     agent: Agent,
     iteration: int | None,
     config: Config,
-    keep: Callable[[Mapping[str, Any]], None],
+    keep: Callable[[EpisodeRecord], None],
     console: Console,
-) -> dict[str, dict[str, Any]]:
-    """Evaluate an agent sampled and greedy, and print both summaries.
+) -> dict[Mode, Evaluation]:
+    """Evaluate an agent sampled and greedy, and print the results.
 
     Args:
         agent: the agent.
@@ -74,9 +75,10 @@ def evaluate_modes(
         console: where to print.
 
     Returns:
-        The summary of each mode.
+        The result of each mode.
     """
-    settings, results = config.eval, {}
+    settings = config.eval
+    results: dict[Mode, Evaluation] = {}
     for mode, greedy in MODES.items():
         if not console.is_terminal:  # there is no progress bar then
             console.print(f"Playing {settings.episodes:,} episodes, {mode} ...", highlight=False)
@@ -91,12 +93,12 @@ def evaluate_modes(
             checkpoint=iteration,
             turns=settings.turns,
         )
-        rows = []
+        outcomes = []
         label = f"evaluating, {mode}"
         for record in watch(records, settings.episodes, label, console.quiet, console):
             keep(record)
-            rows.append({key: record[key] for key in ("success", "return", "length")})
-        results[mode] = summarize(rows)
+            outcomes.append(Episode(record.episode_return, record.length, record.success))
+        results[mode] = summarize(outcomes)
     if not console.quiet:
         show_evaluation(console, results)
     return results

@@ -24,6 +24,7 @@ from poad.agent import Agent
 from poad.display import Screen
 from poad.errors import ExportError
 from poad.lm import without_progress_bars
+from poad.runs import atomic_directory
 from poad.workflows.card import base_name, model_card
 from poad.workflows.load import LoadedRun, Weights, load_weights
 
@@ -65,30 +66,22 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
             f"The run {run.path} has no adapters: model.tuning = {run.config.model.tuning} trained "
             "every weight. Leave out --adapter."
         )
-    partial = to.with_name(f".partial-{to.name}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # left behind by a crash
-        partial.mkdir(parents=True)
-        with without_progress_bars():
-            if adapter:
-                _save_adapter(agent, partial)
-            else:
-                _merged(agent).save_pretrained(partial)
-        agent.model.codec.tokenizer.save_pretrained(partial)
-        card = partial / "README.md"
-        card.write_text(model_card(loaded, to.name, adapter), encoding="utf-8")
-        for file in partial.iterdir():  # safetensors makes files that only their owner can read
-            shutil.copymode(card, file)
-        _sync(partial)
-        if to.is_dir():
-            to.rmdir()
-        partial.rename(to)
+        with atomic_directory(to) as partial:
+            with without_progress_bars():
+                if adapter:
+                    _save_adapter(agent, partial)
+                else:
+                    _merged(agent).save_pretrained(partial)
+            agent.model.codec.tokenizer.save_pretrained(partial)
+            card = partial / "README.md"
+            card.write_text(model_card(loaded, to.name, adapter), encoding="utf-8")
+            for file in partial.iterdir():  # safetensors makes files that only their owner can read
+                shutil.copymode(card, file)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"Cannot write the export {to}: {error}. Is the disk full? Nothing of it is left."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already if it was renamed
 
 
 def _check_free(to: Path) -> None:
@@ -131,13 +124,3 @@ def _save_adapter(agent: Agent, folder: Path) -> None:
     module: Any = agent.model.module
     module.peft_config["default"].base_model_name_or_path = base_name(agent.config.model.name)
     module.save_pretrained(folder, save_embedding_layers=False)
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the files in a directory, and their names, are on disk."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -13,18 +13,17 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
-from poad.display import Screen
+from poad.display import Screen, Table, number
 from poad.errors import LanguageError, did_you_mean
 from poad.lm import LanguageModel, Packed
-from poad.runs import Run, write_json
+from poad.runs import Run, decode, write_json
 from poad.workflows.load import Weights, load_weights
 
 TASKS = ("arc_challenge", "hellaswag", "piqa", "mmlu")
@@ -49,6 +48,37 @@ class Change:
     difference_error: float | None
 
 
+@dataclass(frozen=True)
+class TaskReport:
+    """Changes in tasks of the harness."""
+
+    checkpoint: int
+    model: str | None
+    """Directory of the exported model, if it replaced the run's weights."""
+    limit: int | None
+    """Items of each task, if not all."""
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """Changes in the loss on a text."""
+
+    checkpoint: int
+    model: str | None
+    """Directory of the exported model, if it replaced the run's weights."""
+    tokens: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class LanguageReport:
+    """The content of language.json."""
+
+    tasks: TaskReport | None = None
+    text: TextReport | None = None
+
+
 def evaluate_tasks(
     weights: Weights, tasks: Sequence[str], *, limit: int | None = None, folder: Path | None = None
 ) -> int:
@@ -65,10 +95,13 @@ def evaluate_tasks(
     Raises:
         LanguageError: the harness is not installed, a task is unknown, or its data is missing.
     """
-    manager, weights = _task_manager(tasks, folder), _resolved(weights)
+    manager, checkpoint = _task_manager(tasks, folder), _checkpoint(weights)
+    weights = replace(weights, checkpoint=checkpoint)
     before = _answers(_model(weights, untrained=True), tasks, limit, manager)
     after = _answers(_model(weights, untrained=False), tasks, limit, manager)
-    _report(weights, "tasks", compare(before, after), {"limit": limit})
+    changes = compare(before, after)
+    report = TaskReport(checkpoint, _exported(weights), limit, tuple(changes))
+    _save(weights.run, replace(_saved(weights.run), tasks=report), changes)
     return 0
 
 
@@ -86,18 +119,22 @@ def evaluate_text(weights: Weights, text: Path) -> int:
         raise LanguageError(f"Cannot read the text {text}: {error}. It must be UTF-8.") from error
     if not words.strip():
         raise LanguageError(f"The text {text} is empty, so there is nothing to predict.")
-    weights = _resolved(weights)
+    checkpoint = _checkpoint(weights)
+    weights = replace(weights, checkpoint=checkpoint)
     before, count = text_loss(_model(weights, untrained=True), words)
     after, _ = text_loss(_model(weights, untrained=False), words)
     changes = compare_losses(text.name, before, after, count, len(words.encode()))
-    _report(weights, "text", changes, {"tokens": int(count.sum())})
+    report = TextReport(checkpoint, _exported(weights), int(count.sum()), tuple(changes))
+    _save(weights.run, replace(_saved(weights.run), text=report), changes)
     return 0
 
 
-def _resolved(weights: Weights) -> Weights:
-    """The weights with the number of their checkpoint."""
-    folder = Run.open(weights.run).checkpoint_path(weights.checkpoint)
-    return replace(weights, checkpoint=int(folder.name))
+def _checkpoint(weights: Weights) -> int:
+    return int(Run.open(weights.run).checkpoint_path(weights.checkpoint).name)
+
+
+def _exported(weights: Weights) -> str | None:
+    return None if weights.exported is None else str(weights.exported)
 
 
 def _model(weights: Weights, untrained: bool) -> LanguageModel:
@@ -135,6 +172,7 @@ def text_loss(
     longest = model.context_length or LONGEST_WINDOW
     nats, counts = [], []
     for begin, first, end in windows(len(ids) - 1, window or min(longest, LONGEST_WINDOW)):
+        # ids[i] predicts ids[i + 1]: the window reads ids[begin:end] and scores first + 1 … end.
         packed = _plain_row(ids[begin:end], first - begin)
         logprob = model.logits(model.read(packed)).log_softmax(-1)
         target = torch.tensor(ids[first + 1 : end + 1], device=logprob.device)
@@ -152,6 +190,7 @@ def windows(tokens: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _plain_row(ids: Sequence[int], first: int) -> Packed:
+    """Pack one sequence, to be read from position ``first`` on."""
     length = len(ids)
     columns = torch.arange(first, length)
     return Packed(
@@ -267,7 +306,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
             if not kind or metric.endswith("_stderr") or not isinstance(old, float | int):
                 continue
             both = before, after
-            errors = [_number(r["results"][task].get(f"{metric}_stderr,{kind}")) for r in both]
+            errors = [_finite(r["results"][task].get(f"{metric}_stderr,{kind}")) for r in both]
             items = [_items(r, task, metric, kind) for r in both]
             error = _difference_error(items, (old, new), errors)
             changes.append(_change(task, metric, old, new, [*errors, error]))
@@ -307,48 +346,41 @@ def _change(
     return Change(task, metric, old, errors[0], new, errors[1], new - old, errors[2])
 
 
-def _number(value: Any) -> float | None:
+def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
 # The report.
 
 
-def _report(
-    weights: Weights, part: str, changes: Sequence[Change], facts: Mapping[str, Any]
-) -> None:
-    """Print the changes and save them under ``part``; the other part of the file stays."""
-    screen, file = Screen(), weights.run / "language.json"
-    screen.print(_table(changes))
-    model = None if weights.exported is None else str(weights.exported)
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    saved[part] = {
-        "checkpoint": weights.checkpoint,
-        "model": model,
-        **facts,
-        "changes": [asdict(change) for change in changes],
-    }
-    write_json(file, saved)
+def _saved(run: Path) -> LanguageReport:
+    """The report that an earlier evaluation left in the run; empty if there is none."""
+    file = run / "language.json"
+    if not file.is_file():
+        return LanguageReport()
+    return decode(LanguageReport, json.loads(file.read_text(encoding="utf-8")), str(file))
+
+
+def _save(run: Path, report: LanguageReport, changes: Sequence[Change]) -> None:
+    """Print the new changes as a table, and save the report in the run."""
+    columns = ("task", "metric", "before", "after", "difference")
+    rows = [
+        [
+            change.task,
+            change.metric,
+            _with_error(change.before, change.before_error, ".4f"),
+            _with_error(change.after, change.after_error, ".4f"),
+            _with_error(change.difference, change.difference_error, "+.4f"),
+        ]
+        for change in changes
+    ]
+    screen, file = Screen(), run / "language.json"
+    screen.print(Table(columns, rows, align="llrrr").to_terminal())
+    write_json(file, report)
     screen.print(
         f"\n± is one standard error. The results are in {file}.", highlight=False, soft_wrap=True
     )
 
 
-def _table(changes: Sequence[Change]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("task", "metric", "before", "after", "difference"):
-        justify = "left" if heading in ("task", "metric") else "right"
-        table.add_column(heading, justify=justify)
-    for c in changes:
-        table.add_row(
-            c.task,
-            c.metric,
-            _with_error(c.before, c.before_error, form=".4f"),
-            _with_error(c.after, c.after_error, form=".4f"),
-            _with_error(c.difference, c.difference_error, form="+.4f"),
-        )
-    return table
-
-
 def _with_error(value: float, error: float | None, form: str) -> str:
-    return format(value, form) + ("" if error is None else f" ± {error:.4f}")
+    return number(value, form) + ("" if error is None else f" ± {error:.4f}")

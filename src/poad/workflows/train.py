@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from poad.display import Progress, Screen, show_work, write_report
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
 from poad.plan import hindsight
-from poad.runs import Run
+from poad.runs import Drift, Evaluation, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 
@@ -74,7 +73,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
             )
         if changed:
             run.change_config(config)
-        run.sign()
+        run.record_versions()
         return _carry_out(trainer, run, quiet=quiet)
 
 
@@ -97,7 +96,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
             progress.update(metrics)
             if interrupts:
                 break
-    evaluation = None
+    evaluation: dict[Mode, Evaluation] = {}
     if not interrupts and config.eval.episodes:
         console.print()
         try:
@@ -110,12 +109,9 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
             )
         except KeyboardInterrupt:  # the training is saved; only its evaluation is missing
             interrupts.append(True)
-    summary = _summary(config, run.metrics(), finished=not interrupts)
-    if evaluation is not None:
-        summary |= evaluation["sampled"] | {"evaluation": evaluation}
-    if trainer.works.best is not None:
-        summary["best"] = trainer.works.best._asdict()
-        show_work(console, summary["best"])
+    summary = _summary(trainer, run.metrics(), evaluation, finished=not interrupts)
+    if summary.best is not None:
+        show_work(console, summary.best)
     run.write_summary(summary)
     report = write_report(run)
     console.print(_closing(run, report, summary), highlight=False, soft_wrap=True)
@@ -135,24 +131,39 @@ def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
     )
 
 
-def _summary(config: Config, metrics: Sequence[Metrics], *, finished: bool) -> dict[str, Any]:
-    """The outcome of a training, without its evaluation."""
-    last = metrics[-1] if metrics else {}
-    summary: dict[str, Any] = {
-        "env": config.env,
-        "method": config.credit.label,
-        "seed": config.seed,
-        "status": "finished" if finished else "stopped",
-        **{key: last.get(key) for key in ("iteration", "env_steps", "cpu_seconds", "wall_seconds")},
-        "training_episodes": last.get("episodes"),
-        "logprob_drift": _drift(metrics),
-    }
-    if (planned := hindsight(config, metrics)) is not None:
-        summary["plan"] = planned
-    return summary
+def _summary(
+    trainer: Trainer,
+    metrics: Sequence[Metrics],
+    evaluation: Mapping[Mode, Evaluation],
+    *,
+    finished: bool,
+) -> RunSummary:
+    """The outcome of a training; ``evaluation`` is empty if it was not evaluated at its end."""
+    config, best = trainer.config, trainer.works.best
+    last: Metrics = metrics[-1] if metrics else {}
+    return RunSummary(
+        env=config.env,
+        method=config.credit.label,
+        seed=config.seed,
+        status="finished" if finished else "stopped",
+        iteration=_integer(last, "iteration"),
+        env_steps=_integer(last, "env_steps"),
+        cpu_seconds=last.get("cpu_seconds", math.nan),
+        wall_seconds=last.get("wall_seconds", math.nan),
+        training_episodes=_integer(last, "episodes"),
+        sampled=evaluation.get("sampled"),
+        evaluation=dict(evaluation) or None,
+        best=None if best is None else best._asdict(),
+        logprob_drift=_drift(metrics),
+        plan=hindsight(config, metrics),
+    )
 
 
-def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
+def _integer(metrics: Metrics, key: str) -> int | None:
+    return int(metrics[key]) if key in metrics else None
+
+
+def _drift(metrics: Sequence[Metrics]) -> Drift | None:
     """Largest and mean difference of sampler and learner in log-probability, over the run."""
     largest, means = (
         [m[name] for m in metrics if math.isfinite(m.get(name, math.nan))]
@@ -160,14 +171,14 @@ def _drift(metrics: Sequence[Metrics]) -> dict[str, float] | None:
     )
     if not largest or not means:
         return None
-    return {"largest": max(largest), "mean": sum(means) / len(means)}
+    return Drift(max(largest), sum(means) / len(means))
 
 
-def _closing(run: Run, report: Path, summary: Mapping[str, Any]) -> str:
+def _closing(run: Run, report: Path, summary: RunSummary) -> str:
     """The last lines of a training: what it took and what to do next."""
-    seconds = summary["cpu_seconds"]
-    used = f"{summary['env_steps'] or 0:,} steps, {seconds or 0:.1f} CPU seconds"
-    if summary["status"] == "stopped":
+    seconds = 0.0 if math.isnan(summary.cpu_seconds) else summary.cpu_seconds
+    used = f"{summary.env_steps or 0:,} steps, {seconds:.1f} CPU seconds"
+    if summary.status == "stopped":
         return (
             f"\nStopped after {used}. Nothing is lost. Go on with\n"
             f"  poad train --resume {run.path}\nThe report so far: {report}"

@@ -1,0 +1,239 @@
+"""A recorded turn, arranged once and rendered for the terminal and for a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table as Grid
+from rich.text import Text
+
+from poad.display.html import Html, tag
+from poad.display.numbers import compact, number, percent
+from poad.runs import EpisodeRecord, TurnRecord
+
+OFFERS_SHOWN = 8
+"""How many of the likeliest offered actions are shown before the rest is summed up."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An offered action."""
+
+    action: str
+    probability: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the written action."""
+
+    piece: str
+    probability: float | None
+    """None where no other token could have stood."""
+    value: str
+    """The critic's value before the token, in brackets where the token was forced."""
+
+
+@dataclass(frozen=True)
+class TurnView:
+    """A turn in the order in which it is shown."""
+
+    heading: str
+    value: str
+    prompt: str
+    offers: Sequence[Offer]
+    """The likeliest offered actions, and the chosen one; empty if it was written freely."""
+    more: Sequence[Offer]
+    """The other offered actions."""
+    written: str
+    """The action, if it was written freely."""
+    invalid: bool
+    tokens: Sequence[Token]
+    reward: float
+    duration: str
+
+
+def arrange(turn: TurnRecord, index: int) -> TurnView:
+    """Arrange a turn for showing.
+
+    Args:
+        turn: the turn.
+        index: its place in the episode, from 1.
+    """
+    pairs = sorted(turn.offered or (), key=lambda pair: -_known(pair[1]))
+    offers = [Offer(action, chance, action == turn.action) for action, chance in pairs]
+    shown = [o for i, o in enumerate(offers) if i < OFFERS_SHOWN or o.chosen]
+    columns = zip(turn.pieces, turn.choice, turn.logprob, turn.value, strict=True)
+    tokens = [
+        Token(piece, math.exp(min(logprob, 0.0)), number(value, ".2f"))
+        if choice
+        else Token(piece, None, f"({number(value, '.2f')})")
+        for piece, choice, logprob, value in columns
+    ]
+    return TurnView(
+        heading=f"Turn {index}",
+        value=f"value {number(turn.root_value, '.2f')}",
+        prompt=turn.prompt,
+        offers=shown,
+        more=[offer for offer in offers if offer not in shown],
+        written="" if turn.offered else turn.action,
+        invalid=turn.invalid,
+        tokens=tokens,
+        reward=turn.reward,
+        duration=f", {turn.duration} primitive steps" if turn.duration != 1 else "",
+    )
+
+
+def describe_ending(record: EpisodeRecord) -> tuple[str, str]:
+    """Describe how an episode ended: ("Success", "terminated after 7 turns, return 1.1")."""
+    turns = len(record.turns)
+    steps = "" if record.length == turns else f" ({record.length:g} primitive steps)"
+    ending = f"{record.ending} after {turns} turns{steps}, return {compact(record.episode_return)}"
+    return "Success" if record.success else "No success", ending
+
+
+def can_draw(console: Console) -> bool:
+    """Whether a console can show characters beyond ASCII."""
+    return console.encoding.lower().startswith("utf")
+
+
+def rule(console: Console, title: Text | str = "") -> Rule:
+    """Build a horizontal line in characters that the console can show."""
+    return Rule(title, align="left", style="dim", characters="─" if can_draw(console) else "-")
+
+
+# Terminal.
+
+
+def turn_in_terminal(view: TurnView, console: Console) -> RenderableType:
+    """Render a turn for a terminal."""
+    parts: list[RenderableType] = [
+        rule(console, Text.assemble((view.heading, "bold"), f"  {view.value}")),
+        _indented(Text(view.prompt)),
+    ]
+    if view.offers:
+        parts.append(_offers_in_terminal(view, console))
+    if view.written:
+        parts.append(_indented(Text(view.written, style="bold green"), 4))
+    if view.invalid:
+        parts.append(Text("  The world did not offer this action.", style="red"))
+    style = f"bold {_color(view.reward, 'green', 'red')}"
+    outcome = Text.assemble("  reward ", (f"{view.reward:+.3g}", style), view.duration)
+    return Group(*parts, _indented(_tokens_in_terminal(view.tokens, can_draw(console))), outcome)
+
+
+def _offers_in_terminal(view: TurnView, console: Console) -> Padding:
+    """The offered actions with bars for their probabilities."""
+    width = 24 if console.width >= 70 else 10
+    full, mark = ("█", "▸ ") if can_draw(console) else ("#", "> ")
+    grid = Grid.grid(padding=(0, 1), expand=True)
+    grid.add_column(width=2)
+    grid.add_column(ratio=1, overflow="fold")
+    grid.add_column(width=width, no_wrap=True)
+    grid.add_column(width=7, justify="right", no_wrap=True)
+    for offer in view.offers:
+        bar = full * round(width * _share(offer.probability))
+        cells = (mark if offer.chosen else "", offer.action, bar, percent(offer.probability))
+        style = "bold green" if offer.chosen else ""
+        grid.add_row(*(Text(cell, style=style) for cell in cells))
+    if view.more:
+        cells = ("", f"and {len(view.more)} more", "", percent(_total(view.more)))
+        grid.add_row(*(Text(cell, style="dim") for cell in cells))
+    return Padding(grid, (0, 2))
+
+
+def _tokens_in_terminal(tokens: Sequence[Token], symbols: bool) -> Text:
+    """A line of tokens with their probabilities, and a line of values; forced tokens are dim."""
+    text = Text("tokens ", style="dim")
+    for token in tokens:
+        piece = visible(token.piece) if symbols else token.piece.replace("\n", "\\n").strip(" ")
+        if token.probability is None:
+            text.append(f"{piece or chr(39) * 2}  ")
+        else:
+            text.append(piece or "''", style="not dim bold cyan")
+            text.append(f" {percent(token.probability, 0)}  ", style="not dim cyan")
+    text.append("\nvalues ")
+    for token in tokens:
+        text.append(f"{token.value} ", style="" if token.probability is None else "not dim")
+    return text
+
+
+def _indented(text: Text, by: int = 2) -> Padding:
+    return Padding(text, (0, 0, 0, by), expand=False)
+
+
+# HTML.
+
+
+def turn_in_html(view: TurnView) -> Html:
+    """Render a turn as an element of a page; see report.css for its classes."""
+    bars = [tag("div", *_offers_in_html(view.offers), cls="offer")] if view.offers else []
+    if view.more:
+        heading = f"{len(view.more)} more offered actions, together {percent(_total(view.more))}"
+        folded = tag("div", *_offers_in_html(view.more), cls="offer")
+        bars.append(tag("details", tag("summary", heading), folded))
+    written = [tag("pre", view.written)] if view.written else []
+    invalid = [tag("b", " The world did not offer this action.", cls="loss")]
+    reward = tag("b", f"{view.reward:+.3g}", cls=_color(view.reward, "gain", "loss"))
+    outcome = [tag("span", "reward ", reward, view.duration), *(invalid if view.invalid else [])]
+    return tag(
+        "article",
+        tag("header", tag("b", view.heading), tag("span", view.value)),
+        tag("pre", view.prompt),
+        *bars,
+        *written,
+        tag("div", *map(_token_in_html, view.tokens), cls="tokens"),
+        tag("footer", *outcome),
+        cls="turn",
+    )
+
+
+def _offers_in_html(offers: Sequence[Offer]) -> list[Html]:
+    cells: list[Html] = []
+    for offer in offers:
+        mark, cls = ("▸ ", "chosen") if offer.chosen else ("", "other")
+        bar = tag("i", style=f"width:{100 * _share(offer.probability):.2f}%")
+        cells.append(tag("span", mark + offer.action, cls=f"text {cls}"))
+        cells.append(tag("i", bar, cls=cls))
+        cells.append(tag("span", percent(offer.probability), cls=f"right {cls}"))
+    return cells
+
+
+def _token_in_html(token: Token) -> Html:
+    forced = token.probability is None
+    shade = 0.0 if token.probability is None else _share(token.probability)
+    return tag(
+        "span",
+        tag("span", visible(token.piece) or "∅", cls="piece", style=f"--p:{shade:.3f}"),
+        tag("small", "forced" if forced else percent(token.probability, 0)),
+        tag("small", f"V {token.value}"),
+        cls="token forced" if forced else "token",
+    )
+
+
+def visible(piece: str) -> str:
+    """A token's text with white space made visible."""
+    return piece.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
+
+
+def _known(value: float) -> float:
+    """A number that can be compared: NaN becomes 0."""
+    return value if math.isfinite(value) else 0.0
+
+
+def _share(value: float) -> float:
+    return min(max(_known(value), 0.0), 1.0)
+
+
+def _total(offers: Sequence[Offer]) -> float:
+    return sum(_share(offer.probability) for offer in offers)
+
+
+def _color(reward: float, positive: str, negative: str) -> str:
+    return positive if reward > 0 else negative if reward < 0 else ""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import PROMPTS, Zoo
 from tiny_worlds import settings
+from tolerance import drift
 
 from poad.agent.continuous_batching import write_with_transformers
 from poad.agent.policy import Observation, Policy
@@ -35,7 +36,7 @@ def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuni
     for i, action in enumerate(actions):
         n = len(action.token_ids)
         found = logprob[decision[i, :n], option[i, :n]]
-        torch.testing.assert_close(found, torch.tensor(action.logprob), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, torch.tensor(action.logprob), atol=drift(), rtol=0)
 
 
 def test_the_same_seed_writes_the_same(zoo: Zoo) -> None:
@@ -85,7 +86,7 @@ def test_it_trains() -> None:
     trainer = Trainer(settings("Diary", acting={"engine": "transformers"}))
     for _ in range(2):
         metrics = trainer.iterate()
-        assert metrics["logprob_drift"] <= 1e-4
+        assert metrics["logprob_drift"] <= drift()
         assert metrics["passes"] >= 1
 
 

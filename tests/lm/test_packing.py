@@ -17,6 +17,7 @@ from tiny_models import (
     next_token_logits,
     tokens_seen,
 )
+from tolerance import EXACT
 from torch import Tensor
 
 from poad.lm.model import LanguageModel
@@ -58,6 +59,7 @@ def prefixes(sequences: list[TokenIds]) -> int:
 # --- the law ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 def test_packed_positions_read_as_they_do_alone(zoo: Zoo, architecture):
     model = zoo.load(architecture)
@@ -80,6 +82,7 @@ def test_every_position_sees_its_own_tokens_in_their_order(crowd, row_tokens):
         assert places.tolist() == list(range(len(places)))
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("crowd", [[(LONG, (70,)), (SHORT, (71,))], [(LONG, (70,)), (LONG, (71,))]])
 def test_what_stands_in_the_padding_does_not_matter(zoo: Zoo, crowd):
     model = zoo.load()
@@ -90,6 +93,7 @@ def test_what_stands_in_the_padding_does_not_matter(zoo: Zoo, crowd):
     assert_same(read(model, noisy), read(model, packed))
 
 
+@pytest.mark.usefixtures("float64")
 def test_neighbours_do_not_matter(zoo: Zoo):
     model = zoo.load()
     mine: Position = (SHORT, (70, 71))
@@ -289,6 +293,7 @@ def test_common_counts_the_tokens_until_two_sequences_part(a, b, count):
 # --- learning through it ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("branch", [(71,), ()])
 def test_gradients_are_those_of_rows_alone_whatever_the_padding(zoo: Zoo, architecture, branch):
@@ -302,4 +307,4 @@ def test_gradients_are_those_of_rows_alone_whatever_the_padding(zoo: Zoo, archit
     found = gradients(model.logits(model.read(pack(crowd, PAD))))
     expected = gradients(torch.stack([next_token_logits(model, *p, *rest) for p, rest in crowd]))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)

@@ -37,11 +37,14 @@ if not sys.platform.startswith("linux"):
 from hostile import ATTACKS
 from trial import SECRET
 
+import poad
+
 HERE = Path(__file__).parent
+SOURCE = Path(poad.__file__).parents[1]
 ROOT = os.getuid() == 0
 PEOPLE = ["root", "user"] if ROOT else ["user"]
 KEPT = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
-KEPT |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+KEPT |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(SOURCE)}
 CLUMSY = ("NameError", "SyntaxError", "AttributeError", "UnboundLocalError", "TypeError")
 CLUMSY += ("ArgumentError", "IndexError", "KeyError", "ValueError: not enough", "error: ")
 """How a program fails that did not even try."""
@@ -99,12 +102,15 @@ def ordinary() -> Iterator[tuple[str, ...]]:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (util-linux) to become an ordinary user")
     paths = [Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent]
-    paths += [HERE, HERE.parents[2] / "src"]
+    paths += [HERE, SOURCE]
     with account() as number:
         line = ("unshare", "--mount", "--propagation", "private", "sh", "-c", opened(paths), "sh")
         line += ("setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups", "--")
         tried = subprocess.run(
-            [*line, sys.executable, "-c", "import poad"], capture_output=True, cwd="/"
+            [*line, sys.executable, "-c", "import poad.envs.datasci.sandbox"],
+            capture_output=True,
+            cwd="/",
+            env=KEPT,
         )
         if tried.returncode:
             pytest.skip(f"root cannot become an ordinary user here: {tried.stderr.decode()}")

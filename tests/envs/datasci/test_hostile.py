@@ -142,7 +142,7 @@ class Stage:
         assert said, complained
         assert (said, complained) == ("ready to be killed\n", ""), "a program wrote to a terminal"
         result = json.loads((self.folder / "result.json").read_text())
-        return result | {"survivors": survivors(result.get("below", []), killed + 1)}
+        return result | {"survivors": survivors(result.get("below", []), killed + 10)}
 
     def _start(self, isolation: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         if self.line:
@@ -247,6 +247,6 @@ def harmless(result: Mapping[str, Any], design: str) -> None:
     assert result["lost"] == [], "a worker died"
     assert result["left"] == [], "a program outlived its time"
     assert len(result["below"]) >= 5, "three workers and two busy children"
-    assert result["survivors"] == [], "something lived a second after the trainer was killed"
+    assert result["survivors"] == [], "something lived on after the trainer was killed"
     assert result["changed"] == [], "honest programs answer otherwise after the attacks"
     assert all(len(tables) == 5 for tables in result["honest"].values())

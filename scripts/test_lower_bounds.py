@@ -44,6 +44,7 @@ def pinned(name: str) -> str:
 
 
 def main() -> int:
+    """Make the venv, install into it, and run pytest; its status."""
     kept = os.environ.get("KEEP", "").split()
     chosen = lower_bounds() | {name: pinned(name) for name in kept}
     exact = [f"{name}=={version}" for name, version in chosen.items()]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
+import os
 import random
 import re
+import subprocess
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +25,7 @@ from poad.agent.build import Agent, load_agent
 from poad.agent.policy import Observation
 from poad.agent.sampling import Memo
 from poad.config import Config, ModelConfig
-from poad.envs.datasci import worker
-from poad.envs.datasci.sandbox import Answer, Job, Sandbox, _printable, _private_folders
+from poad.envs.datasci.sandbox import Sandbox
 from poad.envs.registry import make
 from poad.envs.text_world import TextWorld
 from poad.errors import SandboxError
@@ -328,47 +326,26 @@ def test_building_the_code_model_again_gives_the_same_bytes(
     assert {"model.safetensors", "making.json", "README.md"} <= set(built[0])
 
 
-class InThisProcess:
-    """Runs programs as a worker does, but without a process for each; they are our grammar's."""
-
-    def submit(self, source: str, jobs: Sequence[Job]) -> Future[Answer]:
-        tables, status, result = [], worker.ANSWERED, ""
-        for job in jobs:
-            arrays = io.BytesIO(job.packed())
-            with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
-                status, result = worker.solve(source.encode(), arrays, job.classes, job.seed)
-            if status != worker.ANSWERED:
-                break
-            tables.append(result)
-        future: Future[Answer] = Future()
-        if status == worker.ANSWERED:
-            future.set_result(Answer(tuple(tables), "ok", "", 0.0, 0.0))
-        else:
-            name = "error" if status == worker.FAILED else "output"
-            future.set_result(Answer(None, name, _printable(result, _private_folders()), 0.0, 0.0))
-        return future
-
-
-def test_programs_of_the_grammar_say_the_same_in_this_process(
-    script: ModuleType, sandbox: Sandbox
-) -> None:
-    recipe = script.CodeRecipe("x", (), repairs=25)
-    inside, here = (
-        script.code_model.repair_turns(recipe, random.Random(5), where)
-        for where in (sandbox, InThisProcess())
-    )
-    assert inside == here
+def repairs_of(name: str) -> list[tuple[str, str]]:
+    """The repairs that a code model reads."""
+    folders = (ROOT / "src", ROOT / "scripts")
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    command = [sys.executable, str(Path(__file__).parent / "code_text.py"), name]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return [(prompt, body) for prompt, body in json.loads(done.stdout)]
 
 
 @pytest.mark.slow
-def test_the_code_model_s_words_come_from_its_text(script: ModuleType) -> None:
-    pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
+def test_the_code_model_s_words_come_from_its_text(script: ModuleType, sandbox: Sandbox) -> None:
     making = model_card(CODE)
     recipe = script.CodeRecipe(**making["recipe"])
     rng = random.Random(recipe.seed)
     turns = script.code_model.first_turns(recipe, rng)
-    turns += script.code_model.repair_turns(recipe, rng, InThisProcess())
+    repairs = repairs_of(CODE)
+    some = replace(recipe, repairs=25)
+    assert script.code_model.repair_turns(some, rng, sandbox) == repairs[:25], "as in a sandbox"
+    turns += repairs
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.code_model.train_tokenizer(turns, recipe.vocabulary)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tolerance import drift
 
 from poad import config
 from poad.cli.main import COMMANDS, main
@@ -156,7 +157,7 @@ def test_a_run_records_everything(trained: Path) -> None:
     assert summary["episodes"] == 2
     assert len(summary["success_interval"]) == 2
     assert summary["cpu_seconds"] > 0
-    assert 0 <= summary["logprob_drift"]["mean"] <= summary["logprob_drift"]["largest"] <= 1e-5
+    assert 0 <= summary["logprob_drift"]["mean"] <= summary["logprob_drift"]["largest"] <= drift()
     assert run.checkpoints() == [2]
     assert "<svg" in (trained / "report.html").read_text()
 

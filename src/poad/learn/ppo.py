@@ -309,7 +309,7 @@ class PPO:
             clipped = (((logprob - old).exp() - 1).abs() > ppo.clip).sum() / count
             parts = (surrogate, value_total, entropy.sum() / count, kl, clipped, penalty)
             fresh = terms.fresh[mine].to(device)
-        sums = torch.tensor([float(part) for part in parts])
+        sums = torch.tensor([float(torch.as_tensor(part).detach()) for part in parts])
         return loss, sums, (logprob.detach()[fresh], old[fresh])
 
     def _value_loss(

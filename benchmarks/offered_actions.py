@@ -22,10 +22,10 @@ from iteration import TOKENIZER, million
 from transformers import AutoTokenizer
 
 from poad.agent import Policy
-from poad.turns import Observation
 from poad.config import ActingConfig
 from poad.envs import make
 from poad.lm import LanguageModel, TextCodec
+from poad.turns import Observation
 
 COUNTS = (5, 10, 20, 50)
 OFFERS = [

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tolerance import drift
 
 from poad import config
 from poad.cli.main import COMMANDS, main
@@ -123,7 +124,7 @@ def test_help_explains_every_credit_method(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     section = capsys.readouterr().out.partition("Credit methods")[2]
-    explained = [line.split()[0] for line in section.splitlines()[1:] if line]
+    explained = [line.split()[0] for line in section.splitlines() if line.startswith("  ")]
     assert explained == list(METHODS)
 
 
@@ -159,7 +160,7 @@ def test_a_run_records_everything(trained: Path) -> None:
     assert summary.evaluation["sampled"] == summary.sampled
     assert summary.cpu_seconds > 0
     assert summary.logprob_drift is not None
-    assert 0 <= summary.logprob_drift.mean <= summary.logprob_drift.largest <= 1e-5
+    assert 0 <= summary.logprob_drift.mean <= summary.logprob_drift.largest <= drift()
     assert run.checkpoints() == [2]
     assert "<svg" in (trained / "report.html").read_text()
 

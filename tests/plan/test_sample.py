@@ -14,8 +14,7 @@ import torch
 from tiny_worlds import Outcome, Rules, TinyWorld, WorkshopWorld
 from tiny_worlds import settings as world
 
-from poad.agent import sampling
-from poad.agent import resolve
+from poad.agent import resolve, sampling
 from poad.config import Config, from_dict, load
 from poad.learn.train import Trainer
 from poad.lm.cache import Decoder

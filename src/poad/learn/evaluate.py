@@ -6,7 +6,7 @@ of an evaluation can be played again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,7 +39,7 @@ def evaluate(
     Args:
         agent: the agent to evaluate.
         episodes: how many; their seeds are ``seed``, ``seed + 1``, …
-        seed: the seed of the first episode.
+        seed: of the first episode.
         greedy: take the likeliest token or action instead of sampling.
         streams: how many episodes are played at once.
         env: a world to play in, with ``env_args``; default: the agent's own.
@@ -52,40 +52,28 @@ def evaluate(
     """
     if env is None:
         env, env_args = agent.config.env, agent.config.env_args
+    env_args = dict(env_args or {})
     describe = partial(
         EpisodeRecord,
         env=env,
-        env_args=dict(env_args or {}),
+        env_args=env_args,
         mode="greedy" if greedy else "sampled",
         checkpoint=checkpoint,
         versions=versions(),
     )
-    recorder = TurnRecorder(agent) if turns else None
-    memo = Memo()
+    recorder, memo = (TurnRecorder(agent) if turns else None), Memo()
     waiting = iter(range(seed, seed + episodes))
-    done: dict[int, EpisodeRecord] = {}
-    next_to_yield = seed
-    playing = []
-    for first in list(islice(waiting, streams)):
-        stream = open_stream(lambda: make(env, **(env_args or {})), agent.policy, first)
-        playing.append(_Play(stream))
+    first_seeds = list(islice(waiting, streams))
+    open_env = partial(make, env, **env_args)
+    done, next_to_yield = dict[int, EpisodeRecord](), seed
+    playing = [_Play(open_stream(open_env, agent.policy, first)) for first in first_seeds]
     while playing:
-        observations = [play.stream.observation for play in playing]
-        generators = [play.generator for play in playing]
-        actions: dict[int, Action] = {}
-        for i, action in agent.policy.act_each(observations, generators, greedy=greedy, memo=memo):
-            actions[i] = action
-            playing[i].stream.prepare(action.text)
+        actions = _act(agent, playing, greedy, memo)
         still_playing = []
         for i, play in enumerate(playing):
-            reward, terminated, truncated, info = play.stream.step(actions[i])
-            if recorder is not None:
-                turn = recorder.record(observations[i], actions[i], reward, info, memo)
-                play.turns.append(turn)
-            if terminated or truncated:
-                done[play.stream.seed] = describe(**play.outcome(info, terminated))
-                next_seed = next(waiting, None)
-                if next_seed is None:
+            if (outcome := play.step(actions[i], recorder, memo)) is not None:
+                done[play.stream.seed] = describe(**outcome)
+                if (next_seed := next(waiting, None)) is None:
                     play.stream.env.close()
                     continue
                 play.begin(next_seed)
@@ -94,6 +82,17 @@ def evaluate(
         while next_to_yield in done:
             yield done.pop(next_to_yield)
             next_to_yield += 1
+
+
+def _act(agent: Agent, playing: Sequence[_Play], greedy: bool, memo: Memo) -> dict[int, Action]:
+    """Choose the next action of every episode, by the index of its stream."""
+    observations = [play.stream.observation for play in playing]
+    generators = [play.generator for play in playing]
+    actions: dict[int, Action] = {}
+    for i, action in agent.policy.act_each(observations, generators, greedy=greedy, memo=memo):
+        actions[i] = action
+        playing[i].stream.prepare(action.text)  # the world may compute while others still write
+    return actions
 
 
 def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:
@@ -125,8 +124,16 @@ class _Play:
         self.turns = []
         self.generator = np.random.default_rng(seed)
 
-    def outcome(self, info: dict[str, Any], terminated: bool) -> dict[str, Any]:
-        """The fields of the episode's record that are known at its end."""
+    def step(
+        self, action: Action, recorder: TurnRecorder | None, memo: Memo
+    ) -> dict[str, Any] | None:
+        """Take one turn; at the end of the episode, return the fields of its record."""
+        observation = self.stream.observation
+        reward, terminated, truncated, info = self.stream.step(action)
+        if recorder is not None:
+            self.turns.append(recorder.record(observation, action, reward, info, memo))
+        if not (terminated or truncated):
+            return None
         episode = episode_of(info)
         return {
             "seed": self.stream.seed,

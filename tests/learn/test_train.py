@@ -271,7 +271,7 @@ def test_the_best_work_is_kept_and_measures_are_means(tmp_path: Path) -> None:
             with Run.open(tmp_path / name) as run:
                 list(train(config, run, resume=True))
         state = run.load_checkpoint()[1]
-        best, text = state["best"], (tmp_path / name / "best.txt").read_text()
+        best, text = state["works"]["best"], (tmp_path / name / "best.txt").read_text()
         told = f"# score {best['score']:.4f}, standard deviation 0.5000, turn {best['turn']}"
         assert text == f"{told}\n{best['text']}\n"
         outcomes.append((text, [timeless(metrics) for metrics in run.metrics()]))

@@ -283,7 +283,7 @@ def test_whatever_happens_nothing_partial_is_left(
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("poad.workflows.export._sync", interrupt)
+        monkeypatch.setattr("poad.runs.files._sync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export(loaded, to)
     else:

@@ -39,7 +39,7 @@ def evaluate(
     Args:
         agent: the agent to evaluate.
         episodes: how many; their seeds are ``seed``, ``seed + 1``, …
-        seed: the seed of the first episode.
+        seed: of the first episode.
         greedy: take the likeliest token or action instead of sampling.
         streams: how many episodes are played at once.
         env: a world to play in, with ``env_args``; default: the agent's own.

@@ -7,13 +7,18 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
 import tolerance
 import torch
 from tiny_models import Zoo
 
 torch.set_num_threads(1)
+if not os.access(Path(__file__).parents[1], os.W_OK):  # the checkout belongs to another user
+    hypothesis.settings.register_profile("read-only", database=None)
+    hypothesis.settings.load_profile("read-only")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def _generate(
         from transformers import ContinuousBatchingConfig, GenerationConfig
     except ImportError as error:
         raise ModelError(
-            "acting.engine = transformers needs a transformers with continuous batching (5.0 or "
+            "acting.engine = transformers needs a transformers with continuous batching (5.4 or "
             "newer); leave acting.engine at own."
         ) from error
     budget = acting.max_action_tokens

@@ -12,6 +12,7 @@ import gymnasium
 import pytest
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from in_process import InProcess
+from sandbox_here import needs_sandbox
 
 from poad.envs.check import check_env
 from poad.envs.datasci import env as module
@@ -322,6 +323,7 @@ def test_a_csv_of_ones_own(made: list[Fake], tmp_path: Path):
     assert env.step(GOOD)[2] is True
 
 
+@needs_sandbox
 def test_the_world_keeps_the_contract_with_the_lightest_real_sandbox():
     check_env(lambda: make(NAME, isolation="process", workers=1), episodes=3)
 

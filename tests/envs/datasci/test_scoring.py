@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from in_process import InProcess, Scripted
+from sandbox_here import needs_sandbox
 from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
 
@@ -261,6 +262,7 @@ def test_the_scorer_needs_the_extra(monkeypatch: pytest.MonkeyPatch):
         Scorer(small(20, 20), InProcess())
 
 
+@needs_sandbox
 def test_the_sandbox_and_this_process_agree_on_a_program():
     table = load("balance-scale-125")
     draw = program(

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from poad.agent import load_agent
-from poad.turns import Observation
 from poad.config import Config
 from poad.envs.datasci import text
+from poad.turns import Observation
 
 PROMPT = text.prompt("balance scale", 625, 4, 3)
 

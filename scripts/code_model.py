@@ -23,6 +23,7 @@ from poad.agent import Acting, Policy
 from poad.config import ModelConfig
 from poad.envs.datasci import Sandbox, Scorer, datasets, program, prompt
 from poad.lm import TextCodec, load_model
+from poad.turns import Observation
 
 WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
 """The limits of a token: a line break with its indentation, a name with its underscores, a number,

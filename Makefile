@@ -15,10 +15,10 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast study-smoke studies lint format bench models docs sandbox clean
+.PHONY: help demo test test-fast test-lower-bounds study-smoke studies lint format bench models docs sandbox clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Train on tomato salad (about a minute), evaluate, watch one episode
 	$(BIN)/poad train --config configs/tomato_salad.yaml --run $(DEMO)
@@ -35,7 +35,7 @@ demo: $(VENV)/.installed ## Train on tomato salad (about a minute), evaluate, wa
 		"      everything that can be changed"
 
 test: lint ## Check everything: linter, types, all tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the file to the page
 	rm -rf runs/studies/main-smoke
@@ -47,7 +47,10 @@ studies: $(VENV)/.installed-dev ## Repeat the shipped studies on this machine (h
 	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml; done
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+test-lower-bounds: ## Run the fast tests at the lower bounds (KEEP="torch": all but torch's)
+	PIP_ARGS="$(PIP_ARGS)" KEEP="$(KEEP)" $(PYTHON) scripts/test_lower_bounds.py
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff check
@@ -74,7 +77,7 @@ sandbox: $(VENV)/.installed-datasci ## Install what runs an agent's programs: sc
 	$(BIN)/poad sandbox check
 
 clean: ## Remove .venv and all caches; runs stay
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lower-bounds build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Several installations in one venv: the demo does without the development tools, and having those

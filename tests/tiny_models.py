@@ -18,6 +18,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from tolerance import EXACT, float32
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -159,7 +160,7 @@ class Zoo:
         config = CONFIGURATIONS[architecture](
             vocab_size=len(words), initializer_range=0.2, **special
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), float32():
             torch.manual_seed(7)
             causal: Any = AutoModelForCausalLM.from_config(config)
         path = self.folder / f"{architecture}-{tokenizer}"
@@ -205,9 +206,10 @@ def next_token_logits(model: LanguageModel, *token_ids: int) -> torch.Tensor:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """Equal to 1e-5. Of logits compare the logarithms of the probabilities instead."""
-    found, expected = (torch.as_tensor(part).detach().float() for part in (found, expected))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    """Equal in float64. Of logits compare the logarithms of the probabilities instead."""
+    found, expected = (torch.as_tensor(part).detach() for part in (found, expected))
+    assert found.dtype is expected.dtype is torch.float64, "use the fixture float64"
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
 
 
 def columns_seen(packed: Packed, reading: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import PROMPTS, Zoo
 from tiny_worlds import settings
+from tolerance import drift
 
 from poad.agent.continuous_batching import write_with_transformers
 from poad.agent.policy import Policy
@@ -34,7 +35,7 @@ def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuni
         logprob = policy.evaluate(batch).logprob
     found_each = logprob[decision, option].split([len(a.token_ids) for a in actions])
     for found, action in zip(found_each, actions, strict=True):
-        torch.testing.assert_close(found, torch.tensor(action.logprob), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, torch.tensor(action.logprob), atol=drift(), rtol=0)
 
 
 def test_the_same_seed_writes_the_same_actions(zoo: Zoo) -> None:
@@ -84,7 +85,7 @@ def test_it_trains() -> None:
     trainer = Trainer(settings("Diary", acting={"engine": "transformers"}))
     for _ in range(2):
         metrics = trainer.iterate()
-        assert metrics["logprob_drift"] <= 1e-4
+        assert metrics["logprob_drift"] <= drift()
         assert metrics["passes"] >= 1
 
 

@@ -48,6 +48,7 @@ def test_an_untrained_critic_says_nothing(hidden):
     assert sum(isinstance(layer, torch.nn.Linear) for layer in critic.layers) == len(hidden) + 1
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_critic_is_the_perceptron_it_says():
     critic = Critic(32, (16, 8), seed=0)
     have_opinions(critic)
@@ -91,6 +92,7 @@ def test_values_are_float32_whatever_the_model(zoo: Zoo):
     values.sum().backward()  # also through the shared body
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_features_are_the_untrained_hidden_states_of_positions_alone(zoo, architecture, tuning):
@@ -101,6 +103,7 @@ def test_features_are_the_untrained_hidden_states_of_positions_alone(zoo, archit
     assert_same(features, torch.stack(alone))
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("batch_tokens", [1, 6, 16_384])
 def test_features_do_not_depend_on_how_the_work_is_divided(zoo: Zoo, batch_tokens):
     model = zoo.load()
@@ -114,6 +117,7 @@ def test_features_do_not_depend_on_how_the_work_is_divided(zoo: Zoo, batch_token
         assert sizes == [3 + 3, 1 + 1, 6 + 2]
 
 
+@pytest.mark.usefixtures("float64")
 def test_values_do_not_depend_on_neighbours(zoo: Zoo):
     model = zoo.load()
     critic = Critic(model.width, (16,), seed=0)

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
@@ -33,6 +34,14 @@ class Strict(KitchenEnv):
 gymnasium.register("mine/Kitchen-v0", entry_point=Mine, kwargs={"task": "tomato_salad"})
 gymnasium.register("mine/Strict-v3", entry_point=Strict)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_sandbox() -> Iterator[None]:
+    """Copies of a world that runs programs share its workers while one of them is open."""
+    env = make("poad/DataScience-v0")
+    yield
+    env.close()
 
 
 @pytest.fixture

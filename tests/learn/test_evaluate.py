@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_worlds import TWO, name, settings
+from tolerance import EXACT, float64
 
 from poad.agent.build import Agent, load_agent
 from poad.envs.registry import make
 from poad.learn.evaluate import evaluate, summarize
 from poad.stats import wilson_interval
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 KITCHEN = "poad/TomatoSalad-v0"
 Record = dict[str, Any]
@@ -23,8 +26,8 @@ Record = dict[str, Any]
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     """Untrained, but with a critic that has something to say."""
-    agent = load_agent(settings("Chain", acting={"temperature": 3.0, "max_action_tokens": 6}))
-    with torch.no_grad():
+    with float64(), torch.no_grad():
+        agent = load_agent(settings("Chain", acting={"temperature": 3.0, "max_action_tokens": 6}))
         last = list(agent.critic.parameters())[-2]
         last.copy_(torch.randn(last.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     return agent
@@ -47,7 +50,7 @@ def assert_same(found: Any, expected: Any) -> None:
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other)
     elif isinstance(found, float):
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert found == pytest.approx(expected, abs=EXACT)
     else:
         assert found == expected
 
@@ -101,7 +104,7 @@ def test_a_turn_tells_what_the_agent_thought(agent: Agent, world: str) -> None:
             assert len(turn[field]) == len(tokens)
         prompt = codec.prompt(turn["prompt"])
         values = agent.values([(prompt, tuple(tokens[:j])) for j in range(len(tokens))])
-        assert turn["value"] == pytest.approx(values, abs=1e-6)
+        assert turn["value"] == pytest.approx(values, abs=EXACT)
         assert turn["root_value"] == turn["value"][0] != 0.0
         forced = [
             x for x, choice in zip(turn["logprob"], turn["choice"], strict=True) if not choice
@@ -112,8 +115,8 @@ def test_a_turn_tells_what_the_agent_thought(agent: Agent, world: str) -> None:
             continue
         assert "".join(turn["pieces"][:-1]).strip() == turn["action"]
         chances = dict(turn["offered"])
-        assert sum(chances.values()) == pytest.approx(1, abs=1e-6)
-        assert chances[turn["action"]] == pytest.approx(math.exp(sum(turn["logprob"])), abs=1e-6)
+        assert sum(chances.values()) == pytest.approx(1, abs=EXACT)
+        assert chances[turn["action"]] == pytest.approx(math.exp(sum(turn["logprob"])), abs=EXACT)
         assert any(turn["choice"]) == (len(chances) > 1)
 
 
@@ -124,11 +127,11 @@ def test_chances_are_those_the_action_was_drawn_with(scheme: str) -> None:
     agent = load_agent(settings("Chain", credit={"method": "turn_ppo"}, acting=acting))
     firsts = [r["turns"][0] for r in played(agent, "Prefixes", episodes=400, streams=50)]
     chances = dict(firsts[0]["offered"])
-    assert sum(chances.values()) == pytest.approx(1, abs=1e-6)
+    assert sum(chances.values()) == pytest.approx(1, abs=EXACT)
     assert len(chances) == 3
     for action, chance in chances.items():
         drawn = sum(turn["action"] == action for turn in firsts) / len(firsts)
-        assert drawn == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 400) + 1e-6)
+        assert drawn == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 400))
 
 
 def test_the_same_prompt_may_offer_something_else(agent: Agent) -> None:

@@ -14,6 +14,7 @@ from naive_credit import ALL_METHODS
 from textbook_ppo import Streams, Textbook
 from tiny_models import Zoo
 from tiny_worlds import settings
+from tolerance import EXACT, drift, float32
 from torch import Tensor
 
 from poad.agent.build import Agent, load_agent
@@ -24,6 +25,8 @@ from poad.learn import experience, ppo
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.turns import Rollout, Turn
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 TOKEN_METHODS = ("poad", "ntpo", "turn_ppo", "archer_adrl", "reinforce")
 # No step is held back: gradients are compared as they are.
@@ -79,10 +82,10 @@ def instead_of_steps(
     return steps
 
 
-def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(found: Tensor, expected: Tensor) -> None:
     """By the distance of the vectors, relative to their length."""
     assert expected.norm() > 1e-3
-    assert float((found - expected).norm() / expected.norm()) <= tolerance
+    assert float((found - expected).norm() / expected.norm()) <= EXACT
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -159,7 +162,7 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
         - config.ppo.entropy * metrics["entropy"]
         + config.critic.coefficient * metrics["value_loss"]
     )
-    assert loss == pytest.approx(sum(losses) / 2, rel=1e-5, abs=1e-6)
+    assert loss == pytest.approx(sum(losses) / 2, rel=EXACT, abs=EXACT)
     assert metrics["clip_fraction"] > 0
 
 
@@ -308,7 +311,17 @@ def test_before_the_first_step_the_ratio_is_one(world: str, scheme: str) -> None
         )
         _, learner, worlds = build(config)
         metrics = learner.update(worlds.collect(config.horizon, np.random.default_rng(2)))
-        assert metrics["logprob_drift"] <= 1e-5
+        assert metrics["logprob_drift"] <= EXACT
+
+
+@pytest.mark.parametrize("scheme", ["trie", "published", "score"])
+def test_before_the_first_step_the_ratio_is_one_in_float32_up_to_rounding(scheme: str) -> None:
+    with float32():
+        config = settings("Prefixes", credit={"method": "turn_ppo"}, acting={"scheme": scheme})
+        agent, learner, worlds = build(config)
+        assert agent.model.module.dtype is torch.float32
+        metrics = learner.update(worlds.collect(12, np.random.default_rng(2)))
+    assert metrics["logprob_drift"] <= drift()
 
 
 def test_recomputing_takes_the_ratio_from_the_policy_as_it_stands() -> None:
@@ -324,10 +337,10 @@ def test_recomputing_takes_the_ratio_from_the_policy_as_it_stands() -> None:
         rollout = worlds.collect(5, np.random.default_rng(2))
         push(agent, 1)
         found[recompute] = learner.update(rollout)
-    assert found[True]["logprob_drift"] == pytest.approx(found[False]["logprob_drift"], rel=1e-3)
+    assert found[True]["logprob_drift"] == pytest.approx(found[False]["logprob_drift"], rel=EXACT)
     assert found[True]["logprob_drift"] > 0.05
     assert found[False]["kl"] > 1e-4
-    assert found[True]["kl"] < 1e-9
+    assert found[True]["kl"] < EXACT
 
 
 # --- what carries no credit moves nothing ---
@@ -479,7 +492,7 @@ def test_drift_is_measured_on_what_this_policy_sampled() -> None:
     generator = np.random.default_rng(1)
     assert learner.update(worlds.collect(2, generator)) == {}
     push(agent, 1)
-    assert learner.update(worlds.collect(2, generator))["logprob_drift"] <= 1e-5
+    assert learner.update(worlds.collect(2, generator))["logprob_drift"] <= EXACT
 
 
 # --- every method, everywhere it can go ---
@@ -509,7 +522,7 @@ def assert_learns(config: Config) -> None:
     metrics = learner.update(worlds.collect(config.horizon, np.random.default_rng(0)))
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["passes"] >= 1
-    assert metrics["logprob_drift"] <= 1e-5
+    assert metrics["logprob_drift"] <= EXACT
     now = weights(agent)
     assert now.isfinite().all()
     assert not torch.equal(now, before)
@@ -553,8 +566,8 @@ def test_a_sampler_that_computes_something_else_stops_the_training(recompute: bo
             assert torch.equal(weights(agent), before)
         else:
             metrics = learner.update(rollout)
-            assert metrics["logprob_drift_mean"] == pytest.approx(0.15, abs=1e-4)
-            assert metrics["logprob_drift"] == pytest.approx(0.15, abs=1e-4)
+            assert metrics["logprob_drift_mean"] == pytest.approx(0.15, abs=EXACT)
+            assert metrics["logprob_drift"] == pytest.approx(0.15, abs=EXACT)
             assert not torch.equal(weights(agent), before)
 
 
@@ -575,7 +588,7 @@ def test_another_sampler_is_corrected_for_up_to_the_cap(
         instead_of_steps(learner, monkeypatch, lambda _, agent=agent: found.append(policy(agent)))
         learner.update(rollout)
     plain, corrected = found
-    torch.testing.assert_close(corrected, weight * plain, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(corrected, weight * plain, rtol=EXACT, atol=EXACT)
 
 
 def policy(agent: Agent) -> Tensor:
@@ -600,8 +613,8 @@ def test_the_penalty_is_the_divergence_from_the_untrained_model(tuning: str) -> 
         )
     ratio = before - now
     away = learner.update(rollout)["kl_reference"]
-    assert at_home == pytest.approx(0, abs=1e-6)
-    assert away == pytest.approx(float((ratio.exp() - 1 - ratio).mean()), rel=1e-3)
+    assert at_home == pytest.approx(0, abs=EXACT)
+    assert away == pytest.approx(float((ratio.exp() - 1 - ratio).mean()), rel=EXACT)
     assert away > 1e-4
 
 
@@ -641,7 +654,7 @@ def test_what_is_recomputed_drops_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyP
         instead_of_steps(learner, monkeypatch, lambda _, agent=agent: found.append(policy(agent)))
         learner.update(rollout)
     assert found[0].norm() > 1e-3
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1], found[0], rtol=EXACT, atol=EXACT)
 
 
 # --- one ratio for the whole action ---
@@ -685,7 +698,7 @@ def test_one_ratio_an_action_is_the_product_of_its_tokens(
     (-worth.mean()).backward()
     expected = policy(agent)
     assert expected.norm() > 0
-    torch.testing.assert_close(sum(found) / len(found), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(sum(found) / len(found), expected, rtol=EXACT, atol=EXACT)
 
 
 def test_one_ratio_an_action_wants_one_advantage() -> None:

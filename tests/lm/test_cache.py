@@ -13,6 +13,8 @@ from tiny_models import CONFIGURATIONS, Zoo, assert_same, counted, next_token_lo
 from poad.lm.model import LanguageModel
 from poad.turns import TokenIds
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 LONG = tuple(5 + i % 50 for i in range(60))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -323,6 +326,16 @@ def test_building_the_code_model_again_gives_the_same_bytes(
     assert {"model.safetensors", "making.json", "README.md"} <= set(built[0])
 
 
+def repairs_of(name: str) -> list[tuple[str, str]]:
+    """The repairs that a code model reads."""
+    folders = (ROOT / "src", ROOT / "scripts")
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    command = [sys.executable, str(Path(__file__).parent / "code_text.py"), name]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return [(prompt, body) for prompt, body in json.loads(done.stdout)]
+
+
 @pytest.mark.slow
 def test_the_words_of_the_code_model_come_from_its_text(
     script: ModuleType, sandbox: Sandbox
@@ -331,7 +344,10 @@ def test_the_words_of_the_code_model_come_from_its_text(
     recipe = script.CodeRecipe(**making["recipe"])
     rng = random.Random(recipe.seed)
     turns = script.code_model.first_turns(recipe, rng)
-    turns += script.code_model.repair_turns(recipe, rng, sandbox)
+    repairs = repairs_of(CODE)
+    some = replace(recipe, repairs=25)
+    assert script.code_model.repair_turns(some, rng, sandbox) == repairs[:25], "as in a sandbox"
+    turns += repairs
     assert making["turns"] == len(turns)
     assert making["distinct_prompts"] == len({prompt for prompt, _ in turns})
     tokenizer = script.code_model.train_tokenizer(turns, recipe.vocabulary)

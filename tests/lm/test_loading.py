@@ -75,6 +75,7 @@ def from_config(config: Any) -> LanguageModel:
 # --- loading ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_a_saved_directory_loads_whole_and_ready(zoo: Zoo, architecture, tuning: Tuning, packed):
@@ -217,6 +218,7 @@ def test_a_model_that_cannot_read_a_tree_is_rejected(config):
 # --- reading ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 def test_capped_logits_are_capped(packed: Packed):
     config = Gemma3TextConfig(**SMALL, intermediate_size=48, final_logit_softcapping=2.0)
     model = from_config(config)
@@ -244,6 +246,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 def test_growing_rows_read_as_if_computed_at_once(zoo: Zoo, architecture):
     model = zoo.load(architecture)
@@ -280,6 +283,7 @@ def test_training_never_moves_the_frozen_features(zoo: Zoo, architecture, tuning
     assert (model.read(packed) - trained).abs().max() > 0.1
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_without_its_adapters_a_model_is_the_one_it_was_loaded_from(zoo: Zoo, architecture, packed):
     base, adapted = zoo.load(architecture), zoo.load(architecture, tuning="lora")

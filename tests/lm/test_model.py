@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import Zoo
+from tolerance import EXACT
 from torch import Tensor, nn
 
 from poad.errors import ModelError
 from poad.lm.model import LanguageModel
 from poad.lm.packing import pack
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 PROMPT = tuple(range(3, 23))
 POSITIONS = [(PROMPT, ()), (PROMPT, (4,)), (PROMPT, (4, 5)), ((*PROMPT, 4), ())]
@@ -42,7 +45,7 @@ def test_skipping_what_is_not_read_gives_the_same_states_and_gradients(zoo: Zoo,
     assert (few, every) == (3, len(PROMPT) + 2)
     torch.testing.assert_close(some, whole)
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradients[name], gradient, atol=EXACT, rtol=EXACT)
 
 
 def test_rows_that_are_mostly_read_are_computed_whole(zoo: Zoo) -> None:
@@ -95,7 +98,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(zoo: Zoo, kind: str, tu
     (kept, expected), (again, gradients) = found
     torch.testing.assert_close(again, kept)
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradients[name], gradient, atol=EXACT, rtol=EXACT)
 
 
 def test_gradient_checkpointing_keeps_less(zoo: Zoo) -> None:
@@ -122,7 +125,7 @@ def test_rows_without_branches_read_the_same(zoo: Zoo, kind: str) -> None:
     assert tree.attention is not None
     expected = model.read(tree)
     model.branching = False
-    torch.testing.assert_close(model.read(tree), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.read(tree), expected, atol=EXACT, rtol=EXACT)
 
 
 def test_a_window_and_a_kernel_without_masks_are_rejected(zoo: Zoo) -> None:

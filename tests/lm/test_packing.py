@@ -17,6 +17,7 @@ from tiny_models import (
     next_token_logits,
     tokens_seen,
 )
+from tolerance import EXACT
 from torch import Tensor
 
 from poad.lm.model import LanguageModel
@@ -58,6 +59,7 @@ def prefixes(sequences: list[TokenIds]) -> int:
 # --- the law ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 def test_packed_positions_read_as_they_do_alone(zoo: Zoo, architecture):
     model = zoo.load(architecture)
@@ -80,6 +82,7 @@ def test_every_position_sees_its_own_tokens_in_their_order(crowd, row_tokens):
         assert places.tolist() == list(range(len(places)))
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("crowd", [[(LONG, (70,)), (SHORT, (71,))], [(LONG, (70,)), (LONG, (71,))]])
 def test_the_content_of_padding_does_not_matter(zoo: Zoo, crowd):
     model = zoo.load()
@@ -90,6 +93,7 @@ def test_the_content_of_padding_does_not_matter(zoo: Zoo, crowd):
     assert_same(read(model, noisy), read(model, packed))
 
 
+@pytest.mark.usefixtures("float64")
 def test_other_positions_in_the_batch_do_not_matter(zoo: Zoo):
     model = zoo.load()
     mine: Position = (SHORT, (70, 71))
@@ -302,6 +306,7 @@ def test_the_common_prefix_ends_where_two_sequences_differ(a, b, count):
 # --- gradients --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("branch", [(71,), ()])
 def test_gradients_are_those_of_each_row_alone(zoo: Zoo, architecture, branch):
@@ -315,4 +320,4 @@ def test_gradients_are_those_of_each_row_alone(zoo: Zoo, architecture, branch):
     found = gradients(model.logits(model.read(pack(crowd, PAD))))
     expected = gradients(torch.stack([next_token_logits(model, *p, *rest) for p, rest in crowd]))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)

@@ -15,7 +15,7 @@ from tiny_models import TOKENIZERS, Zoo
 from tiny_worlds import settings as world
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PhiConfig
 
-from poad.agent.build import load_agent, resolve
+from poad.agent import load_agent, resolve
 from poad.cli.main import main
 from poad.config import Config, ModelConfig, PPOConfig, PromptConfig
 from poad.errors import HardwareError, ModelError
@@ -164,8 +164,9 @@ def test_an_unknown_model_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_random_agent_computes_about_as_much_as_an_untrained_one() -> None:
-    config = resolve(Config())
-    found = sample_world(config, *load_codec(config))
+    settings = resolve(Config())
+    config = settings.config
+    found = sample_world(settings, *load_codec(config))
     trainer = Trainer(config)
     turns = trainer.collector.collect(config.horizon, trainer.generator).turns
     batch, _, _ = trainer.agent.policy.decisions(turns)
@@ -178,8 +179,9 @@ def test_a_random_agent_computes_about_as_much_as_an_untrained_one() -> None:
 
 def test_history_and_thinking_cost_tokens() -> None:
     def tokens(**prompt: Any) -> tuple[int, int]:
-        config = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12))
-        found = sample_world(config, *load_codec(config))
+        settings = resolve(Config(prompt=PromptConfig(**prompt), streams=2, horizon=12))
+        config = settings.config
+        found = sample_world(settings, *load_codec(config))
         return found.update_tokens, found.longest
 
     plain, longest = tokens()
@@ -194,8 +196,9 @@ def test_history_and_thinking_cost_tokens() -> None:
 
 
 def test_freely_written_actions_fill_their_budget() -> None:
-    config = resolve(world("Diary"))
-    found = sample_world(config, *load_codec(config))
+    settings = resolve(world("Diary"))
+    config = settings.config
+    found = sample_world(settings, *load_codec(config))
     assert not found.offered
     assert found.action_tokens == config.acting.max_action_tokens
 
@@ -277,7 +280,7 @@ def test_recomputation_takes_time_but_does_not_count_as_operations(tmp_path: Pat
 
 
 def test_the_speed_is_measured_in_the_precision_of_the_model() -> None:
-    speed = matrix_speed(resolve(Config()), seconds=0.02)
+    speed = matrix_speed(resolve(Config()).config, seconds=0.02)
     assert 1e8 < speed < 1e15
 
 

@@ -14,8 +14,7 @@ import torch
 from tiny_worlds import Outcome, Rules, TinyWorld, WorkshopWorld
 from tiny_worlds import settings as world
 
-from poad.agent import sampling
-from poad.agent.build import resolve
+from poad.agent import resolve, sampling
 from poad.config import Config, from_dict, load
 from poad.learn.train import Trainer
 from poad.lm.cache import Decoder
@@ -111,8 +110,9 @@ CASES: dict[str, Callable[[], Config]] = {
 def test_the_counts_are_those_of_a_real_iteration(
     case: str, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = resolve(CASES[case]())
-    predicted = sample_world(config, *load_codec(config))
+    settings = resolve(CASES[case]())
+    config = settings.config
+    predicted = sample_world(settings, *load_codec(config))
     trainer = Trainer(config)
     end = trainer.agent.policy.codec.end_id
 
@@ -153,10 +153,11 @@ def test_the_counts_are_those_of_a_real_iteration(
 
 
 def test_a_long_rollout_is_played_in_part_and_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = resolve(tiny("Novel", streams=8, horizon=16))  # a world where nothing repeats
-    whole = sample_world(config, *load_codec(config))
+    settings = resolve(tiny("Novel", streams=8, horizon=16))  # a world where nothing repeats
+    config = settings.config
+    whole = sample_world(settings, *load_codec(config))
     monkeypatch.setattr("poad.plan.sample._TURNS", 32)
-    part = sample_world(config, *load_codec(config))
+    part = sample_world(settings, *load_codec(config))
     assert (part.turns, part.acting_passes) == (whole.turns, whole.acting_passes)
     for name in ("prompts", "update_positions", "critic_positions"):
         assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=0.2)
@@ -169,8 +170,9 @@ def test_nothing_that_is_written_freely_reaches_the_world(monkeypatch: pytest.Mo
     taken: list[str] = []
     for call in ("step", "prepare"):
         monkeypatch.setattr(WorkshopWorld, call, lambda _, action: taken.append(action))
-    config = resolve(tiny("Workshop"))
-    found = sample_world(config, *load_codec(config))
+    settings = resolve(tiny("Workshop"))
+    config = settings.config
+    found = sample_world(settings, *load_codec(config))
     assert found.turns == config.streams * config.horizon
     assert not taken
 
@@ -184,8 +186,9 @@ def test_a_world_is_stepped_as_long_as_it_offers_actions(monkeypatch: pytest.Mon
         return step(self, action)
 
     monkeypatch.setattr(TinyWorld, "step", recording)
-    config = resolve(tiny("Mixed"))  # it offers actions in its first two turns
-    found = sample_world(config, *load_codec(config))
+    settings = resolve(tiny("Mixed"))  # it offers actions in its first two turns
+    config = settings.config
+    found = sample_world(settings, *load_codec(config))
     assert not found.offered
     assert len(taken) == 2 * config.streams
     assert set(taken) <= {"walk on", "stay here"}
@@ -193,16 +196,17 @@ def test_a_world_is_stepped_as_long_as_it_offers_actions(monkeypatch: pytest.Mon
 
 def test_planning_to_write_much_draws_little(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = 0
-    draw = sampling._draw
+    draw = sampling._sample
 
     def counting(logprob: torch.Tensor, generators: Any) -> torch.Tensor:
         nonlocal drawn
         drawn += len(logprob)
         return draw(logprob, generators)
 
-    monkeypatch.setattr(sampling, "_draw", counting)
-    config = resolve(tiny(PAGE, streams=64, horizon=64, acting={"max_action_tokens": 128}))
-    found = sample_world(config, *load_codec(config))
+    monkeypatch.setattr(sampling, "_sample", counting)
+    settings = resolve(tiny(PAGE, streams=64, horizon=64, acting={"max_action_tokens": 128}))
+    config = settings.config
+    found = sample_world(settings, *load_codec(config))
     assert found.turns == 64 * 64
     assert found.acting_passes == 64 * 128
     assert 0 < drawn <= 4096

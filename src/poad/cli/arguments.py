@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import re
 import shutil
 import textwrap
@@ -283,15 +284,23 @@ def _help(text: str) -> str:
 
 def _sentence(error: str) -> str:
     """Make a sentence of an error that tyro prints as a title and some ruled-off blocks."""
-    blocks = re.split(r"^[ │|]*[─-]{3,}[ │|]*$", error, flags=re.MULTILINE)
-    text = " ".join(blocks[1].split())
+    lines = [line.strip("│|╭╮╰╯ ") for line in error.strip().splitlines()[1:]]
+    below_title = itertools.dropwhile(_is_rule, lines)
+    block = itertools.takewhile(lambda line: not _is_rule(line), below_title)
+    text = " ".join(" ".join(block).split())
     if match := re.match(r"Missing from poad \S+: (\S+)", text):
         return f"{match[1]} is missing."
-    if match := re.match(r"Missing value for argument '(\S+)'. Expected (\d+)", text):
+    if match := re.match(
+        r"Missing value for argument [('\"]*(\S+?)['\",)]*\. Expected (\d+)", text
+    ):
         return f"{match[1]} needs {'a value' if match[2] == '1' else f'{match[2]} values'}."
     if match := re.match(r"Unrecognized options: (.*)", text):
         return f"There are too many arguments: {match[1]}."
     return text.removeprefix("Error parsing ")
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and not line.strip("─-")
 
 
 def _check_names(arguments: Sequence[str], known: Sequence[str], prog: str) -> None:

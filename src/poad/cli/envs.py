@@ -65,7 +65,7 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     console.rule(env_id, align="left")
     # An inherited docstring would be that of gymnasium.Env.
     doc = vars(type(env.unwrapped)).get("__doc__") or "This world has no docstring."
-    console.print(inspect.cleandoc(doc), markup=False)
+    console.print(_reflowed(inspect.cleandoc(doc)), markup=False, highlight=False)
     console.rule("Arguments", align="left", style="dim")
     arguments = world_arguments(env_id)
     for name, (annotation, default) in arguments.items():
@@ -82,6 +82,17 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
         console.print(f"  {action}", markup=False, highlight=False)
     env.close()
     return 0
+
+
+def _reflowed(text: str) -> str:
+    """Join the lines of each paragraph; headings, list items and indented lines stay apart."""
+    lines = [""]
+    for line in text.splitlines():
+        if line and line[0] not in " #*-" and lines[-1] and not lines[-1].startswith("#"):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines[1:])
 
 
 def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:

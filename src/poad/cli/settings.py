@@ -34,6 +34,8 @@ EPILOG = "\n".join(
         "Credit methods (--credit.method):",
         *(f"  {name:<13}{line}" for name, line in METHODS.items()),
         "",
+        "A method of your own is named package.module:NAME.",
+        "",
     ]
 )
 
@@ -57,7 +59,7 @@ def check_settings(config: Config) -> None:
     if method not in METHODS and ":" not in method:  # "package.module:NAME" is imported later
         raise ConfigError(
             f"There is no credit method {method!r}. {did_you_mean(method, METHODS)}"
-            f"The methods are {', '.join(METHODS)}."
+            f"The methods are {', '.join(METHODS)}. Name one of your own as package.module:NAME."
         )
     make(config.env, **config.env_args).close()
 

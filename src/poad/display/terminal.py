@@ -202,7 +202,7 @@ def show_evaluation(console: Console, summaries: Mapping[str, Mapping[str, Any]]
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("actions")
-    for heading in ("success", "95 % interval", "return", "steps", "episodes"):
+    for heading in ("success", "95 % interval", "return", "length", "episodes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for mode, summary in summaries.items():
         low, high = summary["success_interval"] or (None, None)

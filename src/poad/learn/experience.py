@@ -8,7 +8,7 @@ out: S policy terms (choices) and W value terms (readings of the critic).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -227,38 +227,57 @@ def gather(
         with torch.no_grad():
             value = critic(frozen).cpu()
     judged = rows.credit(value, credit)
-    advantage = normalize_advantages(judged.advantage, judged.mask, ppo.std_floor)
-
-    # From here on [M]: all tokens in the order of streams, turns and tokens. `rows.mask` picks
-    # them from [N, L] in that same order.
-    mask = judged.mask[rows.mask]
-    picked = decision[mask], option[mask]
-    fresh = [
-        t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
-    ]
-    turn = rows.turn_ids[rows.mask]
-    recorded = chain.from_iterable(turn.action.logprob for turn in turns)
-    reference = None
-    if ppo.kl_reference:
-        reference = read_logprobs(policy, batch, *picked, ppo.micro_batch_tokens, reference=True)
     _, std = masked_moments(judged.advantage, judged.mask)
     before = rows.values(value, rows.read)
     explained = explained_variance(before, judged.target, judged.value_mask)
+    terms = _policy_terms(rows, judged, turns, (decision, option), ppo.std_floor)
+    fresh = [
+        t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
+    ]
+    terms = replace(terms, fresh=torch.tensor(fresh)[terms.turn])
+    if ppo.kl_reference:
+        picked = terms.decision, terms.option
+        reference = read_logprobs(policy, batch, *picked, ppo.micro_batch_tokens, reference=True)
+        terms = replace(terms, reference=reference)
     return Experience(
         batch=batch,
         readings=len(rows.positions),
         features=frozen,
-        policy=PolicyTerms(
-            decision=picked[0],
-            option=picked[1],
-            turn=turn[mask],
-            old_logprob=torch.tensor(list(recorded))[mask],
-            fresh=torch.tensor(fresh)[turn][mask],
-            advantage=advantage[rows.mask][mask],
-            reference=reference,
-        ),
+        policy=terms,
         value=_value_terms(rows, judged, value),
         metrics={"explained_variance": float(explained), "advantage_std": float(std)},
+    )
+
+
+def _policy_terms(
+    rows: TokenRows,
+    judged: Credit,
+    turns: Sequence[Turn],
+    decided: tuple[Tensor, Tensor],
+    std_floor: float,
+) -> PolicyTerms:
+    """Pick the choices to train the policy at.
+
+    Args:
+        rows: the tokens.
+        judged: their credit, [N, L].
+        turns: the turns, M tokens together.
+        decided: the decision and the option at each token, [M] both.
+        std_floor: of the normalization.
+    """
+    advantage = normalize_advantages(judged.advantage, judged.mask, std_floor)
+    recorded = chain.from_iterable(turn.action.logprob for turn in turns)
+    # `rows.mask` picks all tokens from [N, L], in the order of streams, turns and tokens: [M].
+    # `mask` then picks the choices that have credit: [S].
+    mask = judged.mask[rows.mask]
+    turn = rows.turn_ids[rows.mask][mask]
+    return PolicyTerms(
+        decision=decided[0][mask],
+        option=decided[1][mask],
+        turn=turn,
+        old_logprob=torch.tensor(list(recorded))[mask],
+        fresh=torch.ones_like(turn, dtype=torch.bool),
+        advantage=advantage[rows.mask][mask],
     )
 
 

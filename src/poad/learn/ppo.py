@@ -7,9 +7,7 @@ decisions adds its own term to the loss.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +16,8 @@ from torch import Tensor
 from poad.agent import Agent, CreditSettings, Critic, FrozenFeatures, Policy, refuse_free_writing
 from poad.config import CriticConfig, PPOConfig
 from poad.errors import DivergenceError
-from poad.learn.experience import Experience, Streams, gather, read_logprobs
+from poad.learn.drift import Drift, recompute
+from poad.learn.experience import Experience, Streams, gather
 from poad.learn.losses import (
     approx_kl,
     clipped_surrogate,
@@ -28,21 +27,6 @@ from poad.learn.losses import (
 )
 from poad.lm import renumber
 from poad.turns import Rollout, Turn
-
-
-class Drift(NamedTuple):
-    """Distance of the learner's log-probabilities from the sampler's, before any learning."""
-
-    largest: float
-    mean: float
-
-    @classmethod
-    def between(cls, learner: Tensor, sampler: Tensor) -> Drift:
-        """Compare S terms that the current policy sampled; NaN if there are none."""
-        distance = (learner - sampler).abs()
-        if not len(distance):
-            return cls(math.nan, math.nan)
-        return cls(float(distance.max()), float(distance.mean()))
 
 
 class _Step(NamedTuple):
@@ -134,7 +118,7 @@ class PPO:
         if experience is None:
             return {"passes": 0.0}
         if self.ppo.recompute_logprob or self.policy.model.has_dropout:
-            experience = self._compare(experience)
+            experience, self._drift = recompute(self.policy, experience, self.ppo)
         passes = [self._one_pass(experience)]
         while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
             passes.append(self._one_pass(experience))
@@ -175,38 +159,6 @@ class PPO:
             credit=self.credit,
             ppo=self.ppo,
         )
-
-    def _compare(self, experience: Experience) -> Experience:
-        """Compare recorded log-probabilities with a fresh pass, and learn from it if configured.
-
-        Where the sampler computes otherwise, it is another policy. Truncated importance sampling
-        then weighs each term by the ratio of both, cut off at a cap.
-        """
-        terms, ppo = experience.policy, self.ppo
-        fresh = read_logprobs(
-            self.policy, experience.batch, terms.decision, terms.option, ppo.micro_batch_tokens
-        )
-        self._check_drift(fresh[terms.fresh], terms.old_logprob[terms.fresh])
-        if not ppo.recompute_logprob:
-            return experience
-        advantage = terms.advantage
-        if ppo.importance_cap is not None:
-            weight = (fresh - terms.old_logprob).exp().clamp(max=ppo.importance_cap)
-            advantage = advantage * weight
-        terms = replace(terms, old_logprob=fresh, advantage=advantage)
-        return replace(experience, policy=terms)
-
-    def _check_drift(self, learner: Tensor, sampler: Tensor) -> None:
-        """Record how far sampler and learner are apart, and refuse to learn if it is too far."""
-        self._drift, limit = Drift.between(learner, sampler), self.ppo.drift_stop
-        if limit is not None and self._drift.mean > limit:
-            raise DivergenceError(
-                f"Sampler and learner differ by {self._drift.mean:.3g} in log-probability on "
-                f"average ({self._drift.largest:.3g} at most) before any step, so the sampler is "
-                f"another policy; ppo.drift_stop allows {limit:g}. Try model.dtype = float32, or "
-                "learn all the same with ppo.recompute_logprob and ppo.importance_cap = 2 and a "
-                "higher ppo.drift_stop."
-            )
 
     def _too_far(self, step: _Step) -> bool:
         """Whether the policy has moved so far that the update must stop."""
@@ -252,7 +204,8 @@ class PPO:
             totals += sums
             compared.append(pair)
         if self._drift is None:  # the first step sees the policy that sampled
-            self._check_drift(*map(torch.cat, zip(*compared, strict=True)))
+            learner, sampler = map(torch.cat, zip(*compared, strict=True))
+            self._drift = Drift.between(learner, sampler).check(self.ppo.drift_stop)
         norms = [
             torch.nn.utils.clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups
         ]
@@ -309,7 +262,7 @@ class PPO:
             clipped = (((logprob - old).exp() - 1).abs() > ppo.clip).sum() / count
             parts = (surrogate, value_total, entropy.sum() / count, kl, clipped, penalty)
             fresh = terms.fresh[mine].to(device)
-        sums = torch.tensor([float(part) for part in parts])
+        sums = torch.tensor([float(torch.as_tensor(part).detach()) for part in parts])
         return loss, sums, (logprob.detach()[fresh], old[fresh])
 
     def _value_loss(

@@ -23,7 +23,15 @@ from poad.agent import DecisionBatch, FrozenFeatures, Policy, Settings
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import make
 from poad.learn import Collector, lay_out
-from poad.lm import Decoder, Packed, TextCodec, codec_for, model_source, packed_tokens, resolve_model
+from poad.lm import (
+    Decoder,
+    Packed,
+    TextCodec,
+    codec_for,
+    model_source,
+    packed_tokens,
+    resolve_model,
+)
 from poad.plan.shape import describe
 from poad.turns import Position, Rollout
 

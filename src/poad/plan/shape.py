@@ -11,7 +11,7 @@ from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
-from poad.lm import embedded_models, resolve_model, model_source, with_adapters
+from poad.lm import embedded_models, model_source, resolve_model, with_adapters
 
 _COUNTED = 67
 """Tokens sent through a model without memory. No size of a model is this number."""
@@ -29,7 +29,7 @@ class Shape:
     multiplied: int
     """Weights of the body that every token is multiplied with: all but the embeddings."""
     head: int
-    """Weights of the head, multiplied model_source logits are computed."""
+    """Weights of the head, multiplied where logits are computed."""
     quantizable: int
     """Weights of the body's linear layers."""
     largest: int

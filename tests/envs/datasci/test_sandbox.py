@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -95,8 +96,8 @@ def _with_children(process: int) -> list[int]:
 
 
 def gone(processes: list[int]) -> bool:
-    """Whether none of them lives, after a second at most."""
-    deadline = time.monotonic() + 1
+    """Whether none of them lives, as soon as that is so; a busy machine gets ten seconds."""
+    deadline = time.monotonic() + 10
     alive = list(processes)
     while alive and time.monotonic() < deadline:
         alive = [one for one in alive if Path(f"/proc/{one}").exists() and not _zombie(one)]
@@ -288,7 +289,16 @@ def test_one_budget_holds_for_all_jobs(process: Sandbox, lines: list[str]):
     )
     assert answer.status in ("timeout", "killed")
     assert answer.probabilities is None
-    assert process.run(CONSTANT, [job()]).status == "ok"
+    assert works(process)
+
+
+def works(opened: Sandbox) -> bool:
+    """Whether an honest program is answered, given time enough on a busy machine."""
+    budget, opened.budget = opened.budget, 60.0
+    try:
+        return opened.run(CONSTANT, [job()]).status == "ok"
+    finally:
+        opened.budget = budget
 
 
 def test_a_timeout_says_how_long_it_was(process: Sandbox):
@@ -336,14 +346,6 @@ def test_a_lost_worker_is_replaced_and_the_program_runs_again(
     assert set(started_by(box)).isdisjoint(before)
 
 
-def is_filtered(process: int) -> bool:
-    """Whether a process has a seccomp filter: a program's has one before it gets its program."""
-    try:
-        return "Seccomp:\t2" in Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize(("attempts", "status"), [(3, "ok"), (1, "killed")])
 def test_a_program_whose_worker_is_lost_runs_again_but_not_forever(
     box: Sandbox, attempts: int, status: str, monkeypatch: pytest.MonkeyPatch
@@ -351,12 +353,16 @@ def test_a_program_whose_worker_is_lost_runs_again_but_not_forever(
     if box.isolation != "process":
         pytest.skip("the same host")
     monkeypatch.setattr(sandbox, "ATTEMPTS", attempts)
-    idle = len(started_by(box))
+    begun, exchange = threading.Event(), client._exchange
+
+    def noted(*arguments: Any) -> client.Outcome:
+        begun.set()
+        return exchange(*arguments)
+
+    monkeypatch.setattr(client, "_exchange", noted)
     future = box.submit(telling("[[.5, .5]] * 20", "import time", "time.sleep(2)"), [job()])
-    while len(processes := started_by(box)) == idle or not any(map(is_filtered, processes)):
-        time.sleep(0.02)
-    time.sleep(0.3)  # so that the host has heard of it, too
-    for one in processes:
+    assert begun.wait(60)
+    for one in started_by(box):
         os.kill(one, signal.SIGKILL)
     assert future.result().status == status
     assert box.run(CONSTANT, [job()]).status == "ok"
@@ -410,7 +416,7 @@ def test_a_fork_of_the_trainer_does_not_end_its_workers(process: Sandbox):
             os._exit(0)
     os.waitpid(child, 0)
     assert started_by(process) == before
-    assert process.run(CONSTANT, [job()]).status == "ok"
+    assert works(process)
 
 
 # --- what is refused, what is told ---------------------------------------------------------------
@@ -602,4 +608,4 @@ def test_a_future_may_be_cancelled_before_its_turn(process: Sandbox):
     second: Future[Answer] = process.submit(CONSTANT, [job()])
     assert second.cancel()
     assert first.result().status == "timeout"
-    assert process.run(CONSTANT, [job()]).status == "ok"
+    assert works(process)

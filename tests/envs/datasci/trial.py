@@ -34,6 +34,9 @@ from poad.envs.datasci.sandbox import Answer, Isolation, Job, Sandbox
 
 SECRET = "POAD_TEST_SECRET"
 BUDGET = 2.0
+"""Seconds that an attack gets, all of them if it never ends."""
+PATIENCE = 120.0
+"""Seconds for a program that ends by itself, however busy the machine is."""
 LUCK = 0.7
 """A mean AUC on noise, over five splits of 200 rows, that no honest program reaches."""
 HONEST = {
@@ -323,11 +326,11 @@ def run_all(sandbox: Sandbox, traps: Traps, attacks: Iterable[Attack]) -> dict[s
     waiting: list[tuple[Attack, Future[Answer]]] = [
         (attack, sandbox.submit(traps.source(attack), jobs(attack.noise))) for attack in attacks
     ]
+    answers = [(attack, future.result()) for attack, future in waiting]
     outcomes = {}
-    for attack, future in waiting:
-        answer = future.result()
-        if answer.status == "timeout" and attack.ends and answer.status not in attack.ends:
-            answer = sandbox.run(traps.source(attack), jobs(attack.noise))  # a busy machine
+    for attack, answer in answers:
+        if answer.status == "timeout" and must_end(attack, sandbox.isolation):
+            answer = patiently(sandbox, traps.source(attack), jobs(attack.noise))
         outcome = Outcome(answer.status, answer.message, answer.seconds)
         outcome.faults.extend(faults(attack, answer))
         if "GOT: " in answer.message:
@@ -338,9 +341,23 @@ def run_all(sandbox: Sandbox, traps: Traps, attacks: Iterable[Attack]) -> dict[s
             outcome.evidence.append(f"an AUC of {score(answer):.2f} on noise")
         outcomes[attack.title] = outcome
     traps.hear()
-    for attack, _ in waiting:
+    for attack, _ in answers:
         outcomes[attack.title].evidence.extend(traps.traces(attack))
     return outcomes
+
+
+def must_end(attack: Attack, isolation: str) -> bool:
+    """Whether an attack that ran out of time only did so because the machine is busy."""
+    return "timeout" not in attack.ends and (bool(attack.ends) or isolation == "none")
+
+
+def patiently(sandbox: Sandbox, source: str, tasks: list[Job]) -> Answer:
+    """Run a program with time enough on any machine."""
+    sandbox.budget = PATIENCE
+    try:
+        return sandbox.run(source, tasks)
+    finally:
+        sandbox.budget = BUDGET
 
 
 def honest(sandbox: Sandbox) -> dict[str, list[list[list[float]]]]:
@@ -348,7 +365,7 @@ def honest(sandbox: Sandbox) -> dict[str, list[list[list[float]]]]:
     found = {}
     for name, line in HONEST.items():
         text = f"{line}\ndef build_model(x, y):\n    return Model().fit(x, y)\n"
-        answer = sandbox.run(text, jobs(noisy=True))
+        answer = patiently(sandbox, text, jobs(noisy=True))
         tables = answer.probabilities or ()
         found[name] = [table.tolist() for table in tables] or [[[answer.message]]]
     return found
@@ -376,7 +393,7 @@ def attack(sandbox: Sandbox, traps: Traps, names: list[str]) -> dict[str, Any]:
     """Run the attacks; what each did, and what became of the sandbox."""
     before, idle = honest(sandbox), descendants()
     outcomes = run_all(sandbox, traps, chosen(sandbox.isolation, names))
-    left = settled(set(idle), 4)
+    left = settled(set(idle), 30)
     after = honest(sandbox)
     return {
         "isolation": sandbox.isolation,

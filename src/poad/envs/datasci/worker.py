@@ -180,6 +180,7 @@ def preload(paths: list[str]) -> None:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
     warm_up()
+    keep_list_of_libraries()
 
 
 def _import_all(name: str) -> None:
@@ -211,6 +212,20 @@ def warm_up() -> None:
     time.strptime("2000-01-01", "%Y-%m-%d")
     platform.uname()
     generator.seed(0)
+
+
+def keep_list_of_libraries() -> None:
+    """Let threadpoolctl find the loaded libraries without a file.
+
+    `threadpool_limits` lists them each time, from /proc/self/maps where there is a /proc. A program
+    can neither open that nor load another library, so the list of the server stays complete.
+    """
+    import threadpoolctl
+
+    found = threadpoolctl.ThreadpoolController().lib_controllers
+    threadpoolctl.ThreadpoolController._load_libraries = lambda self: self.lib_controllers.extend(  # type: ignore[method-assign]
+        found
+    )
 
 
 def text_of(error: BaseException) -> str:

@@ -121,7 +121,8 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
         for metrics in trainer.train():
             if metrics["cpu_seconds"] > 60 * options.cpu_minutes:
                 break
-        assert trainer.best is not None
+        best = trainer.works.best
+        assert best is not None
         measured = list(trainer.measured)
         scores = [m["score"] for m in measured if "score" in m]
         run.write_summary(
@@ -134,7 +135,7 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 "executable": len(scores) / len(measured),
                 "score": float(np.mean(scores)),
                 "reward": float(np.mean([m.get("score", -1.0) for m in measured])),
-                "best": trainer.best._asdict(),
+                "best": best._asdict(),
             }
         )
     print(f"{path.name}: done", flush=True)

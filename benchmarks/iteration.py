@@ -31,7 +31,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import poad
 from poad.agent import Critic, FrozenFeatures, Policy, resolve
 from poad.config import Config, ModelConfig, PPOConfig
-from poad.credit import METHODS
 from poad.envs import make
 from poad.learn import PPO, Collector
 from poad.lm import LanguageModel, TextCodec
@@ -54,7 +53,7 @@ def settings(world: str, micro_batch: int, **ppo: Any) -> Config:
     } | ppo
     learner = PPOConfig(micro_batch_tokens=micro_batch, **ppo)
     name = ModelConfig(name="tiny-kitchen", device="cpu")  # used for its tokenizer only
-    return resolve(Config(env=world, streams=4, horizon=32, model=name, ppo=learner))
+    return resolve(Config(env=world, streams=4, horizon=32, model=name, ppo=learner)).config
 
 
 def million(width: int = 192, layers: int = 2) -> LlamaForCausalLM:
@@ -90,8 +89,18 @@ def build(causal: LlamaForCausalLM, codec: TextCodec, config: Config, how: Savin
     model = LanguageModel(copy.deepcopy(causal), codec)
     critic = Critic(model.width, config.critic.hidden, seed=0)
     if how is None:
-        policy = Policy(model, config.acting)
-        learner = PPO(policy, critic, FrozenFeatures(model), METHODS["poad"], config)
+        resolved = resolve(config)
+        policy = Policy(model, resolved.acting)
+        learner = PPO(
+            policy,
+            critic,
+            FrozenFeatures(model, config.ppo.micro_batch_tokens),
+            credit=resolved.credit,
+            ppo=config.ppo,
+            value=config.critic,
+            streams=config.streams,
+            seed=config.seed,
+        )
         return Side(model, critic, policy, learner.update)
     rival = Rival(model, critic, config, how)
     return Side(model, critic, Actor(model, how), lambda rollout: rival.update(rollout.streams)[-1])

@@ -21,8 +21,7 @@ import torch
 from iteration import TOKENIZER, million
 from transformers import AutoTokenizer
 
-from poad.agent import Policy
-from poad.config import ActingConfig
+from poad.agent import Acting, Policy
 from poad.envs import make
 from poad.lm import LanguageModel, TextCodec
 from poad.turns import Observation
@@ -99,7 +98,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|")
     trie, choices = measure(Policy(model), texts, options.batch, options.times)
-    scores = Policy(model, ActingConfig(scheme="score", score="word"))
+    scores = Policy(model, Acting(scheme="score", score="word"))
     whole, _ = measure(scores, texts, options.batch, max(1, options.times // 4))
     for count in COUNTS:
         print(

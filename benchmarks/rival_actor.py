@@ -61,11 +61,14 @@ class Actor:
     def act_each(
         self,
         observations: Sequence[Observation],
-        generator: np.random.Generator,
+        generator: np.random.Generator | Sequence[np.random.Generator],
         *,
-        cache: ActingCache,
+        greedy: bool = False,
+        cache: ActingCache | None = None,
     ) -> Iterable[tuple[int, Action]]:
-        """Choose one action for each observation."""
+        """Choose one action for each observation; it always samples."""
+        assert isinstance(generator, np.random.Generator)
+        assert not greedy
         if self.savings.keep_keys and self.savings.chosen_path:
             own = cache if self.savings.memo else ActingCache()
             return enumerate(Policy(self.model).act(observations, generator, cache=own))

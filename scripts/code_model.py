@@ -188,7 +188,8 @@ def measure(folder: Path, recipe: CodeRecipe, sandbox: Sandbox) -> dict[str, dic
     measured = {}
     for name, number in recipe.samples:
         table = datasets.load(name)
-        shown = prompt(table.title, *table.x.shape, len(table.classes))
+        rows, features = table.x.shape
+        shown = prompt(table.title, rows, features, len(table.classes))
         actions = policy.act([Observation(shown)] * number, generator)
         own = scores([action.text for action in actions], table, sandbox)
         drawn = scores([draw_body(rng).text for _ in range(number)], table, sandbox)

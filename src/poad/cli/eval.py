@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from poad.cli.arguments import Switch
+from poad.cli.arguments import Positional
 from poad.cli.settings import check_episodes, check_seed
 from poad.envs import make
 from poad.errors import ConfigError
@@ -23,7 +21,7 @@ class Options:
     instead, before and after training.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     """The directory of the run."""
     episodes: int = 100
     """Episodes in each mode."""
@@ -31,7 +29,7 @@ class Options:
     """Seed of the first episode. Default: the run's own (eval.seed)."""
     checkpoint: int | None = None
     """Iteration whose weights are used. Default: the newest checkpoint."""
-    untrained: Switch = False
+    untrained: bool = False
     """Use the model as it was before training."""
     env: str | None = None
     """Play in another world than the one the agent was trained in."""
@@ -39,7 +37,7 @@ class Options:
     """Arguments of the world."""
     model: Path | None = None
     """Evaluate this exported model instead of the run's own weights; the critic stays the run's."""
-    language: Switch = False
+    language: bool = False
     """Evaluate the model on language tasks, before and after training, with the Language Model
     Evaluation Harness."""
     tasks: tuple[str, ...] = ()
@@ -51,7 +49,7 @@ class Options:
     text: Path | None = None
     """With --language: measure how well the model predicts this text file instead; needs neither
     the harness nor a network."""
-    quiet: Switch = False
+    quiet: bool = False
     """Print one plain line per mode and nothing else."""
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from poad.cli.arguments import Switch
+from poad.cli.arguments import Positional
 from poad.runs import Run
 
 
@@ -15,13 +13,13 @@ from poad.runs import Run
 class Options:
     """Write a run's trained model in the Hugging Face layout, with a model card."""
 
-    run: tyro.conf.Positional[Path]
+    run: Positional[Path]
     """The directory of the run."""
     to: Path
     """Where to write: a directory that is empty or does not exist yet."""
     checkpoint: int | None = None
     """Iteration whose weights are used. Default: the newest checkpoint."""
-    adapter: Switch = False
+    adapter: bool = False
     """Write only the LoRA adapters, for PEFT, instead of merging them into the model (for runs with
     model.tuning = lora)."""
 

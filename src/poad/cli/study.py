@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from poad.cli.arguments import Switch
+from poad.cli.arguments import Positional
 from poad.errors import ConfigError
 
 
@@ -21,17 +18,17 @@ class Options:
     and then listed as failed.
     """
 
-    file: Annotated[Path | None, tyro.conf.Positional] = None
+    file: Positional[Path | None] = None
     """The study file."""
     jobs: int = 2
     """Number of runs at a time, one thread each. 0 runs nothing and writes the results so far."""
-    smoke: Switch = False
+    smoke: bool = False
     """Run the study at toy size, to see that everything works."""
     out: Path | None = None
     """Output directory. Default: runs/studies/<name>."""
     only: tuple[str, ...] = ()
     """Worlds or methods to run now. Default: all."""
-    quiet: Switch = False
+    quiet: bool = False
     """Print nothing but errors."""
     compare: tuple[Path, Path] | None = None
     """Compare the results of two studies instead of running one."""

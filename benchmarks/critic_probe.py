@@ -21,7 +21,7 @@ from poad.agent import Agent
 from poad.envs import make
 from poad.learn import Collector
 from poad.turns import Position, Rollout
-from poad.workflows import load_run
+from poad.workflows import Weights, load_weights
 
 STREAMS, HORIZON, SEED = 64, 24, 50_000_000
 STRENGTHS = tuple(10.0**k for k in range(-2, 6))
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     for path in parser.parse_args().runs:
-        _, agent, _ = load_run(path, None, untrained=False)
+        _, agent, _ = load_weights(Weights(path))
         hidden = agent.features
         if hidden is None:
             raise SystemExit(

@@ -99,9 +99,10 @@ def test_an_interruption_still_tells_the_last_iteration():
 @pytest.mark.parametrize("make", [piped, terminal])
 def test_quiet_is_quiet(make: type[Console]):
     console = make()
-    with Progress(TOTAL, quiet=True, console=console, pause=0) as progress:
+    console.quiet = True
+    with Progress(TOTAL, console=console, pause=0) as progress:
         progress.update(metrics(1))
-    assert list(watch([episode()], 1, "sampled", quiet=True, console=console)) == [episode()]
+    assert list(watch([episode()], 1, "sampled", console)) == [episode()]
     assert output(console) == ""
 
 

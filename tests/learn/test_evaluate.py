@@ -15,8 +15,8 @@ from tolerance import EXACT, float64
 
 from poad.agent.build import Agent, load_agent
 from poad.envs.registry import make
-from poad.learn.evaluate import evaluate, summarize
-from poad.runs import EpisodeRecord, Evaluation, decode, encode, plain
+from poad.learn.evaluate import evaluate
+from poad.runs import EpisodeRecord, Evaluation, decode, encode, plain, summarize
 from poad.stats import wilson_interval
 from poad.turns import Episode
 

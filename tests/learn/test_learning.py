@@ -12,8 +12,9 @@ from tolerance import drift
 from poad.agent.build import Agent
 from poad.config import load
 from poad.envs.registry import unseen_worlds
-from poad.learn.evaluate import evaluate, summarize
+from poad.learn.evaluate import evaluate
 from poad.learn.train import Trainer
+from poad.runs import summarize
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -28,8 +28,9 @@ from poad.envs.datasci.sandbox import Sandbox
 from poad.envs.registry import make
 from poad.envs.text_world import TextWorld
 from poad.errors import SandboxError
-from poad.learn.evaluate import evaluate, summarize
+from poad.learn.evaluate import evaluate
 from poad.lm.loading import ASSETS, embedded_models, load_model, model_card
+from poad.runs import summarize
 from poad.turns import Observation
 
 ROOT = Path(__file__).parents[2]

@@ -135,7 +135,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert os.listdir(tmp_path) == []
 
 
-def test_a_mirror_that_is_not_installed_stops_the_run_before_it_begins(
+def test_a_tracker_that_is_not_installed_stops_the_run_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -144,7 +144,7 @@ def test_a_mirror_that_is_not_installed_stops_the_run_before_it_begins(
     assert os.listdir(tmp_path) == []
 
 
-def test_mirrors_see_what_is_logged(tmp_path: Path):
+def test_trackers_see_what_is_logged(tmp_path: Path):
     pytest.importorskip("tensorboard")
     with Run.create(tmp_path / "run", Config(trackers=("tensorboard",))) as run:
         run.log(metrics(1))

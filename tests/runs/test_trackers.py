@@ -1,4 +1,4 @@
-"""Mirrors are optional: missing ones are an error before training, failing ones only a warning."""
+"""Trackers are optional: missing ones are an error before training, failing ones only a warning."""
 
 from __future__ import annotations
 

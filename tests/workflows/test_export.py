@@ -28,7 +28,7 @@ from poad.learn.evaluate import evaluate
 from poad.lm.packing import pack
 from poad.runs import Run, encode
 from poad.workflows.export import export
-from poad.workflows.load import load_run, with_exported
+from poad.workflows.load import Weights, load_weights, with_exported
 
 KITCHEN = "poad/TomatoSalad-v0"
 PEFT_ASKS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 def exported(run: Run, to: Path, adapter: bool = False) -> Path:
-    export(load_run(run.path), to, adapter=adapter)
+    export(load_weights(Weights(run.path)), to, adapter=adapter)
     return to
 
 
@@ -82,8 +82,8 @@ def test_an_export_plays_the_episodes_of_its_run(
     runs: dict[str, Run], tmp_path: Path, kind: str, adapter: bool, greedy: bool
 ) -> None:
     to = exported(runs[kind], tmp_path / "out", adapter)
-    _, agent, _ = load_run(runs[kind].path)
-    _, untrained, _ = load_run(runs[kind].path, untrained=True)
+    _, agent, _ = load_weights(Weights(runs[kind].path))
+    _, untrained, _ = load_weights(Weights(runs[kind].path, untrained=True))
     own = played(agent, greedy)
     assert_same(played(with_exported(agent, to), greedy), own)
     assert played(untrained, greedy)[0]["turns"][0]["offered"] != own[0]["turns"][0]["offered"]
@@ -129,7 +129,7 @@ def test_plain_transformers_and_peft_compute_the_same(
     model = {"name": str(base), "tuning": "lora", "device": "cpu"}
     run = run_of(tmp_path / "run", settings("Chain", model=model))
     to = exported(run, tmp_path / "out", adapter)
-    _, agent, _ = load_run(run.path)
+    _, agent, _ = load_weights(Weights(run.path))
     codec = agent.model.codec
     rows = [codec.prompt(text) + codec.action(act) for text in PROMPTS for act in ACTIONS[:3]]
     causal = AutoModelForCausalLM.from_pretrained(base if adapter else to)
@@ -160,7 +160,7 @@ def test_weights_keep_the_precision_they_were_trained_in(
         weights = load_file(to / "model.safetensors")
         assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{trained}"}
         assert json.loads((to / "config.json").read_text())["dtype"] == trained
-        own = load_run(run.path)[1].model.state()
+        own = load_weights(Weights(run.path))[1].model.state()
         if tuning == "full":
             assert all(torch.equal(weights[name], weight) for name, weight in own.items())
         rounded = "rounded to bfloat16" in (to / "README.md").read_text()
@@ -249,7 +249,7 @@ def test_an_adapter_that_poad_cannot_have_written_is_refused(
     runs: dict[str, Run], tmp_path: Path
 ) -> None:
     to = exported(runs["lora"], tmp_path / "out", adapter=True)
-    _, agent, _ = load_run(runs["lora"].path, untrained=True)
+    _, agent, _ = load_weights(Weights(runs["lora"].path, untrained=True))
     config = to / "adapter_config.json"
     written = json.loads(config.read_text())
     config.write_text(json.dumps(written | {"use_rslora": True}))
@@ -268,7 +268,7 @@ def test_adapters_of_a_tied_head_are_not_merged_into_the_words(tmp_path: Path) -
         exported(run, tmp_path / "out")
     assert os.listdir(tmp_path) == ["run"]
     to = exported(run, tmp_path / "out", adapter=True)
-    _, agent, _ = load_run(run.path)
+    _, agent, _ = load_weights(Weights(run.path))
     assert_same(played(with_exported(agent, to), False), played(agent, False))
 
 
@@ -276,7 +276,7 @@ def test_adapters_of_a_tied_head_are_not_merged_into_the_words(tmp_path: Path) -
 def test_whatever_happens_nothing_partial_is_left(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    loaded = load_run(runs["full"].path)
+    loaded = load_weights(Weights(runs["full"].path))
     to = tmp_path / "out"
     if what == "interrupt":
 

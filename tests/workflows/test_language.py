@@ -27,7 +27,7 @@ from poad.cli.main import main
 from poad.config import Config
 from poad.runs import Run, write_json
 from poad.workflows.language import compare, compare_losses, text_loss, windows
-from poad.workflows.load import load_run
+from poad.workflows.load import Weights, load_weights
 
 ROOT = Path(__file__).parents[2]
 TASK = Path(__file__).parents[1] / "language_task"
@@ -168,7 +168,9 @@ def test_a_text_before_and_after(
     found = left(run, "text")
     per_token = found["changes"]["nats per token"]
     for key, untrained in (("before", True), ("after", False)):
-        nats, count = text_loss(load_run(run.path, untrained=untrained).agent.model, TEXT)
+        nats, count = text_loss(
+            load_weights(Weights(run.path, untrained=untrained)).agent.model, TEXT
+        )
         assert per_token[key] == pytest.approx(nats.sum() / count.sum())
     assert per_token["difference"] != 0
     assert found["checkpoint"] == 1

@@ -12,11 +12,11 @@ from poad.display.plots import (
     standalone,
 )
 from poad.display.report import write_report
-from poad.display.tables import Table
+from poad.display.tables import Table, evaluation_table
 from poad.display.terminal import (
     Progress,
     Screen,
-    evaluation_table,
+    can_be_live,
     show_ending,
     show_evaluation,
     show_turn,
@@ -33,6 +33,7 @@ __all__ = [
     "Table",
     "bars_svg",
     "bounds",
+    "can_be_live",
     "compact",
     "evaluation_table",
     "interval",

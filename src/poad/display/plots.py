@@ -9,7 +9,8 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,16 +41,7 @@ def curve_svg(
 ) -> str:
     """One metric against environment steps as an inline SVG that follows the page's colours.
 
-    Args:
-        metrics: as :meth:`poad.runs.Run.metrics` returns them.
-        key: the metric.
-        limits: of the vertical axis; default: those of the values.
-        dots: (steps, value, low, high) of points to mark with their intervals.
-        size: width and height in inches. A page scales drawings to its width, so a smaller size
-            gives larger text.
-
-    Returns:
-        The ``<svg>`` element; empty if there is nothing to draw.
+    ``dots`` are (steps, value, low, high). The text is empty if there is nothing to draw.
     """
     points = [
         (m["env_steps"], m[key], m.get("episodes", 0))
@@ -58,11 +50,7 @@ def curve_svg(
     ]
     if not points and not dots:
         return ""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_quiet(key)):
-        figure = Figure(figsize=size, layout="constrained")
+    with _figure(key, size) as figure:
         axes = figure.add_subplot()
         _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
         xs, ys, ended = zip(*points, strict=True) if points else ((), (), ())
@@ -124,18 +112,12 @@ def plot_learning(
     """
     if not runs:
         raise ValueError("There is no run to draw; give at least one.")
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     worlds = list(dict.fromkeys(run.config.env for run in runs))
     panels = [(world, key) for world in worlds for key in keys]
     columns = len(keys) if len(keys) > 1 else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
-        figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
+    with _figure("poad", (4 * columns, 2.6 * rows)) as figure:
+        grid = _grid(figure, rows, columns, len(panels))
         for axes, (world, key) in zip(grid.flat, panels, strict=False):
             _style(axes, "#555555", "#e6e6e6")
             _bands(axes, [run for run in runs if run.config.env == world], key)
@@ -144,10 +126,7 @@ def plot_learning(
                 axes.set_ylim(-0.02, 1.02)
         for axes in grid[-1]:
             axes.set_xlabel("environment steps", color="#555555")
-        figure.savefig(
-            path, dpi=160, metadata={"Date": None} if Path(path).suffix == ".svg" else None
-        )
-    return Path(path)
+        return _save(figure, path)
 
 
 def _bands(axes: Axes, runs: Sequence[Run], key: str) -> None:
@@ -181,12 +160,9 @@ def plot_theory(
         errors: by method: numbers of episodes, and the error of means over that many.
         path: the file to write; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poad", "font.size": 9}):
-        figure = Figure(figsize=(11.5, 2.9), layout="constrained")
+    with _figure("poad", (11.5, 2.9)) as figure:
         left, right, last = figure.subplots(1, 3, width_ratios=(5, 4, 4))
         for axes in (left, right, last):
             _style(axes, "#555555", "#e6e6e6")
@@ -218,9 +194,7 @@ def plot_theory(
         last.set_title("Error of sampled credit", fontsize=10, loc="left")
         last.set_xlabel("episodes", color="#555")
         last.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        svg = Path(path).suffix == ".svg"
-        figure.savefig(path, dpi=120, metadata={"Date": None} if svg else None)
-    return Path(path)
+        return _save(figure, path)
 
 
 # Studies: several methods in several panels, as SVG text for a page or a file.
@@ -261,17 +235,11 @@ def lines_svg(
         key: a name that is unique among the drawings of a page.
         log: use a logarithmic horizontal axis, with ticks at the points.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context(_quiet(key)):
-        figure = Figure(figsize=(4.4 * columns, 2.7 * rows + 0.6), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
+    with _figure(key, (4.4 * columns, 2.7 * rows + 0.6)) as figure:
+        grid = _grid(figure, rows, columns, len(panels))
         shown: dict[str, Any] = {}
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
         for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
             _style(axes, _INK, _GRID)
             axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
@@ -311,19 +279,13 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
         panels: the numbers by title.
         key: a name that is unique among the drawings of a page.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
     places = {label: -i for i, label in enumerate(labels)}
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context(_quiet(key)):
-        size = (2.9 * columns + 1.2, (0.24 * len(labels) + 0.6) * rows)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
+    size = (2.9 * columns + 1.2, (0.24 * len(labels) + 0.6) * rows)
+    with _figure(key, size) as figure:
+        grid = _grid(figure, rows, columns, len(panels), sharey=True)
         for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
             _style(axes, _INK, _GRID, ticks=4)
             axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
@@ -346,9 +308,28 @@ def standalone(svg: str) -> str:
     return svg
 
 
-def _quiet(key: str) -> Any:
-    """Settings of matplotlib that keep text as text and make the output reproducible."""
-    return {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}
+@contextmanager
+def _figure(key: str, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure whose text stays text and whose output is reproducible."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+        yield Figure(figsize=size, layout="constrained")
+
+
+def _grid(figure: Figure, rows: int, columns: int, used: int, sharey: bool = False) -> Any:
+    """[rows, columns] axes, of which the first ``used`` are visible."""
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    for axes in grid.flat[used:]:
+        axes.set_visible(False)
+    return grid
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
 
 
 def _drawn(figure: Figure, label: str) -> str:

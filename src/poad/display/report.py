@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from poad.config import dump
 from poad.display.html import Html, page, tag
 from poad.display.numbers import bounds, compact, number, percent
 from poad.display.plots import curve_svg
-from poad.display.tables import Table
+from poad.display.tables import Table, evaluation_table
 from poad.display.turns import arrange, describe_ending, turn_in_html
 from poad.errors import RunError
-from poad.runs import EpisodeRecord, Run, write_text
-from poad.stats import wilson_interval
+from poad.runs import EpisodeRecord, Evaluation, Mode, Run, summarize, write_text
+from poad.turns import Episode
 
 MAX_TURNS = 40
 _SMALL_PANELS = {
@@ -65,35 +64,13 @@ def write_report(run: Run) -> Path:
 # Evaluations, computed from the episodes.
 
 
-@dataclass
-class _Evaluation:
-    """The episodes that one checkpoint played in one mode; a repeated seed counts once."""
+class _Evaluation(NamedTuple):
+    """What one checkpoint achieved in one mode; a repeated seed counts once."""
 
     checkpoint: int | None
-    mode: str
+    mode: Mode
     world: str
-    episodes: dict[int, tuple[bool, float, float]] = field(default_factory=dict)
-    """(success, return, length) by seed."""
-
-    @property
-    def successes(self) -> int:
-        return sum(success for success, _, _ in self.episodes.values())
-
-    @property
-    def rate(self) -> float:
-        return self.successes / len(self.episodes)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.successes, len(self.episodes))
-
-    @property
-    def mean_return(self) -> float:
-        return sum(each for _, each, _ in self.episodes.values()) / len(self.episodes)
-
-    @property
-    def mean_length(self) -> float:
-        return sum(length for _, _, length in self.episodes.values()) / len(self.episodes)
+    result: Evaluation
 
 
 def _evaluations(run: Run) -> tuple[list[_Evaluation], EpisodeRecord | None]:
@@ -102,24 +79,21 @@ def _evaluations(run: Run) -> tuple[list[_Evaluation], EpisodeRecord | None]:
     That episode is the newest checkpoint's first one, sampled if there is one; it is not selected
     by its outcome.
     """
-    found: dict[tuple[Any, ...], _Evaluation] = {}
+    found: dict[tuple[int | None, Mode, str], dict[int, Episode]] = {}
     home = _world(run.config.env, run.config.env_args)
     example, highest = None, None
     for record in run.episodes():
         world = _world(record.env, record.env_args)
-        key = (record.checkpoint, record.mode, world)
-        evaluation = found.setdefault(key, _Evaluation(*key))
-        outcome = (record.success, record.episode_return, record.length)
-        evaluation.episodes[record.seed] = outcome
-        sampled = record.mode == "sampled"
-        rank = (world == home, _age(record.checkpoint), sampled, -record.seed)
+        outcome = Episode(record.episode_return, record.length, record.success)
+        found.setdefault((record.checkpoint, record.mode, world), {})[record.seed] = outcome
+        rank = (world == home, _age(record.checkpoint), record.mode == "sampled", -record.seed)
         if record.turns and (highest is None or rank >= highest):
             example, highest = record, rank
-
-    def place(e: _Evaluation) -> tuple[bool, str, int, bool]:
-        return e.world != home, e.world, -_age(e.checkpoint), e.mode != "sampled"
-
-    return sorted(found.values(), key=place), example
+    evaluations = [_Evaluation(*key, summarize(each.values())) for key, each in found.items()]
+    evaluations.sort(
+        key=lambda e: (e.world != home, e.world, -_age(e.checkpoint), e.mode != "sampled")
+    )
+    return evaluations, example
 
 
 def _world(env: str, env_args: Mapping[str, Any]) -> str:
@@ -134,26 +108,18 @@ def _age(checkpoint: int | None) -> int:
 def _evaluation_table(evaluations: Sequence[_Evaluation]) -> list[Html]:
     if not evaluations:
         return []
+    table = evaluation_table([(e.mode, e.result) for e in evaluations])
+    columns, rows = ["checkpoint", *table.columns], []
     several = len({e.world for e in evaluations}) > 1
-    columns = ["checkpoint", "actions", "episodes", "success", "95 % interval", "return", "length"]
-    rows = []
-    for e in evaluations:
-        cells = [
-            "untrained" if e.checkpoint is None else str(e.checkpoint),
-            e.mode,
-            f"{len(e.episodes):,}",
-            percent(e.rate),
-            bounds(e.interval),
-            number(e.mean_return),
-            number(e.mean_length, ".1f"),
-        ]
-        rows.append([e.world, *cells] if several else cells)
+    for e, cells in zip(evaluations, table.rows, strict=True):
+        checkpoint = "untrained" if e.checkpoint is None else str(e.checkpoint)
+        rows.append([e.world] * several + [checkpoint, *cells])
     note = (
         "Success is the share of successful episodes, with its Wilson interval. A greedy agent "
         "without memory can repeat itself for ever in a state that a sampled agent leaves, so both "
         "are reported."
     )
-    columns = ["world", *columns] if several else columns
+    columns = ["world"] * several + columns
     return Table(columns, rows, title="Evaluation", note=note).to_html()
 
 
@@ -173,12 +139,12 @@ def _cards(metrics: Sequence[Mapping[str, float]], evaluations: Sequence[_Evalua
     cards: list[tuple[str, str, str]] = []
     for e in evaluations:
         if (e.checkpoint, e.world) == (evaluations[0].checkpoint, evaluations[0].world):
-            note = f"95 %: {bounds(e.interval)}, {len(e.episodes):,} episodes"
-            cards.append((f"success, {e.mode}", percent(e.rate), note))
+            note = f"95 %: {bounds(e.result.success_interval)}, {e.result.episodes:,} episodes"
+            cards.append((f"success, {e.mode}", percent(e.result.success_rate), note))
     last = metrics[-1] if metrics else {}
     if evaluations:
         first = evaluations[0]
-        cards.append(("mean return", number(first.mean_return), f"{first.mode} episodes"))
+        cards.append(("mean return", number(first.result.mean_return), f"{first.mode} episodes"))
     elif metrics:
         note = "last 100 training episodes"
         cards.append(("success, training", percent(last.get("success")), note))
@@ -204,11 +170,12 @@ def _curves(
     if not metrics:
         return [tag("p", "No training iteration has been logged yet.", cls="soft")]
     steps_at = {int(m["iteration"]): m["env_steps"] for m in metrics}
-    dots = [
-        (steps_at[e.checkpoint], e.rate, *e.interval)
-        for e in evaluations
-        if e.mode == "sampled" and e.world == evaluations[0].world and e.checkpoint in steps_at
-    ]
+    dots: list[tuple[float, float, float, float]] = []
+    for e in evaluations:
+        at_home = e.mode == "sampled" and e.world == evaluations[0].world
+        if at_home and e.checkpoint in steps_at and e.result.success_interval:
+            steps = steps_at[e.checkpoint]
+            dots.append((steps, e.result.success_rate, *e.result.success_interval))
     mean = "mean of the last 100 training episodes, dotted before the 100th"
     success = mean + ("; dots: evaluations with 95 % intervals" if dots else "")
     large = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import table as rich_table
 from rich.text import Text
 
 from poad.display.html import Html, tag
+from poad.display.numbers import bounds, number, percent
+from poad.runs import Evaluation, Mode
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,20 @@ class Table:
         title = [tag("h2", self.title)] if self.title else []
         note = [tag("p", self.note, cls="soft key")] if self.note else []
         return [*title, grid, *note]
+
+
+def evaluation_table(evaluations: Iterable[tuple[Mode, Evaluation]]) -> Table:
+    """Build a table with a row for each evaluation."""
+    columns = ("actions", "success", "95 % interval", "return", "length", "episodes")
+    rows = [
+        (
+            mode,
+            percent(evaluation.success_rate),
+            bounds(evaluation.success_interval),
+            number(evaluation.mean_return),
+            number(evaluation.mean_length, ".1f"),
+            f"{evaluation.episodes:,}",
+        )
+        for mode, evaluation in evaluations
+    ]
+    return Table(columns, rows)

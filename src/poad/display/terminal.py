@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, TypeVar
 
 from rich.console import Console, Group
@@ -23,8 +22,8 @@ from rich.syntax import Syntax
 from rich.table import Table as Grid
 from rich.text import Text
 
-from poad.display.numbers import bounds, number, percent
-from poad.display.tables import Table
+from poad.display.numbers import number, percent
+from poad.display.tables import Table, evaluation_table
 from poad.display.turns import arrange, can_draw, describe_ending, rule, turn_in_terminal
 from poad.runs import EpisodeRecord, Evaluation, Mode, TurnRecord
 
@@ -50,7 +49,10 @@ _COLUMNS = (
 
 
 class Screen(Console):
-    """A console that goes quiet when the reader of its pipe is gone."""
+    """A console without highlighting that goes quiet when the reader of its pipe is gone."""
+
+    def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
+        super().__init__(quiet=quiet, stderr=stderr, highlight=False)
 
     def on_broken_pipe(self) -> None:
         """Continue without output: training must not end because ``head`` did."""
@@ -63,21 +65,13 @@ class Progress:
 
     Args:
         total_steps: environment steps of the whole run, for the bar and the remaining time.
-        quiet: show nothing.
-        console: where to show it; default: standard output.
+        console: where to show it; a quiet one shows nothing.
         pause: minimum seconds between two plain lines; the first and the last always appear.
     """
 
-    def __init__(
-        self,
-        total_steps: int,
-        quiet: bool = False,
-        console: Console | None = None,
-        pause: float = 2.0,
-    ) -> None:
+    def __init__(self, total_steps: int, console: Console, pause: float = 2.0) -> None:
         self._total = total_steps
-        self._quiet = quiet
-        self._console = console or Screen()
+        self._console = console
         self._pause = pause
         self._history: list[Mapping[str, float]] = []
         self._shown_at = -math.inf
@@ -85,18 +79,13 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
-        if not self._quiet and self._console.is_terminal and not self._console.is_dumb_terminal:
+        if can_be_live(self._console):
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
             self._pause = min(self._pause, 0.1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._is_current:
             self._show()
         if self._live:
@@ -104,7 +93,7 @@ class Progress:
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Show one iteration's metrics; docs/runs.md lists their names."""
-        if self._quiet:
+        if self._console.quiet:
             return
         row = {key: metrics.get(key, math.nan) for _, key, _, _ in _COLUMNS}
         row |= {key: value for key, value in metrics.items() if key.startswith(WORLD_PREFIX)}
@@ -182,15 +171,13 @@ class Progress:
         return f"{hours}:{clock}" if hours else clock.removeprefix("0")
 
 
-def watch(
-    records: Iterable[T],
-    total: int,
-    label: str,
-    quiet: bool = False,
-    console: Console | None = None,
-) -> Iterator[T]:
+def can_be_live(console: Console) -> bool:
+    """Whether a console can redraw what it shows."""
+    return console.is_terminal and not console.is_dumb_terminal and not console.quiet
+
+
+def watch(records: Iterable[T], total: int, label: str, console: Console) -> Iterator[T]:
     """Pass on evaluation episodes while a progress bar counts them (on a terminal only)."""
-    console = console or Screen()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -198,36 +185,16 @@ def watch(
         TextColumn("episodes,"),
         TimeRemainingColumn(),
     )
-    hidden = quiet or not console.is_terminal
+    hidden = console.quiet or not console.is_terminal
     with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
         yield from bar.track(records, total=total, description=label)
 
 
 def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:
-    """Print evaluations side by side.
-
-    Args:
-        console: where to print.
-        evaluations: by mode (``sampled``, ``greedy``).
-    """
-    console.print(evaluation_table(evaluations).to_terminal(column_styles={1: "bold green"}))
-
-
-def evaluation_table(evaluations: Mapping[Mode, Evaluation]) -> Table:
-    """Build a table with a row for each evaluation."""
-    columns = ("actions", "success", "95 % interval", "return", "length", "episodes")
-    rows = [
-        (
-            mode,
-            percent(evaluation.success_rate),
-            bounds(evaluation.success_interval),
-            number(evaluation.mean_return),
-            number(evaluation.mean_length, ".1f"),
-            f"{evaluation.episodes:,}",
-        )
-        for mode, evaluation in evaluations.items()
-    ]
-    return Table(columns, rows)
+    """Print the evaluations of both modes as a table."""
+    console.print(
+        evaluation_table(evaluations.items()).to_terminal(column_styles={1: "bold green"})
+    )
 
 
 def show_work(console: Console, work: Mapping[str, Any]) -> None:

@@ -60,12 +60,7 @@ class TurnView:
 
 
 def arrange(turn: TurnRecord, index: int) -> TurnView:
-    """Arrange a turn for showing.
-
-    Args:
-        turn: the turn.
-        index: its place in the episode, from 1.
-    """
+    """Arrange a turn for showing."""
     pairs = sorted(turn.offered or (), key=lambda pair: -_known(pair[1]))
     offers = [Offer(action, chance, action == turn.action) for action, chance in pairs]
     shown = [o for i, o in enumerate(offers) if i < OFFERS_SHOWN or o.chosen]

@@ -1,6 +1,6 @@
 """Learning: rollouts become experience, experience becomes gradient steps."""
 
-from poad.learn.evaluate import evaluate, summarize
+from poad.learn.evaluate import evaluate
 from poad.learn.experience import lay_out
 from poad.learn.losses import normalize_advantages
 from poad.learn.play import Actor, Step, WorldStream, observe, play
@@ -21,6 +21,5 @@ __all__ = [
     "normalize_advantages",
     "observe",
     "play",
-    "summarize",
     "train",
 ]

@@ -6,20 +6,16 @@ of an evaluation can be played again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from poad.agent import ActingCache, Agent
 from poad.envs import make
 from poad.learn.play import WorldStream, play
 from poad.learn.recording import TurnRecorder
-from poad.runs import EpisodeRecord, Evaluation, TurnRecord, versions
-from poad.stats import wilson_interval
-from poad.turns import Episode
+from poad.runs import EpisodeRecord, TurnRecord, versions
 
 
 def evaluate(
@@ -92,18 +88,3 @@ def evaluate(
     finally:
         for world in worlds:
             world.close()
-
-
-def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:
-    """Compute success rate, its 95 % Wilson interval, mean return and mean length of episodes."""
-    rows = [(e.success, e.episode_return, e.length) for e in episodes]
-    if not rows:
-        return Evaluation(0, np.nan, None, np.nan, np.nan)
-    wins, count = sum(success for success, _, _ in rows), len(rows)
-    return Evaluation(
-        episodes=count,
-        success_rate=wins / count,
-        success_interval=wilson_interval(wins, count),
-        mean_return=float(np.mean([each for _, each, _ in rows])),
-        mean_length=float(np.mean([length for _, _, length in rows])),
-    )

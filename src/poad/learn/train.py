@@ -17,10 +17,11 @@ import numpy as np
 from poad.agent import Agent, load_agent, refuse_free_writing, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import BestWork, Work, make
-from poad.learn.evaluate import evaluate, summarize
+from poad.learn.evaluate import evaluate
 from poad.learn.ppo import PPO
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
+from poad.runs import summarize
 from poad.turns import Episode, Rollout
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import torch
-from rich.table import Table
 
 from poad.agent import resolve
 from poad.config import Config
-from poad.display import Screen
+from poad.display import Screen, Table
 from poad.errors import HardwareError
 from poad.plan.hardware import (
     Kind,
@@ -359,13 +358,12 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
     room = device_memory(config) if memory is None else read_size(memory)
     plan = predict(config, flops=flops)
     console = Screen()
-    console.print(_table(plan, config), "", *_world_lines(plan), "", sep="\n")
+    console.print(_table(plan, config).to_terminal(), "", *_world_lines(plan), "", sep="\n")
     console.print(*_time_lines(plan, config, given=flops is not None), "", sep="\n")
     fits = plan.memory <= room
     verdict = "fits" if fits else "does not fit"
     console.print(
-        f"The peak of [bold]{_bytes(plan.memory)}[/] {verdict} into {_bytes(room)} of memory.",
-        highlight=False,
+        f"The peak of [bold]{_bytes(plan.memory)}[/] {verdict} into {_bytes(room)} of memory."
     )
     if fits:
         return 0
@@ -373,24 +371,23 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
     if not listed:
         console.print("No single setting would save much memory.")
         return 1
-    table = Table("setting", "peak", "saves", title="Settings that save memory", box=None)
+    rows = []
     for change in listed:
         enough = " (fits)" if change.memory <= room else ""
         saved = _bytes(plan.memory - change.memory)
-        table.add_row(change.setting, _bytes(change.memory) + enough, saved)
-    console.print(table)
+        rows.append((change.setting, _bytes(change.memory) + enough, saved))
+    columns, title = ("setting", "peak", "saves"), "Settings that save memory"
+    console.print(Table(columns, rows, title, align="lll").to_terminal())
     return 1
 
 
 def _table(plan: Plan, config: Config) -> Table:
     title = f"{plan.shape.architecture} in {config.env}, {config.streams} x {config.horizon} turns"
-    table = Table("memory", "size", "needed", "details", title=title, box=None)
-    table.title_justify = "left"
-    table.columns[1].justify = "right"
+    rows = []
     for part in plan.parts:
         needed = part.when if part.when == "always" else f"while {part.when}"
-        table.add_row(part.name, _bytes(part.size), needed, part.note)
-    return table
+        rows.append((part.name, _bytes(part.size), needed, part.note))
+    return Table(("memory", "size", "needed", "details"), rows, title, align="lrll")
 
 
 def _world_lines(plan: Plan) -> Iterator[str]:

@@ -20,6 +20,7 @@ from poad.runs.records import (
     TurnRecord,
     UnseenEvaluation,
     Versions,
+    summarize,
 )
 from poad.runs.run import UNTRAINED, Run, check_new_run, read_summary
 from poad.runs.trackers import check_trackers
@@ -49,6 +50,7 @@ __all__ = [
     "source_commit",
     "source_hash",
     "stored",
+    "summarize",
     "take_lock",
     "versions",
     "write_json",

@@ -34,11 +34,7 @@ Tensors = Mapping[str, Mapping[str, "Tensor"]]
 
 
 class Checkpoints:
-    """The checkpoints of a run, by training iteration.
-
-    Args:
-        root: the directory that holds them.
-    """
+    """The checkpoints below one directory, by training iteration."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -53,14 +49,7 @@ class Checkpoints:
         return self.root / f"{iteration:06d}"
 
     def find(self, iteration: int | None = None) -> Path:
-        """Return the directory of a checkpoint.
-
-        Args:
-            iteration: which; default: the newest.
-
-        Raises:
-            RunError: there is no such checkpoint; the message lists those that exist.
-        """
+        """Return the directory of a checkpoint (default: the newest)."""
         existing = self.iterations()
         run = self.root.parent
         if not existing:
@@ -75,9 +64,6 @@ class Checkpoints:
 
         Later checkpoints are removed too: they exist when a run was resumed from an earlier one,
         and training has now taken another course.
-
-        Raises:
-            RunError: it could not be written; earlier checkpoints are intact.
         """
         try:
             write_checkpoint(self.folder(iteration), iteration, tensors, state)
@@ -94,14 +80,7 @@ class Checkpoints:
         return self.folder(iteration)
 
     def load(self, folder: Path | None = None) -> tuple[dict[str, dict[str, Tensor]], Any]:
-        """Read a checkpoint as the (tensors, state) that it was saved from.
-
-        Args:
-            folder: its directory; default: that of the newest.
-
-        Raises:
-            RunError: it is missing or damaged; the message says how, and lists the others.
-        """
+        """Read a checkpoint as the (tensors, state) that it was saved from."""
         folder = self.find() if folder is None else folder
         try:
             return read_checkpoint(folder)
@@ -120,20 +99,15 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint to disk, completely or not at all.
 
-    Args:
-        folder: its directory; an earlier checkpoint there is replaced, as when a resumed run
-            reaches its iteration again.
-        iteration: the training iteration after which it is written.
-        tensors: each group becomes ``<group>.safetensors``.
-        state: other values that JSON can hold.
-
-    Raises:
-        OSError: it could not be written; nothing of it remains.
+    An earlier checkpoint there is replaced, as when a resumed run reaches its iteration again.
     """
     remove_leftovers(folder.parent)
     try:
         with atomic_directory(folder, replace=True) as partial:
-            hashes = {name: _save(partial / _file(name), group) for name, group in tensors.items()}
+            hashes = {
+                name: _save(partial / f"{name}.safetensors", group)
+                for name, group in tensors.items()
+            }
             content = {"iteration": iteration, "sha256": hashes, "state": state}
             write_text(partial / "state.json", json_line(content))
     except SafetensorError as error:
@@ -141,12 +115,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read the (tensors, state) that a checkpoint was written from, with tensors on the CPU.
-
-    Raises:
-        OSError: a file is missing or cannot be read.
-        ValueError: a file is damaged.
-    """
+    """Read the (tensors, state) that a checkpoint was written from, with tensors on the CPU."""
     from safetensors.torch import load_file
 
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -154,15 +123,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         raise ValueError("state.json lacks the keys of a checkpoint")
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in content["sha256"].items():
-        file = folder / _file(name)
+        file = folder / f"{name}.safetensors"
         if _sha256(file) != expected:
             raise ValueError(f"{file.name} does not match the hash in state.json")
         tensors[name] = load_file(file)
     return tensors, content["state"]
-
-
-def _file(name: str) -> str:
-    return f"{name}.safetensors"
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from poad.runs.codec import stored
+from poad.stats import wilson_interval
+from poad.turns import Episode
 
 Mode = Literal["sampled", "greedy"]
 Versions = dict[str, str | None]
@@ -70,6 +75,21 @@ class Evaluation:
     """95 % Wilson interval."""
     mean_return: float
     mean_length: float
+
+
+def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:
+    """Compute success rate, its 95 % Wilson interval, mean return and mean length of episodes."""
+    rows = [(e.success, e.episode_return, e.length) for e in episodes]
+    if not rows:
+        return Evaluation(0, np.nan, None, np.nan, np.nan)
+    wins, count = sum(success for success, _, _ in rows), len(rows)
+    return Evaluation(
+        episodes=count,
+        success_rate=wins / count,
+        success_interval=wilson_interval(wins, count),
+        mean_return=float(np.mean([each for _, each, _ in rows])),
+        mean_length=float(np.mean([length for _, _, length in rows])),
+    )
 
 
 @dataclass(frozen=True)

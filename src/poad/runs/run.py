@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poad.config import Config, dump, load, to_dict
-from poad.errors import LockedError, RunError, TrackerError
+from poad.errors import LockedError, RunError
 from poad.runs.checkpoint import Checkpoints, Tensors
 from poad.runs.codec import decode
 from poad.runs.files import (
@@ -168,11 +168,7 @@ class Run:
     # Metrics, episodes and the outcome.
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Append one iteration's metrics to metrics.jsonl and send them to the trackers.
-
-        Args:
-            metrics: numbers by name; ``iteration`` counts from 1.
-        """
+        """Append one iteration's metrics to metrics.jsonl and send them to the trackers."""
         with self._writing("metrics.jsonl", "write to") as path:
             append_line(path, metrics)
         iteration = int(metrics.get("iteration", 0))
@@ -251,13 +247,21 @@ class Run:
         return self._checkpoints.iterations()
 
     def checkpoint_path(self, iteration: int | None = None) -> Path:
-        """Return the directory of a checkpoint; see :meth:`Checkpoints.find`."""
+        """Return the directory of a checkpoint (default: the newest).
+
+        Raises:
+            RunError: there is no such checkpoint; the message lists those that exist.
+        """
         return self._checkpoints.find(iteration)
 
     def load_checkpoint(
         self, path: Path | None = None
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Read a checkpoint (default: the newest); see :meth:`Checkpoints.load`."""
+        """Read the (tensors, state) of a checkpoint (default: the newest).
+
+        Raises:
+            RunError: it is missing or damaged; the message names the others.
+        """
         return self._checkpoints.load(path)
 
     # One writer at a time.
@@ -287,10 +291,7 @@ class Run:
             name = f"{self.path.name} {self.versions().get('created')}"
             run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
             names, settings = self.config.trackers, to_dict(self.config)
-            try:
-                self._trackers = open_trackers(names, self.path, run_id, settings, first)
-            except TrackerError as error:
-                raise RunError(str(error)) from error
+            self._trackers = open_trackers(names, self.path, run_id, settings, first)
         return self._trackers
 
 

@@ -18,13 +18,7 @@ from poad.errors import TrackerError
 
 
 class Tracker:
-    """A service that receives metrics until it fails for the first time.
-
-    Args:
-        name: as in the setting ``trackers``.
-        send: called with metrics and the iteration.
-        end: called once, to flush and close.
-    """
+    """A service that receives metrics until it fails for the first time."""
 
     def __init__(
         self, name: str, send: Callable[[dict[str, float], int], None], end: Callable[[], None]
@@ -37,18 +31,18 @@ class Tracker:
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Send the finite metrics; NaN stands for a mean over nothing yet and is not sent."""
         finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
-        self._try(lambda: self._send(finite, iteration))
+        self._try(self._send, finite, iteration)
 
     def close(self) -> None:
         """Flush and close."""
         self._try(self._end)
         self._alive = False
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         if not self._alive:
             return
         try:
-            action()
+            action(*arguments)
         except Exception as error:  # no failure of a service may end a training
             self._alive = False
             warnings.warn(
@@ -61,19 +55,23 @@ class Tracker:
 def open_trackers(
     names: Sequence[str], path: Path, run_id: str, config: Mapping[str, Any], first: int
 ) -> list[Tracker]:
-    """Open every tracker that ``names`` lists.
-
-    Args:
-        names: of ``tensorboard``, ``wandb``, ``trackio``.
-        path: the run's directory; its name becomes the run's name in the tracker.
-        run_id: stays the same when the run is resumed, so that the tracker continues its curves.
-        config: the settings to show with the curves.
-        first: the first iteration to come; later points in the tracker are discarded.
-
-    Raises:
-        TrackerError: the package is not installed, or it does not start.
-    """
-    return [_open(name, path, run_id, config, first) for name in names]
+    """Open every tracker that ``names`` lists."""
+    openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+    opened = []
+    for name in names:
+        try:
+            opened.append(openers[name](path, run_id, config, first))
+        except ImportError as error:
+            raise TrackerError(
+                f"The tracker {name} needs the package {name}, which is not installed ({error}). "
+                f'Install it with `pip install "poad[{name}]"`, or leave it out of `trackers`.'
+            ) from error
+        except Exception as error:
+            raise TrackerError(
+                f"The tracker {name} does not start ({type(error).__name__}: {error}). "
+                "Repair it, or leave it out of `trackers`."
+            ) from error
+    return opened
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -88,22 +86,6 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"The package {name} is not installed. Install it with `pip install {name}`, or "
                 "leave it out of --trackers."
             )
-
-
-def _open(name: str, path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
-    opener = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name]
-    try:
-        return opener(path, run_id, config, first)
-    except ImportError as error:
-        raise TrackerError(
-            f"The tracker {name} needs the package {name}, which is not installed ({error}). "
-            f'Install it with `pip install "poad[{name}]"`, or leave it out of `trackers`.'
-        ) from error
-    except Exception as error:
-        raise TrackerError(
-            f"The tracker {name} does not start ({type(error).__name__}: {error}). "
-            "Repair it, or leave it out of `trackers`."
-        ) from error
 
 
 def _tensorboard(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from poad.config import Config
 from poad.credit import find_method
-from poad.display import Screen, Table, interval
+from poad.display import Screen, Table, can_be_live, interval
 from poad.errors import ConfigError, RunError
 from poad.study.comparable import incomparable
 from poad.study.directory import StudyDirectory
@@ -62,7 +62,7 @@ def run_study(
     with directory.lock() if jobs else nullcontext():
         directory.protect_results()
         if jobs:
-            console.print(f"Study [bold]{study.name}[/] into {out}", highlight=False)
+            console.print(f"Study [bold]{study.name}[/] into {out}")
             try:
                 requested += [job for job in directory.search if job.method in methods]
                 _run_jobs(directory, requested, jobs, console)
@@ -95,9 +95,9 @@ def compare_studies(first: Path, second: Path) -> int:
     one, other = read_results(first), read_results(second)
     console = Screen()
     if reasons := incomparable(one, other):
-        console.print(f"{first} and {second} cannot be compared:", highlight=False)
+        console.print(f"{first} and {second} cannot be compared:")
         for reason in reasons:
-            console.print(f"  {reason}", highlight=False, soft_wrap=True)
+            console.print(f"  {reason}", soft_wrap=True)
         return 1
     found = {(each.world, each.method): each.success for each in other.aggregates.summaries}
     rows = [
@@ -138,14 +138,14 @@ def _run_jobs(
     directory.write_configs(jobs)
     progress = StudyProgress(directory, jobs)
     tasks = [directory.tasks[job.name] for job in jobs]
-    is_live = console.is_terminal and not console.is_dumb_terminal and not console.quiet
-    screen = Live(console=console, auto_refresh=False, transient=True) if is_live else None
+    live = can_be_live(console)
+    screen = Live(console=console, auto_refresh=False, transient=True) if live else None
     events = run_tasks(tasks, at_once, directory.within_budget)
     with screen or nullcontext(), closing(events):
         for event in events:
             progress.update(event)
             if event.kind in ("finished", "retried", "failed"):
-                console.print(progress.describe(event), highlight=False, soft_wrap=True)
+                console.print(progress.describe(event), soft_wrap=True)
             if screen is not None:
                 screen.update(progress.render(), refresh=True)
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from poad.display import Screen, plot_theory
+from poad.display import Screen, Table, plot_theory
 from poad.errors import ConfigError
 from poad.runs import source_commit, versions, write_json
 from poad.theory.laws import Convergence, Findings, Law, Preference, verify
@@ -24,57 +22,49 @@ PLOTTED_GAMMA_TOKEN = 0.95
 
 def show_laws(console: Console, laws: Sequence[Law]) -> None:
     """Print a table with a row per law."""
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("law")
-    table.add_column("what is measured", style="dim")
-    for heading in ("largest\ndeviation", "bound", "ok"):
-        table.add_column(heading, justify="right")
+    columns = ("law", "what is measured", "largest deviation", "bound", "ok")
+    rows, styles = [], []
     for law in laws:
-        verdict = ("[green]yes[/]" if law.cases else "–") if law.holds else "[bold red]NO[/]"
-        numbers = f"{law.deviation:.2g}", f"{law.bound:.2g}", verdict
-        table.add_row(escape(law.name), escape(law.measured), *numbers)
-    console.print(table, highlight=False)
-    console.print("\nSE: in standard errors of the mean.", highlight=False)
+        verdict = ("yes" if law.cases else "–") if law.holds else "NO"
+        rows.append([law.name, law.measured, f"{law.deviation:.2g}", f"{law.bound:.2g}", verdict])
+        styles.append("" if law.holds else "bold red")
+    note = "SE: in standard errors of the mean."
+    table = Table(columns, rows, note=note, align="llrrr")
+    console.print(table.to_terminal(row_styles=styles, column_styles={1: "dim"}))
 
 
 def show_preferences(console: Console, rows: Sequence[Preference]) -> None:
     """Print how often NTPO's greedy action differs from the optimum, by the optimum's length."""
     depth = len(rows[0].states)
     spans = np.array_split(np.arange(depth), min(depth, 6))
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("values")
     lengths = [f"{s[0] + 1}" if len(s) == 1 else f"{s[0] + 1}–{s[-1] + 1}" for s in spans]
-    for heading in ("γ_w", *lengths, "all", "NTPO's", "optimum's"):
-        table.add_column(heading, justify="right")
+    cells = []
     for row in rows:
         counts = [
             (sum(row.differs[i] for i in span), sum(row.states[i] for i in span)) for span in spans
         ]
         shares = [f"{100 * part / of:.0f}%" if of else "–" for part, of in counts]
         means = f"{row.greedy_length:.2f}", f"{row.optimal_length:.2f}"
-        table.add_row(_sign(row), f"{row.gamma_token:g}", *shares, f"{100 * row.rate:.0f}%", *means)
+        cells.append(
+            [_sign(row), f"{row.gamma_token:g}", *shares, f"{100 * row.rate:.0f}%", *means]
+        )
     console.print(
         "\nShare of states where NTPO's greedy action is not the optimum, by the length of\n"
-        "the optimum in tokens. The last columns are the mean lengths of both.\n",
-        highlight=False,
+        "the optimum in tokens. The last columns are the mean lengths of both.\n"
     )
-    console.print(table, highlight=False)
+    columns = ("values", "γ_w", *lengths, "all", "NTPO's", "optimum's")
+    console.print(Table(columns, cells).to_terminal())
 
 
 def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
     """Print the errors of sampled credit by the number of episodes."""
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("episodes")
-    for heading in (*(f"{n:,}" for n in rows[0].episodes), "power of N"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(row.method, *(f"{e:.4f}" for e in row.error), f"{row.power:.2f}")
+    columns = ("episodes", *(f"{n:,}" for n in rows[0].episodes), "power of N")
+    cells = [[row.method, *(f"{e:.4f}" for e in row.error), f"{row.power:.2f}"] for row in rows]
     console.print(
         "\nRoot mean squared error of sampled credit, with λ = .95 after a turn and λ = 1\n"
-        "inside it:\n",
-        highlight=False,
+        "inside it:\n"
     )
-    console.print(table, highlight=False)
+    console.print(Table(columns, cells).to_terminal())
 
 
 def _sign(row: Preference) -> str:
@@ -116,7 +106,7 @@ def verify_command(
         raise ConfigError(
             f"--out {out}: cannot write there: {error.strerror}. Name another directory."
         ) from error
-    console.print(f"\nWrote {saved}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nWrote {saved}", markup=False, soft_wrap=True)
     for law in found.laws:
         if not law.holds:
             sys.stderr.write(

@@ -4,7 +4,7 @@ from poad.workflows.evaluate import evaluate_run
 from poad.workflows.export import export_run
 from poad.workflows.generalize import generalize_run
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
-from poad.workflows.load import LoadedRun, Weights, check_world, load_run, load_weights
+from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
 from poad.workflows.train import resume_run, train_run
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "evaluate_text",
     "export_run",
     "generalize_run",
-    "load_run",
     "load_weights",
     "resume_run",
     "train_run",

@@ -12,13 +12,7 @@ from poad.workflows.load import LoadedRun
 
 
 def model_card(loaded: LoadedRun, name: str, adapter: bool) -> str:
-    """Write the model card as Markdown.
-
-    Args:
-        loaded: the run and its agent.
-        name: the name of the export's directory.
-        adapter: the export holds only the adapters.
-    """
+    """Write the model card as Markdown."""
     run, _, iteration = loaded
     config = run.config
     return f"""{_front_matter(config.model.name, adapter)}
@@ -95,7 +89,7 @@ def _results(run: Run, iteration: int | None) -> str:
         or summary.iteration != iteration
     ):
         return "There is no evaluation of this checkpoint from the end of its training."
-    table = evaluation_table(summary.evaluation).to_markdown()
+    table = evaluation_table(summary.evaluation.items()).to_markdown()
     return f"{table}\n\nThe length of an episode is its number of primitive steps."
 
 

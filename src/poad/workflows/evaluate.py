@@ -10,8 +10,8 @@ from rich.console import Console
 from poad.agent import Agent
 from poad.config import Config
 from poad.display import Screen, show_evaluation, watch, write_report
-from poad.learn import evaluate, summarize
-from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode
+from poad.learn import evaluate
+from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode, summarize
 from poad.turns import Episode
 from poad.workflows.load import Weights, load_weights
 
@@ -34,7 +34,6 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
     run, agent, iteration = load_weights(weights)
     console.print(
         f"Evaluating {run.path}, {weights.describe(iteration)}, in [bold]{config.env}[/]",
-        highlight=False,
         soft_wrap=True,
     )
     # Episodes of an exported model do not belong to a checkpoint, so they get a file of their own.
@@ -52,9 +51,7 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
     if quiet:
         for mode, result in results.items():
             print(mode, *(f"{key}={value}" for key, value in encode(result).items()))
-    console.print(
-        f"\nEvery turn is in {file}. The report is {report}.", highlight=False, soft_wrap=True
-    )
+    console.print(f"\nEvery turn is in {file}. The report is {report}.", soft_wrap=True)
     return 0
 
 
@@ -65,40 +62,45 @@ def evaluate_modes(
     keep: Callable[[EpisodeRecord], None],
     console: Console,
 ) -> dict[Mode, Evaluation]:
-    """Evaluate an agent sampled and greedy, and print the results.
-
-    Args:
-        agent: the agent.
-        iteration: its checkpoint, for the records.
-        config: the world, and in ``config.eval`` the episodes to play.
-        keep: called with the record of each episode.
-        console: where to print.
-
-    Returns:
-        The result of each mode.
-    """
-    settings = config.eval
+    """Evaluate an agent sampled and greedy, and print the results."""
     results: dict[Mode, Evaluation] = {}
-    for mode, greedy in MODES.items():
+    for mode in MODES:
         if not console.is_terminal:  # there is no progress bar then
-            console.print(f"Playing {settings.episodes:,} episodes, {mode} ...", highlight=False)
-        records = evaluate(
-            agent,
-            episodes=settings.episodes,
-            seed=settings.seed,
-            greedy=greedy,
-            streams=settings.streams,
-            env=config.env,
-            env_args=config.env_args,
-            checkpoint=iteration,
-            turns=settings.turns,
-        )
-        outcomes = []
+            console.print(f"Playing {config.eval.episodes:,} episodes, {mode} ...")
         label = f"evaluating, {mode}"
-        for record in watch(records, settings.episodes, label, console.quiet, console):
-            keep(record)
-            outcomes.append(Episode(record.episode_return, record.length, record.success))
-        results[mode] = summarize(outcomes)
+        results[mode] = evaluate_mode(
+            agent, iteration, config, mode, keep, label=label, console=console
+        )
     if not console.quiet:
         show_evaluation(console, results)
     return results
+
+
+def evaluate_mode(
+    agent: Agent,
+    iteration: int | None,
+    config: Config,
+    mode: Mode,
+    keep: Callable[[EpisodeRecord], None],
+    *,
+    label: str,
+    console: Console,
+) -> Evaluation:
+    """Evaluate an agent in one mode, with a progress bar; ``keep`` receives every record."""
+    settings = config.eval
+    records = evaluate(
+        agent,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        greedy=MODES[mode],
+        streams=settings.streams,
+        env=config.env,
+        env_args=config.env_args,
+        checkpoint=iteration,
+        turns=settings.turns,
+    )
+    outcomes = []  # without the turns of the records, which would fill the memory
+    for record in watch(records, settings.episodes, label, console):
+        keep(record)
+        outcomes.append(Episode(record.episode_return, record.length, record.success))
+    return summarize(outcomes)

@@ -38,7 +38,6 @@ def export_run(weights: Weights, to: Path, *, adapter: bool = False) -> int:
     Screen().print(
         f"Exported the {what} of {loaded.run.path}, checkpoint {loaded.iteration}, to {to}\n"
         f"  poad eval {loaded.run.path} --model {to}   evaluate it in the run's world",
-        highlight=False,
         soft_wrap=True,
     )
     return 0
@@ -48,15 +47,6 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
     """Write an agent's language model into a new directory.
 
     Full weights keep the dtype of the training. The weights of a quantized base are dequantized.
-
-    Args:
-        loaded: the run and its agent. Merging the adapters changes the agent's model.
-        to: a directory that is empty or does not exist yet.
-        adapter: write only the adapters, for PEFT to apply to the base model.
-
-    Raises:
-        ExportError: there are no adapters, they cannot be merged, the directory is taken, or it
-            could not be written (nothing of it is left then).
     """
     to = Path(os.path.abspath(to))  # the card names the model after the directory, also for "."
     run, agent, _ = loaded

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from poad.agent import Agent
-from poad.display import Screen, Table, interval, number, watch
-from poad.envs import same_class, world_arguments
-from poad.errors import ConfigError
-from poad.learn import evaluate, summarize
+from poad.display import Screen, Table, interval, number
+from poad.envs import same_class
 from poad.runs import (
     UNTRAINED,
+    EpisodeRecord,
     Evaluation,
     Generalization,
     Mode,
@@ -23,9 +23,8 @@ from poad.runs import (
     write_json,
     write_text,
 )
-from poad.turns import Episode
-from poad.workflows.evaluate import MODES
-from poad.workflows.load import load_run
+from poad.workflows.evaluate import MODES, evaluate_mode
+from poad.workflows.load import Weights, load_weights
 
 
 class _Contender(NamedTuple):
@@ -55,18 +54,15 @@ def generalize_run(
 
     Returns:
         The exit status.
-
-    Raises:
-        ConfigError: there is no such world.
     """
-    for world in worlds:
-        try:
-            world_arguments(world)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
     contenders = _contenders(path, beside)
     console = Screen(quiet=quiet)
-    _warn_of_other_words(contenders[0].agent.config.env, worlds, console)
+    home = contenders[0].agent.config.env
+    if not any(same_class(home, world) for world in worlds):
+        console.print(
+            f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
+            "little can carry over. Choose worlds with --worlds."
+        )
     results = [
         UnseenEvaluation(
             contender.label,
@@ -84,71 +80,40 @@ def generalize_run(
         Screen().print(table.to_terminal(row_styles=[""] * len(worlds) + ["bold"]))
     if len({each.env_steps for each in contenders if each.checkpoint is not None}) > 1:
         console.print("Note: these agents did not train for the same number of steps.")
-    _save(Run.open(path), results, worlds, console)
-    return 0
-
-
-def _warn_of_other_words(home: str, worlds: Sequence[str], console: Console) -> None:
-    if not any(same_class(home, world) for world in worlds):
-        console.print(
-            f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
-            "little can carry over. Choose worlds with --worlds."
-        )
-
-
-def _save(
-    run: Run, results: Sequence[UnseenEvaluation], worlds: Sequence[str], console: Console
-) -> None:
-    file = run.path / "generalization.json"
+    file = path / "generalization.json"
     replaced = " They replace earlier ones." if file.exists() else ""
     write_json(file, Generalization(tuple(results)))
     write_text(file.with_suffix(".md"), _markdown(results, worlds))
-    console.print(
-        f"\nThe results are in {file} and .md.{replaced}", highlight=False, soft_wrap=True
-    )
+    console.print(f"\nThe results are in {file} and .md.{replaced}", soft_wrap=True)
+    return 0
 
 
 def _contenders(path: Path, beside: Sequence[Path]) -> list[_Contender]:
-    run, agent, checkpoint = load_run(path)
-    contenders = [_Contender(_label(agent), agent, checkpoint, _steps(run), run)]
-    for other in beside:
-        other_run, other_agent, at = load_run(other)
-        steps = _steps(other_run)
-        contenders.append(_Contender(_label(other_agent), other_agent, at, steps, None))
-    _, untrained, _ = load_run(path, untrained=True)
+    """The run's agent, those of the other runs, and the run's agent before training."""
+    contenders = []
+    for place in (path, *beside):
+        run, agent, checkpoint = load_weights(Weights(place))
+        label = f"{agent.config.credit.label}, seed {agent.config.seed}"
+        steps = int(next(reversed(run.metrics()), {}).get("env_steps", 0))
+        contenders.append(_Contender(label, agent, checkpoint, steps, None if contenders else run))
+    untrained = load_weights(Weights(path, untrained=True)).agent
     return [*contenders, _Contender(UNTRAINED, untrained, None, 0, None)]
-
-
-def _label(agent: Agent) -> str:
-    return f"{agent.config.credit.label}, seed {agent.config.seed}"
-
-
-def _steps(run: Run) -> int:
-    return int(next(reversed(run.metrics()), {}).get("env_steps", 0))
 
 
 def _evaluate(
     contender: _Contender, world: str, episodes: int, mode: Mode, console: Console
 ) -> Evaluation:
-    settings = contender.agent.config.eval
-    records = evaluate(
-        contender.agent,
-        episodes=episodes,
-        seed=settings.seed,
-        greedy=MODES[mode],
-        streams=settings.streams,
-        env=world,
-        env_args={},
-        checkpoint=contender.checkpoint,
-        turns=settings.turns,
-    )
-    label = f"{contender.label} in {world}, {mode}"
-    outcomes = []
-    for record in watch(records, episodes, label, console.quiet, console):
-        outcomes.append(Episode(record.episode_return, record.length, record.success))
+    def keep(record: EpisodeRecord) -> None:
         if contender.run is not None:
             contender.run.add_episodes([record])
-    return summarize(outcomes)
+
+    config = contender.agent.config
+    settings = replace(config.eval, episodes=episodes)
+    config = replace(config, env=world, env_args={}, eval=settings)
+    label = f"{contender.label} in {world}, {mode}"
+    return evaluate_mode(
+        contender.agent, contender.checkpoint, config, mode, keep, label=label, console=console
+    )
 
 
 def _rows(results: Sequence[UnseenEvaluation], worlds: Sequence[str]) -> list[list[str]]:

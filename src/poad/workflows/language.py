@@ -12,10 +12,10 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from poad.lm import LanguageModel, Packed
 from poad.runs import Run, decode, write_json
 from poad.workflows.load import Weights, load_weights
 
+T = TypeVar("T")
 TASKS = ("arc_challenge", "hellaswag", "piqa", "mmlu")
 """Default tasks: the paper's, about common sense and knowledge."""
 LONGEST_WINDOW = 1024
@@ -96,9 +97,8 @@ def evaluate_tasks(
         LanguageError: the harness is not installed, a task is unknown, or its data is missing.
     """
     manager, checkpoint = _task_manager(tasks, folder), _checkpoint(weights)
-    weights = replace(weights, checkpoint=checkpoint)
-    before = _answers(_model(weights, untrained=True), tasks, limit, manager)
-    after = _answers(_model(weights, untrained=False), tasks, limit, manager)
+    pinned = replace(weights, checkpoint=checkpoint)
+    before, after = _both(pinned, lambda model: _answers(model, tasks, limit, manager))
     changes = compare(before, after)
     report = TaskReport(checkpoint, _exported(weights), limit, tuple(changes))
     _save(weights.run, replace(_saved(weights.run), tasks=report), changes)
@@ -120,9 +120,8 @@ def evaluate_text(weights: Weights, text: Path) -> int:
     if not words.strip():
         raise LanguageError(f"The text {text} is empty, so there is nothing to predict.")
     checkpoint = _checkpoint(weights)
-    weights = replace(weights, checkpoint=checkpoint)
-    before, count = text_loss(_model(weights, untrained=True), words)
-    after, _ = text_loss(_model(weights, untrained=False), words)
+    pinned = replace(weights, checkpoint=checkpoint)
+    (before, count), (after, _) = _both(pinned, lambda model: text_loss(model, words))
     changes = compare_losses(text.name, before, after, count, len(words.encode()))
     report = TextReport(checkpoint, _exported(weights), int(count.sum()), tuple(changes))
     _save(weights.run, replace(_saved(weights.run), text=report), changes)
@@ -137,9 +136,10 @@ def _exported(weights: Weights) -> str | None:
     return None if weights.exported is None else str(weights.exported)
 
 
-def _model(weights: Weights, untrained: bool) -> LanguageModel:
-    """Load one of the two models. Only one is in memory at a time."""
-    return load_weights(replace(weights, untrained=untrained)).agent.model
+def _both(weights: Weights, measure: Callable[[LanguageModel], T]) -> tuple[T, T]:
+    """Measure the untrained model, then the trained one. Only one is in memory at a time."""
+    before = measure(load_weights(replace(weights, untrained=True)).agent.model)
+    return before, measure(load_weights(weights).agent.model)
 
 
 # Predicting a text.
@@ -154,11 +154,7 @@ def text_loss(
     Every token is counted once, in the first window that reaches it. After the first window, each
     counted token therefore has at least half a window of context. A beginning-of-text token (or
     else the end-of-text token) is put before the text, so that its first token is predicted, too.
-
-    Args:
-        model: the language model.
-        text: the text.
-        window: tokens read at once. Default: as many as the model can read, at most 1024.
+    A window has as many tokens as the model can read, at most 1024.
 
     Returns:
         [W] float64 nats and [W] int64 counted tokens, for each window.
@@ -208,12 +204,7 @@ def compare_losses(
 ) -> list[Change]:
     """Compute nats per token, nats per byte and perplexity, with standard errors over windows.
 
-    Args:
-        name: the name of the text.
-        before: [W] nats per window before training.
-        after: [W] nats per window after training.
-        count: [W] tokens per window.
-        size: the size of the text in bytes.
+    ``before`` and ``after`` are [W] nats, ``count`` [W] tokens, ``size`` bytes of the whole text.
     """
     tokens = int(count.sum())
 
@@ -293,10 +284,6 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 
     The error of a difference is that of paired items if the metric is a mean over items. Otherwise
     it is that of two independent results, which overestimates it.
-
-    Args:
-        before: results of ``lm_eval.simple_evaluate``, with samples.
-        after: results of the other model.
     """
     changes = []
     for task, numbers in before["results"].items():
@@ -377,9 +364,7 @@ def _save(run: Path, report: LanguageReport, changes: Sequence[Change]) -> None:
     screen, file = Screen(), run / "language.json"
     screen.print(Table(columns, rows, align="llrrr").to_terminal())
     write_json(file, report)
-    screen.print(
-        f"\n± is one standard error. The results are in {file}.", highlight=False, soft_wrap=True
-    )
+    screen.print(f"\n± is one standard error. The results are in {file}.", soft_wrap=True)
 
 
 def _with_error(value: float, error: float | None, form: str) -> str:

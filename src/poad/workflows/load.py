@@ -65,33 +65,19 @@ def load_weights(weights: Weights) -> LoadedRun:
         ExportError: the exported model cannot be used.
         ModelError: the model cannot be loaded.
     """
-    loaded = load_run(weights.run, weights.checkpoint, weights.untrained)
-    if weights.exported is None or weights.untrained:
-        return loaded
-    return loaded._replace(agent=with_exported(loaded.agent, weights.exported))
-
-
-def load_run(path: Path, checkpoint: int | None = None, untrained: bool = False) -> LoadedRun:
-    """Load a run's agent from a checkpoint (default: the newest), or as it was before training."""
-    run = Run.open(path)
-    if untrained:
+    run = Run.open(weights.run)
+    if weights.untrained:
         return LoadedRun(run, load_agent(run.config), None)
-    folder = run.checkpoint_path(checkpoint)
+    folder = run.checkpoint_path(weights.checkpoint)
     tensors, _ = run.load_checkpoint(folder)
-    return LoadedRun(run, load_agent(run.config, tensors), int(folder.name))
+    agent = load_agent(run.config, tensors)
+    if weights.exported is not None:
+        agent = with_exported(agent, weights.exported)
+    return LoadedRun(run, agent, int(folder.name))
 
 
 def with_exported(agent: Agent, folder: Path) -> Agent:
-    """Replace an agent's model by an exported one; the critic stays.
-
-    Args:
-        agent: the agent of the run whose world and critic are used.
-        folder: an export of :func:`poad.workflows.export_run`, full weights or adapters.
-
-    Raises:
-        ExportError: the folder is not an export, or its tokenizer differs from the run's.
-        ModelError: its model cannot be loaded.
-    """
+    """Replace an agent's model by an exported one; the critic stays."""
     model, config = agent.config.model, agent.config
     adapter = _adapter_config(folder)
     if adapter is None:  # with full weights, fresh adapters change nothing

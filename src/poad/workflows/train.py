@@ -91,7 +91,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     """Train to the end, evaluate, and write the summary and the report."""
     console, config = Screen(quiet=quiet), trainer.config
     _show_start(console, trainer, run)
-    with _deferred_interrupt() as interrupts, Progress(config.steps, quiet, console) as progress:
+    with _deferred_interrupt() as interrupts, Progress(config.steps, console) as progress:
         for metrics in trainer.train():
             progress.update(metrics)
             if interrupts:
@@ -114,7 +114,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
         show_work(console, summary.best)
     run.write_summary(summary)
     report = write_report(run)
-    console.print(_closing(run, report, summary), highlight=False, soft_wrap=True)
+    console.print(_closing(run, report, summary), soft_wrap=True)
     return 130 if interrupts else 0
 
 
@@ -126,7 +126,6 @@ def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
     console.print(
         f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
         f"({config.model.name}, seed {config.seed}, {plan}) in {run.path}",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -10,6 +10,7 @@ from poad.config.files import (
     to_dict,
     whole_number,
 )
+from poad.config.ranges import Above, AtLeast, Between, out_of_range
 from poad.config.settings import (
     SEEDS_PER_RUN,
     ActingConfig,
@@ -24,7 +25,10 @@ from poad.config.settings import (
 
 __all__ = [
     "SEEDS_PER_RUN",
+    "Above",
     "ActingConfig",
+    "AtLeast",
+    "Between",
     "Config",
     "CreditConfig",
     "CriticConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "from_dict",
     "load",
     "merge",
+    "out_of_range",
     "parse_value",
     "read_yaml",
     "to_dict",

@@ -1,4 +1,7 @@
-"""Ranges as annotations: `lr: Annotated[float, Above(0)]`, and the walker that checks them."""
+"""Ranges as annotations: `lr: Annotated[float, Above(0)]`, and the walker that checks them.
+
+NaN is never in range.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,7 @@ class Between:
     low: float
     high: float
 
-    def holds(self, value: float) -> bool:
-        """Check a value; NaN is never in range."""
+    def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -32,8 +34,7 @@ class Above:
 
     bound: float
 
-    def holds(self, value: float) -> bool:
-        """Check a value; NaN is never in range."""
+    def __contains__(self, value: float) -> bool:
         return value > self.bound
 
     def __str__(self) -> str:
@@ -46,8 +47,7 @@ class AtLeast:
 
     bound: float
 
-    def holds(self, value: float) -> bool:
-        """Check a value; NaN is never in range."""
+    def __contains__(self, value: float) -> bool:
         return value >= self.bound
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ def out_of_range(value: Any, hint: Any = None, name: str = "") -> Iterator[str]:
             yield from out_of_range(getattr(value, field_name), field_hint, dotted)
     elif origin is Annotated:
         for marker in arguments[1:]:
-            if isinstance(marker, Between | Above | AtLeast) and not marker.holds(value):
+            if isinstance(marker, Between | Above | AtLeast) and value not in marker:
                 yield f"{name} = {value}: {marker}"
         yield from out_of_range(value, arguments[0], name)
     elif origin in (types.UnionType, typing.Union):

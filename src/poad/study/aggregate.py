@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -50,31 +50,21 @@ Strata = Sequence[Sequence[float]]
 
 
 def read_run(job: Job, task: Task, threshold: float) -> RunRow:
-    """Read the results of a finished run from its files.
-
-    Args:
-        job: the run.
-        task: where it lies.
-        threshold: the success rate at which the world counts as learned.
-
-    Raises:
-        RunError: the run was not evaluated.
-    """
+    """Read the results of a finished run, whose world counts as learned at ``threshold``."""
     run = Run.open(task.path)
     summary, metrics = run.summary(), run.metrics()
     if summary is None or summary.evaluation is None:
         raise RunError(f"The run {run.path} has no evaluation in its summary.json.")
     sampled, greedy = summary.evaluation["sampled"], summary.evaluation["greedy"]
     evaluated = [m for m in metrics if math.isfinite(m.get("eval_success", math.nan))]
-    curve = [
-        (m["env_steps"], m["cpu_seconds"], m["eval_success"], m["eval_return"]) for m in evaluated
-    ]
-    if not evaluated or evaluated[-1]["iteration"] != metrics[-1]["iteration"]:
-        last = metrics[-1]
+    keys = ("env_steps", "cpu_seconds", "eval_success", "eval_return")
+    curve = [tuple(m[key] for key in keys) for m in evaluated]
+    last = metrics[-1]
+    if not evaluated or evaluated[-1]["iteration"] != last["iteration"]:
         end = (last["env_steps"], last["cpu_seconds"], sampled.success_rate, sampled.mean_return)
         curve.append(end)
     steps, seconds, success, _ = zip(*curve, strict=True)
-    unseen = task.unseen_evaluations()
+    trained, untrained = task.unseen_evaluations()
     return RunRow(
         world=job.world,
         method=job.method,
@@ -91,8 +81,8 @@ def read_run(job: Job, task: Task, threshold: float) -> RunRow:
         cpu_seconds=summary.cpu_seconds,
         curve=tuple((round(a, 6), round(b, 6), round(c, 6), round(d, 6)) for a, b, c, d in curve),
         versions=versions_of(run),
-        unseen=tuple(_success_rate(each) for each in unseen.trained),
-        untrained=tuple(_success_rate(each) for each in unseen.untrained),
+        unseen=tuple(map(_success_rate, trained)),
+        untrained=tuple(map(_success_rate, untrained)),
     )
 
 
@@ -105,14 +95,11 @@ def _success_rate(each: UnseenEvaluation) -> SuccessRate:
 
 
 class Selection(NamedTuple):
-    """The outcome of a search."""
+    """The outcome of a search: settings by method, all candidates, and the versions of each run."""
 
     settings: dict[str, Settings]
-    """The settings with the highest mean area under the curve, by method."""
     candidates: list[Candidate]
-    """Every method with every combination of settings."""
     versions: list[Versions]
-    """The versions that each run of the search was made with."""
 
 
 def select_settings(study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]) -> Selection:
@@ -178,19 +165,13 @@ def aggregate(study: Study, rows: Sequence[RunRow]) -> Aggregates:
             strata = _common_seeds([cells[world, method] for world in worlds])
             if all(strata):
                 summaries.append(_summarize(name, method, strata))
-    pairs = [
-        pair
-        for method, other in study.pairs
-        for name, worlds in groups
-        if (
-            pair := _pair(
-                name,
-                (method, other),
-                [cells[world, method] for world in worlds],
-                [cells[world, other] for world in worlds],
-            )
-        )
-    ]
+    pairs = []
+    for method, other in study.pairs:
+        for name, worlds in groups:
+            both = [cells[world, each] for each in (method, other) for world in worlds]
+            shared = _common_seeds(both)
+            if all(shared):
+                pairs.append(_pair(name, method, other, shared))
     curves = [Curve(*key, _band(cell)) for key, cell in cells.items() if cell]
     return Aggregates(
         summaries=tuple(summaries),
@@ -230,38 +211,29 @@ def _summarize(name: str, method: str, cells: Sequence[Sequence[RunRow]]) -> Sum
         world=name,
         method=method,
         seeds=min(map(len, cells)),
-        success=_estimate([[row.success for row in cell] for cell in cells]),
-        area=_estimate([[row.area for row in cell] for cell in cells]),
+        success=_estimate(_scores(cells, "success")),
+        area=_estimate(_scores(cells, "area")),
         greedy=float(np.mean([row.greedy for row in rows])),
         never=float(np.mean([math.isinf(row.steps_to) for row in rows])),
         speed=speed if len(cells) == 1 else None,
     )
 
 
-def _pair(
-    name: str,
-    methods: tuple[str, str],
-    first: Sequence[Sequence[RunRow]],
-    second: Sequence[Sequence[RunRow]],
-) -> Pair | None:
-    """Compare two methods on the seeds that both have in all these worlds, if there are any."""
-    shared = _common_seeds([*first, *second])
-    if not all(shared):
-        return None
-    one, other = shared[: len(first)], shared[len(first) :]
+def _pair(name: str, method: str, other: str, cells: Sequence[Sequence[RunRow]]) -> Pair:
+    """Compare two methods: the cells of the first, then those of the other, on common seeds."""
+    one, two = cells[: len(cells) // 2], cells[len(cells) // 2 :]
     return Pair(
-        name,
-        *methods,
+        world=name,
+        method=method,
+        other=other,
         seeds=len(one[0]),
-        success=_compare(
-            [[row.success for row in cell] for cell in one],
-            [[row.success for row in cell] for cell in other],
-        ),
-        area=_compare(
-            [[row.area for row in cell] for cell in one],
-            [[row.area for row in cell] for cell in other],
-        ),
+        success=_compare(_scores(one, "success"), _scores(two, "success")),
+        area=_compare(_scores(one, "area"), _scores(two, "area")),
     )
+
+
+def _scores(cells: Sequence[Sequence[RunRow]], name: Literal["success", "area"]) -> Strata:
+    return [[getattr(row, name) for row in cell] for cell in cells]
 
 
 def _band(cell: Sequence[RunRow]) -> tuple[tuple[float, float, float, float], ...]:
@@ -284,8 +256,7 @@ def _profiles(cells: Mapping[tuple[str, str], Sequence[RunRow]]) -> list[Profile
     worlds, methods = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     profiles = []
     for method in methods:
-        rows = _common_seeds([cells[world, method] for world in worlds])
-        strata = [[row.success for row in cell] for cell in rows]
+        strata = _scores(_common_seeds([cells[world, method] for world in worlds]), "success")
         if not all(strata):
             continue
         pooled = [value for stratum in strata for value in stratum]

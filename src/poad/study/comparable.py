@@ -14,7 +14,7 @@ from poad.config import Config, dump, load, to_dict
 from poad.envs import make
 from poad.errors import ConfigError, ModelError
 from poad.runs import PACKAGES, Run, Versions, encode
-from poad.study.records import Identity, PanelIdentity, Results, UnseenIdentity, WorldIdentity
+from poad.study.records import Identity, Results, UnseenIdentity, WorldIdentity
 from poad.study.spec import Job, Study, config_fingerprint, fingerprint
 from poad.study.workers import Task
 
@@ -37,13 +37,7 @@ def versions_of(run: Run) -> Versions:
 
 
 def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) -> Identity:
-    """Collect everything that decides whether two tables can be compared.
-
-    Args:
-        study: for its panel and worlds.
-        jobs: the reported runs, with the settings that the search selected.
-        versions: the versions of each run, those of the search included.
-    """
+    """Collect everything that decides whether two tables can be compared."""
     different = {fingerprint(each): each for each in versions}
     worlds: dict[str, WorldIdentity] = {}
     configs: dict[str, str] = {}
@@ -58,11 +52,11 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
                 source=world_source(config.env, config.env_args),
             )
         configs[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(config))
-    panel, unseen = study.panel, study.unseen
+    unseen = study.unseen
     identity = Identity(
         hash="",
         format=FORMAT,
-        panel=PanelIdentity(panel.seed, panel.episodes, panel.points),
+        panel=study.panel,
         unseen=UnseenIdentity(
             unseen.episodes if unseen.worlds else None,
             {world: world_source(world, {}) for world in unseen.worlds},
@@ -114,21 +108,14 @@ def incomparable(first: Results, second: Results) -> list[str]:
     unseen, other = (each.unseen or UnseenIdentity(None, {}) for each in (a, b))
     if unseen.worlds and other.worlds and unseen.episodes != other.episodes:
         reasons.append(f"unseen worlds: episodes {unseen.episodes} and {other.episodes}")
-    reasons += [
-        f"unseen world {name}: source {source} and {other.worlds[name]}"
-        for name, source in unseen.worlds.items()
-        if other.worlds.get(name, source) != source
-    ]
-    reasons += [
-        f"world {name}: {_differences(world, b.worlds[name])}"
-        for name, world in a.worlds.items()
-        if b.worlds.get(name, world) != world
-    ]
-    reasons += [
-        f"configuration {name}: {config} and {b.configs[name]}"
-        for name, config in a.configs.items()
-        if b.configs.get(name, config) != config
-    ]
+    for label, ours, theirs in (
+        ("unseen world", unseen.worlds, other.worlds),
+        ("world", a.worlds, b.worlds),
+        ("configuration", a.configs, b.configs),
+    ):
+        for name, value in ours.items():
+            if theirs.get(name, value) != value:
+                reasons.append(f"{label} {name}: {_differences(value, theirs[name])}")
     if not set(a.worlds) & set(b.worlds):
         reasons.append("no world in common")
     if a.versions != b.versions:
@@ -151,6 +138,8 @@ def _version_reasons(a: Sequence[Versions], b: Sequence[Versions]) -> list[str]:
 
 
 def _differences(a: Any, b: Any) -> str:
+    if isinstance(a, str):
+        return f"{a} and {b}"
     first, second = encode(a), encode(b)
     return "; ".join(
         f"{key} {value} and {second[key]}" for key, value in first.items() if value != second[key]

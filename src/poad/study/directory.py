@@ -19,13 +19,7 @@ from poad.study.workers import Task, cpu_seconds_spent
 
 
 class StudyDirectory:
-    """A study and the directory it is run in.
-
-    Args:
-        study: the study.
-        out: its directory; the runs are in ``out/runs``.
-        text: the study file's text, for the results.
-    """
+    """A study and the directory it is run in."""
 
     def __init__(self, study: Study, out: Path, text: str) -> None:
         self.study, self.out, self.text = study, out, text
@@ -41,11 +35,7 @@ class StudyDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from running a study in the same directory.
-
-        Raises:
-            RunError: another process is running one, or the directory cannot be written.
-        """
+        """Keep other processes from running a study in the same directory."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             lock = take_lock(self.runs / ".lock")
@@ -67,9 +57,6 @@ class StudyDirectory:
 
         Such results are committed to a repository without their runs, for example. They would be
         overwritten and lost.
-
-        Raises:
-            ConfigError: the directory holds such results.
         """
         file = self.out / "results.json"
         if not file.is_file():
@@ -122,12 +109,7 @@ class StudyDirectory:
         return [job for job in jobs if not self.search or job.method in selected]
 
     def write_configs(self, jobs: Sequence[Job]) -> None:
-        """Write the configuration of each run next to its directory.
-
-        Raises:
-            ConfigError: a run exists and was made with other settings.
-            RunError: the directory cannot be written.
-        """
+        """Write the configuration of each run next to its directory."""
         for job in jobs:
             if changed := changed_settings(job, self.tasks[job.name]):
                 raise ConfigError(
@@ -185,12 +167,7 @@ class StudyDirectory:
         )
 
     def _rows(self, jobs: Sequence[Job], ready: set[str]) -> tuple[list[RunRow], list[MissingRun]]:
-        """Read the finished reported runs, and list the runs that are missing.
-
-        Args:
-            jobs: all runs of the study.
-            ready: names of the reported runs whose settings are known.
-        """
+        """Read the finished reported runs, and list the runs that are missing."""
         rows, missing = [], []
         for job in jobs:
             task = self.tasks[job.name]

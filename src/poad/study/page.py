@@ -44,14 +44,7 @@ Drawings = Mapping[str, tuple[str, str]]
 
 
 def write_results(results: Results, out: Path) -> list[Path]:
-    """Write results.json, results.md, the drawings and study.html.
-
-    Returns:
-        The paths; study.html is the last.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write results.json, results.md, the drawings and study.html."""
     out.mkdir(parents=True, exist_ok=True)
     drawings = draw(results)
     files = {f"{name}.svg": standalone(svg) for name, (_, svg) in drawings.items()}

@@ -18,12 +18,7 @@ from poad.study.workers import Event, cpu_seconds_spent
 
 
 class StudyProgress:
-    """Counts runs by world and method, and knows which are active.
-
-    Args:
-        directory: the study.
-        jobs: the runs to follow.
-    """
+    """Counts runs by world and method, and knows which are active."""
 
     def __init__(self, directory: StudyDirectory, jobs: Sequence[Job]) -> None:
         tasks = directory.tasks

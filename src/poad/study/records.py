@@ -10,8 +10,9 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from poad.config import Above, AtLeast
 from poad.errors import ConfigError, RunError
 from poad.runs import Mode, Versions, decode, encode, stored
 
@@ -201,12 +202,15 @@ class Aggregates:
 
 
 @dataclass(frozen=True)
-class PanelIdentity:
-    """The evaluation episodes that all runs share."""
+class Panel:
+    """The evaluation episodes, the same for all agents."""
 
-    seed: int
-    episodes: int
-    points: int
+    seed: Annotated[int, AtLeast(0)]
+    """Seed of the first episode; a search is evaluated on the episodes after the panel's."""
+    episodes: Annotated[int, Above(0)]
+    """Episodes of each evaluation: sampled during training, sampled and greedy at its end."""
+    points: Annotated[int, Above(0)]
+    """Evaluations during training."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class Identity:
     hash: str
     """Hash of all that follows."""
     format: int
-    panel: PanelIdentity
+    panel: Panel
     unseen: UnseenIdentity | None = None
     """None in results of format 1."""
     versions: tuple[Versions, ...]

@@ -11,16 +11,28 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from poad.config import SEEDS_PER_RUN, Config, from_dict, load, merge, read_yaml, to_dict
+from poad.config import (
+    SEEDS_PER_RUN,
+    Above,
+    AtLeast,
+    Between,
+    Config,
+    from_dict,
+    load,
+    merge,
+    out_of_range,
+    read_yaml,
+    to_dict,
+)
 from poad.envs import known_worlds
 from poad.errors import ConfigError, did_you_mean
-from poad.study.records import Settings
+from poad.study.records import Panel, Settings
 
 TOY_SETTINGS = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
 ALL = "all"
@@ -38,24 +50,12 @@ class StudyWorld:
     """A world to train in with poad's defaults, instead of a configuration."""
     steps: int | None = None
     """Turns to train for; default: those of the configuration."""
-    threshold: float = 0.9
+    threshold: Annotated[float, Above(0), Between(0, 1)] = 0.9
     """Success rate at which the world counts as learned."""
     settings: dict[str, Any] = field(default_factory=dict)
     """More settings for this world, as in a configuration."""
     at: float | None = None
     """Its place on the study's scale."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The evaluation episodes, the same for all agents."""
-
-    seed: int = 1_000_000
-    """Seed of the first episode; a search is evaluated on the episodes after the panel's."""
-    episodes: int = 64
-    """Episodes of each evaluation: sampled during training, sampled and greedy at its end."""
-    points: int = 12
-    """Evaluations during training."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Search:
     grid: dict[str, Any] = field(default_factory=dict)
     """Values to try by setting (`ppo.lr: [1e-4, 5e-4]`), in all combinations. Settings that vary
     together share an entry: `ppo.entropy, ppo.entropy_free: [[0.02, 0], [0.05, 0.01]]`."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Annotated[int, AtLeast(0)], ...] = ()
     """Seeds of the search."""
     worlds: tuple[str, ...] = ()
     """Worlds to search in; default: all of them."""
@@ -77,7 +77,7 @@ class Unseen:
 
     worlds: tuple[str, ...] = ()
     """Their names."""
-    episodes: int = 100
+    episodes: Annotated[int, Above(0)] = 100
     """Episodes in each world and mode (sampled and greedy)."""
 
 
@@ -93,9 +93,9 @@ class Study:
     """Worlds by name, each with the fields of :class:`StudyWorld`."""
     methods: dict[str, Any] = field(default_factory=dict)
     """Settings by the method's name, as in a configuration."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Annotated[int, AtLeast(0)], ...] = ()
     """Seeds of the reported runs."""
-    panel: Panel = field(default_factory=Panel)
+    panel: Panel = field(default_factory=lambda: Panel(seed=1_000_000, episodes=64, points=12))
     search: Search = field(default_factory=Search)
     unseen: Unseen = field(default_factory=Unseen)
     scale: str = ""
@@ -103,7 +103,7 @@ class Study:
     compare: dict[str, Any] = field(default_factory=dict)
     """Comparisons: a method, and a list of others or `all`; default: the first method with all
     others."""
-    budget_minutes: float | None = None
+    budget_minutes: Annotated[float, Above(0)] | None = None
     """CPU minutes for all runs together; runs that do not fit are listed as not run."""
     toy: bool = False
     """Few steps, seeds and episodes, to test that everything works."""
@@ -170,8 +170,8 @@ def read_study(path: str | Path) -> Study:
     }
     study = replace(content, worlds=worlds, methods=methods)
     _check_names(study, where)
-    _check_numbers(study, where)
-    _check_budgets(study, where)
+    if problem := next(_problems(study), None):
+        raise ConfigError(f"{where}: {problem}")
     # Expanding every job reports a wrong configuration now instead of in the middle of the study.
     for job in (*search_jobs(study), *reported_jobs(study, {})):
         if job.config.env in study.unseen.worlds:
@@ -187,8 +187,6 @@ def _read_world(path: Path, name: str, value: Any) -> StudyWorld:
     world = merge(StudyWorld(), settings, str(path), f"{name}.")
     if (world.config is None) == (world.env is None):
         raise ConfigError(f"{path}: worlds.{name} needs either config or env.")
-    if not 0 < world.threshold <= 1:
-        raise ConfigError(f"{path}: worlds.{name}.threshold must be above 0 and at most 1.")
     if world.config is not None:
         world = replace(world, config=str(path.parent / world.config))
     return world
@@ -205,7 +203,8 @@ def _check_names(study: Study, where: str) -> None:
     references: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
         ("search.worlds", study.search.worlds, study.worlds),
         ("compare", tuple(study.compare), study.methods),
-        ("unseen.worlds", _registered(study.unseen.worlds), dict(known_worlds())),
+        # A user's own world is named module:name and is opened before the study runs.
+        ("unseen.worlds", [w for w in study.unseen.worlds if ":" not in w], dict(known_worlds())),
     ]
     for method, others in study.compare.items():
         if others != ALL and not isinstance(others, list | tuple):
@@ -217,79 +216,59 @@ def _check_names(study: Study, where: str) -> None:
                 raise ConfigError(f"{where}: {place}: {unknown(name, known)}")
 
 
-def _registered(worlds: Sequence[str]) -> list[str]:
-    """The worlds that poad registers itself; ``module:name`` refers to a user's own."""
-    return [world for world in worlds if ":" not in world]
-
-
-def _check_numbers(study: Study, where: str) -> None:
+def _problems(study: Study) -> Iterator[str]:
+    """Find numbers out of range, repetitions and contradictions."""
     panel, search = study.panel, study.search
-    wrong = [
-        (min(study.seeds) < 0, "seeds must not be negative."),
-        (_repeats(study.seeds) or _repeats(search.seeds), "seeds: a seed is listed twice."),
-        (_repeats(search.worlds), "search.worlds: a world is listed twice."),
-        (_repeats(study.unseen.worlds), "unseen.worlds: a world is listed twice."),
-        (panel.seed < 0, "panel.seed must not be negative."),
-        (bool(set(study.seeds) & set(search.seeds)), "seeds of the search must not be reported."),
-        (bool(search.grid) != bool(search.seeds), "a search needs both a grid and seeds."),
-        (panel.episodes < 1 or panel.points < 1, "panel: episodes and points must be above 0."),
-        (
-            bool(study.unseen.worlds) and study.unseen.episodes < 1,
-            "unseen.episodes must be above 0.",
-        ),
-        (
-            study.budget_minutes is not None and study.budget_minutes <= 0,
-            "budget_minutes must be above 0.",
-        ),
-    ]
-    for bad, message in wrong:
-        if bad:
-            raise ConfigError(f"{where}: {message}")
+    yield from out_of_range(study)
+    for name, world in study.worlds.items():
+        yield from out_of_range(world, name=f"worlds.{name}")
+    if set(study.seeds) & set(search.seeds):
+        yield "seeds of the search must not be reported."
+    if bool(search.grid) != bool(search.seeds):
+        yield "a search needs both a grid and seeds."
+    lists = {
+        "seeds": study.seeds,
+        "search.seeds": search.seeds,
+        "search.worlds": search.worlds,
+        "unseen.worlds": study.unseen.worlds,
+    }
+    for name, entries in lists.items():
+        if _repeats(entries):
+            yield f"{name}: an entry is listed twice."
     for seed in (*study.seeds, *search.seeds):
         first = (2 + seed) * SEEDS_PER_RUN
         if panel.seed < first + SEEDS_PER_RUN and first < panel.seed + 2 * panel.episodes:
-            raise ConfigError(
-                f"{where}: panel.seed {panel.seed}: runs of seed {seed} train on episodes from "
-                f"{first} on. Use 1000000, which is free in every study."
+            yield (
+                f"panel.seed {panel.seed}: runs of seed {seed} train on episodes from {first} on. "
+                "Use 1000000, which is free in every study."
             )
     if study.scale and not all(world.at for world in study.worlds.values()):
-        raise ConfigError(f"{where}: with a scale, every world needs its place on it: `at`.")
-    _check_grid(search, where)
+        yield "with a scale, every world needs its place on it: `at`."
+    yield from _grid_problems(search)
+    places = [f"methods.{name}" for name, settings in study.methods.items() if "steps" in settings]
+    places += ["search.grid" for names in search.grid if "steps" in _each(names)]
+    for place in places:
+        yield (
+            f"{place}: every method trains for the same number of steps; give `steps` to the world."
+        )
 
 
-def _check_grid(search: Search, where: str) -> None:
-    settings = [name for names in search.grid for name in _each(str(names))]
-    if _repeats(settings):
-        raise ConfigError(f"{where}: search.grid: a setting is in two entries.")
+def _grid_problems(search: Search) -> Iterator[str]:
+    if _repeats([name for names in search.grid for name in _each(str(names))]):
+        yield "search.grid: a setting is in two entries."
     for setting, values in search.grid.items():
         if not isinstance(setting, str):
-            raise ConfigError(
-                f"{where}: search.grid: {setting!r} is not a setting; an example is `ppo.lr`."
-            )
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: search.grid.{setting} must be a list of values to try.")
-        many = setting.count(",") + 1
-        if many > 1 and not all(isinstance(v, list) and len(v) == many for v in values):
-            raise ConfigError(f"{where}: search.grid.{setting} needs lists of {many} values each.")
+            yield f"search.grid: {setting!r} is not a setting; an example is `ppo.lr`."
+        elif not isinstance(values, list) or not values:
+            yield f"search.grid.{setting} must be a list of values to try."
+        elif (many := setting.count(",") + 1) > 1 and not all(
+            isinstance(each, list) and len(each) == many for each in values
+        ):
+            yield f"search.grid.{setting} needs lists of {many} values each."
 
 
 def _repeats(names: Sequence[Any]) -> bool:
     return len(set(names)) < len(names)
-
-
-def _check_budgets(study: Study, where: str) -> None:
-    """Reject a method with its own number of steps: a world's budget is the same for all.
-
-    Raises:
-        ConfigError: steps in a method or in the grid.
-    """
-    places = [f"methods.{name}" for name, settings in study.methods.items() if "steps" in settings]
-    places += ["search.grid" for names in study.search.grid if "steps" in _each(names)]
-    if places:
-        raise ConfigError(
-            f"{where}: {places[0]}: every method trains for the same number of steps; give `steps` "
-            "to the world."
-        )
 
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -323,23 +302,18 @@ def toy_study(study: Study) -> Study:
 def candidates(study: Study) -> list[dict[str, Any]]:
     """List the settings that the search tries: all combinations of the grid, by dotted name."""
     grid = study.search.grid
-    return [
-        {
-            name: value
-            for names, values in zip(grid, taken, strict=True)
-            for name, value in _assign(names, values)
-        }
-        for taken in itertools.product(*grid.values())
-    ]
-
-
-def _assign(names: str, values: Any) -> list[tuple[str, Any]]:
-    """Pair the settings of one entry of a grid with their values."""
-    each = _each(names)
-    return list(zip(each, values if len(each) > 1 else [values], strict=True))
+    found = []
+    for taken in itertools.product(*grid.values()):
+        settings: dict[str, Any] = {}
+        for entry, values in zip(grid, taken, strict=True):
+            names = _each(entry)
+            settings |= zip(names, values if len(names) > 1 else [values], strict=True)
+        found.append(settings)
+    return found
 
 
 def _each(names: str) -> list[str]:
+    """The settings of one entry of a grid."""
     return [name.strip() for name in names.split(",")]
 
 

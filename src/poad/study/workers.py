@@ -54,11 +54,7 @@ PRELOADED = [
 EXPENSES = "spent.jsonl"
 
 
-class UnseenEvaluations(NamedTuple):
-    """A run's evaluations in the unseen worlds, and those of its agent before training."""
-
-    trained: list[UnseenEvaluation]
-    untrained: list[UnseenEvaluation]
+Evaluations = list[UnseenEvaluation]
 
 
 @dataclass(frozen=True)
@@ -93,29 +89,25 @@ class Task:
     @property
     def evaluated_unseen(self) -> bool:
         """Whether the evaluations in all unseen worlds exist."""
-        done = {(each.world, each.mode) for each in self.unseen_evaluations().trained}
+        done = {(each.world, each.mode) for each in self.unseen_evaluations()[0]}
         return done >= {(world, mode) for world in self.unseen for mode in ("sampled", "greedy")}
 
-    def unseen_evaluations(self) -> UnseenEvaluations:
+    def unseen_evaluations(self) -> tuple[Evaluations, Evaluations]:
         """Read the requested evaluations in unseen worlds, of the run and its untrained agent."""
-        found = UnseenEvaluations([], [])
         file = self.path / "generalization.json"
-        if not self.unseen or not file.is_file():
-            return found
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             results = decode(Generalization, content, str(file)).results
         except (OSError, ValueError, RunError):
-            return found
-        known = set[tuple[str, str, str]]()
-        for each in results:
-            own = each.agent in (results[0].agent, UNTRAINED)  # others may have been added by hand
-            requested = each.world in self.unseen and each.evaluation.episodes == self.episodes
-            key = (each.agent, each.world, each.mode)
-            if own and requested and key not in known:
-                known.add(key)
-                (found.untrained if each.agent == UNTRAINED else found.trained).append(each)
-        return found
+            return [], []
+        requested = [
+            each
+            for each in results
+            if each.world in self.unseen and each.evaluation.episodes == self.episodes
+        ]
+        # The first agent is the run's own; a user may have added others beside it.
+        trained = [each for each in requested if each.agent == results[0].agent]
+        return trained, [each for each in requested if each.agent == UNTRAINED]
 
     @property
     def failure(self) -> str | None:
@@ -141,15 +133,8 @@ def run_tasks(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
     """Carry out unfinished runs, several at once, and report what happens.
 
     Closing the generator, or Ctrl-C, asks the active runs to stop after their iteration and waits
-    for them; a second Ctrl-C ends them at once.
-
-    Args:
-        tasks: in order; finished ones are skipped.
-        jobs: how many run at once.
-        may_start: asked before each start; false lets the active runs finish and then ends.
-
-    Yields:
-        Events, at least one a second while runs are active.
+    for them; a second Ctrl-C ends them at once. While ``may_start()`` is false no run starts, and
+    the generator ends with the active runs. It yields at least once a second while runs are active.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the runs: two threads would spin in turn
     forked = "forkserver" in multiprocessing.get_all_start_methods()
@@ -234,12 +219,7 @@ def _signal(process: BaseProcess, number: int) -> None:
 
 
 def cpu_seconds_spent(folder: Path, prefix: str = "") -> float:
-    """Sum the CPU seconds of all attempts in a directory of runs, failed ones included.
-
-    Args:
-        folder: the directory.
-        prefix: count only runs whose name begins with this.
-    """
+    """Sum the CPU seconds of all attempts at the runs whose name begins with ``prefix``."""
     file = folder / EXPENSES
     expenses = (decode(Expense, line, str(file)) for line in read_lines(file))
     return sum(each.cpu_seconds for each in expenses if each.run.startswith(prefix))

@@ -117,17 +117,22 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        message = message.removeprefix("argument ").rstrip(". ")
-        raise ConfigError(f"{message}. See `{self.prog} --help`.")
+        message = message.removeprefix("argument ").rstrip()
+        end = "" if message.endswith((".", "?")) else "."
+        raise ConfigError(f"{message}{end} See `{self.prog} --help`.")
 
 
 def _parser(cls: Any, prog: str, described: Sequence[_Argument], epilog: str) -> _Parser:
     width = min(80, shutil.get_terminal_size().columns) - 2
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
-    positional = [each for each in described if not each.flags]
+    positional = [
+        each.name.upper() if each.default is dataclasses.MISSING else f"[{each.name.upper()}]"
+        for each in described
+        if not each.flags
+    ]
     parser = _Parser(
         prog,
-        usage=" ".join([prog, *map(_placeholder_of, positional), "[options]"]),
+        usage=" ".join([prog, *positional, "[options]"]),
         description="\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in paragraphs),
         epilog=epilog,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),
@@ -149,11 +154,12 @@ def _add(group: Any, argument: _Argument) -> None:
     if hint is bool:
         group.add_argument(*flags, dest=name, nargs=0, action=_Switch, **looks)
         return
-    looks |= {"action": functools.partial(_Value, hint), "metavar": _placeholder_of(argument)}
+    looks["action"] = functools.partial(_Value, hint)
     if flags:
-        group.add_argument(*flags, dest=name, nargs=_count(hint), required=required, **looks)
+        looks |= {"metavar": _placeholder(hint, argument.default), "required": required}
+        group.add_argument(*flags, dest=name, nargs=_count(hint), **looks)
     else:
-        group.add_argument(name, nargs=1 if required else "?", **looks)
+        group.add_argument(name, metavar=name.upper(), nargs=1 if required else "?", **looks)
 
 
 def _help(argument: _Argument) -> str:
@@ -165,12 +171,6 @@ def _help(argument: _Argument) -> str:
     elif isinstance(default, str) and default != default.strip():
         default = repr(default)
     return f"{argument.help} (default: {default})"
-
-
-def _placeholder_of(argument: _Argument) -> str:
-    if argument.flags:
-        return _placeholder(argument.hint, argument.default)
-    return argument.name.upper()
 
 
 def _placeholder(hint: Any, default: Any = None) -> str:

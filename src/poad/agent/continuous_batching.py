@@ -20,6 +20,10 @@ from poad.turns import Action, TokenIds
 
 _PAGE = 32
 """Tokens to a page of the cache, on a CPU; on GPUs transformers chooses."""
+_TOO_OLD = (
+    "acting.engine = transformers needs a transformers with continuous batching (5.18 or newer); "
+    "leave acting.engine at own."
+)
 
 
 def write_with_transformers(
@@ -48,10 +52,7 @@ def write_with_transformers(
     try:
         from transformers import ContinuousBatchingConfig, GenerationConfig
     except ImportError as error:
-        raise ModelError(
-            "acting.engine = transformers needs a transformers with continuous batching (5.4 or "
-            "newer); leave acting.engine at own."
-        ) from error
+        raise ModelError(_TOO_OLD) from error
     budget = acting.max_action_tokens or 64
     sampling = GenerationConfig(
         max_new_tokens=budget,
@@ -69,11 +70,15 @@ def write_with_transformers(
     if model.device.type == "cpu":
         pages = sum(math.ceil((len(prompt) + budget) / _PAGE) + 1 for prompt in prompts)
         batching |= {"page_size": _PAGE, "num_blocks": pages, "max_batch_tokens": 512}
+    try:
+        batching_config = ContinuousBatchingConfig(**batching)
+    except TypeError as error:  # before 5.18 it had neither a seed nor a page size
+        raise ModelError(_TOO_OLD) from error
     causal: Any = model.plain
     written = causal.generate_batch(
         inputs=[list(prompt) for prompt in prompts],
         generation_config=sampling,
-        continuous_batching_config=ContinuousBatchingConfig(**batching),
+        continuous_batching_config=batching_config,
         progress_bar=False,
         warmup=False,
     )

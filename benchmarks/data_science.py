@@ -26,9 +26,11 @@ from poad.config import load
 from poad.envs.datasci import Sandbox, Scorer, datasets
 from poad.errors import RunError
 from poad.learn import Trainer
-from poad.runs import Run
+from poad.runs import Run, write_json
 
 ROOT = Path(__file__).parent.parent
+OUTCOME = "outcome.json"
+"""What this benchmark measured in a finished run, in the run's directory."""
 TABLES = ROOT.parent / "shared" / "data" / "kaggle"
 
 
@@ -111,7 +113,7 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
     )
     try:
         run, resume = Run.open(path), True
-        if run.summary() is not None:
+        if (run.path / OUTCOME).exists():
             return
         resume = bool(run.checkpoints())
     except RunError:
@@ -125,7 +127,8 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
         assert best is not None
         measured = list(trainer.measured)
         scores = [m["score"] for m in measured if "score" in m]
-        run.write_summary(
+        write_json(
+            run.path / OUTCOME,
             {
                 "table": table,
                 "method": method,
@@ -136,20 +139,20 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 "score": float(np.mean(scores)),
                 "reward": float(np.mean([m.get("score", -1.0) for m in measured])),
                 "best": best._asdict(),
-            }
+            },
         )
     print(f"{path.name}: done", flush=True)
 
 
 def outcome(runs: Path, table: str, method: str, seed: int) -> dict[str, Any] | None:
-    """Read the summary of a finished run; None if it is not finished."""
+    """Read the outcome of a finished run; None if it is not finished."""
     try:
         run = Run.open(runs / f"{table}-{method}-{seed}")
-    except RunError:
+        measured = json.loads((run.path / OUTCOME).read_text(encoding="utf-8"))
+    except (RunError, FileNotFoundError):
         return None
-    summary = run.summary()
     first = next(iter(run.metrics()), {})
-    return summary and summary | {
+    return measured | {
         "first_executable": first.get("world/executable"),
         "first_score": first.get("world/score"),
     }

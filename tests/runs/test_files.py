@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poad.runs import files as storage
-from poad.runs.files import append_line, json_line, plain, read_lines, write_text
+from poad.runs.codec import plain
+from poad.runs.files import append_line, json_line, read_lines, write_text
 
 JSON = st.recursive(
     st.none()

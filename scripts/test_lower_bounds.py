@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-lower-bounds"
 GROUPS = ("datasci", "dev")
-TESTS = ("pytest", "pytest-xdist", "hypothesis")
-"""The only tools of `dev` that tests need."""
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "tensorboard")
+"""What tests need of `dev`."""
 
 
 def lower_bounds() -> dict[str, str]:
@@ -30,7 +30,7 @@ def lower_bounds() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["datasci"]]
-    wanted += [line for line in extras["dev"] if re.split(r"[\[>]", line)[0] in TESTS]
+    wanted += [line for line in extras["dev"] if re.split(r"[\[>]", line)[0] in TOOLS]
     return dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)
 
 

@@ -251,7 +251,8 @@ def test_in_float32_the_learner_sees_what_was_recorded_up_to_rounding(zoo: Zoo, 
         assert policy.model.module.dtype is torch.float32
         turns = [turn_of(policy, *pair) for pair in acted(policy)]
         batch, decision, option = policy.decisions(turns)
-        found = policy.evaluate(batch).logprob[decision, option]
+        with torch.no_grad():
+            found = policy.evaluate(batch).logprob[decision, option]
     recorded = torch.tensor([value for turn in turns for value in turn.action.logprob])
     apart = (found - recorded)[decision >= 0].abs()
     assert float(apart.max()) <= drift()

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -313,8 +314,9 @@ def test_a_repair_shows_what_was_broken_and_why(script: ModuleType, sandbox: San
 
 
 def test_building_the_code_model_again_gives_the_same_bytes(
-    script: ModuleType, sandbox: Sandbox, tmp_path: Path
+    script: ModuleType, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(script.code_model, "Sandbox", lambda: nullcontext(sandbox))
     size = {"width": 16, "layers": 1, "heads": 2, "inner": 16, "vocabulary": 400}
     recipe = script.CodeRecipe(
         "x", ("w",), programs=30, repairs=6, steps=3, samples=(("iris", 3),), **size

@@ -288,7 +288,7 @@ def test_a_template_that_takes_no_system_message_is_an_error() -> None:
 
 
 def test_thinking_needs_actions_that_are_chosen_token_by_token() -> None:
-    with pytest.raises(ConfigError, match=r"prompt\.thinking has no place"):
+    with pytest.raises(ConfigError, match=r"prompt\.thinking cannot put thoughts"):
         load_agent(small("Chain", prompt={"thinking": 4}, credit={"method": "twosome"}))
 
 

@@ -729,7 +729,7 @@ def test_what_a_default_means_is_part_of_the_identity(
     jobs = study.reported()
     before = identify(study.study, jobs, [])
     meaning = dict(METHODS) | {"poad": replace(METHODS["poad"], slots="tokens")}
-    monkeypatch.setattr("poad.agent.build._method", lambda config: meaning[config.credit.method])
+    monkeypatch.setattr("poad.agent.settings.find_method", meaning.__getitem__)
     after = identify(study.study, jobs, [])
     assert before.configs["chain.poad"] != after.configs["chain.poad"]
     assert before.configs["chain.ntpo"] == after.configs["chain.ntpo"]

@@ -21,6 +21,10 @@ from poad.turns import Action, TokenIds
 
 _PAGE = 32
 """Tokens per page of the cache on a CPU. On GPUs transformers chooses."""
+_TOO_OLD = (
+    "acting.engine = transformers needs a transformers with continuous batching (5.18 or newer); "
+    "leave acting.engine at own."
+)
 
 
 def write_with_transformers(
@@ -72,10 +76,7 @@ def _generate(
     try:
         from transformers import ContinuousBatchingConfig, GenerationConfig
     except ImportError as error:
-        raise ModelError(
-            "acting.engine = transformers needs a transformers with continuous batching (5.4 or "
-            "newer); leave acting.engine at own."
-        ) from error
+        raise ModelError(_TOO_OLD) from error
     budget = acting.max_action_tokens
     sampling = GenerationConfig(
         max_new_tokens=budget,
@@ -91,10 +92,14 @@ def _generate(
         # Pages for every prompt and its action, with one to spare, instead of a share of a GPU.
         pages = sum(math.ceil((len(prompt) + budget) / _PAGE) + 1 for prompt in prompts)
         batching |= {"page_size": _PAGE, "num_blocks": pages, "max_batch_tokens": 512}
+    try:
+        batching_config = ContinuousBatchingConfig(**batching)
+    except TypeError as error:  # before 5.18 it had neither a seed nor a page size
+        raise ModelError(_TOO_OLD) from error
     return model.causal_lm.generate_batch(
         inputs=[list(prompt) for prompt in prompts],
         generation_config=sampling,
-        continuous_batching_config=ContinuousBatchingConfig(**batching),
+        continuous_batching_config=batching_config,
         progress_bar=False,
         warmup=False,
     )

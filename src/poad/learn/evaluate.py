@@ -13,7 +13,7 @@ from typing import Any
 
 from poad.agent import ActingCache, Agent
 from poad.envs import make
-from poad.learn.play import WorldStream, play
+from poad.learn.play import Step, WorldStream, play
 from poad.learn.recording import TurnRecorder
 from poad.runs import EpisodeRecord, TurnRecord, versions
 
@@ -48,11 +48,10 @@ def evaluate(
     """
     if env is None:
         env, env_args = agent.config.env, agent.config.env_args
-    env_args = dict(env_args or {})
     describe = partial(
         EpisodeRecord,
         env=env,
-        env_args=env_args,
+        env_args=dict(env_args or {}),
         mode="greedy" if greedy else "sampled",
         checkpoint=checkpoint,
         versions=versions(),
@@ -61,26 +60,17 @@ def evaluate(
     recorder = TurnRecorder(agent, cache) if turns else None
     seeds = iter(range(seed, seed + episodes))
     worlds = [
-        WorldStream(partial(make, env, **env_args), agent.policy.dialogue(), first)
+        WorldStream(partial(make, env, **(env_args or {})), agent.policy.dialogue(), first)
         for first in islice(seeds, streams)
     ]
     recorded: list[list[TurnRecord]] = [[] for _ in worlds]
-    done: dict[int, EpisodeRecord] = {}
-    next_to_yield = seed
+    done, next_to_yield = dict[int, EpisodeRecord](), seed
     try:
         for step in play(agent.policy, worlds, seeds, greedy=greedy, cache=cache):
             if recorder is not None:
                 recorded[step.stream].append(recorder.record(step))
             if step.ended:
-                episode = step.episode()
-                done[step.seed] = describe(
-                    seed=step.seed,
-                    episode_return=episode.episode_return,
-                    length=episode.length,
-                    success=episode.success,
-                    ending="terminated" if step.terminated else "truncated",
-                    turns=tuple(recorded[step.stream]),
-                )
+                done[step.seed] = describe(**_outcome(step), turns=tuple(recorded[step.stream]))
                 recorded[step.stream] = []
             while next_to_yield in done:
                 yield done.pop(next_to_yield)
@@ -88,3 +78,15 @@ def evaluate(
     finally:
         for world in worlds:
             world.close()
+
+
+def _outcome(step: Step) -> dict[str, Any]:
+    """The fields of an episode's record that its last step decides."""
+    episode = step.episode()
+    return {
+        "seed": step.seed,
+        "episode_return": episode.episode_return,
+        "length": episode.length,
+        "success": episode.success,
+        "ending": "terminated" if step.terminated else "truncated",
+    }

@@ -276,7 +276,7 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
     if batch is not None:
         _read(config, policy, batch, _minibatches(config, batch))
     updating, updates = model.count()
-    if config.critic.body == "frozen":
+    if config.critic.body == "frozen" and positions:
         FrozenFeatures(policy.model, config.ppo.micro_batch_tokens)(positions)
     elif batch is not None:
         _read(config, policy, batch, [None])
@@ -351,9 +351,9 @@ def _readings(
     Where the critic shares the policy's body, the decisions' batch holds its positions too.
     """
     turns, config = rollout.turns, settings.config
+    if not any(any(turn.action.choice) for turn in turns):  # then nothing is learned
+        return [], None
     positions = lay_out(rollout.streams, settings.credit).positions
-    if not any(any(turn.action.choice) for turn in turns):
-        return positions, None
     extra = () if config.critic.body == "frozen" else positions
     batch, _, _ = policy.decisions(turns, extra, divide=config.ppo.ratio != "turn")
     return positions, batch

@@ -69,7 +69,7 @@ def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[Sandbox]:
-    with Sandbox("process", workers=1, budget=1.5) as opened:
+    with Sandbox("process", workers=1, budget=0.6) as opened:
         yield opened
 
 
@@ -272,7 +272,7 @@ def test_a_program_that_answers_and_runs_on_is_killed(box: Sandbox):
     "lines",
     [
         ["while True: pass"],
-        ["import time", "time.sleep(1)"],  # within the budget once, not three times
+        ["import time", "time.sleep(0.4)"],  # within the budget once, not three times
         [
             "import signal",
             "signal.pthread_sigmask(signal.SIG_SETMASK, range(1, 64))",
@@ -304,7 +304,7 @@ def works(opened: Sandbox) -> bool:
 def test_a_timeout_says_how_long_it_was(process: Sandbox):
     answer = process.run(building("while True: pass"), [job()])
     assert answer.status == "timeout"
-    assert answer.message == "TimeoutError: took longer than 1.5 s"
+    assert answer.message == "TimeoutError: took longer than 0.6 s"
     assert answer.cpu_seconds > 0
 
 

@@ -33,7 +33,7 @@ from sklearn.metrics import roc_auc_score
 from poad.envs.datasci.sandbox import Answer, Isolation, Job, Sandbox
 
 SECRET = "POAD_TEST_SECRET"
-BUDGET = 2.0
+BUDGET = 1.0
 """Seconds that an attack gets, all of them if it never ends."""
 PATIENCE = 120.0
 """Seconds for a program that ends by itself, however busy the machine is."""

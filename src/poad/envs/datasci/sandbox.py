@@ -303,7 +303,7 @@ def _require_linux() -> None:
 
 def _gaps(isolation: str) -> tuple[str, ...]:
     if isolation == "none":
-        return ("isolation='none': a program can do everything that you can do.",)
+        return ("isolation='none': a program can do whatever you can do.",)
     if isolation == "process" and not confinement.landlock_version():
         return ("Landlock: this kernel has none, so seccomp alone protects your files.",)
     return ()

@@ -269,10 +269,11 @@ def token_credit(
         slots: which action tokens are decisions, "choices" or "tokens".
         choice: [B, L] bool. Action tokens that had an alternative. None: all of them.
         discount: [B, L] float. γₜ, read at a turn's last action token. None: `gamma` everywhere.
-        bootstrap: [B] float, the value after the last turn, or [B, L], read at each episode's last
-            action token. None: 0, the episode terminated.
-        ended: [B] or [B, L] bool. False where an episode goes on after its last turn; methods
-            without a critic then leave it out. None: True.
+        bootstrap: [B] float, the value after the row's last turn, or [B, L], read at each episode's
+            last action token. None: 0, the episode terminated.
+        ended: [B] bool, for the row's last episode, or [B, L], read like `bootstrap`. False where
+            an episode goes on after its last turn; methods without a critic then leave it out.
+            None: True.
         episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
 
     Raises:

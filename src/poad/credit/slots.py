@@ -59,7 +59,8 @@ class TokenStream:
     ) -> TokenStream:
         """Check rows of conversation and number their turns; see `poad.token_credit`.
 
-        All arguments are [B, L], except that `bootstrap` and `ended` may be [B].
+        All arguments are [B, L], except that `bootstrap` and `ended` may be [B] and then hold for
+        the last turn of each row.
 
         Raises:
             ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
@@ -94,10 +95,15 @@ class TokenStream:
         ends = mask & ~(same_episode & (next_turn == turn_ids))
         turn = ends.cumsum(-1) - ends.long()
 
-        def at_end(facts: Tensor) -> Tensor:  # [B] or [B, L] -> [B, L]
-            """Copy what the turn's last token holds to every token of the turn."""
+        # [B] -> [B, L]. Facts about rows are those of the last turn; an earlier episode terminated.
+        if bootstrap.dim() == 1:
+            bootstrap = bootstrap[:, None].masked_fill(more, 0)
+        if ended.dim() == 1:
+            ended = ended[:, None] | more
+
+        def at_end(facts: Tensor) -> Tensor:
+            """Copy what the turn's last token holds to every token of the turn. [B, L]."""
             # Everything but the last token becomes 0, so the sum over a turn is that token's fact.
-            facts = facts[:, None].expand(shape) if facts.dim() == 1 else facts
             return turn_sum(facts.masked_fill(~ends, 0), turn)
 
         return cls(

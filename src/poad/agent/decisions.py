@@ -199,8 +199,7 @@ class DecisionTable:
         token_mask = np.zeros(shape, dtype=bool)
         divisor = np.ones(shape[:2], dtype=np.float32)
         for q, decision in enumerate(self._decisions):
-            # [Q, K, A], one decision at a time. Padding points at a reading of the same decision,
-            # so that `select` keeps it valid.
+            # Padding points at a reading of the same decision, so that `select` keeps it valid.
             # Padded options have no tokens and divide by 1; `option_mask` rules them out.
             read[q] = numbers[decision.paths[0][0][0]]
             divisor[q, : len(decision.divisor)] = decision.divisor

@@ -272,8 +272,7 @@ def token_credit(
         bootstrap: [B] float, the value after the row's last turn, or [B, L], read at each episode's
             last action token. None: 0, the episode terminated.
         ended: [B] bool, for the row's last episode, or [B, L], read like `bootstrap`. False where
-            an episode goes on after its last turn; methods without a critic then leave it out.
-            None: True.
+            an episode goes on; methods without a critic then leave it out. None: True.
         episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
 
     Raises:

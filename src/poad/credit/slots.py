@@ -66,24 +66,11 @@ class TokenStream:
             ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
             TypeError: a wrong kind of dtype.
         """
-        if reward.dim() != 2:
-            shape = tuple(reward.shape)
-            raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
-        rows, shape = reward.shape[:1], reward.shape
-        expect("reward", reward, shape, "float")
-        expect("value", value, shape, "float")
-        expect("mask", mask, shape, "bool")
-        expect("turn_ids", turn_ids, shape, "int")
-        expect("choice", choice, shape, "bool")
-        expect("discount", discount, shape, "float")
-        expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
-        expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
-        expect("episode_ids", episode_ids, shape, "int")
-        expect_within("choice", choice, "mask", mask)
-
+        facts = {"discount": discount, "bootstrap": bootstrap, "ended": ended}
+        expect_rows(reward, value, mask, turn_ids, choice, episode_ids, **facts)
         # Compare each action token with the next one, however far ahead it lies: [B, L] each.
         ahead = following(mask)  # index of the next action token, L where there is none
-        more = mask & (ahead < shape[1])
+        more = mask & (ahead < mask.shape[1])
         next_turn, next_episode = pick(turn_ids, ahead, fill=0), pick(episode_ids, ahead, fill=0)
         same_episode = more & (next_episode == episode_ids)
         expect_rising("episode_ids", more & (next_episode < episode_ids))
@@ -224,6 +211,35 @@ def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
     # A row has at most L turns, so its sums by turn number fit into L columns. Add every value to
     # the column of its turn, then read that column at every position.
     return torch.zeros_like(values).scatter_add(-1, turn, values).gather(-1, turn)
+
+
+def expect_rows(
+    reward: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    turn_ids: Tensor,
+    choice: Tensor,
+    episode_ids: Tensor,
+    *,
+    discount: Tensor,
+    bootstrap: Tensor,
+    ended: Tensor,
+) -> None:
+    """Reject rows of a wrong shape or kind of dtype, and choices outside the mask."""
+    if reward.dim() != 2:
+        shape = tuple(reward.shape)
+        raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
+    rows, shape = reward.shape[:1], reward.shape
+    expect("reward", reward, shape, "float")
+    expect("value", value, shape, "float")
+    expect("mask", mask, shape, "bool")
+    expect("turn_ids", turn_ids, shape, "int")
+    expect("choice", choice, shape, "bool")
+    expect("discount", discount, shape, "float")
+    expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
+    expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
+    expect("episode_ids", episode_ids, shape, "int")
+    expect_within("choice", choice, "mask", mask)
 
 
 def expect(

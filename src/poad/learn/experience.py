@@ -142,11 +142,9 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
     def number(position: Position) -> int:
         return index.setdefault(position, len(index))
 
-    # One pass in time order. `rows` gets an entry per token and `facts` one per turn, so that
-    # len(facts) is the number of the turn being laid out, counted over all streams.
     turns = [turn for stream in streams for turn in stream]
     rows: list[list[tuple[int, float, bool, int]]] = []  # (turn, reward, choice, reading) per token
-    facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn
+    facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn so far
     goes_on: list[bool] = []  # whether a value follows the turn that is not its successor's root
     for stream in streams:
         rows.append([])
@@ -154,7 +152,6 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         for t, turn in enumerate(stream):
             prompt, tokens = turn.prompt_ids, turn.action.token_ids
             for j, choice in enumerate(turn.action.choice):
-                # Token j is predicted behind the prompt and the j tokens before it.
                 reads = j == 0 or every or (per_token and choice)
                 read = number((prompt, tokens[:j])) if reads else -1
                 reward = turn.reward if j + 1 == len(tokens) else 0.0
@@ -164,8 +161,6 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
             facts.append((episode, settings.rates.gamma**duration, ended))
             goes_on.append(not turn.terminated and (ended or t + 1 == len(stream)))
             episode += ended
-    # [turns] the reading after each turn. These get the last numbers, so that the readings before
-    # tokens come first.
     after = [
         number((turn.next_prompt_ids, ())) if reads else -1
         for turn, reads in zip(turns, goes_on, strict=True)

@@ -5,7 +5,7 @@
     ├── ModelError              a language model that cannot be loaded or used
     ├── PromptError             a prompt format that does not suit the model
     ├── WorldError              a world that breaks the contract of text worlds
-    ├── DivergenceError         a training whose numbers are no longer finite, or not its policy's
+    ├── DivergenceError         a training that diverged, or whose sampler is another policy
     ├── RunError                a run directory that cannot be created, read or written
     │   ├── LockedError         another process is writing there
     │   └── TrackerError        a tracker that cannot be opened
@@ -30,15 +30,15 @@ class PoadError(Exception):
 
 
 class ConfigError(PoadError, ValueError):
-    """Settings that cannot be used; the message says which, why, and what would do."""
+    """Settings that cannot be used; the message says which, why, and what to use instead."""
 
 
 class ModelError(PoadError, ValueError):
-    """A model that cannot be loaded or used; the message says what would do."""
+    """A model that cannot be loaded or used; the message says what to use instead."""
 
 
 class PromptError(PoadError, ValueError):
-    """A prompt format that does not suit the model; the message says what would do."""
+    """A prompt format that does not suit the model; the message says what to use instead."""
 
 
 class WorldError(PoadError, AssertionError):
@@ -95,7 +95,7 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 2) -> str:
 
     Args:
         name: the name that was not found.
-        known: the names there are.
+        known: the names that exist.
         count: how many suggestions to make at most.
     """
     near = difflib.get_close_matches(str(name), [str(each) for each in known], count, 0.5)

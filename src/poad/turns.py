@@ -1,4 +1,4 @@
-"""Turns: what an agent saw and wrote, and what came of it, exactly as it happened."""
+"""Turns: frozen records of the text an agent read and wrote, and of its consequences."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ Position = tuple[TokenIds, TokenIds]
 
 @dataclass(frozen=True)
 class Observation:
-    """What a world shows: its text, and the actions it offers."""
+    """The text that a world shows, and the actions it offers."""
 
     prompt: str
     admissible_actions: tuple[str, ...] | None = None
-    """None: the agent writes freely."""
+    """None lets the agent write freely."""
     prompt_ids: TokenIds = ()
-    """The prompt as the model reads it; empty: as at the beginning of an episode."""
+    """The prompt as the model reads it. If empty, it is encoded as the first of an episode."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """What the agent wrote, exactly as sampled. n tokens."""
+    """An action of n tokens, exactly as the agent sampled it."""
 
     text: str
     token_ids: TokenIds
     """[n] as sampled, the end-of-action token included; never re-tokenized."""
     choice: tuple[bool, ...]
-    """[n] whether another token could have stood here; forced tokens earn no credit."""
+    """[n] True where the token had an alternative; forced tokens earn no credit."""
     logprob: tuple[float, ...]
     """[n] natural log of the probability it was sampled with; 0 at forced tokens."""
     trie: ActionTrie | None = None
-    """The offered actions it was chosen from; none when written freely."""
+    """The offered actions it was chosen from; None if it was written freely."""
     nodes: tuple[int, ...] = ()
-    """[n] its path in the trie; -1 at thoughts."""
+    """[n] its path in the trie, with -1 at thoughts; empty if it was written freely."""
     thought: int = 0
-    """How many of the tokens, the first, are thoughts before the action."""
+    """The number of tokens, at the beginning, that are thoughts before the action."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One observation, the action written at it, and what came of it."""
+    """One observation, the action written behind it, and its consequences."""
 
     prompt_ids: TokenIds
     action: Action
@@ -55,7 +55,7 @@ class Turn:
     terminated: bool = False
     truncated: bool = False
     next_prompt_ids: TokenIds = field(default=(), repr=False)
-    """The observation after the action; of the same episode, also where that is its last."""
+    """The prompt after the action; of the same episode, even if the action ended it."""
 
 
 class Episode(NamedTuple):

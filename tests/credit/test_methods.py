@@ -338,6 +338,13 @@ def test_token_credit_defaults_to_whole_episodes_of_free_writing():
     packed: dict[str, Any] = {"turn_ids": -turn_ids, "episode_ids": turn_ids}
     credit = token_credit(reward, value, mask, gamma=0.5, lam=1.0, **packed)
     assert credit.target.tolist() == [[0, 1, 1, 0, 4]]
+    # A bootstrap for the row belongs to its last episode: 4 + .5·8 = 8. The first one terminated.
+    credit = token_credit(reward, value, mask, gamma=0.5, lam=1.0, **packed, **beyond)
+    assert credit.target.tolist() == [[0, 1, 1, 0, 8]]
+    credit = token_credit(
+        reward, value, mask, gamma=0.5, lam=1.0, method="reinforce", **packed, **beyond
+    )
+    assert credit.mask.tolist() == [[False, True, True, False, False]]
     # Critic-free credit waits for the end of an episode.
     credit = token_credit(
         reward, value, mask, turn_ids, gamma=0.5, lam=1.0, method="reinforce", **beyond

@@ -27,11 +27,11 @@ Offer = tuple[TokenIds, ActionTrie | None]
 
 @dataclass(frozen=True)
 class Actor:
-    """Writes actions while the weights do not change.
+    """Writes actions as long as the weights do not change.
 
     Args:
         model: the language model.
-        acting: how it acts.
+        acting: the way of acting.
         generators: the source of randomness of each observation.
         greedy: take the likeliest token or action instead of sampling.
         cache: distributions to reuse and extend.
@@ -47,6 +47,7 @@ class Actor:
         """Yield the index of an offer and the action, each as soon as it is written."""
         chosen = [i for i, (_, trie) in enumerate(offers) if trie is not None]
         written = [i for i, (_, trie) in enumerate(offers) if trie is None]
+        # Each observation keeps its own generator in either group.
         if chosen:
             mine = replace(self, generators=[self.generators[i] for i in chosen])
             tries = [(prompt, trie) for prompt, trie in offers if trie is not None]
@@ -57,7 +58,7 @@ class Actor:
                 yield written[place], action
 
     def think(self, prompts: Sequence[TokenIds], config: PromptConfig) -> list[Action]:
-        """Write thoughts. They are closed by the agent or, at the end of the budget, for it."""
+        """Write thoughts behind each prompt, and close those that exceed the token budget."""
         close = config.thinking_close
         mark = close.strip()
         acting = replace(self.acting, stop=(mark,), max_action_tokens=config.thinking)
@@ -67,6 +68,7 @@ class Actor:
         for thought in (found[i] for i in range(len(prompts))):
             text = codec.tokenizer.decode(list(thought.token_ids))
             _, closed, after = text.partition(mark)
+            # Closed by the agent, thoughts may lack only the whitespace that ends the mark.
             missing = close[len(close.rstrip()) :].removeprefix(after) if closed else close
             # The agent did not choose the tokens that close its thoughts for it.
             forced = codec.continuation(missing) if missing else ()
@@ -77,7 +79,7 @@ class Actor:
                     token_ids=(*thought.token_ids, *forced),
                     choice=(*thought.choice, *(False for _ in forced)),
                     logprob=(*thought.logprob, *(0.0 for _ in forced)),
-                    nodes=(-1,) * length,
+                    nodes=(-1,) * length,  # thoughts have no place in the trie
                     thought=length,
                 )
             )
@@ -121,6 +123,7 @@ class Actor:
             batch = table.batch(self.model.codec.pad_id)
             logprob = evaluate(self.model, batch, self.acting.temperature).logprob  # [Q, K]
             for (prompt, trie, node), q in found.items():
+                # [Q, K] -> the node's own options, without the padding of its row
                 options = logprob[q, : len(trie.children[node + 1])]
                 self.cache.node_choices[prompt, trie, node] = Categorical.from_logprob(options)
 
@@ -149,6 +152,7 @@ class Actor:
     def _as_tokens(self, prompts: Sequence[TokenIds], actions: Sequence[Action]) -> list[Action]:
         """Record each token's log-probability over the whole vocabulary, as published."""
         keys = [(p, a.token_ids) for p, a in zip(prompts, actions, strict=True)]
+        # All tokens count as choices, also those that the offer forces. The end token may not.
         counted = {key: [True] * len(key[1]) for key in keys}
         if not self.acting.score_end:
             for choice in counted.values():
@@ -160,9 +164,11 @@ class Actor:
                 Turn(prompt, Action("", tokens, tuple(counted[prompt, tokens]), ()), 0.0)
                 for prompt, tokens in unknown
             ]
+            # [M] both, over the tokens of all unknown actions laid end to end
             batch, decision, option = find_decisions(self.model, self.acting, turns)
             logprob = evaluate(self.model, batch, self.acting.temperature).logprob.cpu()
-            each = logprob[decision, option].where(decision >= 0, torch.zeros(()))  # [M]
+            # [Q, K] -> [M]. A token that is no decision has the number -1; its 0 is put in here.
+            each = logprob[decision, option].where(decision >= 0, torch.zeros(()))
             lengths = [len(tokens) for _, tokens in unknown]
             for key, values in zip(unknown, each.split(lengths), strict=True):
                 known[key] = tuple(values.tolist())

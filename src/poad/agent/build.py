@@ -22,7 +22,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Agent:
-    """The one who acts, and the one who judges."""
+    """A policy and its critic, with the model and the settings they share."""
 
     settings: Settings
     model: LanguageModel
@@ -38,18 +38,22 @@ class Agent:
 
     @torch.no_grad()
     def values(self, positions: Sequence[Position]) -> list[float]:
-        """Read V(o, w_<j) at some positions."""
+        """Read V(o, w_<j) at some positions, in their order."""
         if self.features is not None:
             return self.critic(self.features(positions)).tolist()
         packed = pack(positions, self.model.codec.pad_id)
         return self.critic(self.model.read(packed)).tolist()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return all trained weights."""
+        """Return all trained weights; these are the live tensors, not copies."""
         return {"policy": self.model.state(), "critic": dict(self.critic.state_dict())}
 
     def load(self, tensors: Tensors) -> None:
-        """Restore what `tensors` returned."""
+        """Restore what `tensors` returned.
+
+        Raises:
+            ModelError: the weights belong to another model.
+        """
         self.model.load_state(dict(tensors["policy"]))
         self.critic.load_state_dict(dict(tensors["critic"]))
 

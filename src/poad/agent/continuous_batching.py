@@ -50,6 +50,7 @@ def write_with_transformers(
     Raises:
         ModelError: transformers is too old, or the engine wrote nothing behind a prompt.
     """
+    # The engine answers by request number, in any order, and returns what follows a stop text, too.
     written = _generate(model, acting, prompts, int(generator.integers(2**31)))
     for i in range(len(prompts)):
         row = written.get(f"req_{i}")

@@ -61,7 +61,7 @@ class FrozenFeatures:
         self._micro_batch_tokens = micro_batch_tokens
 
     def __call__(self, positions: Sequence[Position]) -> Tensor:
-        """Read Q positions: [Q, H] float32, without gradient."""
+        """Read Q positions. [Q, H] float32 on the model's device, without gradient."""
         features = torch.zeros(len(positions), self._model.width, device=self._model.device)
         bundles = Bundles.divide(positions, branching=self._model.branching)
         for part in bundles.micro_batches(self._micro_batch_tokens):

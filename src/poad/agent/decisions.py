@@ -77,7 +77,7 @@ class DecisionBatch:
         new = renumber(kept_readings, len(self.positions))  # [R] -> [R'], -1 where left out
         # [Q, K, A] -> [Q]: a decision lies in one bundle, so its first reading stands for them all
         kept = (new[self.read[:, 0, 0]] >= 0).nonzero().squeeze(1)
-        extra = new[self.extra_readings]
+        extra = new[self.extra_readings]  # [E], -1 where left out
         kept_extra = (extra >= 0).nonzero().squeeze(1)
         batch = DecisionBatch(
             positions=tuple(self.positions[r] for r in kept_readings.tolist()),
@@ -141,7 +141,8 @@ class DecisionTable:
             paths, divisor = [], []
             for leaf, text in zip(trie.leaves, trie.texts, strict=True):
                 tokens = trie.token_path(leaf)
-                # Token j is predicted at the position behind the j tokens before it.
+                # Token j is predicted at the position behind the j tokens before it. Every path
+                # begins at (prompt, ()), the position behind the prompt.
                 counted = tokens if score_end else tokens[:-1]
                 paths.append([((prompt, tokens[:j]), token) for j, token in enumerate(counted)])
                 lengths = {"word": len(text.split()), "token": len(counted), "sum": 1}

@@ -15,7 +15,7 @@ from torch import Tensor
 from poad.agent.decisions import DecisionBatch, DecisionTable
 from poad.agent.settings import Acting
 from poad.lm import LanguageModel
-from poad.trie import ROOT, ActionTrie
+from poad.trie import ActionTrie
 from poad.turns import Position, TokenIds, Turn
 
 
@@ -51,21 +51,25 @@ def evaluate(
         hidden = model.read(batch.packed)
         logits = model.logits(hidden)
     device = logits.device
+    # The vocabulary's normalizer is the same for all options that are single tokens at one reading,
+    # so there it cancels in the softmax over options. Elsewhere it is needed.
     if batch.read.shape[2] > 1 or bool((batch.divisor != 1).any()):
-        logits = logits.log_softmax(-1)  # elsewhere the vocabulary's normalizer cancels
+        logits = logits.log_softmax(-1)
     read, token = batch.read.to(device), batch.token.to(device)
-    # Gather the logit of every token of every option, [Q, K, A], and sum over the tokens: [Q, K].
+    # Gather the logit of every token of every option, [R, V] -> [Q, K, A], and sum over the tokens:
+    # [Q, K, A] -> [Q, K].
     score = logits[read, token].masked_fill(~batch.token_mask.to(device), 0.0).sum(2)
     score = score / batch.divisor.to(device) / temperature
     score = score.masked_fill(~batch.option_mask.to(device), -math.inf)
-    among = score.log_softmax(-1)
+    among = score.log_softmax(-1)  # [Q, K]
     if bool(batch.renormalize.all()):
         return Evaluated(among, _entropy(among), hidden)
     # Decisions over the vocabulary have one token per option, all read at the same position.
     everything = (logits[read[:, 0, 0]] / temperature).log_softmax(-1)  # [Q, V]
-    picked = everything.gather(1, token[:, :, 0])
+    picked = everything.gather(1, token[:, :, 0])  # [Q, V] -> [Q, K]: the tokens that were taken
     picked = picked.masked_fill(~batch.option_mask.to(device), -math.inf)
-    among_options = batch.renormalize.to(device)
+    # Both kinds were computed for every decision; each takes its own.
+    among_options = batch.renormalize.to(device)  # [Q]
     logprob = torch.where(among_options[:, None], among, picked)
     entropy = torch.where(among_options, _entropy(among), _entropy(everything))
     return Evaluated(logprob, entropy, hidden)
@@ -80,13 +84,14 @@ def find_decisions(
 ) -> tuple[DecisionBatch, Tensor, Tensor]:
     """Find the distinct decisions behind some turns; `Policy.decisions` explains the result."""
     table = DecisionTable()
+    # Turns with the same prompt, offer and tokens made the same decisions: find them once.
     seen: dict[tuple, list[tuple[int, int]]] = {}
     found: list[tuple[int, int]] = []  # (decision, option) of all tokens of all turns
     for turn in turns:
         action = turn.action
         key = (turn.prompt_ids, action.trie, action.token_ids)
         if key not in seen:
-            seen[key] = [(-1, 0)] * len(action.token_ids)
+            seen[key] = [(-1, 0)] * len(action.token_ids)  # (-1, 0) stands for no decision
             for column, q, k in _decisions_of(turn, table, acting):
                 seen[key][column] = q, k
         found += seen[key]
@@ -104,13 +109,14 @@ def _decisions_of(
     for j, choice in enumerate(action.choice):
         if not choice:
             continue
+        # Token j was predicted behind the j tokens before it.
         if trie is None or acting.scheme == "published" or j < action.thought:
             yield j, *table.of_vocabulary((prompt, action.token_ids[:j]), action.token_ids[j])
         elif acting.scheme == "trie":
             parent = trie.parents[action.nodes[j]]
             option = trie.children[parent + 1].index(action.nodes[j])
             yield j, table.at_node(after_thoughts, trie, parent), option
-        else:
+        else:  # the whole action is one decision, recorded at its first token
             q = table.between_actions(prompt, trie, acting.score, acting.score_end)
             yield j, q, trie.leaves.index(action.nodes[-1])
 
@@ -127,11 +133,11 @@ def offered_probabilities(
         table.between_actions(prompt, trie, acting.score, acting.score_end)
         batch = table.batch(model.codec.pad_id)
         return evaluate(model, batch, acting.temperature).logprob[0].exp().tolist()
-    nodes = [n for n in range(ROOT, len(trie.tokens)) if len(trie.children[n + 1]) > 1]
-    for node in nodes:
+    nodes, _ = trie.choices
+    for node in nodes:  # which the table numbers 0, 1, 2, ...
         table.at_node(prompt, trie, node)
     batch = table.batch(model.codec.pad_id)
-    logprob = evaluate(model, batch, acting.temperature).logprob.tolist()
+    logprob = evaluate(model, batch, acting.temperature).logprob.tolist()  # [Q, K]
     # The probability of an action is the product over the choices on its path.
     taken = {
         child: logprob[q][k]
@@ -142,5 +148,6 @@ def offered_probabilities(
 
 
 def _entropy(logprob: Tensor) -> Tensor:
-    """Entropy in nats over the last axis; options at -inf add nothing."""
+    """Compute the entropy in nats over the last axis, where options at -inf add nothing."""
+    # 0 · (-inf) would be NaN, so those logarithms are replaced before the product.
     return -(logprob.exp() * logprob.masked_fill(logprob == -math.inf, 0.0)).sum(-1)

@@ -23,8 +23,8 @@ class Policy:
 
     Args:
         model: the language model.
-        acting: how it acts.
-        prompt: how observations become prompts; the model's codec must be made for it.
+        acting: the way of acting; the defaults of `Acting` if None.
+        prompt: the form of the prompts; the model's codec must be made for it. None: plain prompts.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Policy:
 
     def dialogue(self) -> Dialogue:
         """Return a maker of prompts for one stream."""
+        # The prompt, the thoughts and the action share the model's context.
         room = self.model.context_length
         if room is not None:
             room -= self.acting.max_action_tokens + self.prompt.thinking

@@ -33,6 +33,7 @@ class Categorical(NamedTuple):
         """Return the index of an option: the likeliest if greedy, otherwise sampled."""
         if greedy:
             return max(range(len(self.logprob)), key=self.logprob.__getitem__)
+        # The cumulative sum may miss 1 by rounding, so its last entry takes the place of 1.
         u = generator.random() * self.cumulative[-1]
         return next((i for i, c in enumerate(self.cumulative) if u < c), len(self.logprob) - 1)
 
@@ -45,9 +46,8 @@ SINGLE_OPTION = Categorical([0.0], [1.0])
 class ActingCache:
     """Everything that acting computes and can use again while the weights do not change.
 
-    Whoever acts holds one, for the length of a rollout or an evaluation. Prompts are given by their
-    token ids; tries are compared by identity, and the codec returns the same one for the same
-    offer.
+    A rollout or an evaluation keeps one from its beginning to its end. Prompts are given by their
+    token ids. Tries are compared by identity; the codec returns the same one for the same offer.
     """
 
     node_choices: dict[tuple[TokenIds, ActionTrie, int], Categorical] = field(default_factory=dict)
@@ -79,11 +79,11 @@ class _Walker:
     row: int = -1
     """Its row in the decoder, -1 before the prompt is read."""
     read: int = 0
-    """How many of its tokens the decoder has read behind the prompt."""
+    """The number of its tokens that the decoder has read behind the prompt."""
 
     def advance(self, greedy: bool, cache: ActingCache) -> bool:
         """Walk on as long as the distributions are known; return whether a leaf was reached."""
-        while children := self.trie.children[self.node + 1]:
+        while children := self.trie.children[self.node + 1]:  # the root is -1, so its entry is 0
             if len(children) == 1:
                 self._step(children[0], 0.0, choice=False)
                 continue
@@ -162,6 +162,7 @@ def _read_nodes(
     if firsts[0].row < 0:  # the first pass: none of the prompts has been read
         hidden = decoder.start([(*w.prompt, *w.tokens) for w in firsts])
     else:  # walkers that wait again were all in the pass before; the others' rows are dropped
+        # A row is read on from where it stopped; forced tokens make a chunk of several.
         chunks = [tuple(w.tokens[w.read :]) for w in firsts]
         hidden = decoder.read(chunks, [w.row for w in firsts])
     logits = model.logits(hidden)  # [R, H] -> [R, V]
@@ -208,7 +209,7 @@ def write(
     while True:
         scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)  # [R, V]
         chosen = scores.argmax(-1) if greedy else _sample(scores, [generators[i] for i in writing])
-        taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
+        taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()  # [R, V] -> [R]
         unfinished: list[tuple[int, int]] = []
         for i, row, token, logprob in zip(writing, rows, chosen.tolist(), taken, strict=True):
             tokens[i].append(token)
@@ -220,6 +221,7 @@ def write(
                 unfinished.append((i, row))
         if not unfinished:
             return
+        # Finished rows are dropped. Actions behind equal prompts now get rows of their own.
         writing = [i for i, _ in unfinished]
         hidden = decoder.read([(tokens[i][-1],) for i in writing], [row for _, row in unfinished])
         rows = list(range(len(writing)))
@@ -227,8 +229,9 @@ def write(
 
 def _sample(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     """Sample a token [R] for each row of normalized log-probabilities [R, V]."""
-    # Inverse transform sampling in float64, with the sum in place of 1 to absorb rounding.
-    cumulative = logprob.double().exp().cumsum(-1)
+    # Inverse transform sampling in float64, with the sum in place of 1 to absorb rounding. The
+    # draws are made on the CPU, so they are the same on any device.
+    cumulative = logprob.double().exp().cumsum(-1)  # [R, V]
     u = torch.tensor([[g.random()] for g in generators], dtype=torch.float64).to(cumulative.device)
     drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).squeeze(1)
     return drawn.clamp(max=logprob.shape[1] - 1)

@@ -21,7 +21,7 @@ Score = Literal["word", "token", "sum"]
 
 @dataclass(frozen=True)
 class Acting:
-    """How text becomes an action; the fields are those of `poad.config.ActingConfig`."""
+    """The way from text to action. The fields are those of `poad.config.ActingConfig`."""
 
     scheme: Scheme = "trie"
     score: Score = "word"
@@ -34,12 +34,12 @@ class Acting:
 
 @dataclass(frozen=True)
 class CreditSettings:
-    """Who gets credit, and at which rates."""
+    """A credit method and its rates."""
 
     method: Method
     rates: Rates
     by_duration: bool
-    """Whether γ is raised to the power of the primitive steps that a turn took."""
+    """True raises γ to the power of the primitive steps that a turn took."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Settings:
     """A configuration that has been resolved."""
 
     config: Config
-    """The same settings as a configuration, for files: no `auto` and no default None is left,
-    except what depends on the machine (`model.device`)."""
+    """These settings as a configuration, for files. Every `auto` and default None is decided,
+    except for what depends on the machine (`model.device`)."""
     acting: Acting
     credit: CreditSettings
 

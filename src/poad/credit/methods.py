@@ -47,14 +47,14 @@ class Method:
     summary: str
     """One line, with the source."""
     decision: Literal["token", "turn"] = "token"
-    """What is a slot: tokens of the action, or the turn as a whole, at its root. The turn's
-    advantage goes to all of its choices."""
+    """The slots: tokens of the action, or the turn as a whole, at its root. The advantage of a turn
+    goes to all of its choices."""
     slots: Slots = "choices"
     """For tokens: which of them are slots by default."""
     gamma_token: float | None = 1.0
     """Default discount between the slots of one action; None means γ."""
     next_value: Literal["first", "last"] = "first"
-    """Whether the value after a turn is read at the first or the last slot of the next turn."""
+    """The slot of the next turn at which the value after a turn is read."""
     uses_critic: bool = True
     """False: values are 0, λ is 1, nothing follows an ending, and unfinished episodes wait."""
     score: Literal["trie", "word", "token", "sum"] = "trie"
@@ -64,7 +64,7 @@ class Method:
 
     @property
     def whole_action(self) -> bool:
-        """Whether the action is one decision, so that only whole offered actions can be judged."""
+        """True if the action is one decision, so that only whole offered actions can be judged."""
         return self.score != "trie"
 
     def rates(
@@ -101,7 +101,7 @@ class Method:
 
     @torch.no_grad()
     def credit(self, stream: TokenStream, rates: Rates) -> Credit:
-        """Judge every decision of a stream, [N, L].
+        """Compute the credit of every decision of a stream, [N, L].
 
         Methods without a critic ignore both λ. Methods that decide per turn ignore `lam_token` and
         `gamma_token`, and always have the root as their slot.
@@ -113,11 +113,12 @@ class Method:
             stream, lam, lam_token = stream.without_critic(), 1.0, 1.0
 
         per_turn = self.decision == "turn"
-        slot = stream.roots() if per_turn else stream.token_slots(rates.slots)
+        slot = stream.roots() if per_turn else stream.token_slots(rates.slots)  # [N, L] bool
         traces = {"gamma_token": rates.gamma_token, "lam": lam, "lam_token": lam_token}
         five = sequences(stream, slot, next_value=self.next_value, **traces)
         advantage, target = self.estimator(*five)
 
+        # The loss covers the choices. The critic is trained at the slots, even at forced tokens.
         mask, value_mask = stream.choice, slot
         if per_turn:  # the root's advantage, at every token of the turn
             advantage = turn_sum(advantage.masked_fill(~slot, 0), stream.turn)
@@ -268,10 +269,10 @@ def token_credit(
         slots: which action tokens are decisions, "choices" or "tokens".
         choice: [B, L] bool. Action tokens that had an alternative. None: all of them.
         discount: [B, L] float. γₜ, read at a turn's last action token. None: `gamma` everywhere.
-        bootstrap: [B] float, the value after the last turn, or [B, L], read at each episode's last
-            action token. None: 0, the episode terminated.
-        ended: [B] or [B, L] bool. False where an episode goes on after its last turn; methods
-            without a critic then leave it out. None: True.
+        bootstrap: [B] float, the value after the row's last turn, or [B, L], read at each episode's
+            last action token. None: 0, the episode terminated.
+        ended: [B] bool, for the row's last episode, or [B, L], read like `bootstrap`. False where
+            an episode goes on; methods without a critic then leave it out. None: True.
         episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
 
     Raises:

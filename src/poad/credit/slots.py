@@ -59,38 +59,38 @@ class TokenStream:
     ) -> TokenStream:
         """Check rows of conversation and number their turns; see `poad.token_credit`.
 
-        All arguments are [B, L], except that `bootstrap` and `ended` may be [B].
-        """
-        if reward.dim() != 2:
-            shape = tuple(reward.shape)
-            raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
-        rows, shape = reward.shape[:1], reward.shape
-        expect("reward", reward, shape, "float")
-        expect("value", value, shape, "float")
-        expect("mask", mask, shape, "bool")
-        expect("turn_ids", turn_ids, shape, "int")
-        expect("choice", choice, shape, "bool")
-        expect("discount", discount, shape, "float")
-        expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
-        expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
-        expect("episode_ids", episode_ids, shape, "int")
-        expect_within("choice", choice, "mask", mask)
+        All arguments are [B, L], except that `bootstrap` and `ended` may be [B] and then hold for
+        the last turn of each row.
 
-        ahead = following(mask)  # [B, L] index of the next action token, L where there is none
-        more = mask & (ahead < shape[1])
+        Raises:
+            ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
+            TypeError: a wrong kind of dtype.
+        """
+        facts = {"discount": discount, "bootstrap": bootstrap, "ended": ended}
+        expect_rows(reward, value, mask, turn_ids, choice, episode_ids, **facts)
+        # Compare each action token with the next one, however far ahead it lies: [B, L] each.
+        ahead = following(mask)  # index of the next action token, L where there is none
+        more = mask & (ahead < mask.shape[1])
         next_turn, next_episode = pick(turn_ids, ahead, fill=0), pick(episode_ids, ahead, fill=0)
         same_episode = more & (next_episode == episode_ids)
         expect_rising("episode_ids", more & (next_episode < episode_ids))
         expect_rising("turn_ids", same_episode & (next_turn < turn_ids))
 
         # A turn ends where the next action token belongs to another one. The number of a turn is
-        # the count of the ends before it, so any ids become 0, 1, 2, ...
+        # the count of the ends before it, so any ids become 0, 1, 2, ... With k ends in a row, what
+        # follows the last of them gets the number k; it lies below L, since each end is a column.
         ends = mask & ~(same_episode & (next_turn == turn_ids))
         turn = ends.cumsum(-1) - ends.long()
 
-        def at_end(facts: Tensor) -> Tensor:  # [B] or [B, L] -> [B, L]
-            """What the turn's last token holds, copied to every token of the turn."""
-            facts = facts[:, None].expand(shape) if facts.dim() == 1 else facts
+        # [B] -> [B, L]. Facts about rows are those of the last turn; an earlier episode terminated.
+        if bootstrap.dim() == 1:
+            bootstrap = bootstrap[:, None].masked_fill(more, 0)
+        if ended.dim() == 1:
+            ended = ended[:, None] | more
+
+        def at_end(facts: Tensor) -> Tensor:
+            """Copy what the turn's last token holds to every token of the turn. [B, L]."""
+            # Everything but the last token becomes 0, so the sum over a turn is that token's fact.
             return turn_sum(facts.masked_fill(~ends, 0), turn)
 
         return cls(
@@ -123,6 +123,7 @@ class TokenStream:
 
     def roots(self) -> Tensor:
         """Mark each turn's first token, where the critic reads V(oₜ). [N, L] bool."""
+        # The first token of a turn is the last one, read from right to left.
         return last_of_turn(self.mask.flip(-1), self.turn.flip(-1)).flip(-1)
 
     def has_choice(self) -> Tensor:
@@ -131,6 +132,8 @@ class TokenStream:
 
     def finished(self) -> Tensor:
         """Mark the tokens of episodes whose end lies in the stream. [N, L] bool."""
+        # A token of a cut turn asks that cut whether the episode is over, any other one the next
+        # cut. Every token lies at or before a cut, since the last turn of a row is one.
         ahead = pick(self.ended, following(self.mask & self.cut), fill=False)
         return self.mask & torch.where(self.cut, self.ended, ahead)
 
@@ -161,14 +164,16 @@ def sequences(
     value of the next turn's "first" or "last" slot; at a cut it is the bootstrap, and λ′ = 0.
     Positions that are no slots become transparent.
     """
-    last = last_of_turn(slot, stream.turn)
+    last = last_of_turn(slot, stream.turn)  # [N, L] bool: each turn's last slot
     cut = last & stream.cut
     value = stream.value.masked_fill(~slot, 0)
-    ahead = pick(value, following(slot), fill=0)
+    ahead = pick(value, following(slot), fill=0)  # the value at the next slot, in any turn
     if next_value == "last":
+        # Behind a turn's last slot, the next turn's last slot is the next place where `last` holds.
         ahead = torch.where(last, pick(value, following(last), fill=0), ahead)
     reward = turn_sum(stream.reward.masked_fill(~stream.mask, 0), stream.turn)
     inside = torch.full_like(value, gamma_token)
+    # Later fills win: λ_token inside a turn, λ at its last slot, 0 at a cut, 1 where no slot is.
     trace = torch.full_like(value, lam_token).masked_fill(last, lam).masked_fill(cut, 0)
     return (
         reward.masked_fill(~last, 0),
@@ -191,17 +196,50 @@ def following(flags: Tensor) -> Tensor:
 
 def pick(values: Tensor, index: Tensor, fill: float) -> Tensor:
     """Gather values [N, L] at an index from `following`, with `fill` where it found none."""
+    # An index of L reads the column that is appended: [N, L] -> [N, L + 1] -> [N, L].
     return pad(values, (0, 1), value=fill).gather(-1, index)
 
 
 def last_of_turn(flags: Tensor, turn: Tensor) -> Tensor:
     """Mark the last True of each turn. [N, L] bool."""
+    # A True is the last one if the next True belongs to another turn, or there is none: -1.
     return flags & (pick(turn, following(flags), fill=-1) != turn)
 
 
 def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
     """Sum values [N, L] over each turn, and write the sum at every position of the turn."""
+    # A row has at most L turns, so its sums by turn number fit into L columns. Add every value to
+    # the column of its turn, then read that column at every position.
     return torch.zeros_like(values).scatter_add(-1, turn, values).gather(-1, turn)
+
+
+def expect_rows(
+    reward: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    turn_ids: Tensor,
+    choice: Tensor,
+    episode_ids: Tensor,
+    *,
+    discount: Tensor,
+    bootstrap: Tensor,
+    ended: Tensor,
+) -> None:
+    """Reject rows of a wrong shape or kind of dtype, and choices outside the mask."""
+    if reward.dim() != 2:
+        shape = tuple(reward.shape)
+        raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
+    rows, shape = reward.shape[:1], reward.shape
+    expect("reward", reward, shape, "float")
+    expect("value", value, shape, "float")
+    expect("mask", mask, shape, "bool")
+    expect("turn_ids", turn_ids, shape, "int")
+    expect("choice", choice, shape, "bool")
+    expect("discount", discount, shape, "float")
+    expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
+    expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
+    expect("episode_ids", episode_ids, shape, "int")
+    expect_within("choice", choice, "mask", mask)
 
 
 def expect(

@@ -54,10 +54,11 @@ class TokenRows:
 
     def values(self, value: Tensor, at: Tensor) -> Tensor:
         """Look readings [U] up where they belong; 0 where nothing was read. [N, L]."""
+        # [U] -> [N, L]. An index of -1 picks the last reading, which the 0 then replaces.
         return torch.where(at >= 0, value[at], 0.0)
 
     def credit(self, value: Tensor, settings: CreditSettings) -> Credit:
-        """Judge every token, [N, L], given the critic's readings [U]."""
+        """Compute the credit of every token, [N, L], from the critic's readings [U]."""
         return token_credit(
             self.reward,
             self.values(value, self.read),
@@ -75,7 +76,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """S choices that the policy is judged for, in the order of streams, turns and tokens."""
+    """S choices that the policy learns from, in the order of streams, turns and tokens."""
 
     decision: Tensor
     """[S] int64: the decision of the batch."""
@@ -84,11 +85,11 @@ class PolicyTerms:
     turn: Tensor
     """[S] int64: the turn that the choice belongs to."""
     old_logprob: Tensor
-    """[S] as recorded while sampling."""
+    """[S] float32: the log-probability, as recorded while sampling."""
     fresh: Tensor
     """[S] bool: sampled by the current policy. Turns that waited for their episode are older."""
     advantage: Tensor
-    """[S] normalized."""
+    """[S] float32, normalized over all choices of the rollout."""
     reference: Tensor | None = None
     """[S] the untrained model's log-probability; None without a penalty that needs it."""
 
@@ -103,9 +104,9 @@ class ValueTerms:
     reading: Tensor
     """[W] int64: the index among the U positions."""
     target: Tensor
-    """[W]."""
+    """[W] float32: the value that the critic should have read."""
     old_value: Tensor
-    """[W] as read before the update."""
+    """[W] float32, as read before the update."""
 
     def __len__(self) -> int:
         return len(self.reading)
@@ -143,7 +144,7 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
 
     turns = [turn for stream in streams for turn in stream]
     rows: list[list[tuple[int, float, bool, int]]] = []  # (turn, reward, choice, reading) per token
-    facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn
+    facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn so far
     goes_on: list[bool] = []  # whether a value follows the turn that is not its successor's root
     for stream in streams:
         rows.append([])
@@ -164,8 +165,8 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         number((turn.next_prompt_ids, ())) if reads else -1
         for turn, reads in zip(turns, goes_on, strict=True)
     ]
-    # Rows of tokens -> [N, L] columns. Padding belongs to a turn number n of its own, which stands
-    # behind the n turns; what holds for a whole turn, [n + 1], is then copied to its tokens.
+    # Rows of tokens -> [N, L] columns. With n turns, padding belongs to an extra turn of number n.
+    # Facts about turns, [n + 1], are copied to the tokens by indexing: [n + 1][N, L] -> [N, L].
     length = max(map(len, rows))
     blank = (len(turns), 0.0, False, -1)
     padded = chain.from_iterable(row + [blank] * (length - len(row)) for row in rows)
@@ -203,12 +204,12 @@ def gather(
 
     Args:
         streams: N streams of turns; not all empty.
-        stale: N counts: how many turns of each stream, the first, an older policy acted.
-        policy: who acted.
-        critic: who judges.
+        stale: N counts. An older policy acted that many turns at the beginning of each stream.
+        policy: the policy that acted.
+        critic: the critic that reads the positions.
         features: the frozen features that the critic reads; None if it reads the policy's body.
-        credit: who gets credit.
-        ppo: how it will be learned from.
+        credit: the method and its rates.
+        ppo: the settings of the update.
 
     Returns:
         The experience, or None if no turn held a choice.
@@ -225,16 +226,16 @@ def gather(
         value = read_values(policy, critic, batch, ppo.micro_batch_tokens)
     else:
         with torch.no_grad():
-            value = critic(frozen).cpu()
+            value = critic(frozen).cpu()  # [U, H] -> [U]; credit is computed on the CPU
     judged = rows.credit(value, credit)
     _, std = masked_moments(judged.advantage, judged.mask)
     before = rows.values(value, rows.read)
     explained = explained_variance(before, judged.target, judged.value_mask)
-    terms = _policy_terms(rows, judged, turns, (decision, option), ppo.std_floor)
     fresh = [
         t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
     ]
-    terms = replace(terms, fresh=torch.tensor(fresh)[terms.turn])
+    decided = decision, option
+    terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), decided, ppo.std_floor)
     if ppo.kl_reference:
         picked = terms.decision, terms.option
         reference = read_logprobs(policy, batch, *picked, ppo.micro_batch_tokens, reference=True)
@@ -253,6 +254,7 @@ def _policy_terms(
     rows: TokenRows,
     judged: Credit,
     turns: Sequence[Turn],
+    fresh: Tensor,
     decided: tuple[Tensor, Tensor],
     std_floor: float,
 ) -> PolicyTerms:
@@ -261,14 +263,16 @@ def _policy_terms(
     Args:
         rows: the tokens.
         judged: their credit, [N, L].
-        turns: the turns, M tokens together.
-        decided: the decision and the option at each token, [M] both.
-        std_floor: of the normalization.
+        turns: the turns, of M tokens together.
+        fresh: [number of turns] bool, True where the current policy acted.
+        decided: the decision and the option at each token, both [M] int64.
+        std_floor: the smallest standard deviation to divide advantages by.
     """
     advantage = normalize_advantages(judged.advantage, judged.mask, std_floor)
     recorded = chain.from_iterable(turn.action.logprob for turn in turns)
-    # `rows.mask` picks all tokens from [N, L], in the order of streams, turns and tokens: [M].
-    # `mask` then picks the choices that have credit: [S].
+    # Two selections. `rows.mask` picks all tokens, [N, L] -> [M], in the order of streams, turns
+    # and tokens, which is that of the decisions and log-probabilities, too. `mask` then picks the
+    # choices that have credit, [M] -> [S].
     mask = judged.mask[rows.mask]
     turn = rows.turn_ids[rows.mask][mask]
     return PolicyTerms(
@@ -276,7 +280,7 @@ def _policy_terms(
         option=decided[1][mask],
         turn=turn,
         old_logprob=torch.tensor(list(recorded))[mask],
-        fresh=torch.ones_like(turn, dtype=torch.bool),
+        fresh=fresh[turn],  # [turns] -> [S]
         advantage=advantage[rows.mask][mask],
     )
 
@@ -290,8 +294,9 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
         # A bootstrap reads a root, so a root that is no slot (a forced token) learns the target of
         # its turn's first slot.
         root = torch.ones_like(slot)
-        root[1:] = turn[1:] != turn[:-1]
-        roots = root.nonzero().squeeze(1)  # [turns]
+        root[1:] = turn[1:] != turn[:-1]  # the first of the M tokens is a root as well
+        roots = root.nonzero().squeeze(1)  # [turns], ascending
+        # Every turn has a slot, so the first slot at or after a root lies in the root's own turn.
         target[roots] = target[slots[torch.searchsorted(slots, roots)]]
         slot = slot | root
     return ValueTerms(reading=read[slot], target=target[slot], old_value=value[read[slot]])
@@ -299,11 +304,16 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
 
 @torch.no_grad()
 def read_values(policy: Policy, critic: Critic, batch: DecisionBatch, tokens: int) -> Tensor:
-    """Read the critic on the policy's body, a micro-batch of some tokens at a time. [U]."""
+    """Read the critic on the policy's body, in micro-batches of about so many tokens.
+
+    Returns:
+        [U] float32 on the CPU, in the order of the batch's further positions.
+    """
     value = torch.zeros(len(batch.extra_readings))
     for run in batch.bundles.micro_batches(tokens):
         part, _, kept = batch.select(run)
-        value[kept] = critic(policy.model.read(part.packed)[part.extra_readings]).cpu()
+        hidden = policy.model.read(part.packed)[part.extra_readings]  # [R', H] -> [U', H]
+        value[kept] = critic(hidden).cpu()
     return value
 
 
@@ -319,16 +329,19 @@ def read_logprobs(
     """Compute the log-probabilities of S terms under the current policy or the untrained model.
 
     Args:
-        policy: who acts.
-        batch: the decisions.
-        decision: [S] int64.
-        option: [S] int64.
+        policy: the policy.
+        batch: the Q decisions.
+        decision: [S] int64, the decision of each term.
+        option: [S] int64, the option that was taken.
         tokens: how many tokens a micro-batch may hold.
         reference: ask the untrained model.
+
+    Returns:
+        [S] float32 on the CPU.
     """
     q, k, _ = batch.read.shape
-    logprob = torch.zeros(q, k)
+    logprob = torch.zeros(q, k)  # every decision lies in one micro-batch, which fills its row
     for run in batch.bundles.micro_batches(tokens):
         part, kept, _ = batch.select(run)
         logprob[kept] = policy.evaluate(part, reference=reference).logprob.cpu()
-    return logprob[decision, option]
+    return logprob[decision, option]  # [Q, K] -> [S]

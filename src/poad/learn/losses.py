@@ -13,7 +13,7 @@ from torch import Tensor
 def clipped_surrogate(
     logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip: float
 ) -> Tensor:
-    """The PPO policy loss of each decision: gains from a ratio outside 1 ± clip count no further.
+    """Compute the PPO policy loss of each decision; a ratio outside 1 ± clip gains nothing more.
 
         ρ = π(w) / π_old(w)          loss = −min(ρ·A, clamp(ρ, 1 − clip, 1 + clip)·A)
 
@@ -28,7 +28,7 @@ def clipped_surrogate(
 def clipped_value_loss(
     value: Tensor, old_value: Tensor, target: Tensor, clip: float | None
 ) -> Tensor:
-    """Half the squared error of each reading, with no gain from moving past old_value ± clip.
+    """Compute half the squared error of each reading; moving past old_value ± clip gains nothing.
 
         loss = ½·max((v − target)², (v_old + clamp(v − v_old, −clip, clip) − target)²)
 
@@ -42,12 +42,12 @@ def clipped_value_loss(
 
 
 def approx_kl(logprob: Tensor, old_logprob: Tensor) -> Tensor:
-    """An estimate per token of KL(old ‖ new), in nats, from tokens the old policy sampled.
+    """Estimate KL(old ‖ new) per token, in nats, from tokens that the old policy sampled.
 
         k₃ = ρ − 1 − log ρ           ρ = π(w) / π_old(w)
 
-    Unbiased, never negative, and of lower variance than −log ρ. Source: "Approximating KL
-    DivergenceError" (2020), estimator k3.
+    Unbiased, never negative, and of lower variance than −log ρ. Source: J. Schulman,
+    "Approximating KL Divergence" (2020), estimator k3.
     """
     log_ratio = logprob - old_logprob
     return torch.expm1(log_ratio) - log_ratio
@@ -126,7 +126,7 @@ def normalize_advantages(
 
 
 def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """How much of the targets' variance the critic explains, a scalar of at most 1.
+    """Compute the share of the targets' variance that the critic explains, a scalar of at most 1.
 
         1 − Var(target − value) / Var(target)
 
@@ -140,7 +140,7 @@ def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _weights(values: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-    """How much each element counts: nothing outside the mask, and inside it 1 or its weight."""
+    """Return the weight of each element: 0 outside the mask, and 1 or the given weight inside."""
     if values.shape != mask.shape:
         raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must agree.")
     if mask.dtype != torch.bool:

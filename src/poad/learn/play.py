@@ -36,7 +36,7 @@ class Prompts(Protocol):
 
 
 class Actor(Protocol):
-    """Somebody who acts: a `poad.agent.Policy`, or a person."""
+    """An object that acts: a `poad.agent.Policy`, or a person at the keyboard."""
 
     def dialogue(self) -> Prompts:
         """Return a maker of prompts for one world."""
@@ -63,18 +63,18 @@ class Step:
     seed: int
     """Seed of the episode."""
     observation: Observation
-    """What the actor saw."""
+    """The observation that the actor saw."""
     action: Action
     reward: float
     terminated: bool
     truncated: bool
     info: Mapping[str, Any]
     next_observation: Observation
-    """What the world showed after the action; of the same episode, even if it ended."""
+    """The observation after the action; of the same episode, even if it ended."""
 
     @property
     def ended(self) -> bool:
-        """Whether the episode is over."""
+        """True if the episode is over."""
         return self.terminated or self.truncated
 
     @property
@@ -83,7 +83,7 @@ class Step:
         return int(self.info.get("duration", 1))
 
     def turn(self) -> Turn:
-        """Return what learning needs of it."""
+        """Return the part that learning needs."""
         return Turn(
             self.observation.prompt_ids,
             self.action,
@@ -113,7 +113,7 @@ class WorldStream:
         self.env: gymnasium.Env[str, str] | None = make_env()
         self.prompts = prompts
         self.notes: tuple[str, ...] = ()
-        """What the world reports about this machine."""
+        """Remarks of the world about this machine."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -209,11 +209,11 @@ def play(
     """Play episode after episode in all streams, in turns, until the seeds run out.
 
     Args:
-        actor: who acts.
+        actor: the policy or person that acts.
         streams: N worlds, each in an episode.
         seeds: of the episodes that follow those that end. A stream without a next seed is closed.
         generator: the source of randomness of all streams together. None: each episode has its
-            own, seeded like the episode, so that it does not depend on what is played beside it.
+            own, seeded like the episode, so that it does not depend on the other streams.
         greedy: take the likeliest token or action instead of sampling.
         cache: distributions to reuse; valid while the actor's weights do not change.
 

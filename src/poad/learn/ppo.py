@@ -42,17 +42,17 @@ class _Step(NamedTuple):
 
 
 class PPO:
-    """Learns a policy and its critic from rollouts.
+    """Trains a policy and its critic on rollouts.
 
     Args:
         policy: trained in place.
         critic: trained in place.
         features: the frozen features that the critic reads; None makes it read the policy's body.
-        credit: who gets credit.
-        ppo: how the policy is trained.
-        value: how the critic is trained.
-        streams: how many streams a rollout has (N).
-        seed: of the order of minibatches.
+        credit: the credit method and its rates.
+        ppo: the settings of the policy's training.
+        value: the settings of the critic's training.
+        streams: N, the number of streams of a rollout.
+        seed: the seed of the order of minibatches.
     """
 
     def __init__(
@@ -103,8 +103,11 @@ class PPO:
         """Learn from a rollout; each measurement is taken before the step it belongs to.
 
         Args:
-            rollout: turns of the policy as it is now.
-            progress: share of the run that is over, for annealed learning rates.
+            rollout: turns that the policy acted with its present weights.
+            progress: the share of the run that is over, in [0, 1], for annealed learning rates.
+
+        Returns:
+            Metrics of the rollout and the update. Empty if no turn can be learned from yet.
 
         Raises:
             DivergenceError: a gradient is not finite, or sampler and learner disagree.
@@ -136,7 +139,7 @@ class PPO:
             group["lr"] = lr * rate
 
     def _finished(self, rollout: Rollout) -> tuple[Streams, list[int]]:
-        """The turns to learn from, and how many of each stream an older policy acted.
+        """Return the turns to learn from, and how many of each stream an older policy acted.
 
         Methods without a critic learn from whole episodes, so the turns of unfinished ones wait.
         """
@@ -161,13 +164,16 @@ class PPO:
         )
 
     def _too_far(self, step: _Step) -> bool:
-        """Whether the policy has moved so far that the update must stop."""
+        """Return True if the policy has moved so far that the update must stop."""
         return self.ppo.kl_stop is not None and step.kl > self.ppo.kl_stop
 
     def _one_pass(self, experience: Experience) -> list[_Step]:
         """Use every term once, in minibatches of bundles; stop early on the approximate KL."""
         bundles = len(experience.batch.bundles.cost)
         parts = min(self.ppo.minibatches, bundles)
+        # Bundles (of decisions) and readings (of the critic) are divided independently. The second
+        # division matters only with frozen features; a shared body reads its critic's positions in
+        # the rows of the bundles.
         chosen = torch.randperm(bundles, generator=self.generator).tensor_split(parts)
         readings = torch.randperm(experience.readings, generator=self.generator)
         steps: list[_Step] = []
@@ -190,12 +196,13 @@ class PPO:
             share: of the rollout's terms that a minibatch holds on average.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(len(_Step._fields) - 1)
+        totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
         compared: list[tuple[Tensor, Tensor]] = []
         value_loss = torch.zeros(())
         if experience.features is not None:
-            value = self.critic(experience.features[read])
+            value = self.critic(experience.features[read])  # [U, H] -> [U', H] -> [U']
             value_loss, totals[1] = self._value_loss(experience, read, value, share)
+        # Gradients of the micro-batches add up. The value loss joins the first backward pass.
         micro_batches = experience.batch.bundles.micro_batches(self.ppo.micro_batch_tokens, bundles)
         for i, some in enumerate(micro_batches):
             with self.policy.model.dropout(self.generator):
@@ -203,7 +210,7 @@ class PPO:
                 (loss + value_loss if i == 0 else loss).backward()
             totals += sums
             compared.append(pair)
-        if self._drift is None:  # the first step sees the policy that sampled
+        if self._drift is None:  # before the first step the policy is still the one that sampled
             learner, sampler = map(torch.cat, zip(*compared, strict=True))
             self._drift = Drift.between(learner, sampler).check(self.ppo.drift_stop)
         norms = [
@@ -226,17 +233,19 @@ class PPO:
 
         Returns:
             The loss; the parts of a `_Step`, summed over terms and divided by their expected
-            number; and the fresh terms' log-probabilities, now and as sampled.
+            number, on the CPU; and the fresh terms' log-probabilities, now and as sampled.
         """
         ppo, terms = self.ppo, experience.policy
         batch, kept, kept_extra = experience.batch.select(bundles)
-        # [Q] -> where a decision of the whole batch lies in the smaller one, -1 if it does not
+        # [Q] -> [S]: the number in the smaller batch of each term's decision, -1 if left out. The
+        # terms of this micro-batch are those that have one.
         place = renumber(kept, len(experience.batch.read))[terms.decision]
-        mine = place >= 0  # [S]
+        mine = place >= 0  # [S] bool
         new = self.policy.evaluate(batch)
         device = new.logprob.device
         decision, option = place[mine].to(device), terms.option[mine].to(device)
         old, advantage = terms.old_logprob[mine].to(device), terms.advantage[mine].to(device)
+        # [Q', K] -> [S'] and [Q'] -> [S']: a decision counts once for each term that reached it.
         logprob, entropy = new.logprob[decision, option], new.entropy[decision]
 
         count = max(1.0, len(terms) * share)
@@ -248,13 +257,12 @@ class PPO:
             surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / count
         weight = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
         loss = surrogate - (weight[decision] * entropy).sum() / count
-        penalty = torch.zeros(())
+        penalty = value_total = logprob.new_zeros(())
         if terms.reference is not None:
             penalty = reference_penalty(logprob, terms.reference[mine].to(device)).sum() / count
             loss = loss + ppo.kl_reference * penalty
-        value_total = 0.0
         if experience.features is None:
-            value = self.critic(new.hidden[batch.extra_readings.to(device)])
+            value = self.critic(new.hidden[batch.extra_readings.to(device)])  # [R', H] -> [U']
             value_loss, value_total = self._value_loss(experience, kept_extra, value, share)
             loss = loss + value_loss
         with torch.no_grad():
@@ -262,21 +270,22 @@ class PPO:
             clipped = (((logprob - old).exp() - 1).abs() > ppo.clip).sum() / count
             parts = (surrogate, value_total, entropy.sum() / count, kl, clipped, penalty)
             fresh = terms.fresh[mine].to(device)
-        sums = torch.tensor([float(torch.as_tensor(part).detach()) for part in parts])
+            sums = torch.stack(parts).cpu()  # one transfer from a GPU, not one for each part
         return loss, sums, (logprob.detach()[fresh], old[fresh])
 
     def _value_loss(
         self, experience: Experience, read: Tensor, value: Tensor, share: float
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, Tensor]:
         """Compute the weighted value loss at some readings [U'], and its unweighted mean."""
         terms = experience.value
-        place = renumber(read, experience.readings)[terms.reading]  # [W]
-        mine = place >= 0
+        # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
+        place = renumber(read, experience.readings)[terms.reading]
+        mine = place >= 0  # [W] bool
         new = value[place[mine].to(value.device)]
         old, target = terms.old_value[mine].to(new), terms.target[mine].to(new)
         count = max(1.0, len(terms) * share)
         loss = clipped_value_loss(new, old, target, self.value.clip).sum() / count
-        return self.value.coefficient * loss, float(loss.detach())
+        return self.value.coefficient * loss, loss.detach()
 
 
 def split_finished(

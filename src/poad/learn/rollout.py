@@ -22,7 +22,7 @@ class Collector:
 
     Args:
         make_env: makes one world.
-        actor: who acts.
+        actor: the policy that acts.
         streams: N.
         seed: of the first episode; each new episode takes the next one.
     """
@@ -32,7 +32,7 @@ class Collector:
         self._streams = [WorldStream(make_env, actor.dialogue(), seed + i) for i in range(streams)]
         self._next_seed = seed + streams
         self.notes = tuple(dict.fromkeys(n for stream in self._streams for n in stream.notes))
-        """What the worlds report about this machine."""
+        """Remarks of the worlds about this machine."""
 
     @property
     def observations(self) -> list[Observation]:

@@ -112,7 +112,7 @@ class Trainer:
             self.collector.close()
 
     def _is_due(self, every: int) -> bool:
-        """Whether something that happens every so many iterations (0: never) happens now."""
+        """Return True if something that happens every so many iterations (0: never) happens now."""
         return every > 0 and self.iteration % every == 0
 
     def iterate(self) -> Metrics:

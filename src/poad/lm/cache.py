@@ -23,7 +23,7 @@ class Window:
 
     size: int
     mixed: bool
-    """Whether other layers look back to the beginning; the body then takes one mask per kind."""
+    """True if other layers look back to the beginning; the body then takes one mask per kind."""
 
     @classmethod
     def of(cls, config: Any) -> Window | None:
@@ -57,7 +57,7 @@ class _CachedRow:
     layers: list[tuple[Tensor, ...]]
     """Keys and values of each layer, both [heads, n, d]."""
     idle: bool = False
-    """Whether the last call of `start` had no use for it."""
+    """True if the last call of `start` did not continue it."""
 
 
 class _Match(NamedTuple):
@@ -158,7 +158,7 @@ class Decoder:
                 if self._remember:  # the rows that nothing continues end here
                     self._store(set(range(len(self._tokens))) - set(parents))
                 self._cache.batch_select_indices(index.to(self._device))
-            past, past_positions = self._mask[index], self._positions[index]  # [R, P]
+            past, past_positions = self._mask[index], self._positions[index]  # [R', P] -> [R, P]
             self._tokens = [self._tokens[p] + list(c) for p, c in zip(parents, chunks, strict=True)]
         # A token's position is the number of real tokens before it, so positions count on from the
         # past across any padding. Padding before a row's first token would be at -1.
@@ -178,8 +178,8 @@ class Decoder:
         """Drop all rows."""
         from transformers import DynamicCache
 
-        # Made without the model's configuration, which would let the cache drop what a window does
-        # not reach, counted in columns.
+        # Created without the model's configuration, which would make the cache drop what lies
+        # outside a window, counted in columns.
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long)
         self._positions = self._mask
@@ -201,9 +201,8 @@ class Decoder:
         """Compute the prefix that all sequences share, None if it is too short to be worth it."""
         # What the first and the last in sorted order share, all of them share.
         shared = common_prefix_length(min(sequences), max(sequences))
-        shared = min(
-            shared, min(map(len, sequences)) - 1
-        )  # each row must have a token left to read
+        # Each row must have a token left to read.
+        shared = min(shared, min(map(len, sequences)) - 1)
         if shared < _MIN_SHARED_TOKENS:
             return None
         self.read([sequences[0][:shared]])

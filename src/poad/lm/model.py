@@ -73,7 +73,7 @@ class LanguageModel:
                 half.requires_grad_(False)
         self._window = Window.of(causal_lm.config)
         self.branching = branching
-        """Whether rows may be trees."""
+        """True if rows may be trees."""
         if self._window is not None and not branching:
             raise ModelError(
                 f"Some layers of {type(causal_lm).__name__} look back {self._window.size} tokens "
@@ -180,7 +180,7 @@ class LanguageModel:
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the adapters have dropout."""
+        """True if the adapters have dropout."""
         return bool(self._dropouts)
 
     @contextmanager
@@ -300,9 +300,12 @@ def _check_packing(model: LanguageModel) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of torch, and restore their state afterwards."""
+    """Seed the generators of torch that a device uses, and restore their state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if device.type == "cuda":
+            torch.manual_seed(seed)
+        else:  # `torch.manual_seed` would also seed every GPU, whose states are not restored
+            torch.default_generator.manual_seed(seed)
         yield
 
 

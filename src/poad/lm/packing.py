@@ -153,7 +153,7 @@ class _Tree:
 
     @property
     def branches(self) -> bool:
-        """Whether a chain starts anywhere but directly behind its parent."""
+        """True if a chain starts anywhere but directly behind its parent."""
         return any(chain.parent != chain.start - 1 for chain in self.chains)
 
     def fits(self, sequence: TokenIds, row_tokens: int, branching: bool) -> bool:
@@ -258,9 +258,12 @@ class Bundles:
         for root, indices in members.items():
             cost.append(len(root))  # computed whole, however little of it is read
             previous = root
+            # In sorted order, as in `pack`, no older sequence has more in common with the next.
             for sequence, q in sorted(((*positions[q][0], *positions[q][1]), q) for q in indices):
                 shared = common_prefix_length(previous, sequence)
                 continues = shared == len(previous)
+                # A sequence adds what lies behind the prefix it shares with the one before. In rows
+                # without branches, only a continuation shares anything.
                 added = len(sequence) - (shared if branching or continues else 0)
                 # The bundle has this many tokens besides the shared prefix. A new bundle computes
                 # the prefix again, which pays off only if they are many.

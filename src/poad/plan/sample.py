@@ -59,7 +59,7 @@ class Sample:
     longest: int
     """Tokens of the longest prompt with its action."""
     offered: bool
-    """Whether every action was chosen from an offer."""
+    """True if every action was chosen from an offer."""
     acting_tokens: int
     """Tokens computed while acting."""
     acting_passes: int
@@ -79,7 +79,7 @@ class Sample:
     critic_positions: int
     """Distinct positions where the critic reads."""
     tokenizer: bool = True
-    """Whether the model's own tokenizer counted the tokens, or a guess."""
+    """True if the model's own tokenizer counted the tokens, False if they are a guess."""
 
 
 # --- a model that counts --------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class CountingModel:
         return counted
 
     def read(self, packed: Packed) -> Tensor:
-        """Hidden states [Q, 1] at a batch's reading places."""
+        """Count the tokens of packed rows, and return zeros [Q, 1] in place of hidden states."""
         if not self.branching:
             packed = packed.without_branches(self.codec.pad_id)
         self._add(packed.mask)
@@ -140,12 +140,12 @@ class CountingModel:
     read_frozen = read
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Equal logits [..., V] for hidden states [..., 1]."""
+        """Return equal logits [..., V] for hidden states [..., 1]."""
         self.most_logits = max(self.most_logits, hidden.numel())
         return self._row.expand(*hidden.shape[:-1], -1)
 
     def decoder(self, remember: bool = False) -> Decoder:
-        """A real decoder around a body that only counts."""
+        """Make a real decoder around a body that only counts."""
         body: Any = self._body
         return Decoder(body, self.codec.pad_id, None, self.device, remember)
 
@@ -200,7 +200,7 @@ class _Guess:
         return {"input_ids": [self._known.setdefault(p, len(self._known)) for p in pieces]}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Back to text; a token that was never read is a question mark."""
+        """Decode tokens; one that was never read becomes a question mark."""
         pieces = list(self._known)
         return "".join(pieces[i] if i < len(pieces) else "?" for i in token_ids)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from poad.config import ModelConfig
-from poad.errors import ModelError
+from poad.errors import ModelError, did_you_mean
 from poad.lm import embedded_models, model_source, resolve_model, with_adapters
 
 _COUNTED = 67
@@ -91,8 +90,7 @@ def describe(name: str, env: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model_source(name))
     except (OSError, ValueError, KeyError) as error:
-        near = difflib.get_close_matches(name, embedded_models(), n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
             f"Cannot find the configuration of the model {name!r}. {hint}Expected an embedded "
             f"model ({', '.join(embedded_models())}), a directory with a config.json, or a hub "

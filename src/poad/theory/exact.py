@@ -64,6 +64,7 @@ def soft(temperature: float, log_reference: Floats) -> Combine:
         raise ValueError(f"temperature is {temperature}; it must be positive (`best` is for 0).")
 
     def combine(q: Floats, options: slice, starts: Ints) -> Floats:
+        # q holds the options of one slice in order, so the reference is cut to the same slice.
         logits = q / temperature + log_reference[options]
         top = np.maximum.reduceat(logits, starts)  # [G], for a log-sum-exp that cannot overflow
         sizes = np.append(starts[1:], len(q)) - starts
@@ -87,6 +88,7 @@ def regularized(temperature: float, log_policy: Floats, log_reference: Floats) -
 
     Both logarithms are [M] or [A]. Options with log π = −∞ cost nothing. log μ must be finite.
     """
+    # −∞ is replaced before the subtraction: 0 · (−∞) would be NaN.
     policy = np.exp(log_policy)
     cost = temperature * (np.where(policy > 0, log_policy, 0.0) - log_reference)
 
@@ -189,8 +191,9 @@ def soft_policy(values: TokenValues, tree: Tree, temperature: float, reference: 
 
     `reference` is the `log_reference` that was given to `soft`.
     """
-    inner = tree.parent >= 0
+    inner = tree.parent >= 0  # [M] bool: all nodes but the roots
     log_policy = np.zeros(len(tree.parent))
+    # Q belongs to the node of the token, V to the prefix before it, which is the parent's.
     advantage = values.q[inner] - values.v[tree.parent[inner]]
     log_policy[inner] = reference[inner] + advantage / temperature
     return log_policy
@@ -203,7 +206,7 @@ def greedy_tokens(mdp: LanguageMDP, values: TokenValues) -> Ints:
         groups = np.split(values.q[options], starts[1:])
         # Child indices count within their group, groups within the slice, the slice within all M.
         following[parents] = options.start + starts + [int(group.argmax()) for group in groups]
-    node = np.arange(mdp.states)  # walk from all roots at once; who reaches a leaf stays there
+    node = np.arange(mdp.states)  # [S] walk from all roots at once, and stay at leaves
     for _ in mdp.tree.levels:
         node = np.where(following[node] >= 0, following[node], node)
     action = np.full(len(values.q), -1)
@@ -213,7 +216,7 @@ def greedy_tokens(mdp: LanguageMDP, values: TokenValues) -> Ints:
 
 def greedy_actions(mdp: LanguageMDP, q: Floats) -> Ints:
     """[S] the best action of every state, by values [A] of whole actions."""
-    groups = np.split(q, mdp.first[1:])
+    groups = np.split(q, mdp.first[1:])  # one array of values per state
     return mdp.first + [int(group.argmax()) for group in groups]
 
 

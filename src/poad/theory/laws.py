@@ -169,6 +169,7 @@ def verify(*, states: int, actions: int, depth: int, problems: int, seed: int) -
     size = {"states": states, "actions": actions, "depth": depth, "vocabulary": max(8, actions)}
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3 * problems + 2)]
     *drawn, gap_seed, sample_seed = seeds
+    # Every third seed belongs to the same sign of the rewards.
     signs: dict[Sign, list[LanguageMDP]] = {
         sign: [random_problem(s, sign=sign, **size) for s in drawn[i::3]]
         for i, sign in enumerate(("any", *SIGNS))
@@ -216,7 +217,7 @@ def optimum_laws(problems: Sequence[LanguageMDP]) -> list[Law]:
         value += [token.q[mdp.tree.leaf] - action.q, token.v[: mdp.states] - action.v]
         chosen = greedy_tokens(mdp, token)
         policy.append(1.0 * (chosen != greedy_actions(mdp, action.q)))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):  # log π [A] of a deterministic policy: 0 or −∞
             log_action = np.log(1.0 * np.isin(np.arange(len(mdp.state)), chosen))
         earned.append(policy_values(mdp, log_action).v - action.v)
     return [
@@ -235,6 +236,7 @@ def ntpo_gap(seed: int) -> tuple[Law, list[Gap]]:
     optimal V(o′).
     """
     lengths = range(1, MAX_LENGTH + 1)
+    # The action of length n is the token n followed by n − 1 zeros, in both states.
     offers = [[(n, *[0] * (n - 1)) for n in lengths] for _ in range(2)]
     mdp = problem_with(offers, np.random.default_rng(seed), sign="positive")
     optimum, tree = solve_actions(mdp), mdp.tree
@@ -285,15 +287,17 @@ def length_preference(
         optimal, greedy, differs = [], [], []
         for mdp, target in zip(problems, optima, strict=True):
             length = mdp.tree.length
-            several = np.bincount(mdp.state) > 1
+            several = np.bincount(mdp.state) > 1  # [S] bool: states with a choice
             naive = solve_tokens(mdp, best, gamma_token)
             chosen = greedy_tokens(mdp, naive)
             own_best = greedy_actions(mdp, naive.q[mdp.tree.leaf])
+            # Both are [S] action numbers. Only states where they differ are compared by length.
             deviates = chosen != own_best
             wrong.append(1.0 * (direction * (length[chosen] - length[own_best]) >= 0)[deviates])
             optimal.append(length[target][several])
             greedy.append(length[chosen][several])
             differs.append((chosen != target)[several])
+        # Histograms over lengths of 1 to `depth` tokens, so that bin 0 is dropped.
         lengths, differ = np.concatenate(optimal), np.concatenate(differs)
         rows.append(
             Preference(
@@ -326,7 +330,7 @@ def soft_laws(problems: Sequence[LanguageMDP], references: Sequence[Floats]) -> 
         for mdp, policy in zip(problems, references, strict=True):
             tree, n = mdp.tree, mdp.states
             log_mu = policy if label == "KL" else np.zeros_like(policy)
-            mu = tree.path_sum(log_mu)
+            mu = tree.path_sum(log_mu)  # [M] -> [A]: log μ of whole actions
             action = solve_actions(mdp, soft(TEMPERATURE, mu))
             token = solve_tokens(mdp, soft(TEMPERATURE, log_mu))
             value += [token.q[tree.leaf] - action.q, token.v[:n] - action.v]
@@ -334,6 +338,7 @@ def soft_laws(problems: Sequence[LanguageMDP], references: Sequence[Floats]) -> 
             advantage = action.q - action.v[mdp.state]
             product.append(np.exp(log_pi) - np.exp(mu + advantage / TEMPERATURE))
             cost = TEMPERATURE * (log_pi - mu)
+            # [S] -> [A]: the value of each action's own state
             consistent.append(token.v[:n][mdp.state] - (mdp.action_values(token.v[:n]) - cost))
             earned.append(policy_values(mdp, log_pi, cost=cost).v - action.v)
         name = f"Soft BAD, {label}"
@@ -387,6 +392,7 @@ def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
     log_action = mdp.tree.path_sum(policy)
     played = sample_episodes(mdp, log_action, EPISODES, rng, TURNS)
     laws, convergences = [], []
+    # A turn-level method has no slots inside an action, so its λ_token has no effect.
     for case in _cases(mdp, policy):
         by_turn = METHODS[case.method].decision == "turn"
         found = []
@@ -403,6 +409,7 @@ def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
         measured = f"mean − ({minus}), SE"
         laws.append(_law(f"Sampled {case.name}", measured, found, STANDARD_ERRORS))
 
+    # A return is known only if its episode ends. In practice, 1000 turns are never reached.
     exact = solve_tokens(mdp, expected(policy))
     played = sample_episodes(mdp, log_action, RETURN_EPISODES, rng, 1000)
     sums = CreditEstimator(METHODS["reinforce"], 1.0).sums(mdp, played, exact, len(exact.q))

@@ -81,7 +81,7 @@ class Tree:
         path = np.full((len(paths), max(map(len, paths))), -1)
         for row, nodes in zip(path, paths, strict=True):
             row[: len(nodes)] = nodes
-        leaf = np.array([nodes[-1] for nodes in paths])
+        leaf = np.array([nodes[-1] for nodes in paths])  # [A]
         return cls(np.array(parent), leaf, path, tuple(levels))
 
     @cached_property
@@ -100,6 +100,7 @@ class Tree:
     @cached_property
     def is_choice(self) -> NDArray[np.bool_]:
         """[M] bool. True where the token has an alternative; False at roots."""
+        # [M] the number of children of each node, which its children look up at their parent
         siblings = np.bincount(self.parent[self.parent >= 0], minlength=len(self.parent))
         return np.where(self.parent >= 0, siblings[self.parent] > 1, False)
 
@@ -169,6 +170,7 @@ def random_policy(mdp: LanguageMDP, seed: int) -> Floats:
     log_policy = np.zeros_like(logits)
     normalizer = np.full_like(logits, np.nan)  # [M] log Σ exp over a node's children
     for options, starts, parents in mdp.tree.levels:
+        # [options] -> [G] over each group of siblings, then back to every sibling by its parent
         normalizer[parents] = np.log(np.add.reduceat(np.exp(logits[options]), starts))
         log_policy[options] = logits[options] - normalizer[mdp.tree.parent[options]]
     return log_policy
@@ -261,7 +263,7 @@ def problem_with(
         reward = np.abs(reward) if sign == "positive" else -np.abs(reward)
     successor = rng.integers(0, len(offers), size=shape)
     successor[:, -1] = len(offers)
-    probability = rng.dirichlet(np.ones(outcomes), size=shape[0])
+    probability = rng.dirichlet(np.ones(outcomes), size=shape[0])  # [A, C], rows sum to 1
     return LanguageMDP(tries, gamma, probability, reward, successor)
 
 

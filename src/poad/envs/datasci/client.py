@@ -1,6 +1,6 @@
-"""The host's end of one worker: start it, hand it programs, believe nothing it says.
+"""The host's end of one worker: start it, send it programs, and trust none of its answers.
 
-A worker belongs to the thread that started it: the kernel kills it when that thread ends.
+A worker belongs to the thread that started it. The kernel kills it when that thread ends.
 """
 
 import io
@@ -32,17 +32,17 @@ from poad.envs.datasci.worker import (
 )
 
 PATIENCE = 5.0
-"""Seconds a worker may take to fork, or to bury a child."""
+"""Seconds a worker may take to fork, or to report that a child has ended."""
 STARTING = 120.0
 """Seconds a worker may take to import scikit-learn on a busy machine."""
 SPARE_TASKS = 64
-"""Threads a program may start, above what its user runs already."""
+"""Threads a program may start in addition to those its user already runs."""
 MEMORY = 2 << 30
 """Bytes of address space of a program."""
 
 
 class WorkerLost(Exception):
-    """A worker ended or does not answer, and no program had begun."""
+    """A worker ended or does not answer, before a program had begun."""
 
 
 class LostAtWork(WorkerLost):
@@ -51,14 +51,21 @@ class LostAtWork(WorkerLost):
 
 @dataclass(frozen=True)
 class Job:
-    """One split of a table: what a program may see of it, and the seed it runs with.
+    """One split of a table as a program sees it, and the seed it runs with.
 
-    Arrays are C-contiguous: x float64 [n, d], y int64 [n] with labels 0 to `classes` - 1.
+    Arrays are C-contiguous.
+
+    Raises:
+        ValueError: an array of another dtype, layout or number of dimensions, or a seed outside
+            [0, 2³²).
     """
 
     x_train: np.ndarray
+    """[n_train, d] float64."""
     y_train: np.ndarray
+    """[n_train] int64, labels from 0 to `classes` - 1."""
     x_test: np.ndarray
+    """[n_test, d] float64."""
     classes: int
     seed: int
 
@@ -72,7 +79,7 @@ class Job:
             raise ValueError(f"seed={self.seed} is not between 0 and 2**32 - 1")
 
     def packed(self) -> bytes:
-        """The three arrays in numpy's own format, without pickles."""
+        """Return the three arrays as bytes in the format of numpy, without pickles."""
         stream = io.BytesIO()
         for array in (self.x_train, self.y_train, self.x_test):
             np.save(stream, array, allow_pickle=False)
@@ -81,28 +88,33 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one program on one split; `table` is None unless status is "ok"."""
+    """The result of one program on one split."""
 
     status: str
     message: str = ""
     table: np.ndarray | None = None
+    """[n_test, classes] float64; None unless the status is "ok"."""
     cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How workers are started: the command line and what the worker is told first."""
+    """How to start workers: the command line and the settings that are sent first."""
 
     isolation: str
     command: Sequence[str]
     settings: str
-    """JSON for worker.main."""
+    """JSON, read by `worker.main`."""
     user: int
-    """Whose tasks count against a program's limit."""
+    """The user whose tasks count towards a program's limit."""
 
 
 def setup(isolation: str) -> Setup:
-    """The setup for "bubblewrap", "process" or "none"; `Missing` when a tool is not here."""
+    """Prepare to start workers with isolation "bubblewrap", "process" or "none".
+
+    Raises:
+        Missing: a tool for it is not installed.
+    """
     packages = confinement.package_paths()
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
     command = confinement.python_command(script)
@@ -124,7 +136,11 @@ def setup(isolation: str) -> Setup:
 
 
 class Link:
-    """One running worker: `begin`, then `split` runs one program on one split; `close` ends it."""
+    """One running worker: call `begin` once, then `split` for each program and split, then `close`.
+
+    Raises:
+        WorkerLost: the command cannot be started.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -148,31 +164,44 @@ class Link:
             theirs.close()
 
     def begin(self) -> None:
-        """Wait until the worker has imported scikit-learn and given up its rights."""
+        """Wait until the worker has imported scikit-learn and dropped its privileges.
+
+        Raises:
+            WorkerLost: it ended or did not get ready in time.
+        """
         settings = self._setup.settings.encode()
         self._control.settimeout(STARTING)
         try:
             self._control.sendall(len(settings).to_bytes(8, "little") + settings)
             self._report(b"!")
         except (OSError, WorkerLost):
-            raise WorkerLost(self._last_words() or "the worker ended without a word") from None
+            raise WorkerLost(self._last_words() or "the worker ended without a message") from None
         self._control.settimeout(PATIENCE)
 
     def close(self) -> None:
-        """Kill the worker and what it runs; harmless when repeated, from any thread."""
+        """Kill the worker and what it runs. Any thread may call this, and repeatedly."""
         self._process.kill()
         self._process.wait()
         self._control.close()
         self._log.close()
 
     def hang_up(self) -> None:
-        """Kill the worker from another thread, which then finds it lost and closes it."""
+        """Kill the worker. Its own thread then finds it lost and closes it."""
         self._process.kill()
 
     def split(self, code: bytes, job: Job, deadline: float) -> Outcome:
-        """Run one program on one split until `deadline` (of time.monotonic).
+        """Run one program on one split.
 
-        The program's failures are outcomes. After `WorkerLost` it may run again, elsewhere.
+        Failures of the program are outcomes, not errors.
+
+        Args:
+            code: the source of the program.
+            job: the split.
+            deadline: when to give up, on the clock of `time.monotonic`.
+
+        Raises:
+            WorkerLost: the worker is of no further use; another one may run the program.
+            LostAtWork: as before, but the program may be to blame.
         """
         left = deadline - time.monotonic()
         if left <= 0:
@@ -192,7 +221,7 @@ class Link:
             except OSError:
                 outcome = Outcome("killed")
         try:
-            # One that has ended keeps its status; one that merely hung up must not run on.
+            # A child that has ended keeps its status. One that only closed its socket is killed.
             self._request(b"K", 0, 0)
             ended, cpu = self._report(b"D")
         except WorkerLost as error:
@@ -241,7 +270,7 @@ class Link:
 
 
 def _exchange(stream: socket.socket, code: bytes, job: Job, deadline: float) -> Outcome:
-    """Send the job, read one frame and the end of the stream; not a byte more is read."""
+    """Send the job, then read one frame and the end of the stream, and never a byte more."""
 
     def read(size: int) -> bytes:
         return _exactly(stream, size, deadline)
@@ -272,7 +301,11 @@ def _exchange(stream: socket.socket, code: bytes, job: Job, deadline: float) -> 
 
 
 def _exactly(stream: socket.socket, size: int, deadline: float | None = None) -> bytes:
-    """`size` bytes, fewer only at the end of the stream; TimeoutError past the deadline."""
+    """Receive `size` bytes, or fewer at the end of the stream.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
     pieces = bytearray()
     while len(pieces) < size:
         if deadline is not None:

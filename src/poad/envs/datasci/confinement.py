@@ -1,7 +1,7 @@
-"""What this machine offers to lock a program in: bubblewrap, seccomp, Landlock, another user.
+"""The layers that confine a program: bubblewrap, seccomp, Landlock and another user.
 
-All of it is prepared here on the host, because the look-ups (a shared library's name, a program's
-path) would fail inside. The lists say what is allowed; everything else is not.
+Everything is prepared here on the host, because looking up a shared library or a program would fail
+inside the sandbox. The lists name what is allowed, and everything else is denied.
 """
 
 import ctypes
@@ -55,16 +55,22 @@ ALLOWED = (
     "poll ppoll select pselect6 "
     "exit exit_group "
 )
-"""The system calls a program may make: none takes a path, a socket, a process or a signal."""
+"""The system calls a program may make. None of them takes a path, socket, process or signal."""
 
 THREAD_FLAGS = 0x00010F00
-"""CLONE_THREAD, _SIGHAND, _FILES, _FS and _VM: what makes a thread, all of it."""
+"""CLONE_THREAD, _SIGHAND, _FILES, _FS and _VM, which together make a thread."""
 PROCESS_FLAGS = 0x7E02A0FF
-"""CLONE_NEW* (namespaces), _PARENT, _PTRACE and the exit signal: nothing a thread has."""
+"""CLONE_NEW* (namespaces), _PARENT, _PTRACE and the exit signal, which no thread needs."""
 
 
 class Missing(Exception):
-    """A layer that is not there: what, the machine's own words, the cure."""
+    """A layer that is missing or does not work.
+
+    Args:
+        what: the layer.
+        detail: what the machine reports.
+        cure: how to get it.
+    """
 
     def __init__(self, what: str, detail: str, cure: str) -> None:
         super().__init__(f"{what}: {detail}. Cure: {cure}.")
@@ -73,23 +79,26 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """One lock, for `poad sandbox check`."""
+    """One layer of the sandbox, as `poad sandbox check` shows it."""
 
     name: str
     there: bool
     what: str
-    """What it does."""
+    """A phrase on what it does."""
     detail: str = ""
-    """The machine's own words."""
+    """What the machine reports about it."""
     cure: str = ""
-    """How to get it; empty when it is there."""
+    """How to get it; empty if it is there."""
 
 
 def seccomp_filter() -> bytes:
-    """The filter as BPF instructions for this machine's architecture; `Missing` without its tools.
+    """Build the filter as BPF instructions for the architecture of this machine.
 
-    Refused calls fail with EPERM, which Python turns into a PermissionError: a program that
-    merely tried gets an ordinary error. Threads are allowed, processes and namespaces are not.
+    Denied calls fail with EPERM, which Python turns into a PermissionError, so a program that tries
+    one gets an ordinary error. Threads are allowed; processes and namespaces are not.
+
+    Raises:
+        Missing: pyseccomp or libseccomp is not installed.
     """
     try:
         import pyseccomp
@@ -98,7 +107,7 @@ def seccomp_filter() -> bytes:
     except RuntimeError as error:
         raise Missing("seccomp", str(error), INSTALL_SECCOMP) from None
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ERRNO(errno.EPERM))
-    # Another architecture's way into the kernel, where the numbers mean other calls.
+    # Calls by the convention of another architecture, where the same numbers mean other calls.
     rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     for name in ALLOWED.split():
         if _known(name):
@@ -107,7 +116,7 @@ def seccomp_filter() -> bytes:
     rules.add_rule(pyseccomp.ALLOW, "clone", threads)
     # The C library falls back to clone, whose flags a filter can see.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
-    # Reading one's own limits; setting them has a third argument.
+    # A process may read its own limits (the third argument is then 0), but not set them.
     own, reading = pyseccomp.Arg(0, pyseccomp.EQ, 0), pyseccomp.Arg(2, pyseccomp.EQ, 0)
     rules.add_rule(pyseccomp.ALLOW, "prlimit64", own, reading)
     with tempfile.TemporaryFile() as file:
@@ -126,7 +135,7 @@ def _known(name: str) -> bool:
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock version; 0 where there is none."""
+    """Return the Landlock version of the kernel, 0 if it has none."""
     if not sys.platform.startswith("linux"):
         return 0
     call = ctypes.CDLL(None, use_errno=True).syscall
@@ -134,12 +143,16 @@ def landlock_version() -> int:
 
 
 def interpreter() -> str:
-    """The Python that runs workers: this one, without the links of a virtual environment."""
+    """Return the Python that runs workers: this one, with symbolic links resolved."""
     return os.path.realpath(sys.executable)
 
 
 def package_paths() -> list[str]:
-    """The folders that scikit-learn and what it needs are imported from; `Missing` without it."""
+    """List the folders from which scikit-learn and its dependencies are imported.
+
+    Raises:
+        Missing: scikit-learn, scipy or pandas is not installed.
+    """
     found: list[str] = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -160,37 +173,40 @@ KERNELS = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
 )
-"""What decides the last digits of linear algebra: where it is set, workers must have it as well."""
+"""Variables that choose kernels of linear algebra, and with them the last digits of results.
+
+Workers inherit them."""
 
 
 def environment() -> dict[str, str]:
-    """All that a worker's environment holds: one thread each, nothing random, and of ours only
-    which kernels to compute with.
+    """Build a worker's environment: one thread per library, and no randomness.
+
+    Only the variables in `KERNELS` are inherited.
     """
     found = {
         "PATH": "/usr/bin:/bin",
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC0",
         "PYTHONHASHSEED": "0",
-        # joblib then runs in the program's own thread; processes could not be started anyway.
+        # With this joblib runs in the program's own thread, since no process can be started.
         "JOBLIB_MULTIPROCESSING": "0",
     }
     found |= {name: os.environ[name] for name in KERNELS if name in os.environ}
     for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
         found[f"{library}_NUM_THREADS"] = "1"
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        # libpython may lie where only the variable told the linker, which is gone now.
+        # The linker may have found libpython only through this variable, so set it again.
         found["LD_LIBRARY_PATH"] = str(sysconfig.get_config_var("LIBDIR"))
     return found
 
 
 def python_command(script: str) -> list[str]:
-    """Python for a worker: no site, no current folder, nothing written."""
+    """Return the Python command of a worker: no site packages, no current folder, no bytecode."""
     return [interpreter(), "-s", "-S", "-P", "-B", script]
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
-    """Absolute existing paths, without those inside another or inside /usr, nor any home."""
+    """Keep existing paths that lie neither in another one nor in /usr, and hold no home folder."""
     kept: list[str] = []
     for path in sorted({os.path.abspath(p) for p in paths if p and os.path.exists(p)}):
         private = path == "/" or _inside(os.path.expanduser("~"), path)
@@ -204,9 +220,12 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def bubblewrap_command(script: str, packages: Sequence[str], command: Sequence[str]) -> list[str]:
-    """`command` inside bubblewrap: sees /usr, the Python folders and `script`, all read-only.
+    """Wrap a command in bubblewrap, where it sees /usr, Python and the script, all read-only.
 
-    `Missing` when a tool for it is not installed; that it works is not yet said.
+    The command may still fail to start, for example where namespaces are forbidden.
+
+    Raises:
+        Missing: bwrap or, for root, setpriv is not installed.
     """
     tool = shutil.which("bwrap")
     if tool is None:
@@ -216,7 +235,7 @@ def bubblewrap_command(script: str, packages: Sequence[str], command: Sequence[s
     line += ["--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     line += ["--hostname", "sandbox", "--cap-drop", "ALL"]
     if root:
-        # Only to become nobody: setpriv's change of user clears them again.
+        # Needed to become nobody. The change of user by setpriv clears them again.
         line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         line += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
@@ -231,7 +250,7 @@ def bubblewrap_command(script: str, packages: Sequence[str], command: Sequence[s
     for path in _outermost([*lexical, *map(os.path.realpath, lexical)]):
         for parent in reversed(Path(path).parents):
             if str(parent) not in made:
-                # Parents that bubblewrap makes by itself would be closed to nobody.
+                # The user nobody could not enter parents that bubblewrap creates by itself.
                 line += ["--perms", "0755", "--dir", str(parent)]
                 made.add(str(parent))
         line += ["--ro-bind", path, path]
@@ -246,12 +265,16 @@ def bubblewrap_command(script: str, packages: Sequence[str], command: Sequence[s
 
 
 def script_inside() -> str:
-    """Where bubblewrap shows the worker's script."""
+    """Return the path of the worker's script inside bubblewrap."""
     return "/worker.py"
 
 
 def setpriv() -> list[str]:
-    """The command that makes root nobody; `Missing` without util-linux."""
+    """Return the command by which root becomes nobody.
+
+    Raises:
+        Missing: setpriv is not installed.
+    """
     tool = shutil.which("setpriv")
     if tool is None:
         raise Missing("setpriv", "setpriv is not installed", "apt install util-linux")
@@ -262,9 +285,11 @@ def setpriv() -> list[str]:
 
 @lru_cache(maxsize=4)
 def tasks_of(user: int, second: int) -> int:
-    """How many tasks (threads of all processes) a user has; 0 where /proc does not tell.
+    """Count the tasks of a user, which are the threads of all processes; 0 without a /proc.
 
-    Counted once per `second` of a clock, for all workers.
+    Args:
+        user: the user id.
+        second: a clock reading. The count is cached for this second, for all workers.
     """
     total = 0
     try:
@@ -281,26 +306,26 @@ def tasks_of(user: int, second: int) -> int:
             if int(fields["Uid"].split()[0]) == user:
                 total += int(fields["Threads"])
         except (OSError, KeyError, ValueError):
-            continue  # gone meanwhile
+            continue  # the process has ended
     return total
 
 
 def does_not_work(isolation: str, words: str) -> Missing:
-    """The error for a worker that does not start, in bubblewrap's own words or Python's."""
+    """Make the error for a worker that does not start, from what bubblewrap or Python printed."""
     if words.startswith("bwrap: "):
         return Missing(isolation, words, ALLOW_NAMESPACES)
-    cure = USE_PROCESS if isolation == "bubblewrap" else "what these words say"
+    cure = USE_PROCESS if isolation == "bubblewrap" else "fix what this message reports"
     return Missing(isolation, words, cure)
 
 
 def layers() -> list[Layer]:
-    """Every lock, outermost first, and whether this machine has it."""
+    """List the layers, outermost first, and whether this machine has them."""
     linux = sys.platform.startswith("linux")
     return [
-        _bubblewrap_layer() if linux else _not_here("bubblewrap", "own namespaces"),
+        _bubblewrap_layer() if linux else _not_here("bubblewrap", "separate namespaces"),
         _landlock_layer() if linux else _not_here("Landlock", "denies files"),
-        _seccomp_layer() if linux else _not_here("seccomp", "allows few system calls"),
-        Layer("limits", linux, "2 GiB of memory, CPU seconds, no file, few threads"),
+        _seccomp_layer() if linux else _not_here("seccomp", "allows few system calls only"),
+        Layer("limits", linux, "2 GiB of memory, CPU seconds, no files, few threads"),
     ]
 
 
@@ -309,7 +334,7 @@ def _not_here(name: str, what: str) -> Layer:
 
 
 def _bubblewrap_layer() -> Layer:
-    what = "own namespaces; sees Python and /usr, read-only, and nothing else"
+    what = "separate namespaces; shows Python and /usr alone, read-only"
     try:
         command = [interpreter(), "-S", "-c", ""]
         line = bubblewrap_command(__file__, package_paths(), command)
@@ -329,18 +354,22 @@ def _bubblewrap_layer() -> Layer:
 
 def _landlock_layer() -> Layer:
     version = landlock_version()
-    what = "no file, no TCP, no signal to others, a second time"
+    what = "denies files, TCP and signals to others, as a second layer"
     if version:
         return Layer("Landlock", True, what, f"version {version}")
-    return Layer("Landlock", False, what, "not in this kernel", "a kernel from 5.13 with Landlock")
+    return Layer(
+        "Landlock", False, what, "not in this kernel", "use a kernel from 5.13 on with Landlock"
+    )
 
 
 def _seccomp_layer() -> Layer:
-    what = "no system call that opens, connects, starts or signals anything"
+    what = "denies system calls that open, connect, start or signal anything"
     try:
         size = len(seccomp_filter()) // 8
     except Missing as error:
         return Layer("seccomp", False, what, error.detail, error.cure)
     if ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) < 0:  # PR_GET_SECCOMP
-        return Layer("seccomp", False, what, "not in this kernel", "a kernel with seccomp filters")
+        return Layer(
+            "seccomp", False, what, "not in this kernel", "use a kernel with seccomp filters"
+        )
     return Layer("seccomp", True, what, f"{size} instructions")

@@ -1,19 +1,19 @@
-"""Run programs that nobody has read, scored by the thousand, so that they cannot do harm.
+"""Run thousands of programs that nobody has read, without letting them do harm.
 
-What it stops: a program reads and writes no file, opens no socket, starts no process, sends no
-signal, sees no other program, no labels but those it is given, and nothing of one split in the
-next. It has 2 GiB of memory, a few threads, and one time budget. Whatever it does to its own
-process, the host only ever reads one table of numbers or 2,000 bytes of text.
+The sandbox stops this: a program cannot read or write files, open sockets, start processes or send
+signals. It sees no other program, no labels except those it is given, and nothing of an earlier
+split. It has 2 GiB of memory, a few threads and one time budget. Whatever a program does to its own
+process, the host only reads one table of numbers or 2,000 bytes of text.
 
-What it does not stop: attacks on the kernel itself, timing channels, and counters of the kernel
-(process numbers, say) that can carry a few bits from one split to the next; who must fear those
-runs everything in a virtual machine. A program may also use the rows it is asked about, not their
-labels, while it learns. With isolation "none" it stops nothing.
+The sandbox does not stop attacks on the kernel itself, timing channels, or counters of the kernel
+(such as process numbers) that can carry a few bits from one split to the next. Use a virtual
+machine if those matter to you. While it learns, a program may also use the rows it will be asked
+about, though not their labels. With isolation "none" the sandbox stops nothing.
 
-Locks, outermost first: bubblewrap (own namespaces, a read-only view of Python and /usr and of
-nothing else), another user when started by root, Landlock, resource limits, and a seccomp filter
-that knows no call to open anything. `layers` says which of them this machine has. Without
-bubblewrap the others remain ("process"); without seccomp nothing is run.
+The layers, outermost first: bubblewrap (separate namespaces and a read-only view of Python and /usr
+alone), another user if root started the sandbox, Landlock, resource limits, and a seccomp filter
+that allows no call that opens anything. `layers` reports which of them this machine has. Without
+bubblewrap the other layers remain ("process"). Without seccomp no program is run.
 """
 
 import atexit
@@ -40,23 +40,23 @@ from poad.errors import SandboxError
 __all__ = ["Answer", "Isolation", "Job", "Layer", "Sandbox", "SandboxError", "layers"]
 
 ATTEMPTS = 3
-"""How often a program is run when its worker is lost."""
+"""A program is run at most so many times if its worker is lost."""
 Isolation = Literal["auto", "bubblewrap", "process", "none"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one program."""
+    """The result of one program."""
 
     probabilities: tuple[np.ndarray, ...] | None
-    """Per job float64 [n_test, classes], finite; None when one failed (later ones are not run)."""
+    """For each job [n_test, classes] float64, finite. None if one failed; later ones do not run."""
     status: str
-    """"ok", "error" (its exception), "timeout", "killed" (its process died) or "output" (no such
-    table)."""
+    """"ok", "error" (it raised an exception), "timeout", "killed" (its process died) or "output"
+    (it returned something other than such a table)."""
     message: str
-    """"" when ok; else one printable line of at most 2,000 bytes, for a prompt."""
+    """Empty if ok; otherwise one printable line of at most 2,000 bytes, for a prompt."""
     seconds: float
-    """Wall seconds of all jobs."""
+    """Wall-clock seconds of all jobs."""
     cpu_seconds: float
     """CPU seconds of the program's processes."""
 
@@ -67,10 +67,19 @@ _Task = tuple[bytes, Sequence[Job], "Future[Answer]"]
 class Sandbox:
     """Workers that run untrusted programs: `run` one, or `submit` many and wait later.
 
-    `workers` 0 means one per core; `budget` is in wall seconds for one program, all jobs
-    together. Starting takes seconds (scikit-learn is imported, the locks are tested) and raises
-    `SandboxError` when a lock fails. `isolation` then says what is in use, `notes` what is missing
-    and its cure. Any thread may submit. Close it, or use it in a `with` statement.
+    Starting takes seconds, because scikit-learn is imported and the layers are tested. Afterwards
+    the attribute `isolation` names the isolation in use, and `notes` lists missing layers and how
+    to get them. Any thread may submit. Close the sandbox, or use it in a `with` statement.
+
+    Args:
+        isolation: "bubblewrap", "process" (without bubblewrap) or "none". "auto" takes the best of
+            the first two that this machine has.
+        workers: how many programs run at once; 0 means one per core.
+        budget: wall-clock seconds for one program with all of its jobs.
+
+    Raises:
+        ValueError: an argument is out of range.
+        SandboxError: the isolation is not available here, or a layer does not hold.
     """
 
     def __init__(
@@ -78,9 +87,9 @@ class Sandbox:
     ) -> None:
         if isolation not in get_args(Isolation):
             known = ", ".join(get_args(Isolation))
-            raise ValueError(f"isolation={isolation!r} is unknown; there are {known}")
+            raise ValueError(f"isolation={isolation!r} is unknown; known: {known}.")
         if workers < 0 or budget <= 0:
-            raise ValueError(f"{workers=} must not be negative and {budget=} must be positive")
+            raise ValueError(f"{workers=} must not be negative, and {budget=} must be positive.")
         self.budget = budget
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -93,7 +102,15 @@ class Sandbox:
         atexit.register(self.close)
 
     def submit(self, source: str, jobs: Sequence[Job]) -> "Future[Answer]":
-        """Queue the text of a module that defines `build_model(x_train, y_train)`."""
+        """Queue a program and return a future of its answer.
+
+        Args:
+            source: the text of a module that defines `build_model(x_train, y_train)`.
+            jobs: the splits to run it on, in this order.
+
+        Raises:
+            SandboxError: the sandbox is closed. The future raises it if no worker can be kept.
+        """
         future: Future[Answer] = Future()
         with self._lock:
             if self._closed:
@@ -102,13 +119,13 @@ class Sandbox:
         return future
 
     def run(self, source: str, jobs: Sequence[Job]) -> Answer:
-        """`submit` and wait."""
+        """Submit a program and wait for its answer."""
         return self.submit(source, jobs).result()
 
     def close(self) -> None:
-        """End the workers, and what they run; futures not done raise `SandboxError`."""
+        """End the workers and their programs. Unfinished futures raise `SandboxError`."""
         if os.getpid() != self._process:
-            return  # a fork of the trainer: not its workers
+            return  # a fork of this process does not own the workers
         with self._lock:
             self._closed = True
         self._stop()
@@ -121,7 +138,7 @@ class Sandbox:
         self.close()
 
     def _start(self, wanted: Isolation, workers: int) -> tuple[str, tuple[str, ...]]:
-        """Start with the best isolation there is, never with less than was asked for."""
+        """Start with the best isolation available, never with less than requested."""
         notes: list[str] = []
         for isolation in ("bubblewrap", "process") if wanted == "auto" else (wanted,):
             try:
@@ -135,8 +152,8 @@ class Sandbox:
         words = " ".join(dict.fromkeys(notes))
         if wanted != "none":
             words += (
-                " Or type isolation='none' to run programs without any protection, in a virtual "
-                "machine perhaps. `poad sandbox check` prints what this machine offers."
+                " Or pass isolation='none' to run programs without any protection, for example in "
+                "a virtual machine. `poad sandbox check` lists the layers of this machine."
             )
         raise SandboxError(words)
 
@@ -175,7 +192,7 @@ class Sandbox:
                 self._tasks.get_nowait()
 
     def _feed(self, chosen: Setup, ready: "Future[None]") -> None:
-        """The life of one worker's thread: start it, serve the queue, replace it when lost."""
+        """Run one worker's thread: start it, serve the queue, and replace it if it is lost."""
         link = None
         try:
             link = self._open(chosen)
@@ -189,7 +206,7 @@ class Sandbox:
         self._drop(link)
 
     def _serve(self, link: Link | None, chosen: Setup, task: _Task) -> Link | None:
-        """Answer one task, on another worker when this one is lost; gives the one to go on with."""
+        """Answer one task, on a new worker if this one is lost; return the worker to go on with."""
         code, jobs, future = task
         for attempt in range(ATTEMPTS):
             try:
@@ -257,7 +274,7 @@ class Sandbox:
 
 
 def _printable(text: str, folders: Sequence[str]) -> str:
-    """One line without control characters and without these folders."""
+    """Reduce a text to one line without control characters and without these folders."""
     for folder in folders:
         text = text.replace(folder, "...")
     text = "".join(c if c.isprintable() else " " for c in text)
@@ -288,10 +305,10 @@ def _gaps(isolation: str) -> tuple[str, ...]:
     if isolation == "none":
         return ("isolation='none': a program can do whatever you can do.",)
     if isolation == "process" and not confinement.landlock_version():
-        return ("Landlock: this kernel has none; seccomp alone keeps programs from files.",)
+        return ("Landlock: this kernel has none, so seccomp alone protects your files.",)
     return ()
 
 
 def layers() -> list[Layer]:
-    """What this machine offers, outermost lock first; takes a moment, as bubblewrap is tried."""
+    """List the layers and whether this machine has them, outermost first. This tries bubblewrap."""
     return confinement.layers()

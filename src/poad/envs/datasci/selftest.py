@@ -1,6 +1,6 @@
-"""The self-test of a worker: honest work must succeed, and each of these attacks must be refused.
+"""The self-test of a worker: an honest program must succeed, and every attack must be refused.
 
-A worker that lets one of them through, or that fails the honest program, is never used.
+A worker that lets an attack through, or on which the honest program fails, is never used.
 """
 
 import time
@@ -10,7 +10,7 @@ import numpy as np
 from poad.envs.datasci.client import Job, Link, LostAtWork, WorkerLost
 
 SECONDS = 20.0
-"""Wall seconds for each program."""
+"""Wall-clock seconds for each program."""
 HONEST = """
 from sklearn.linear_model import LogisticRegression
 def build_model(x_train, y_train):
@@ -35,13 +35,16 @@ ATTACKS = {
     name: f"import ctypes, os, socket\ndef build_model(x_train, y_train):\n    {step}\n"
     for name, step in _STEPS.items()
 }
-"""Programs that raise PermissionError if the sandbox holds, by what they try."""
+"""Programs by what they attempt. Each raises PermissionError if the sandbox holds."""
 
 
 def losses(link: Link) -> list[str]:
-    """What goes wrong in a worker, in words; empty if it may be used.
+    """Describe each failure of a worker in a phrase; the list is empty if it may be used.
 
-    `WorkerLost` when it is lost before any attack; lost by an attack is lost to it.
+    A worker that is lost during an attack has failed it.
+
+    Raises:
+        WorkerLost: the worker is lost before the first attack.
     """
     x = np.linspace(0.0, 1.0, 24).reshape(12, 2)
     job = Job(x, np.arange(12) % 2, x, classes=2, seed=0)
@@ -57,7 +60,7 @@ def losses(link: Link) -> list[str]:
             outcome = link.split(source.encode(), job, time.monotonic() + SECONDS)
         except WorkerLost as error:
             return [*found, f"a program can {name} ({error})"]
-        # Anything but the refusal itself counts as a loss: even a crash may mean it went through.
+        # Only the refusal counts as a success: after a crash the attack may have gone through.
         if outcome.status != "error" or not outcome.message.startswith("PermissionError"):
             found.append(f"a program can {name} ({outcome.status} {outcome.message})")
     return found

@@ -1,15 +1,15 @@
 """The fork server that runs programs, and the forked child in which one of them runs.
 
-A stand-alone script: the host starts it by path, in bubblewrap or not, so it imports nothing of
-poad. It loads scikit-learn, gives up its rights, and then forks once per (program, split). It
-never holds data: code and arrays go from the host straight to the child, and only after the
-child has said that it is confined.
+This is a stand-alone script. The host starts it by path, with or without bubblewrap, so it imports
+nothing from poad. It loads scikit-learn, drops its privileges, and then forks once per program and
+split. The server never holds data: code and arrays go from the host straight to the child, after
+the child has reported that it is confined.
 
-Descriptors: 0 is the control socket, 1 is /dev/null, 2 the log that the host reads when the
-server fails. Control messages have a fixed size (`REQUEST`, `REPORT`); a request brings the
-child's own socket along. On that socket the child says `CONFINED` (or why it is not, and ends),
-reads the job, and answers with one frame: the header `FRAME`, then rows x columns little-endian
-float64, or at most 2,000 bytes of text.
+Descriptor 0 is the control socket, 1 is /dev/null, and 2 is the log that the host reads when the
+server fails. Control messages have a fixed size (`REQUEST`, `REPORT`), and a request carries the
+socket of the child. On that socket the child sends `CONFINED`, or the reason why it is not confined
+before it ends. It then reads the job and answers with one frame: the header `FRAME`, followed by
+rows x columns numbers in little-endian float64 or by at most 2,000 bytes of text.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from importlib.machinery import BuiltinImporter, FrozenImporter
 from typing import Any
 
 REQUEST = struct.Struct("<cqq")
-"""b"R" (run: most tasks of this user, most CPU seconds) or b"K" (kill the running child)."""
+"""b"R" (run, with the limits of tasks and of CPU seconds) or b"K" (kill the running child)."""
 REPORT = struct.Struct("<cqd")
-"""b"!" (ready) or b"D" (child done: its wait status, its CPU seconds)."""
+"""b"!" (ready) or b"D" (the child has ended: its wait status and CPU seconds)."""
 JOB = struct.Struct("<QQQQ")
-"""Bytes of code, bytes of arrays, classes, seed; then code and three arrays in numpy's format."""
+"""Bytes of code, bytes of arrays, classes and seed. Code and three arrays in npy format follow."""
 FRAME = struct.Struct("<III")
-"""Status, rows, columns; for text: status, bytes, 0."""
+"""Status, rows and columns; for text: status, bytes and 0."""
 CONFINED = b"C"
 ANSWERED, FAILED, MISSHAPEN = range(3)
 LONGEST_TEXT = 2_000
@@ -47,7 +47,7 @@ PROGRAM = "<program>"
 WHOLE_PACKAGES = ("scipy", "pandas", "joblib", "narwhals", "sklearn")
 SKIPPED = "__main__ tests conftest this _precompute array_api_compat array_api_extra"
 UNNEEDED = ("matplotlib", "sympy", "mpmath", "PIL", "pytest", "IPython", "torch")
-"""What scikit-learn and scipy would import too if it is installed; no program needs it."""
+"""Packages that scikit-learn and scipy import if they are installed. No program needs them."""
 MODULES = (
     "numpy.fft numpy.ma numpy.polynomial numpy.lib.recfunctions numpy.testing threadpoolctl "
     "concurrent.futures.process concurrent.futures.thread email.message "
@@ -56,23 +56,27 @@ MODULES = (
     "multiprocessing.queues multiprocessing.synchronize urllib.request xml.etree.ElementTree "
     "_strptime "
 )
-"""What programs may import beside those and the whole standard library."""
+"""Further modules that programs may import, besides the standard library."""
 UNUSABLE = (
     "antigravity curses ensurepip idlelib lib2to3 readline rlcompleter test this tkinter turtle "
     "turtledemo venv "
 )
-"""Parts of the standard library that act when imported, or need a screen."""
+"""Modules of the standard library that act when they are imported, or need a screen."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
 
 def libc() -> Any:
-    """The C library that Python itself is linked with: no search, which would fail inside."""
+    """Return the C library that Python is linked with; a search would fail in the sandbox."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, value: int, pointer: Any = None) -> None:
-    """One prctl call; OSError when the kernel refuses."""
+    """Call prctl.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     rest = [ctypes.c_ulong(value), ctypes.c_void_p(pointer), ctypes.c_ulong(0), ctypes.c_ulong(0)]
     if libc().prctl(option, *rest):
         number = ctypes.get_errno()
@@ -80,10 +84,12 @@ def prctl(option: int, value: int, pointer: Any = None) -> None:
 
 
 def deny_files_and_signals() -> None:
-    """Landlock with no exception: no file, no TCP, no abstract socket, no signal to others.
+    """Deny files, TCP, abstract sockets and signals to others by Landlock, without exception.
 
-    A second lock behind seccomp, for this process and what it forks; OSError where the kernel
-    has none.
+    This is a second layer behind seccomp, for this process and all that it forks.
+
+    Raises:
+        OSError: the kernel has no Landlock.
     """
     call = libc().syscall
     create, restrict = 444, 446
@@ -101,18 +107,26 @@ def deny_files_and_signals() -> None:
 
 
 def drop_rights(user: int | None, landlock: bool) -> None:
-    """What the server gives up for good, and every child with it."""
+    """Drop the privileges of the server for good, and so of every child.
+
+    Args:
+        user: the user to become; None keeps the present one.
+        landlock: also deny files and signals by Landlock.
+
+    Raises:
+        PermissionError: a privilege would remain.
+    """
     if user is not None:
         try:
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
         except OSError as error:
-            words = f"root cannot become user {user} here ({error}): start as an ordinary user"
+            words = f"root cannot become user {user} here ({error}); start as an ordinary user"
             raise PermissionError(words) from None
     if 0 in os.getresuid() or any(capabilities()):
-        raise PermissionError("the server would still have root's rights")
-    # The kernel forgets the parent-death signal at setresuid, so it comes after.
+        raise PermissionError("the server would still have privileges of root")
+    # setresuid clears the parent-death signal, so set the signal afterwards.
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -121,7 +135,7 @@ def drop_rights(user: int | None, landlock: bool) -> None:
 
 
 def capabilities() -> tuple[int, ...]:
-    """Effective, permitted and inheritable capabilities of this process, in two words each."""
+    """Return the effective, permitted and inheritable capabilities, two words each."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     sets = (ctypes.c_uint32 * 6)()
     if libc().capget(header, sets):
@@ -130,7 +144,13 @@ def capabilities() -> tuple[int, ...]:
 
 
 def limit(memory: int, tasks: int, seconds: int) -> None:
-    """Resource limits of a child, hard ones."""
+    """Set the hard resource limits of a child.
+
+    Args:
+        memory: bytes of address space.
+        tasks: threads of its user, those of other processes included.
+        seconds: CPU seconds.
+    """
     import resource
 
     limits = {
@@ -155,19 +175,19 @@ def allow_only(filter_program: bytes) -> None:
 
 
 class Unneeded:
-    """An importer that knows no module and will not have anyone else look for some."""
+    """An importer that blocks the modules in `UNNEEDED` and leaves all others to the next one."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
-        """Refuse the modules of `UNNEEDED`."""
+        """Raise ModuleNotFoundError for a blocked module."""
         if name.partition(".")[0] in UNNEEDED:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def preload(paths: list[str]) -> None:
-    """Import everything a program may use, and touch what opens files at its first use.
+    """Import everything a program may use, and call what opens files at its first use.
 
-    Nothing can be opened later. Arrays here are made up: the server must not hold data.
+    Nothing can be opened later. The arrays here are invented, since the server must not hold data.
     """
     sys.path.extend(path for path in paths if path not in sys.path)
     sys.meta_path.insert(0, Unneeded)
@@ -184,7 +204,7 @@ def preload(paths: list[str]) -> None:
 
 
 def _import_all(name: str) -> None:
-    with contextlib.suppress(Exception):  # some need what is not here
+    with contextlib.suppress(Exception):  # some need packages that are not installed
         importlib.import_module(name)
     parts = getattr(sys.modules.get(name), "__path__", ())
     for found in pkgutil.iter_modules(parts, f"{name}."):
@@ -193,7 +213,7 @@ def _import_all(name: str) -> None:
 
 
 def warm_up() -> None:
-    """Run once what reads /proc or the disk lazily: thread pools, time zones, table printing."""
+    """Call what reads /proc or the disk at its first use: thread pools, time zones, tables."""
     import platform
     import time
 
@@ -215,10 +235,10 @@ def warm_up() -> None:
 
 
 def keep_list_of_libraries() -> None:
-    """Let threadpoolctl find the loaded libraries without a file.
+    """Let threadpoolctl find the loaded libraries without opening a file.
 
-    `threadpool_limits` lists them each time, from /proc/self/maps where there is a /proc. A program
-    can neither open that nor load another library, so the list of the server stays complete.
+    `threadpool_limits` lists them at every call, from /proc/self/maps where that exists. A program
+    can neither open this file nor load another library, so the list of the server stays complete.
     """
     import threadpoolctl
 
@@ -229,7 +249,7 @@ def keep_list_of_libraries() -> None:
 
 
 def text_of(error: BaseException) -> str:
-    """Type, message and line of the program where an error arose; no traceback."""
+    """Describe an error by its type, its message and the line of the program; no traceback."""
     line = None
     if isinstance(error, SyntaxError) and error.filename == PROGRAM:
         line, message = error.lineno, error.msg
@@ -250,7 +270,7 @@ def text_of(error: BaseException) -> str:
 
 
 def solve(code: bytes, arrays: io.BytesIO, classes: int, seed: int) -> tuple[int, Any]:
-    """Run one program on one split: `ANSWERED` and the table, or another status and a text."""
+    """Run one program on one split: `ANSWERED` and its table, or another status and a text."""
     import numpy
 
     x_train, y_train, x_test = (numpy.load(arrays, allow_pickle=False) for _ in range(3))
@@ -276,7 +296,11 @@ def solve(code: bytes, arrays: io.BytesIO, classes: int, seed: int) -> tuple[int
 
 
 def read_exactly(descriptor: int, size: int) -> bytes:
-    """That many bytes, or EOFError."""
+    """Read a number of bytes.
+
+    Raises:
+        EOFError: the stream ends before.
+    """
     pieces = bytearray()
     while len(pieces) < size:
         piece = os.read(descriptor, min(size - len(pieces), 1 << 20))
@@ -287,7 +311,11 @@ def read_exactly(descriptor: int, size: int) -> bytes:
 
 
 def confine(settings: dict[str, Any], tasks: int, seconds: int) -> None:
-    """Everything a child gives up before it sees a program; OSError when a step fails."""
+    """Drop everything that a child must not have when it reads a program.
+
+    Raises:
+        OSError: a step fails.
+    """
     limit(settings["memory"], tasks, seconds)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_DUMPABLE, 0)
@@ -298,7 +326,7 @@ def confine(settings: dict[str, Any], tasks: int, seconds: int) -> None:
 
 
 def child(settings: dict[str, Any], stream: socket.socket, tasks: int, seconds: int) -> None:
-    """The whole life of a forked child, in which descriptor 3 is its socket; never returns."""
+    """Confine a forked child, run its program, answer and exit. Its socket becomes descriptor 3."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stream.fileno(), 3)
@@ -329,7 +357,7 @@ def child(settings: dict[str, Any], stream: socket.socket, tasks: int, seconds: 
 
 
 def serve(control: socket.socket, settings: dict[str, Any]) -> None:
-    """Fork at the host's word, one child at a time, until the host hangs up."""
+    """Fork on request, one child at a time, until the host hangs up."""
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -367,7 +395,7 @@ def serve(control: socket.socket, settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Read the settings, load, give up rights, serve."""
+    """Read the settings, import everything, drop privileges, and serve."""
     control = socket.socket(fileno=0)
     size = int.from_bytes(read_exactly(0, 8), "little")
     settings = json.loads(read_exactly(0, size))

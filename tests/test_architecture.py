@@ -17,6 +17,7 @@ ROOMS = "## Rooms, top to bottom"
 FENCES = {
     "peft": {"lm"},
     "matplotlib": {"display"},
+    "tyro": {"cli"},
     "yaml": {"cli", "config"},
     "gymnasium": {"envs", "learn"},
 }

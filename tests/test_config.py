@@ -484,9 +484,11 @@ def test_flags_override_the_file_that_is_printed(
 ):
     path = tmp_path / "config.yaml"
     path.write_text("seed: 3\nppo: {lr: 1e-3}\n")
-    assert main(["config", str(path), "--seed", "4"]) == 0
-    expected = from_dict({"seed": 4, "ppo": {"lr": 1e-3}})
-    assert from_dict(parse_value(capsys.readouterr().out)) == expected
+    for flags in ([str(path)], ["--config", str(path)]):
+        assert main(["config", *flags, "--seed", "4"]) == 0
+        expected = from_dict({"seed": 4, "ppo": {"lr": 1e-3}})
+        assert from_dict(parse_value(capsys.readouterr().out)) == expected
+    assert main(["config", str(path), "--config", str(path)]) == 2
 
 
 def test_a_resolved_configuration_leaves_nothing_open_and_can_be_loaded(

@@ -1,17 +1,18 @@
 """Parse a command's options and print its help.
 
-A command describes its options as a dataclass, with a docstring below each field. A field becomes a
-flag, or a positional argument where it is marked so. A field that holds settings contributes a flag
-for each of them, such as ``--ppo.lr``.
+A command describes its options as a dataclass, with a docstring below each field. tyro turns the
+fields into flags. This module gives tyro the help texts, short placeholders and a reader of values,
+and it makes one sentence, with a suggestion, of each error.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
+import contextlib
 import dataclasses
-import functools
 import inspect
+import io
+import itertools
 import re
 import shutil
 import textwrap
@@ -19,17 +20,26 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from poad.config import parse_value, whole_number
 from poad.errors import ConfigError, did_you_mean
 
 Options = TypeVar("Options")
-T = TypeVar("T")
-Positional = Annotated[T, "positional"]
-"""Marks an argument that is given without a flag."""
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A flag that takes no value and has no `--no-` twin."""
 
-_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", dict: "NAME=VALUE"}
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 def parse(
@@ -40,11 +50,36 @@ def parse(
     default: Options | None = None,
     epilog: str = "",
 ) -> Options:
-    """Parse a command's arguments, or print its help and exit."""
-    described = list(_arguments(options, default))
-    _check_names(arguments, [flag for each in described for flag in each.flags], prog)
-    given = vars(_parser(options, prog, described, epilog).parse_args(arguments))
-    return _build(options, default, given)
+    """Parse a command's arguments, or print its help and exit.
+
+    Args:
+        options: the dataclass that describes the options.
+        prog: the command as it is typed, such as ``poad train``.
+        arguments: the arguments after the command.
+        default: values of the options that are not given.
+        epilog: text at the end of the help.
+
+    Raises:
+        ConfigError: an option or value cannot be used.
+        SystemExit: the help has been printed.
+    """
+    _check_names(arguments, list(_flags(options)), prog)
+    printed, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                options,
+                prog=prog,
+                description=inspect.getdoc(options),
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            print(_help(printed.getvalue()) + epilog, end="")
+            raise
+        raise ConfigError(f"{_sentence(errors.getvalue())} See `{prog} --help`.") from None
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -57,173 +92,114 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-# From dataclasses to arguments.
+def field_docs(cls: type) -> dict[str, str]:
+    """Read the docstrings below the fields of a dataclass, by field name.
+
+    A paragraph becomes one line. (tyro reads these docstrings, too, but keeps a line break before
+    every indented line, so that its help breaks lines in the middle of a sentence.)
+    """
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value)
+            paragraphs = re.split(r"\n\s*\n", text.strip())
+            docs[ast.unparse(field.target)] = "\n\n".join(" ".join(p.split()) for p in paragraphs)
+    return docs
 
 
-class _Argument(NamedTuple):
-    """A flag or a positional argument (without flags)."""
-
-    group: str
-    """The group of settings it belongs to; empty for the command's own options."""
-    name: str
-    """Its dotted name, such as ``ppo.lr``."""
-    flags: tuple[str, ...]
-    hint: Any
-    default: Any
-    """``dataclasses.MISSING`` if it must be given."""
-    help: str
+# What tyro is taught.
 
 
-def _arguments(cls: Any, values: Any, group: str = "", depth: int = 0) -> Iterator[_Argument]:
-    """Describe the fields of a dataclass and of the groups within it."""
-    docs = _field_docs(cls)
-    for name, hint, default in _fields(cls, values):
-        dotted = f"{group}.{name}" if group else name
-        if dataclasses.is_dataclass(default):
-            # `settings` is not part of the names of its flags; the groups within it are.
-            yield from _arguments(type(default), default, dotted if depth else "", depth + 1)
-            continue
-        flag = f"--{dotted}".replace("_", "-")
-        flags = (flag,)
-        if "positional" in getattr(hint, "__metadata__", ()):
-            flags = ()
-        elif hint is bool and depth:  # a file may have switched it on
-            flags = (flag, f"--{group}.no-{name}".replace("--.", "--").replace("_", "-"))
-        yield _Argument(group, dotted, flags, hint, default, docs.get(name, ""))
+def _registry() -> ConstructorRegistry:
+    """Rules for our dataclasses and for the values whose errors we word ourselves."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def described(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        docs = field_docs(info.type)
+        fields = [
+            StructFieldSpec(name, _described(hint, name, docs.get(name, ""), default), default)
+            for name, hint, default in _fields(info.type, info.default)
+        ]
+        return StructConstructorSpec(info.type, tuple(fields))
+
+    @registry.primitive_rule
+    def value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type is bool or dataclasses.is_dataclass(info.type):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=_count(info.type),
+            metavar="",
+            instance_from_str=lambda given: _read(info.type, given),
+            is_instance=lambda value: True,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _fields(cls: Any, values: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default of each field; an instance gives its values as defaults."""
+    """Name, type and default of each field; the defaults come from an instance where there is one.
+
+    A field without a default has `tyro.MISSING`.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        default = field.default
-        if values is not None:
+        if isinstance(values, cls):
             default = getattr(values, field.name)
+        elif field.default is not dataclasses.MISSING:
+            default = field.default
         elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
+        else:
+            default = tyro.MISSING
         yield field.name, hints[field.name], default
 
 
-def _field_docs(cls: type) -> dict[str, str]:
-    """Read the docstrings below the fields of a dataclass, by field name."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        ast.unparse(field.target): " ".join(ast.literal_eval(below.value).split())
-        for field, below in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        message = message.removeprefix("argument ").rstrip()
-        end = "" if message.endswith((".", "?")) else "."
-        raise ConfigError(f"{message}{end} See `{self.prog} --help`.")
-
-
-def _parser(cls: Any, prog: str, described: Sequence[_Argument], epilog: str) -> _Parser:
-    width = min(80, shutil.get_terminal_size().columns) - 2
-    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
-    positional = [
-        each.name.upper() if each.default is dataclasses.MISSING else f"[{each.name.upper()}]"
-        for each in described
-        if not each.flags
-    ]
-    parser = _Parser(
-        prog,
-        usage=" ".join([prog, *positional, "[options]"]),
-        description="\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in paragraphs),
-        epilog=epilog,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    groups: dict[str, Any] = {"": parser}
-    for each in described:
-        if each.group not in groups:
-            groups[each.group] = parser.add_argument_group(each.group)
-        _add(groups[each.group], each)
-    return parser
-
-
-def _add(group: Any, argument: _Argument) -> None:
-    name, flags, hint = argument.name, argument.flags, argument.hint
-    required = argument.default is dataclasses.MISSING
-    looks: dict[str, Any] = {"help": _help(argument).replace("%", "%%")}
-    if hint is bool:
-        group.add_argument(*flags, dest=name, nargs=0, action=_Switch, **looks)
-        return
-    looks["action"] = functools.partial(_Value, hint)
-    if flags:
-        looks |= {"metavar": _placeholder(hint, argument.default), "required": required}
-        group.add_argument(*flags, dest=name, nargs=_count(hint), **looks)
-    else:
-        group.add_argument(name, metavar=name.upper(), nargs=1 if required else "?", **looks)
-
-
-def _help(argument: _Argument) -> str:
-    default = argument.default
-    if default is None or default is False or default in ((), {}, dataclasses.MISSING):
-        return argument.help
+def _described(hint: Any, name: str, doc: str, default: Any) -> Any:
+    """The type of a field with its help text; a group of settings keeps its own."""
+    if dataclasses.is_dataclass(default):
+        return hint
+    placeholder = _placeholder(hint, default)
+    if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        placeholder = name.upper() if default is tyro.MISSING else f"[{name.upper()}]"
+    shown = default is not None and default is not False and default not in ((), {}, tyro.MISSING)
+    text = repr(default) if isinstance(default, str) and default != default.strip() else default
     if isinstance(default, tuple):
-        default = " ".join(map(str, default))
-    elif isinstance(default, str) and default != default.strip():
-        default = repr(default)
-    return f"{argument.help} (default: {default})"
+        text = " ".join(map(str, default))
+    argument = tyro.conf.arg(
+        help=doc,
+        metavar=placeholder,
+        help_behavior_hint=f"(default: {text})" if shown else "",
+    )
+    return Annotated[hint, argument]
 
 
-def _placeholder(hint: Any, default: Any = None) -> str:
-    """Return what stands for a value in the help, such as ``INT`` or ``{full,lora}``."""
-    inner = _inner(hint)
-    origin, args = typing.get_origin(inner), typing.get_args(inner)
+def _placeholder(hint: Any, default: Any = None) -> str | None:
+    """What stands for a value in the help, such as ``INT`` or ``{full,lora}``; none for flags."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _placeholder(args[0], default)
     if origin is Literal:
-        text = f"{{{','.join(map(str, args))}}}"
-    elif origin is tuple:
-        text = _placeholder(args[0])
-    else:
-        text = _PLACEHOLDERS[origin or inner]
-    # None is worth typing where something else is the default.
-    return f"{text}|None" if _is_optional(hint) and default is not None else text
-
-
-class _Switch(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, option == self.option_strings[0])
-
-
-class _Value(argparse.Action):
-    def __init__(self, hint: Any, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._hint = hint
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        words = values if isinstance(values, list) else [values]
-        try:
-            setattr(namespace, self.dest, _read(self._hint, words))
-        except ValueError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-
-
-def _build(cls: Any, values: Any, given: dict[str, Any], group: str = "", depth: int = 0) -> Any:
-    """Make the dataclass from the arguments that were given; the rest keeps its defaults."""
-    made: dict[str, Any] = {}
-    for name, _, default in _fields(cls, values):
-        dotted = f"{group}.{name}" if group else name
-        if dataclasses.is_dataclass(default):
-            made[name] = _build(type(default), default, given, dotted if depth else "", depth + 1)
-        else:
-            made[name] = given.get(dotted, default)
-    return cls(**made)
+        return f"{{{','.join(map(str, args))}}}"
+    if origin in (types.UnionType, typing.Union):
+        inner = next(arg for arg in args if arg is not type(None))
+        # None is worth typing where something else is the default.
+        return f"{_placeholder(inner)}{'' if default is None else '|None'}"
+    if origin is tuple:
+        if args[-1] is not Ellipsis:
+            return " ".join(str(_placeholder(arg)) for arg in args)
+        return f"{_placeholder(args[0])} ..."
+    if origin is dict:
+        return "NAME=VALUE ..."
+    return _PLACEHOLDERS.get(hint)
 
 
 # Values.
-
-
-def _is_optional(hint: Any) -> bool:
-    if typing.get_origin(hint) is Annotated:
-        return _is_optional(typing.get_args(hint)[0])
-    return type(None) in typing.get_args(hint)
 
 
 def _inner(hint: Any) -> Any:
@@ -247,7 +223,7 @@ def _count(hint: Any) -> int | Literal["*"]:
 def _read(hint: Any, words: Sequence[str]) -> Any:
     """Read a value of the given type; ValueError in a sentence if that is not possible."""
     inner = _inner(hint)
-    if _is_optional(hint) and [*words] == ["None"]:
+    if inner is not hint and [*words] == ["None"]:
         return None
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is dict:
@@ -295,7 +271,36 @@ def _named_values(words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-# Names.
+# Texts.
+
+
+def _help(text: str) -> str:
+    """Wrap the long lines of tyro's help and drop repeated empty lines."""
+    width = min(80, shutil.get_terminal_size().columns)
+    lines = [line.rstrip() for line in text.splitlines()]
+    wrapped = [textwrap.fill(line, width) if line[:1] != " " else line for line in lines]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(wrapped)).rstrip() + "\n"
+
+
+def _sentence(error: str) -> str:
+    """Make a sentence of an error that tyro prints as a title and some ruled-off blocks."""
+    lines = [line.strip("│|╭╮╰╯ ") for line in error.strip().splitlines()[1:]]
+    below_title = itertools.dropwhile(_is_rule, lines)
+    block = itertools.takewhile(lambda line: not _is_rule(line), below_title)
+    text = " ".join(" ".join(block).split())
+    if match := re.match(r"Missing from poad \S+: (\S+)", text):
+        return f"{match[1]} is missing."
+    if match := re.match(
+        r"Missing value for argument [('\"]*(\S+?)['\",)]*\. Expected (\d+)", text
+    ):
+        return f"{match[1]} needs {'a value' if match[2] == '1' else f'{match[2]} values'}."
+    if match := re.match(r"Unrecognized options: (.*)", text):
+        return f"There are too many arguments: {match[1]}."
+    return text.removeprefix("Error parsing ")
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and not line.strip("─-")
 
 
 def _check_names(arguments: Sequence[str], known: Sequence[str], prog: str) -> None:
@@ -309,3 +314,16 @@ def _check_names(arguments: Sequence[str], known: Sequence[str], prog: str) -> N
             raise ConfigError(f"There is no option {name}. {near}See `{prog} --help`.")
         if not argument.startswith("-") and "=" in argument and f"--{name}" in known:
             raise ConfigError(f"{argument!r}: did you mean --{name}? See `{prog} --help`.")
+
+
+def _flags(cls: Any, prefix: str = "") -> Iterator[str]:
+    """The names of all flags of a dataclass and the groups within it."""
+    for name, hint, default in _fields(cls):
+        metadata = getattr(hint, "__metadata__", ())
+        if dataclasses.is_dataclass(default):
+            # `settings` is not part of the names of its flags; the groups within it are.
+            yield from _flags(type(default), prefix if metadata else f"{prefix}{name}.")
+        elif tyro.conf.Positional not in metadata:
+            yield f"--{prefix}{name}".replace("_", "-")
+            if hint is bool:
+                yield f"--{prefix}no-{name}".replace("_", "-")

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from poad.cli.arguments import Positional
-from poad.cli.settings import EPILOG, check_settings
+import tyro
+
+from poad.cli.arguments import Switch
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
 from poad.config import Config, dump, load
+from poad.errors import ConfigError
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
 
@@ -20,22 +24,26 @@ class Options:
     Without a file, these are the defaults. Flags override the file, as in `poad train`.
     """
 
-    file: Positional[Path | None] = None
+    file: Annotated[Path | None, tyro.conf.Positional] = None
     """A YAML file of settings. It stands before the flags."""
-    resolved: bool = False
+    config: Path | None = None
+    """The same file as a flag."""
+    resolved: Switch = False
     """Replace `auto` and null by what they mean for the world and the method."""
-    settings: Config = field(default_factory=Config)
+    settings: Settings = field(default_factory=Config)
 
 
 def defaults(arguments: Sequence[str]) -> Options:
     """The options before the flags are read: the settings come from the file."""
     if arguments and not arguments[0].startswith("-"):
         return Options(settings=load(Path(arguments[0]).expanduser()))
-    return Options()
+    return Options(settings=settings_file(arguments))
 
 
 def run(options: Options) -> int:
     """Print the settings; the exit status."""
+    if options.file is not None and options.config is not None:
+        raise ConfigError("Give the file once: as an argument or with --config.")
     settings = options.settings
     if options.resolved:
         check_settings(settings)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from poad.cli.arguments import Positional
-from poad.display import Screen, Table
+import tyro
+from rich.table import Table
+
+from poad.cli.arguments import Switch
+from poad.display import Screen
 from poad.envs import check_env, known_worlds, make, world_arguments
 from poad.errors import WorldError
 
@@ -17,12 +20,12 @@ from poad.errors import WorldError
 class Options:
     """List the worlds, describe one of them, or check a world of your own."""
 
-    env: Positional[str | None] = None
+    env: Annotated[str | None, tyro.conf.Positional] = None
     """A world: a registered name, or package.module:EnvId."""
-    check: bool = False
+    check: Switch = False
     """Check that the world keeps the contract of text worlds. The exit status is 1 if it does
     not."""
-    aliased: bool = False
+    aliased: Switch = False
     """With --check: allow the same prompt to come with different offered actions."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world."""
@@ -39,12 +42,17 @@ def run(options: Options) -> int:
 
 def _list() -> int:
     console = Screen()
-    table = Table(("world", "task"), list(known_worlds()), align="ll")
-    console.print(table.to_terminal(column_styles={0: "bold"}))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for env_id, summary in known_worlds():
+        table.add_row(f"[bold]{env_id}[/]", summary)
+    console.print(table)
     console.print(
         "\n  poad envs poad/TomatoSalad-v0            describe a world\n"
         "  poad envs my_module:MyWorld-v0 --check   check a world of your own\n"
         "  poad train --env my_module:MyWorld-v0    train in it",
+        highlight=False,
         markup=False,
     )
     return 0
@@ -57,7 +65,7 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     console.rule(env_id, align="left")
     # An inherited docstring would be that of gymnasium.Env.
     doc = vars(type(env.unwrapped)).get("__doc__") or "This world has no docstring."
-    console.print(_reflowed(inspect.cleandoc(doc)), markup=False)
+    console.print(_reflowed(inspect.cleandoc(doc)), markup=False, highlight=False)
     console.rule("Arguments", align="left", style="dim")
     arguments = world_arguments(env_id)
     for name, (annotation, default) in arguments.items():
@@ -69,9 +77,9 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
         console.print("none")
     console.rule("First observation", align="left", style="dim")
     prompt, info = env.reset(seed=0)
-    console.print(prompt, markup=False)
+    console.print(prompt, markup=False, highlight=False)
     for action in info.get("admissible_actions", ()):
-        console.print(f"  {action}", markup=False)
+        console.print(f"  {action}", markup=False, highlight=False)
     env.close()
     return 0
 
@@ -92,7 +100,7 @@ def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
     try:
         notes = check_env(lambda: make(env_id, **env_args), aliased=aliased)
     except WorldError as error:
-        Screen(stderr=True).print(str(error), markup=False)
+        Screen(stderr=True).print(str(error), markup=False, highlight=False)
         return 1
     print(f"{env_id} keeps the contract of text worlds.", *notes, sep="\n")
     return 0

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from poad.cli.arguments import Positional
+import tyro
+
+from poad.cli.arguments import Switch
 from poad.cli.settings import check_episodes, check_seed
 from poad.envs import make
 from poad.errors import ConfigError
@@ -21,7 +23,7 @@ class Options:
     instead, before and after training.
     """
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """The directory of the run."""
     episodes: int = 100
     """Episodes in each mode."""
@@ -29,7 +31,7 @@ class Options:
     """Seed of the first episode. Default: the run's own (eval.seed)."""
     checkpoint: int | None = None
     """Iteration whose weights are used. Default: the newest checkpoint."""
-    untrained: bool = False
+    untrained: Switch = False
     """Use the model as it was before training."""
     env: str | None = None
     """Play in another world than the one the agent was trained in."""
@@ -37,7 +39,7 @@ class Options:
     """Arguments of the world."""
     model: Path | None = None
     """Evaluate this exported model instead of the run's own weights; the critic stays the run's."""
-    language: bool = False
+    language: Switch = False
     """Evaluate the model on language tasks, before and after training, with the Language Model
     Evaluation Harness."""
     tasks: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class Options:
     text: Path | None = None
     """With --language: measure how well the model predicts this text file instead; needs neither
     the harness nor a network."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print one plain line per mode and nothing else."""
 
 

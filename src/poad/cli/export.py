@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from poad.cli.arguments import Positional
+import tyro
+
+from poad.cli.arguments import Switch
 from poad.runs import Run
 
 
@@ -13,13 +15,13 @@ from poad.runs import Run
 class Options:
     """Write a run's trained model in the Hugging Face layout, with a model card."""
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """The directory of the run."""
     to: Path
     """Where to write: a directory that is empty or does not exist yet."""
     checkpoint: int | None = None
     """Iteration whose weights are used. Default: the newest checkpoint."""
-    adapter: bool = False
+    adapter: Switch = False
     """Write only the LoRA adapters, for PEFT, instead of merging them into the model (for runs with
     model.tuning = lora)."""
 

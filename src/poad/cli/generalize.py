@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from poad.cli.arguments import Positional
+import tyro
+
+from poad.cli.arguments import Switch
 from poad.cli.settings import check_episodes
 from poad.envs import unseen_worlds, world_arguments
 from poad.errors import ConfigError
@@ -19,7 +21,7 @@ class Options:
     The table compares it with the same agent before training and with other runs.
     """
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """The directory of the run. The table is saved there."""
     beside: tuple[Path, ...] = ()
     """Other runs to compare with, such as another method with the same budget."""
@@ -28,7 +30,7 @@ class Options:
     poad/FoodPreparation-v0."""
     episodes: int = 100
     """Episodes in each world and mode (sampled and greedy)."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print the table and nothing else."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poad.cli.settings import EPILOG, check_settings, settings_file
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
 from poad.config import Config
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
@@ -27,7 +27,7 @@ class Options:
     flops: float | None = None
     """Operations per second that the machine sustains in matrix products, such as 150e12. Default:
     measured on this one."""
-    settings: Config = field(default_factory=Config)
+    settings: Settings = field(default_factory=Config)
 
 
 def defaults(arguments: Sequence[str]) -> Options:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
-from poad.cli.arguments import Positional
+from poad.cli.arguments import Switch
 from poad.cli.settings import check_seed
 from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
@@ -29,19 +30,19 @@ class Options:
     expects, and the tokens of the action with their values.
     """
 
-    target: Positional[str]
+    target: tyro.conf.Positional[str]
     """The directory of a run, or a world. In a world its untrained model plays, or you with
     --human."""
-    human: bool = False
+    human: Switch = False
     """Choose the actions yourself."""
     seed: int | None = None
     """Seed of the episode. Default: the run's own (eval.seed), the first episode of its
     evaluation."""
-    greedy: bool = False
+    greedy: Switch = False
     """Take the likeliest token instead of sampling."""
     checkpoint: int | None = None
     """Iteration whose weights are used. Default: the newest checkpoint."""
-    untrained: bool = False
+    untrained: Switch = False
     """Use the run's model as it was before training."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world, if the target is one."""
@@ -112,18 +113,23 @@ def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     console, turns = Screen(), 0
     person = _Person(console)
     world = WorldStream(partial(make, env_id, **env_args), person.dialogue(), seed)
-    console.print(f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n")
+    console.print(
+        f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n",
+        highlight=False,
+    )
     try:
         for step in play(person, [world], iter(())):
             turns += 1
-            console.print(f"  reward {step.reward:+.3f}\n")
+            console.print(f"  reward {step.reward:+.3f}\n", highlight=False)
             if "invalid_action" in step.info:
                 shown = repr(step.info["invalid_action"])
                 console.print(f"  {shown} is not one of the offered actions.\n")
             if step.ended:
                 end = step.episode()
                 word = "[bold green]Success[/]" if end.success else "[bold red]No success[/]"
-                console.print(f"{word} after {turns} turns; return {end.episode_return:.3f}")
+                console.print(
+                    f"{word} after {turns} turns; return {end.episode_return:.3f}", highlight=False
+                )
     except _Left:
         console.print(f"\nYou left after {turns} turns.")
     finally:
@@ -167,7 +173,7 @@ class _Person:
         """Ask for the next action."""
         self._console.print(Text(prompt))
         for number, action in enumerate(offered, 1):
-            self._console.print(f"  {number:2d}  {action}", markup=False)
+            self._console.print(f"  {number:2d}  {action}", highlight=False, markup=False)
         try:
             answer = input("> ").strip()
         except (EOFError, KeyboardInterrupt):

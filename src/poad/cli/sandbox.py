@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import tyro
 from rich.markup import escape
+from rich.table import Table
 
-from poad.cli.arguments import Positional
-from poad.display import Screen, Table
+from poad.display import Screen
 from poad.errors import SandboxError
 
 
@@ -21,7 +22,7 @@ class Options:
     attacks it. The exit status is 1 if the sandbox does not hold.
     """
 
-    action: Positional[Literal["check"]] = "check"
+    action: tyro.conf.Positional[Literal["check"]] = "check"
     """The only action."""
 
 
@@ -31,18 +32,25 @@ def run(_: Options) -> int:
 
     console = Screen()
     found = layers()
-    rows = [(layer.name, "yes" if layer.there else "no", layer.what) for layer in found]
-    table = Table(("layer", "here", "what it does"), rows, align="lll")
-    console.print(table.to_terminal(row_styles=["" if each.there else "red" for each in found]))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("layer", "here", "what it does"):
+        table.add_column(heading)
+    for layer in found:
+        mark, style = ("yes", "green") if layer.there else ("no", "bold red")
+        table.add_row(layer.name, f"[{style}]{mark}[/]", escape(layer.what))
+    console.print(table)
     for layer in found:
         if not layer.there:
-            console.print(f"\n[bold]{layer.name}[/]: {escape(layer.detail)}")
-            console.print(f"  To install it: {escape(layer.cure)}")
-    console.print("\nStarting a worker and attacking it ...")
+            console.print(f"\n[bold]{layer.name}[/]: {escape(layer.detail)}", highlight=False)
+            console.print(f"  To install it: {escape(layer.cure)}", highlight=False)
+    console.print("\nStarting a worker and attacking it ...", highlight=False)
     try:
         with Sandbox(workers=1) as sandbox:
-            console.print(f"The sandbox holds. Its isolation is [bold]{sandbox.isolation}[/].")
+            console.print(
+                f"The sandbox holds. Its isolation is [bold]{sandbox.isolation}[/].",
+                highlight=False,
+            )
     except SandboxError as error:
-        console.print(f"Programs cannot be run safely here. {escape(str(error))}")
+        console.print(f"Programs cannot be run safely here. {escape(str(error))}", highlight=False)
         return 1
     return 0

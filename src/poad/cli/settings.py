@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from poad.cli.arguments import value_of
 from poad.config import Config, load
@@ -36,6 +39,9 @@ EPILOG = "\n".join(
     ]
 )
 
+Settings = Annotated[Config, tyro.conf.arg(name="")]
+"""A configuration whose groups become flags such as ``--ppo.lr``."""
+
 
 def settings_file(arguments: Sequence[str]) -> Config:
     """The settings in the file that ``--config`` names, or the defaults."""
@@ -44,7 +50,11 @@ def settings_file(arguments: Sequence[str]) -> Config:
 
 
 def check_settings(config: Config) -> None:
-    """Check what can be checked without torch: the method's name and the world."""
+    """Check what can be checked without torch: the method's name and the world.
+
+    Raises:
+        ConfigError: the method is unknown, or the world cannot be opened.
+    """
     method = config.credit.method
     if method not in METHODS and ":" not in method:  # "package.module:NAME" is imported later
         raise ConfigError(

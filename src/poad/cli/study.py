@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from poad.cli.arguments import Positional
+import tyro
+
+from poad.cli.arguments import Switch
 from poad.errors import ConfigError
 
 
@@ -18,17 +21,17 @@ class Options:
     and then listed as failed.
     """
 
-    file: Positional[Path | None] = None
+    file: Annotated[Path | None, tyro.conf.Positional] = None
     """The study file."""
     jobs: int = 2
     """Number of runs at a time, one thread each. 0 runs nothing and writes the results so far."""
-    smoke: bool = False
+    smoke: Switch = False
     """Run the study at toy size, to see that everything works."""
     out: Path | None = None
     """Output directory. Default: runs/studies/<name>."""
     only: tuple[str, ...] = ()
     """Worlds or methods to run now. Default: all."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
     compare: tuple[Path, Path] | None = None
     """Compare the results of two studies instead of running one."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poad.cli.arguments import value_of
-from poad.cli.settings import EPILOG, check_settings, settings_file
+from poad.cli.arguments import Switch, value_of
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
 from poad.config import Config
 from poad.errors import ConfigError
 from poad.runs import Run, check_new_run, check_trackers
@@ -31,9 +31,9 @@ class Options:
     """Directory of the new run. Default: runs/<world>-<method>-seed<n>."""
     resume: Path | None = None
     """Go on with this run instead of starting a new one. More --steps are allowed."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
-    settings: Config = field(default_factory=Config)
+    settings: Settings = field(default_factory=Config)
 
 
 def defaults(arguments: Sequence[str]) -> Options:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from poad.cli.arguments import Switch
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,7 +28,7 @@ class Options:
     """Random seed."""
     out: Path = Path("runs/verify")
     """Directory for verify.json and the figure."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print only the laws that fail."""
 
 

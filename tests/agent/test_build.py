@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from naive_credit import ALL_METHODS
 from tiny_worlds import settings
 
-from poad.agent.build import Agent, load_agent, torch_threads
+from poad.agent.build import Agent, in_threads, load_agent, torch_threads
 from poad.agent.settings import Acting, resolve
 from poad.config import Config, from_dict, to_dict
 from poad.errors import ConfigError, ModelError
@@ -132,3 +133,24 @@ def test_the_callers_thread_count_and_random_state_are_kept() -> None:
         with torch_threads(0):
             assert torch.get_num_threads() == threads + 1
     assert torch.get_num_threads() == threads
+
+
+def test_a_generator_runs_in_its_threads_and_its_user_in_their_own() -> None:
+    before, closed = torch.get_num_threads(), []
+
+    def counting() -> Generator[int, None, None]:
+        try:
+            for _ in range(2):
+                yield torch.get_num_threads()
+        finally:
+            closed.append(True)
+
+    for inside in in_threads(before + 1, counting()):
+        assert inside == before + 1
+        assert torch.get_num_threads() == before
+    assert closed == [True]
+    one = in_threads(before + 1, counting())
+    next(one)
+    one.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert closed == [True, True]
+    assert torch.get_num_threads() == before

@@ -1,6 +1,6 @@
 """The agent: a policy over tokens or actions, and its critic."""
 
-from poad.agent.build import Agent, Tensors, load_agent, torch_threads
+from poad.agent.build import Agent, Tensors, in_threads, load_agent, torch_threads
 from poad.agent.critic import Critic, FrozenFeatures
 from poad.agent.decisions import DecisionBatch
 from poad.agent.policy import Policy
@@ -18,6 +18,7 @@ __all__ = [
     "Policy",
     "Settings",
     "Tensors",
+    "in_threads",
     "load_agent",
     "refuse_free_writing",
     "resolve",

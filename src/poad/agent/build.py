@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from poad.config import Config
 from poad.lm import LanguageModel, load_model, pack
 from poad.turns import Position
 
+T = TypeVar("T")
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Named groups of named tensors, as a checkpoint holds them."""
 
@@ -101,3 +103,20 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def in_threads(count: int, items: Generator[T, None, None]) -> Iterator[T]:
+    """Run a generator with some torch threads, and restore the caller's number between its items.
+
+    Args:
+        count: how many; 0 leaves torch's own choice.
+        items: closed when this iterator is.
+    """
+    with closing(items):
+        while True:
+            with torch_threads(count):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item

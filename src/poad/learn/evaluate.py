@@ -6,14 +6,14 @@ of an evaluation can be played again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from poad.agent import ActingCache, Agent
+from poad.agent import ActingCache, Agent, in_threads
 from poad.envs import make
-from poad.learn.play import Step, WorldStream, play
+from poad.learn.play import MakeEnv, Step, WorldStream, play
 from poad.learn.recording import TurnRecorder
 from poad.runs import EpisodeRecord, TurnRecord, versions
 
@@ -31,6 +31,9 @@ def evaluate(
     turns: bool = True,
 ) -> Iterator[EpisodeRecord]:
     """Play episodes and record them.
+
+    torch computes with the threads of the agent's configuration, and with the caller's number of
+    threads between the episodes.
 
     Args:
         agent: the agent to evaluate.
@@ -56,17 +59,39 @@ def evaluate(
         checkpoint=checkpoint,
         versions=versions(),
     )
+    played = _episodes(
+        agent,
+        describe,
+        partial(make, env, **(env_args or {})),
+        range(seed, seed + episodes),
+        greedy=greedy,
+        streams=streams,
+        turns=turns,
+    )
+    return in_threads(agent.config.threads, played)
+
+
+def _episodes(
+    agent: Agent,
+    describe: Callable[..., EpisodeRecord],
+    make_env: MakeEnv,
+    seeds: range,
+    *,
+    greedy: bool,
+    streams: int,
+    turns: bool,
+) -> Generator[EpisodeRecord, None, None]:
+    """Play the episodes of some seeds, and yield their records in the order of the seeds."""
     cache = ActingCache()
     recorder = TurnRecorder(agent, cache) if turns else None
-    seeds = iter(range(seed, seed + episodes))
+    waiting = iter(seeds)
     worlds = [
-        WorldStream(partial(make, env, **(env_args or {})), agent.policy.dialogue(), first)
-        for first in islice(seeds, streams)
+        WorldStream(make_env, agent.policy.dialogue(), seed) for seed in islice(waiting, streams)
     ]
     recorded: list[list[TurnRecord]] = [[] for _ in worlds]
-    done, next_to_yield = dict[int, EpisodeRecord](), seed
+    done, next_to_yield = dict[int, EpisodeRecord](), seeds.start
     try:
-        for step in play(agent.policy, worlds, seeds, greedy=greedy, cache=cache):
+        for step in play(agent.policy, worlds, waiting, greedy=greedy, cache=cache):
             if recorder is not None:
                 recorded[step.stream].append(recorder.record(step))
             if step.ended:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from poad.agent import torch_threads
 from poad.display import Screen, Table, number
 from poad.errors import LanguageError, did_you_mean
 from poad.lm import LanguageModel, Packed
@@ -138,8 +139,9 @@ def _exported(weights: Weights) -> str | None:
 
 def _both(weights: Weights, measure: Callable[[LanguageModel], T]) -> tuple[T, T]:
     """Measure the untrained model, then the trained one. Only one is in memory at a time."""
-    before = measure(load_weights(replace(weights, untrained=True)).agent.model)
-    return before, measure(load_weights(weights).agent.model)
+    with torch_threads(Run.open(weights.run).config.threads):
+        before = measure(load_weights(replace(weights, untrained=True)).agent.model)
+        return before, measure(load_weights(weights).agent.model)
 
 
 # Predicting a text.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -99,13 +101,18 @@ def test_it_trains() -> None:
         assert metrics["passes"] >= 1
 
 
-def test_an_older_transformers_is_rejected(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(transformers, "ContinuousBatchingConfig", raising=False)
-    monkeypatch.setattr(transformers, "__getattr__", _missing, raising=False)
-    monkeypatch.setattr(type(transformers), "__getattr__", _missing, raising=False)
+def of_another_age(**arguments: Any) -> None:
+    raise TypeError(f"unexpected keyword arguments: {', '.join(arguments)}")
+
+
+@pytest.mark.parametrize("known", [{}, {"ContinuousBatchingConfig": of_another_age}])
+def test_an_older_transformers_is_rejected(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any]
+) -> None:
+    """It has no continuous batching, or one without the settings that we need."""
+    model = zoo.load()
+    older = ModuleType("transformers")
+    vars(older).update(known, GenerationConfig=transformers.GenerationConfig)
+    monkeypatch.setitem(sys.modules, "transformers", older)
     with pytest.raises(ModelError, match=r"needs a transformers with continuous batching"):
-        list(write_with_transformers(zoo.load(), ACTING, [(5, 6)], np.random.default_rng(0)))
-
-
-def _missing(*names: Any) -> Any:
-    raise AttributeError(names[-1])
+        list(write_with_transformers(model, ACTING, [(5, 6)], np.random.default_rng(0)))

@@ -11,10 +11,10 @@ from poad.runs.files import (
 )
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
-    Drift,
     EpisodeRecord,
     Evaluation,
     Generalization,
+    LogprobDrift,
     Mode,
     RunSummary,
     TurnRecord,
@@ -28,10 +28,10 @@ from poad.runs.trackers import check_trackers
 __all__ = [
     "PACKAGES",
     "UNTRAINED",
-    "Drift",
     "EpisodeRecord",
     "Evaluation",
     "Generalization",
+    "LogprobDrift",
     "Mode",
     "Run",
     "RunSummary",

@@ -93,7 +93,7 @@ def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class Drift:
+class LogprobDrift:
     """Differences in log-probability between sampler and learner over a whole run, in nats."""
 
     largest: float
@@ -119,7 +119,7 @@ class RunSummary:
     """None if the run was not evaluated at its end."""
     best: dict[str, Any] | None = None
     """The best program or other work that the agent made, in worlds that ask for it."""
-    logprob_drift: Drift | None
+    logprob_drift: LogprobDrift | None
     plan: dict[str, Any] | None = None
     """Memory and time as ``poad plan`` would have predicted them, and as measured."""
 

@@ -17,7 +17,7 @@ from poad.display import Progress, Screen, show_work, write_report
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
 from poad.plan import hindsight
-from poad.runs import Drift, Evaluation, Mode, Run, RunSummary
+from poad.runs import Evaluation, LogprobDrift, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 
@@ -162,7 +162,7 @@ def _integer(metrics: Metrics, key: str) -> int | None:
     return int(metrics[key]) if key in metrics else None
 
 
-def _drift(metrics: Sequence[Metrics]) -> Drift | None:
+def _drift(metrics: Sequence[Metrics]) -> LogprobDrift | None:
     """Largest and mean difference of sampler and learner in log-probability, over the run."""
     largest, means = (
         [m[name] for m in metrics if math.isfinite(m.get(name, math.nan))]
@@ -170,7 +170,7 @@ def _drift(metrics: Sequence[Metrics]) -> Drift | None:
     )
     if not largest or not means:
         return None
-    return Drift(max(largest), sum(means) / len(means))
+    return LogprobDrift(max(largest), sum(means) / len(means))
 
 
 def _closing(run: Run, report: Path, summary: RunSummary) -> str:

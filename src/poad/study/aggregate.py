@@ -7,7 +7,7 @@ episodes at the end of a run, and the area under the curve of those during train
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from poad.errors import RunError
 from poad.runs import Mode, Run, UnseenEvaluation, Versions
 from poad.stats import (
+    Floats,
     area_under_curve,
     bootstrap_interval,
     first_reach,
@@ -49,8 +50,8 @@ Strata = Sequence[Sequence[float]]
 """Scores by world, a number for each seed."""
 
 
-def read_run(job: Job, task: Task, threshold: float) -> RunRow:
-    """Read the results of a finished run, whose world counts as learned at ``threshold``."""
+def read_run(job: Job, task: Task) -> RunRow:
+    """Read the results of a finished run."""
     run = Run.open(task.path)
     summary, metrics = run.summary(), run.metrics()
     if summary is None or summary.evaluation is None:
@@ -75,8 +76,8 @@ def read_run(job: Job, task: Task, threshold: float) -> RunRow:
         greedy=greedy.success_rate,
         mean_return=sampled.mean_return,
         area=area_under_curve(steps, success),
-        steps_to=first_reach(steps, success, threshold),
-        cpu_seconds_to=first_reach(seconds, success, threshold),
+        steps_to=first_reach(steps, success, job.threshold),
+        cpu_seconds_to=first_reach(seconds, success, job.threshold),
         env_steps=summary.env_steps or 0,
         cpu_seconds=summary.cpu_seconds,
         curve=tuple((round(a, 6), round(b, 6), round(c, 6), round(d, 6)) for a, b, c, d in curve),
@@ -109,17 +110,13 @@ def select_settings(study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]
     which is neither finished nor failed, or which was made with other settings.
     """
     settings = candidates(study)
-    areas: dict[tuple[str, int], list[float]] = {}
+    runs: dict[tuple[str, int], list[RunRow]] = {}
     undecided, failed = set[str](), set[tuple[str, int]]()
-    seconds = {(job.method, job.candidate or 0): 0.0 for job in jobs}
-    versions = []
     for job in jobs:
         key, task = (job.method, job.candidate or 0), tasks[job.name]
+        found = runs.setdefault(key, [])
         if task.finished and not changed_settings(job, task):
-            row = read_run(job, task, study.world(job.world).threshold)
-            areas.setdefault(key, []).append(row.area)
-            versions.append(row.versions)
-            seconds[key] += row.cpu_seconds
+            found.append(read_run(job, task))
         elif task.failure is not None:
             failed.add(key)
         else:
@@ -128,20 +125,20 @@ def select_settings(study: Study, jobs: Sequence[Job], tasks: Mapping[str, Task]
         Candidate(
             method=method,
             settings=settings[index],
-            area=float(np.mean(areas[method, index])) if (method, index) in areas else math.nan,
-            runs=len(areas.get((method, index), ())),
+            area=float(np.mean([row.area for row in rows])) if rows else math.nan,
+            runs=len(rows),
             failed=(method, index) in failed,
-            cpu_seconds=cpu_seconds,
+            cpu_seconds=sum((row.cpu_seconds for row in rows), 0.0),
         )
-        for (method, index), cpu_seconds in seconds.items()
+        for (method, index), rows in runs.items()
     ]
     selected: dict[str, Settings] = {}
     for method in study.methods:
         own = [each for each in tried if each.method == method]
-        complete = [each for each in own if not math.isnan(each.area) and not each.failed]
+        complete = [each for each in own if each.runs and not each.failed]
         if complete and method not in undecided:
             selected[method] = max(complete, key=lambda each: each.area).settings
-    return Selection(selected, tried, versions)
+    return Selection(selected, tried, [row.versions for rows in runs.values() for row in rows])
 
 
 # Statistics.
@@ -178,7 +175,7 @@ def aggregate(study: Study, rows: Sequence[RunRow]) -> Aggregates:
         pairs=tuple(pairs),
         unseen=tuple(_unseen(study, rows)),
         curves=tuple(curves),
-        profiles=tuple(_profiles(cells)),
+        profiles=tuple(_profiles(study, cells)),
     )
 
 
@@ -251,85 +248,72 @@ def _band(cell: Sequence[RunRow]) -> tuple[tuple[float, float, float, float], ..
     )
 
 
-def _profiles(cells: Mapping[tuple[str, str], Sequence[RunRow]]) -> list[Profile]:
+def _profiles(study: Study, cells: Mapping[tuple[str, str], Sequence[RunRow]]) -> Iterator[Profile]:
     """For each method the share of runs, over all worlds, whose final success exceeds a rate."""
-    worlds, methods = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    profiles = []
-    for method in methods:
-        strata = _scores(_common_seeds([cells[world, method] for world in worlds]), "success")
+
+    def profile(scores: Floats) -> Floats:
+        return performance_profile(scores, PROFILE_RATES)
+
+    for method in study.methods:
+        strata = _scores(_common_seeds([cells[world, method] for world in study.worlds]), "success")
         if not all(strata):
             continue
-        pooled = [value for stratum in strata for value in stratum]
-        low, high = bootstrap_interval(
-            strata, lambda drawn: performance_profile(drawn, PROFILE_RATES)
-        )
-        shares = performance_profile(pooled, PROFILE_RATES)
+        low, high = bootstrap_interval(strata, profile)
+        shares = profile(np.concatenate(strata))
         points = np.stack([PROFILE_RATES, shares, low, high], axis=1).round(6)
-        profiles.append(Profile(method, tuple((a, b, c, d) for a, b, c, d in points.tolist())))
-    return profiles
+        yield Profile(method, tuple((a, b, c, d) for a, b, c, d in points.tolist()))
 
 
 # Unseen worlds.
 
-BySeed = dict[str, dict[int, float]]
+Scores = dict[str, dict[int, float]]
 """Success rates in one unseen world, by the world trained in and the seed."""
 
 
 def _unseen(study: Study, rows: Sequence[RunRow]) -> list[UnseenSummary]:
-    """Success in worlds that no agent was trained in, by method and mode.
-
-    Strata are the worlds that agents were trained in. For all unseen worlds together a run counts
-    as one number, its mean over them: the same agent was evaluated in each, so its scores there
-    are not independent.
-    """
+    """Success in worlds that no agent was trained in; strata are the worlds of the training."""
     scores = _unseen_scores(rows)
     summaries = []
-    for (method, mode), by_world in scores.items():
-        others = [b for a, b in study.pairs if a == method and (b, mode) in scores]
-        for name, by_home in by_world.items():
-            shared = set.intersection(*map(set, by_home.values()))
-            if not shared:
-                continue
-            strata = [[by_seed[seed] for seed in sorted(shared)] for by_seed in by_home.values()]
-            pooled = np.concatenate(strata)
-            against = [_against(other, by_home, scores[other, mode].get(name)) for other in others]
-            summaries.append(
-                UnseenSummary(
-                    world=name,
-                    method=method,
-                    mode=mode,
-                    runs=len(pooled),
-                    success=_estimate(strata),
-                    mean=float(np.mean(pooled)),
-                    against=tuple(against),
-                )
+    for (method, mode, world), by_home in scores.items():
+        shared = set.intersection(*map(set, by_home.values()))
+        if not shared:
+            continue
+        strata = [[by_seed[seed] for seed in sorted(shared)] for by_seed in by_home.values()]
+        others = [b for a, b in study.pairs if a == method and (b, mode, world) in scores]
+        summaries.append(
+            UnseenSummary(
+                world=world,
+                method=method,
+                mode=mode,
+                runs=len(shared) * len(strata),
+                success=_estimate(strata),
+                mean=float(np.mean(strata)),
+                against=tuple(_against(b, by_home, scores[b, mode, world]) for b in others),
             )
+        )
     return summaries
 
 
-def _unseen_scores(rows: Sequence[RunRow]) -> dict[tuple[str, Mode], dict[str, BySeed]]:
-    """Success rates by (method, mode) and unseen world; all of them together come last."""
-    scores: dict[tuple[str, Mode], dict[str, BySeed]] = {}
+def _unseen_scores(rows: Sequence[RunRow]) -> dict[tuple[str, Mode, str], Scores]:
+    """Success rates by method, mode and unseen world.
+
+    For all unseen worlds together a run counts as one number, its mean over them: the same agent
+    was evaluated in each, so its scores there are not independent.
+    """
+    scores: dict[tuple[str, Mode, str], Scores] = {}
     for row in rows:
-        for each in row.unseen:
-            by_world = scores.setdefault((row.method, each.mode), {})
-            by_home = by_world.setdefault(each.world, {})
-            by_home.setdefault(row.world, {})[row.seed] = each.success_rate
-    for by_world in scores.values():
-        if len(by_world) > 1:
-            by_world[ALL] = {
-                home: {
-                    seed: float(np.mean([by_home[home][seed] for by_home in by_world.values()]))
-                    for seed in by_seed
-                }
-                for home, by_seed in next(iter(by_world.values())).items()
-            }
+        for mode in dict.fromkeys(each.mode for each in row.unseen):
+            rates = {each.world: each.success_rate for each in row.unseen if each.mode == mode}
+            if len(rates) > 1:
+                rates[ALL] = float(np.mean(list(rates.values())))
+            for world, rate in rates.items():
+                by_home = scores.setdefault((row.method, mode, world), {})
+                by_home.setdefault(row.world, {})[row.seed] = rate
     return scores
 
 
-def _against(name: str, scores: BySeed, others: BySeed | None) -> UnseenComparison:
+def _against(name: str, scores: Scores, others: Scores) -> UnseenComparison:
     """Compare one method's success in an unseen world with another's, on their common seeds."""
-    others = others or {}
     shared = {home: sorted(set(of) & set(others.get(home, ()))) for home, of in scores.items()}
     if not all(shared.values()):
         return UnseenComparison(name, 0)

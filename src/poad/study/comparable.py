@@ -14,7 +14,7 @@ from poad.config import Config, dump, load, to_dict
 from poad.envs import make
 from poad.errors import ConfigError, ModelError
 from poad.runs import PACKAGES, Run, Versions, encode
-from poad.study.records import Identity, Results, UnseenIdentity, WorldIdentity
+from poad.study.records import Identity, Results, Settings, UnseenIdentity, WorldIdentity
 from poad.study.spec import Job, Study, config_fingerprint, fingerprint
 from poad.study.workers import Task
 
@@ -48,7 +48,7 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
                 env=config.env,
                 env_args=config.env_args,
                 steps=config.steps,
-                threshold=study.world(job.world).threshold,
+                threshold=job.threshold,
                 source=world_source(config.env, config.env_args),
             )
         configs[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(config))
@@ -158,9 +158,8 @@ def changed_settings(job: Job, task: Task) -> list[str]:
     return [f"{name} {old.get(name)!r} → {new[name]!r}" for name in new if new[name] != old[name]]
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    """All settings by dotted name."""
-    flat: dict[str, Any] = {}
+def _flat(config: Config) -> Settings:
+    flat: Settings = {}
     for name, value in to_dict(config).items():
         inner = value if isinstance(value, dict) and name != "env_args" else {"": value}
         flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}

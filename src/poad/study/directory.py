@@ -151,7 +151,7 @@ class StudyDirectory:
             methods=tuple(study.methods),
             scale=Scale(
                 study.scale,
-                {name: study.world(name).at or 0.0 for name in study.worlds if study.scale},
+                {name: world.at or 0.0 for name, world in study.worlds.items() if study.scale},
             ),
             cost=Cost(
                 cpu_minutes=cpu_seconds_spent(self.runs) / 60,
@@ -178,7 +178,7 @@ class StudyDirectory:
             elif not is_ready or not task.finished:
                 missing.append(_missing(job, task))
             elif job.candidate is None:
-                rows.append(read_run(job, task, self.study.world(job.world).threshold))
+                rows.append(read_run(job, task))
         return rows, missing
 
 

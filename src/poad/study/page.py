@@ -281,18 +281,14 @@ def draw(results: Results) -> dict[str, tuple[str, str]]:
     if curves:
         caption = "Success on the panel: interquartile mean over seeds, 95 % bootstrap interval"
         drawings["curves"] = (caption, lines_svg(curves, "environment steps", "curves"))
-    successes: dict[str, list[Bar]] = {}
-    areas: dict[str, list[Bar]] = {}
-    for each in aggregates.summaries:
-        colour = colours[each.method]
-        successes.setdefault(each.world, []).append(Bar(each.method, colour, *each.success))
-        areas.setdefault(each.world, []).append(Bar(each.method, colour, *each.area))
-    if successes:
-        interval_note = "interquartile mean, 95 % bootstrap interval"
-        caption = f"Success at the end: {interval_note}"
-        drawings["success"] = (caption, bars_svg(successes, "success"))
-        caption = f"Area under the curve: {interval_note}"
-        drawings["area"] = (caption, bars_svg(areas, "area"))
+    for score, caption in (("success", "Success at the end"), ("area", "Area under the curve")):
+        bars: dict[str, list[Bar]] = {}
+        for each in aggregates.summaries:
+            bar = Bar(each.method, colours[each.method], *getattr(each, score))
+            bars.setdefault(each.world, []).append(bar)
+        if bars:
+            caption += ": interquartile mean, 95 % bootstrap interval"
+            drawings[score] = (caption, bars_svg(bars, score))
     lines = [Line(method, colour, _by_scale(results, method)) for method, colour in colours.items()]
     lines = [line for line in lines if line.points]
     if lines:

@@ -46,8 +46,7 @@ class StudyProgress:
         assert event.task is not None
         line = f"{len(self.done):>4}/{len(self.jobs)} {event.kind} {event.task.path.name}"
         if event.kind == "finished":
-            job = self.jobs[event.task.path]
-            row = read_run(job, event.task, self.directory.study.world(job.world).threshold)
+            row = read_run(self.jobs[event.task.path], event.task)
             return f"{line}: success {percent(row.success, 0)}, {row.cpu_seconds:.1f} CPU-s"
         again = ", trying again" if event.kind == "retried" else ""
         return f"{line}{again}:\n      " + event.why.replace("\n", "\n      ")

@@ -89,8 +89,8 @@ class Study:
     """Name of the study, in small letters, digits and underscores."""
     question: str = ""
     """The question it answers, in a sentence or two."""
-    worlds: dict[str, Any] = field(default_factory=dict)
-    """Worlds by name, each with the fields of :class:`StudyWorld`."""
+    worlds: dict[str, StudyWorld] = field(default_factory=dict)
+    """Worlds by name; a file gives the fields of each."""
     methods: dict[str, Any] = field(default_factory=dict)
     """Settings by the method's name, as in a configuration."""
     seeds: tuple[Annotated[int, AtLeast(0)], ...] = ()
@@ -107,10 +107,6 @@ class Study:
     """CPU minutes for all runs together; runs that do not fit are listed as not run."""
     toy: bool = False
     """Few steps, seeds and episodes, to test that everything works."""
-
-    def world(self, name: str) -> StudyWorld:
-        """Return the world of that name."""
-        return self.worlds[name]
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -131,6 +127,8 @@ class Job:
     method: str
     seed: int
     config: Config
+    threshold: float
+    """Success rate at which the world counts as learned."""
     candidate: int | None = None
     """Index of the settings that the search tries; None for a reported run."""
 
@@ -322,7 +320,7 @@ def search_jobs(study: Study) -> list[Job]:
     settings_tried = candidates(study) if study.search.seeds else []
     panel = replace(study.panel, seed=study.panel.seed + study.panel.episodes)
     return [
-        Job(world, method, seed, _configure(study, world, method, seed, settings, panel), number)
+        _job(study, world, method, seed, settings, panel, number)
         for seed in study.search.seeds
         for number, settings in enumerate(settings_tried)
         for world in study.search.worlds or study.worlds
@@ -331,30 +329,26 @@ def search_jobs(study: Study) -> list[Job]:
 
 
 def reported_jobs(study: Study, chosen: Mapping[str, Settings]) -> list[Job]:
-    """List the reported runs.
-
-    Args:
-        study: the study.
-        chosen: by method, the settings that the search selected, if it did.
-    """
+    """List the reported runs, with the settings that the search has chosen by method, if it did."""
     return [
-        Job(
-            world,
-            method,
-            seed,
-            _configure(study, world, method, seed, chosen.get(method, {}), study.panel),
-        )
+        _job(study, world, method, seed, chosen.get(method, {}), study.panel)
         for seed in study.seeds
         for world in study.worlds
         for method in study.methods
     ]
 
 
-def _configure(
-    study: Study, world: str, method: str, seed: int, found: Settings, panel: Panel
-) -> Config:
+def _job(
+    study: Study,
+    world: str,
+    method: str,
+    seed: int,
+    found: Settings,
+    panel: Panel,
+    candidate: int | None = None,
+) -> Job:
     """Configure one run by the world's settings, then the method's, then those of the search."""
-    place = study.world(world)
+    place = study.worlds[world]
     where = f"study {study.name}, {world}, {method}"
     config = _base(place.config) if place.config is not None else Config(env=place.env or "")
     for settings in (place.settings, study.methods[method], _nested(found)):
@@ -371,7 +365,8 @@ def _configure(
         "turns": False,
     }
     housekeeping = {"keep_checkpoints": 1, "threads": 1, "trackers": []}
-    return from_dict({"seed": seed, "eval": evaluation, **housekeeping}, config, where)
+    config = from_dict({"seed": seed, "eval": evaluation, **housekeeping}, config, where)
+    return Job(world, method, seed, config, place.threshold, candidate)
 
 
 @cache

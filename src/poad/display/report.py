@@ -16,7 +16,7 @@ from poad.display.html import Html, page, tag
 from poad.display.numbers import bounds, compact, number, percent
 from poad.display.plots import curve_svg
 from poad.display.tables import Table, evaluation_table
-from poad.display.turns import arrange, describe_ending, turn_in_html
+from poad.display.turns import describe_ending, turn_in_html
 from poad.errors import RunError
 from poad.runs import EpisodeRecord, Evaluation, Mode, Run, summarize, write_text
 from poad.turns import Episode
@@ -215,7 +215,7 @@ def _episode(record: EpisodeRecord) -> list[Html]:
         "methods that count every token train the critic."
     )
     turns = record.turns[:MAX_TURNS]
-    shown = [turn_in_html(arrange(turn, index)) for index, turn in enumerate(turns, 1)]
+    shown = [turn_in_html(turn, index) for index, turn in enumerate(turns, 1)]
     if len(record.turns) > MAX_TURNS:
         more = len(record.turns) - MAX_TURNS
         shown.append(tag("p", f"… and {more} more turns.", cls="soft"))

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from poad.display.numbers import number, percent
 from poad.display.tables import Table, evaluation_table
-from poad.display.turns import arrange, can_draw, describe_ending, rule, turn_in_terminal
+from poad.display.turns import can_draw, describe_ending, rule, turn_in_terminal
 from poad.runs import EpisodeRecord, Evaluation, Mode, TurnRecord
 
 T = TypeVar("T")
@@ -192,9 +192,8 @@ def watch(records: Iterable[T], total: int, label: str, console: Console) -> Ite
 
 def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:
     """Print the evaluations of both modes as a table."""
-    console.print(
-        evaluation_table(evaluations.items()).to_terminal(column_styles={1: "bold green"})
-    )
+    table = evaluation_table(evaluations.items())
+    console.print(table.to_terminal(column_styles={1: "bold green"}))
 
 
 def show_work(console: Console, work: Mapping[str, Any]) -> None:
@@ -207,7 +206,7 @@ def show_work(console: Console, work: Mapping[str, Any]) -> None:
 
 def show_turn(console: Console, turn: TurnRecord, index: int) -> None:
     """Print the turn at a place of an episode, counted from 1."""
-    console.print(turn_in_terminal(arrange(turn, index), console))
+    console.print(turn_in_terminal(turn, index, console))
 
 
 def show_ending(console: Console, record: EpisodeRecord) -> None:

@@ -1,10 +1,10 @@
-"""A recorded turn, arranged once and rendered for the terminal and for a page."""
+"""A recorded turn, rendered for the terminal and for a page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -20,8 +20,7 @@ OFFERS_SHOWN = 8
 """How many of the likeliest offered actions are shown before the rest is summed up."""
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(NamedTuple):
     """An offered action."""
 
     action: str
@@ -29,8 +28,7 @@ class Offer:
     chosen: bool
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of the written action."""
 
     piece: str
@@ -40,49 +38,31 @@ class Token:
     """The critic's value before the token, in brackets where the token was forced."""
 
 
-@dataclass(frozen=True)
-class TurnView:
-    """A turn in the order in which it is shown."""
-
-    heading: str
-    value: str
-    prompt: str
-    offers: Sequence[Offer]
-    """The likeliest offered actions, and the chosen one; empty if it was written freely."""
-    more: Sequence[Offer]
-    """The other offered actions."""
-    written: str
-    """The action, if it was written freely."""
-    invalid: bool
-    tokens: Sequence[Token]
-    reward: float
-    duration: str
-
-
-def arrange(turn: TurnRecord, index: int) -> TurnView:
-    """Arrange a turn for showing."""
+def _offers(turn: TurnRecord) -> tuple[list[Offer], list[Offer]]:
+    """The likeliest offered actions with the chosen one, and all others."""
     pairs = sorted(turn.offered or (), key=lambda pair: -_known(pair[1]))
     offers = [Offer(action, chance, action == turn.action) for action, chance in pairs]
     shown = [o for i, o in enumerate(offers) if i < OFFERS_SHOWN or o.chosen]
-    columns = zip(turn.pieces, turn.choice, turn.logprob, turn.value, strict=True)
-    tokens = [
+    return shown, [offer for offer in offers if offer not in shown]
+
+
+def _tokens(turn: TurnRecord) -> list[Token]:
+    return [
         Token(piece, math.exp(min(logprob, 0.0)), number(value, ".2f"))
         if choice
         else Token(piece, None, f"({number(value, '.2f')})")
-        for piece, choice, logprob, value in columns
+        for piece, choice, logprob, value in zip(
+            turn.pieces, turn.choice, turn.logprob, turn.value, strict=True
+        )
     ]
-    return TurnView(
-        heading=f"Turn {index}",
-        value=f"value {number(turn.root_value, '.2f')}",
-        prompt=turn.prompt,
-        offers=shown,
-        more=[offer for offer in offers if offer not in shown],
-        written="" if turn.offered else turn.action,
-        invalid=turn.invalid,
-        tokens=tokens,
-        reward=turn.reward,
-        duration=f", {turn.duration} primitive steps" if turn.duration != 1 else "",
-    )
+
+
+def _heading(turn: TurnRecord, index: int) -> tuple[str, str]:
+    return f"Turn {index}", f"value {number(turn.root_value, '.2f')}"
+
+
+def _duration(turn: TurnRecord) -> str:
+    return f", {turn.duration} primitive steps" if turn.duration != 1 else ""
 
 
 def describe_ending(record: EpisodeRecord) -> tuple[str, str]:
@@ -106,25 +86,26 @@ def rule(console: Console, title: Text | str = "") -> Rule:
 # Terminal.
 
 
-def turn_in_terminal(view: TurnView, console: Console) -> RenderableType:
-    """Render a turn for a terminal."""
+def turn_in_terminal(turn: TurnRecord, index: int, console: Console) -> RenderableType:
+    """Render the turn at a place of an episode for a terminal."""
+    heading, value = _heading(turn, index)
     parts: list[RenderableType] = [
-        rule(console, Text.assemble((view.heading, "bold"), f"  {view.value}")),
-        _indented(Text(view.prompt)),
+        rule(console, Text.assemble((heading, "bold"), f"  {value}")),
+        _indented(Text(turn.prompt)),
+        _offers_in_terminal(turn, console)
+        if turn.offered
+        else _indented(Text(turn.action, style="bold green"), 4),
     ]
-    if view.offers:
-        parts.append(_offers_in_terminal(view, console))
-    if view.written:
-        parts.append(_indented(Text(view.written, style="bold green"), 4))
-    if view.invalid:
+    if turn.invalid:
         parts.append(Text("  The world did not offer this action.", style="red"))
-    style = f"bold {_color(view.reward, 'green', 'red')}"
-    outcome = Text.assemble("  reward ", (f"{view.reward:+.3g}", style), view.duration)
-    return Group(*parts, _indented(_tokens_in_terminal(view.tokens, can_draw(console))), outcome)
+    style = f"bold {_color(turn.reward, 'green', 'red')}"
+    outcome = Text.assemble("  reward ", (f"{turn.reward:+.3g}", style), _duration(turn))
+    return Group(*parts, _indented(_tokens_in_terminal(turn, can_draw(console))), outcome)
 
 
-def _offers_in_terminal(view: TurnView, console: Console) -> Padding:
+def _offers_in_terminal(turn: TurnRecord, console: Console) -> Padding:
     """The offered actions with bars for their probabilities."""
+    shown, more = _offers(turn)
     width = 24 if console.width >= 70 else 10
     full, mark = ("█", "▸ ") if can_draw(console) else ("#", "> ")
     grid = Grid.grid(padding=(0, 1), expand=True)
@@ -132,20 +113,20 @@ def _offers_in_terminal(view: TurnView, console: Console) -> Padding:
     grid.add_column(ratio=1, overflow="fold")
     grid.add_column(width=width, no_wrap=True)
     grid.add_column(width=7, justify="right", no_wrap=True)
-    for offer in view.offers:
+    for offer in shown:
         bar = full * round(width * _share(offer.probability))
         cells = (mark if offer.chosen else "", offer.action, bar, percent(offer.probability))
         style = "bold green" if offer.chosen else ""
         grid.add_row(*(Text(cell, style=style) for cell in cells))
-    if view.more:
-        cells = ("", f"and {len(view.more)} more", "", percent(_total(view.more)))
+    if more:
+        cells = ("", f"and {len(more)} more", "", percent(_total(more)))
         grid.add_row(*(Text(cell, style="dim") for cell in cells))
     return Padding(grid, (0, 2))
 
 
-def _tokens_in_terminal(tokens: Sequence[Token], symbols: bool) -> Text:
+def _tokens_in_terminal(turn: TurnRecord, symbols: bool) -> Text:
     """A line of tokens with their probabilities, and a line of values; forced tokens are dim."""
-    text = Text("tokens ", style="dim")
+    text, tokens = Text("tokens ", style="dim"), _tokens(turn)
     for token in tokens:
         piece = visible(token.piece) if symbols else token.piece.replace("\n", "\\n").strip(" ")
         if token.probability is None:
@@ -166,25 +147,26 @@ def _indented(text: Text, by: int = 2) -> Padding:
 # HTML.
 
 
-def turn_in_html(view: TurnView) -> Html:
-    """Render a turn as an element of a page; see report.css for its classes."""
-    bars = [tag("div", *_offers_in_html(view.offers), cls="offer")] if view.offers else []
-    if view.more:
-        heading = f"{len(view.more)} more offered actions, together {percent(_total(view.more))}"
-        folded = tag("div", *_offers_in_html(view.more), cls="offer")
-        bars.append(tag("details", tag("summary", heading), folded))
-    written = [tag("pre", view.written)] if view.written else []
-    invalid = [tag("b", " The world did not offer this action.", cls="loss")]
-    reward = tag("b", f"{view.reward:+.3g}", cls=_color(view.reward, "gain", "loss"))
-    outcome = [tag("span", "reward ", reward, view.duration), *(invalid if view.invalid else [])]
+def turn_in_html(turn: TurnRecord, index: int) -> Html:
+    """Render the turn at a place of an episode for a page; see report.css for its classes."""
+    heading, value = _heading(turn, index)
+    shown, more = _offers(turn)
+    bars = [tag("div", *_offers_in_html(shown), cls="offer")] if shown else []
+    if more:
+        summary = f"{len(more)} more offered actions, together {percent(_total(more))}"
+        folded = tag("div", *_offers_in_html(more), cls="offer")
+        bars.append(tag("details", tag("summary", summary), folded))
+    written = [] if turn.offered else [tag("pre", turn.action)]
+    reward = tag("b", f"{turn.reward:+.3g}", cls=_color(turn.reward, "gain", "loss"))
+    invalid = [tag("b", " The world did not offer this action.", cls="loss")] * turn.invalid
     return tag(
         "article",
-        tag("header", tag("b", view.heading), tag("span", view.value)),
-        tag("pre", view.prompt),
+        tag("header", tag("b", heading), tag("span", value)),
+        tag("pre", turn.prompt),
         *bars,
         *written,
-        tag("div", *map(_token_in_html, view.tokens), cls="tokens"),
-        tag("footer", *outcome),
+        tag("div", *map(_token_in_html, _tokens(turn)), cls="tokens"),
+        tag("footer", tag("span", "reward ", reward, _duration(turn)), *invalid),
         cls="turn",
     )
 

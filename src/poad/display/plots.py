@@ -29,6 +29,8 @@ successful, so the mean over fewer flatters the agent and is drawn dotted."""
 
 # Colours that stand for those of the page, which follow its light or dark theme.
 _INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
+_GREYS = ("#555555", "#e6e6e6")
+"""Ink and grid of a drawing in a file of its own."""
 _THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
 
 
@@ -117,15 +119,14 @@ def plot_learning(
     columns = len(keys) if len(keys) > 1 else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with _figure("poad", (4 * columns, 2.6 * rows)) as figure:
-        grid = _grid(figure, rows, columns, len(panels))
-        for axes, (world, key) in zip(grid.flat, panels, strict=False):
-            _style(axes, "#555555", "#e6e6e6")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        titles = [f"{world}: {key}" for world, key in panels]
+        for axes, (world, key) in zip(_titled(grid, titles, *_GREYS), panels, strict=True):
             _bands(axes, [run for run in runs if run.config.env == world], key)
-            axes.set_title(f"{world}: {key}", fontsize=10, loc="left", parse_math=False)
             if "success" in key:
                 axes.set_ylim(-0.02, 1.02)
         for axes in grid[-1]:
-            axes.set_xlabel("environment steps", color="#555555")
+            axes.set_xlabel("environment steps", color=_GREYS[0])
         return _save(figure, path)
 
 
@@ -165,7 +166,7 @@ def plot_theory(
     with _figure("poad", (11.5, 2.9)) as figure:
         left, right, last = figure.subplots(1, 3, width_ratios=(5, 4, 4))
         for axes in (left, right, last):
-            _style(axes, "#555555", "#e6e6e6")
+            _style(axes, *_GREYS)
         for number, (gamma, (length, measured, closed)) in enumerate(gaps.items()):
             color, every = f"C{number}", max(1, len(length) // 25)
             left.plot(length, closed, lw=1.2, color=color, label=f"{gamma:g}")
@@ -238,11 +239,9 @@ def lines_svg(
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with _figure(key, (4.4 * columns, 2.7 * rows + 0.6)) as figure:
-        grid = _grid(figure, rows, columns, len(panels))
+        grid = figure.subplots(rows, columns, squeeze=False)
         shown: dict[str, Any] = {}
-        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-            _style(axes, _INK, _GRID)
-            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+        for axes, lines in zip(_titled(grid, [*panels], _INK, _GRID), panels.values(), strict=True):
             axes.set_xlabel(across, color=_INK)
             for line in lines:
                 x, middle, low, high = np.array(line.points, dtype=float).T
@@ -260,24 +259,15 @@ def lines_svg(
                 axes.minorticks_off()
             elif axes.get_xlim()[1] < 2:
                 axes.xaxis.set_major_formatter("{x:g}")
-        figure.legend(
-            shown.values(),
-            shown.keys(),
-            loc="outside lower center",
-            ncols=5,
-            frameon=False,
-            fontsize=8,
-            labelcolor=_INK,
-        )
+        look = {"frameon": False, "fontsize": 8, "labelcolor": _INK}
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5, **look)
         return _drawn(figure, f"{key}: {', '.join(shown)} in {', '.join(panels)}")
 
 
 def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
     """Draw numbers with their intervals: a row for each label and a panel for each title.
 
-    Args:
-        panels: the numbers by title.
-        key: a name that is unique among the drawings of a page.
+    ``key`` is a name that is unique among the drawings of a page.
     """
     labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
     places = {label: -i for i, label in enumerate(labels)}
@@ -285,10 +275,9 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
     rows = math.ceil(len(panels) / columns)
     size = (2.9 * columns + 1.2, (0.24 * len(labels) + 0.6) * rows)
     with _figure(key, size) as figure:
-        grid = _grid(figure, rows, columns, len(panels), sharey=True)
-        for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
-            _style(axes, _INK, _GRID, ticks=4)
-            axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=_INK)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        every = _titled(grid, [*panels], _INK, _GRID, ticks=4)
+        for axes, bars in zip(every, panels.values(), strict=True):
             for bar in bars:
                 y, colour = places[bar.label], f"C{bar.colour}"
                 if math.isfinite(bar.low):
@@ -318,12 +307,15 @@ def _figure(key: str, size: tuple[float, float]) -> Iterator[Figure]:
         yield Figure(figsize=size, layout="constrained")
 
 
-def _grid(figure: Figure, rows: int, columns: int, used: int, sharey: bool = False) -> Any:
-    """[rows, columns] axes, of which the first ``used`` are visible."""
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    for axes in grid.flat[used:]:
+def _titled(grid: Any, titles: Sequence[str], ink: str, lines: str, ticks: int = 5) -> list[Axes]:
+    """Style and title the first axes of a grid, and hide the others."""
+    for axes in grid.flat[len(titles) :]:
         axes.set_visible(False)
-    return grid
+    found = list(grid.flat[: len(titles)])
+    for axes, title in zip(found, titles, strict=True):
+        _style(axes, ink, lines, ticks)
+        axes.set_title(title, fontsize=10, loc="left", parse_math=False, color=ink)
+    return found
 
 
 def _save(figure: Figure, path: str | Path) -> Path:

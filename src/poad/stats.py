@@ -26,13 +26,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     for 0 and for n successes. Source: E. B. Wilson, Probable Inference, the Law of Succession, and
     Statistical Inference, JASA 22 (1927).
 
-    Args:
-        successes: the number of successful episodes, from 0 to `n`.
-        n: the number of episodes. For 0 the interval is (0, 1).
-        confidence: the coverage probability, in (0, 1). It determines the normal quantile z.
-
-    Returns:
-        The lower and the upper bound.
+    z is the normal quantile of the coverage probability `confidence`, in (0, 1). Without episodes
+    the interval is (0, 1).
 
     Raises:
         ValueError: the counts or the confidence are out of range.
@@ -97,6 +92,8 @@ def median_band(
 Tasks = Sequence[ArrayLike]
 """One array of scores per task, with a number for each seed."""
 RESAMPLES = 2000
+PERCENTILES = ((1 - 0.95) / 2, (1 + 0.95) / 2)
+"""The bounds of a 95 % interval."""
 MAX_EXACT_PAIRS = 12
 """Up to so many pairs, the sign-flip test enumerates all signs."""
 SIGN_DRAWS = 10_000
@@ -116,54 +113,40 @@ def interquartile_mean(scores: ArrayLike, axis: int = -1) -> Floats:
 
 
 def bootstrap_interval(
-    tasks: Tasks,
-    statistic: Callable[[Floats], Floats],
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    tasks: Tasks, statistic: Callable[[Floats], Floats], *, resamples: int = RESAMPLES
 ) -> tuple[Floats, Floats]:
-    """Interval of a statistic over seeds by the stratified percentile bootstrap (arXiv 2108.13264).
+    """95 % interval over seeds by the stratified percentile bootstrap (arXiv 2108.13264).
 
-    Each resample draws the seeds of every task with replacement, task by task. The interval
-    consists of the percentiles of the statistic over all resamples.
+    Each resample draws the seeds of every task with replacement, task by task. The draws are always
+    the same, so that the same scores give the same interval.
 
     Args:
         tasks: the scores. The result is NaN if a task has fewer than two seeds.
         statistic: maps scores [resamples, all seeds of all tasks] to [resamples, ...].
-        confidence: the share of resamples within the interval.
         resamples: the number of resamples.
-        seed: seeds the draws, so that the same scores give the same interval.
 
     Returns:
         The lower and the upper bound, each of the statistic's shape [...].
     """
-    arrays = _arrays(tasks)
-    rng = np.random.default_rng(seed)
+    arrays, rng = _arrays(tasks), np.random.default_rng(0)
     drawn = [a[rng.integers(len(a), size=(resamples, len(a)))] for a in arrays]
     values = statistic(np.concatenate(drawn, axis=1))  # [resamples, seeds] -> [resamples, ...]
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    low, high = np.quantile(values, PERCENTILES, axis=0)
     if min(map(len, arrays)) < 2:
         return np.full_like(low, np.nan), np.full_like(high, np.nan)
     return low, high
 
 
 def probability_of_improvement(
-    a: Tasks, b: Tasks, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    a: Tasks, b: Tasks, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """Probability that a run of A beats a run of B on a random task (arXiv 2108.13264).
 
         P(A > B) = mean over tasks of the mean over all pairs of seeds of [a > b] + ½ [a = b]
 
-    Args:
-        a: the scores of A.
-        b: the scores of B on the same tasks. Its seeds may differ in number.
-        confidence: as for `bootstrap_interval`. The seeds of A and B are drawn independently.
-        resamples: the number of resamples.
-        seed: seeds the draws.
-
-    Returns:
-        The probability, and the lower and upper bound of its interval.
+    `a` and `b` are scores on the same tasks, which may differ in their seeds. Returns the
+    probability and the bounds of its 95 % bootstrap interval, in which the seeds of A and B are
+    drawn independently.
 
     Raises:
         ValueError: A and B have different numbers of tasks.
@@ -173,9 +156,8 @@ def probability_of_improvement(
         raise ValueError(
             f"There are {len(first)} tasks of A but {len(second)} of B; pass the same tasks."
         )
-    rng = np.random.default_rng(seed)
-    values = np.zeros(resamples)
-    estimate = 0.0
+    rng = np.random.default_rng(0)
+    values, estimate = np.zeros(resamples), 0.0
     for x, y in zip(first, second, strict=True):
         beats = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # [seeds of A, seeds of B]
         # Resampling the seeds of both resamples rows and columns of the table of all pairs:
@@ -186,19 +168,14 @@ def probability_of_improvement(
         estimate += float(beats.mean()) / len(first)
     if min(map(len, (*first, *second))) < 2:
         return estimate, math.nan, math.nan
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values, PERCENTILES)
     return estimate, float(low), float(high)
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Floats:
     """Share of runs that score above each threshold (arXiv 2108.13264).
 
-    Args:
-        scores: [..., runs].
-        thresholds: [K].
-
-    Returns:
-        [..., K], which decreases where the thresholds increase.
+    Scores [..., runs] and thresholds [K] give shares [..., K].
     """
     values, limits = np.asarray(scores, dtype=float), np.asarray(thresholds, dtype=float)
     return (values[..., :, None] > limits).mean(axis=-2)  # [..., runs, K] -> [..., K]
@@ -226,9 +203,9 @@ def first_reach(x: ArrayLike, y: ArrayLike, threshold: float) -> float:
 
 
 def paired_difference(
-    a: Tasks, b: Tasks, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    a: Tasks, b: Tasks, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float, float]:
-    """Mean difference A − B over paired seeds, with its interval and a two-sided p-value.
+    """Mean difference A − B over paired seeds, its 95 % interval and a two-sided p-value.
 
     The difference is the mean over tasks of the mean over seeds. Its interval comes from
     `bootstrap_interval`. The p-value comes from the sign-flip test: if A and B were alike, the
@@ -236,15 +213,8 @@ def paired_difference(
     combinations whose absolute mean is at least the observed one. Up to `MAX_EXACT_PAIRS` pairs,
     all 2ⁿ combinations are enumerated. Otherwise `SIGN_DRAWS` of them are drawn at random.
 
-    Args:
-        a: the scores of A.
-        b: the scores of B on the same tasks with the same seeds, in the same order.
-        confidence: the share of resamples within the interval.
-        resamples: the number of resamples.
-        seed: seeds the draws.
-
-    Returns:
-        The difference, the lower and the upper bound, and p.
+    `a` and `b` are scores on the same tasks with the same seeds, in the same order. Returns the
+    difference, the lower and the upper bound, and p.
 
     Raises:
         ValueError: the tasks or seeds of A and B do not match.
@@ -258,15 +228,13 @@ def paired_difference(
     # One weight per pair makes a plain sum the mean over tasks of means over seeds.
     gaps = [x - y for x, y in zip(first, second, strict=True)]
     weight = np.concatenate([np.full(len(gap), 1 / (len(gap) * len(gaps))) for gap in gaps])
-    low, high = bootstrap_interval(
-        gaps, lambda drawn: drawn @ weight, confidence=confidence, resamples=resamples, seed=seed
-    )
+    low, high = bootstrap_interval(gaps, lambda drawn: drawn @ weight, resamples=resamples)
     weighted = np.concatenate(gaps) * weight
     difference = float(weighted.sum())
-    return difference, float(low), float(high), _sign_flip(weighted, seed)
+    return difference, float(low), float(high), _sign_flip(weighted)
 
 
-def _sign_flip(weighted: Floats, seed: int) -> float:
+def _sign_flip(weighted: Floats) -> float:
     """Compute the p-value of the sign-flip test for n weighted differences [n]."""
     n, observed = len(weighted), abs(weighted.sum())
     slack = 1e-12 * np.abs(weighted).sum()  # equal sums may differ by rounding
@@ -274,7 +242,7 @@ def _sign_flip(weighted: Floats, seed: int) -> float:
         # Row k holds the binary digits of k: all combinations, [2ⁿ, n]. Digit 1 means a minus.
         bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float((np.abs((1 - 2 * bits) @ weighted) >= observed - slack).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(SIGN_DRAWS, n))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(SIGN_DRAWS, n))
     as_far = (np.abs(signs @ weighted) >= observed - slack).sum()
     return float((as_far + 1) / (SIGN_DRAWS + 1))  # the observed signs count as one draw
 

@@ -21,7 +21,6 @@ import numpy as np
 from poad.theory.problems import Floats, Ints, LanguageMDP, Tree
 
 MAX_ITERATIONS = 1_000_000
-"""The limit for finding a fixed point."""
 Combine = Callable[[Floats, slice, Ints], Floats]
 """⊕. The arguments are the values of consecutive options, the slice of all options that they are,
 and the [G] positions within the slice where each group of siblings begins. It returns [G] values.
@@ -76,11 +75,7 @@ def soft(temperature: float, log_reference: Floats) -> Combine:
 
 def expected(log_policy: Floats) -> Combine:
     """⊕ = Σ π q: the value of a policy. `log_policy` is log π of every option, [M] or [A]."""
-
-    def combine(q: Floats, options: slice, starts: Ints) -> Floats:
-        return np.add.reduceat(np.exp(log_policy[options]) * q, starts)
-
-    return combine
+    return regularized(0.0, log_policy, np.zeros_like(log_policy))
 
 
 def regularized(temperature: float, log_policy: Floats, log_reference: Floats) -> Combine:
@@ -102,9 +97,6 @@ def token_backup(
     mdp: LanguageMDP, next_value: Floats, combine: Combine = best, gamma_token: float = 1.0
 ) -> TokenValues:
     """Back up one action: from the values [S] of the next observation to every prefix.
-
-        Q(o,w≤n) = R(o,a) + γ E V(o′)          at the last token
-        Q(o,w≤j) = γ_w ⊕ Q(o,w≤j,w)            inside the action
 
     Raises:
         ValueError: `gamma_token` lies outside [0, 1].
@@ -158,11 +150,7 @@ def _check_rate(gamma_token: float) -> None:
 
 
 def policy_values(
-    mdp: LanguageMDP,
-    log_action: Floats,
-    *,
-    gamma_token: float = 1.0,
-    cost: Floats | None = None,
+    mdp: LanguageMDP, log_action: Floats, *, gamma_token: float = 1.0, cost: Floats | None = None
 ) -> ActionValues:
     """Evaluate a policy over whole actions, log π [A], by linear equations instead of iteration.
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from poad.credit import METHODS, Slots
+from poad.credit import METHODS
 from poad.theory.exact import (
     TokenValues,
     best,
@@ -299,16 +300,12 @@ def length_preference(
             differs.append((chosen != target)[several])
         # Histograms over lengths of 1 to `depth` tokens, so that bin 0 is dropped.
         lengths, differ = np.concatenate(optimal), np.concatenate(differs)
-        rows.append(
-            Preference(
-                sign,
-                gamma_token,
-                np.bincount(lengths, minlength=depth + 1)[1:].tolist(),
-                np.bincount(lengths[differ], minlength=depth + 1)[1:].tolist(),
-                _mean(lengths),
-                _mean(np.concatenate(greedy)),
-            )
+        states, wrongly = (
+            np.bincount(found, minlength=depth + 1)[1:].tolist()
+            for found in (lengths, lengths[differ])
         )
+        means = _mean(lengths), _mean(np.concatenate(greedy))
+        rows.append(Preference(sign, gamma_token, states, wrongly, *means))
     way, values = ("shorter", "> 0") if sign == "positive" else ("longer", "< 0")
     name = f"NTPO goes {way}, Q {values}"
     return _law(name, f"deviations, not {way}", wrong, 0, empty=0.0), rows
@@ -368,13 +365,9 @@ def evaluation_laws(
             cost = TEMPERATURE * (log_action - tree.path_sum(reference))
             token = solve_tokens(mdp, regularized(TEMPERATURE, policy, reference))
             found.append(token.v[:n] - policy_values(mdp, log_action, cost=cost).v)
+    groups = {"BAD": bad, "NTPO": naive, "entropy": entropy, "KL": kl}
     linear = "V by tokens − by equations"
-    return [
-        _law("Random policy, BAD", linear, bad),
-        _law("Random policy, NTPO", linear, naive),
-        _law("Random policy, entropy", linear, entropy),
-        _law("Random policy, KL", linear, kl),
-    ]
+    return [_law(f"Random policy, {name}", linear, gaps) for name, gaps in groups.items()]
 
 
 def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
@@ -393,21 +386,18 @@ def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
     played = sample_episodes(mdp, log_action, EPISODES, rng, TURNS)
     laws, convergences = [], []
     # A turn-level method has no slots inside an action, so its λ_token has no effect.
-    for case in _cases(mdp, policy):
-        by_turn = METHODS[case.method].decision == "turn"
+    for name, estimator, values, truth in _cases(mdp, policy):
+        by_turn = estimator.method.decision == "turn"
         found = []
         for lam, lam_token in TRACES[:2] if by_turn else TRACES:
-            estimator = CreditEstimator(
-                METHODS[case.method], lam, lam_token, case.gamma_token, case.slots, case.by_action
-            )
-            sums = estimator.sums(mdp, played, case.values, len(case.truth))
-            found.append(sums.standard_errors(case.truth))
+            traced = replace(estimator, lam=lam, lam_token=lam_token)
+            sums = traced.sums(mdp, played, values, len(truth))
+            found.append(sums.standard_errors(truth))
             if (lam, lam_token) == TRACES[0]:
-                errors = sums.rms_errors(case.truth, SAMPLE_SIZES)
-                convergences.append(Convergence(case.name, [*SAMPLE_SIZES], errors))
-        minus = "Q(o,a) − V(o)" if case.by_action else "Q − V(o)" if by_turn else "Q − V"
-        measured = f"mean − ({minus}), SE"
-        laws.append(_law(f"Sampled {case.name}", measured, found, STANDARD_ERRORS))
+                errors = sums.rms_errors(truth, SAMPLE_SIZES)
+                convergences.append(Convergence(name, [*SAMPLE_SIZES], errors))
+        minus = "Q(o,a) − V(o)" if estimator.by_action else "Q − V(o)" if by_turn else "Q − V"
+        laws.append(_law(f"Sampled {name}", f"mean − ({minus}), SE", found, STANDARD_ERRORS))
 
     # A return is known only if its episode ends. In practice, 1000 turns are never reached.
     exact = solve_tokens(mdp, expected(policy))
@@ -422,24 +412,17 @@ def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
     return laws, [*convergences, returns]
 
 
-@dataclass(frozen=True)
-class _Case:
-    """A credit method and the exact values that it is compared with."""
+def _cases(
+    mdp: LanguageMDP, policy: Floats
+) -> list[tuple[str, CreditEstimator, TokenValues, Floats]]:
+    """List names, estimators, critics and truths: the exact mean advantages, [M] or by action [A].
 
-    name: str
-    method: str
-    values: TokenValues
-    """The values of the critic."""
-    truth: Floats
-    """The exact mean advantage: [M] per token, or [A] per action."""
-    by_action: bool = False
-    gamma_token: float | None = None
-    slots: Slots | None = None
-
-
-def _cases(mdp: LanguageMDP, policy: Floats) -> list[_Case]:
-    """List the methods, each with the exact values of the random policy under its own backup."""
+    Critic and truth are those of the random policy under the method's own backup.
+    """
     tree = mdp.tree
+
+    def method(name: str, **settings: Any) -> CreditEstimator:
+        return CreditEstimator(METHODS[name], **settings)
 
     def solve(gamma_token: float) -> tuple[TokenValues, Floats]:
         values = solve_tokens(mdp, expected(policy), gamma_token)
@@ -450,13 +433,13 @@ def _cases(mdp: LanguageMDP, policy: Floats) -> list[_Case]:
     of_turn = bad.q - bad.v[tree.root]
     whole = policy_values(mdp, tree.path_sum(policy))
     of_action = whole.q - whole.v[mdp.state]
-    name, gamma_token = f"poad, γ_w {GAMMA_TOKEN_BETWEEN}", GAMMA_TOKEN_BETWEEN
+    fading = method("poad", gamma_token=GAMMA_TOKEN_BETWEEN, slots="tokens")
     return [
-        _Case("poad", "poad", bad, of_bad),
-        _Case("poad, all slots", "poad", bad, of_bad, slots="tokens"),
-        _Case(name, "poad", between, of_between, gamma_token=gamma_token, slots="tokens"),
-        _Case("ntpo", "ntpo", naive, of_naive),
-        _Case("turn_ppo", "turn_ppo", bad, of_turn),
-        _Case("twosome", "twosome", bad, of_action, by_action=True),
-        _Case("glam", "glam", bad, of_action, by_action=True),
+        ("poad", method("poad"), bad, of_bad),
+        ("poad, all slots", method("poad", slots="tokens"), bad, of_bad),
+        (f"poad, γ_w {GAMMA_TOKEN_BETWEEN}", fading, between, of_between),
+        ("ntpo", method("ntpo"), naive, of_naive),
+        ("turn_ppo", method("turn_ppo"), bad, of_turn),
+        ("twosome", method("twosome", by_action=True), bad, of_action),
+        ("glam", method("glam", by_action=True), bad, of_action),
     ]

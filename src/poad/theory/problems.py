@@ -277,8 +277,7 @@ class Episodes(NamedTuple):
 
     def select(self, rows: Ints, turns: int) -> Episodes:
         """Take some of the episodes, and only their first turns."""
-        first = self.action[rows, :turns], self.reward[rows, :turns], self.successor[rows, :turns]
-        return Episodes(*first)
+        return Episodes(*(each[rows, :turns] for each in self))
 
 
 def sample_episodes(
@@ -309,5 +308,5 @@ def sample_episodes(
         successor[running, t] = state = mdp.successor[chosen, outcome]
         running, state = running[state < mdp.states], state[state < mdp.states]
         if not len(running):
-            return Episodes(action[:, : t + 1], reward[:, : t + 1], successor[:, : t + 1])
+            return Episodes(action, reward, successor).select(np.arange(episodes), t + 1)
     return Episodes(action, reward, successor)

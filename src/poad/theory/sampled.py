@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,23 +19,12 @@ MIN_EPISODES = 200
 """A label is tested if it occurs in so many episodes. Means of fewer are not normal."""
 
 
-class TokenStream(TypedDict):
-    """The tensor arguments of `poad.credit.token_credit`, for N episodes of L = T·D positions.
+def token_stream(mdp: LanguageMDP, played: Episodes, values: TokenValues) -> dict[str, Tensor]:
+    """Lay out N sampled episodes as the tensor arguments of `poad.credit.token_credit`.
 
-    Turn t has the positions t·D to t·D + D − 1. Those after the end of its action are masked.
+    Exact values stand in place of a critic's. Of the L = T·D positions, turn t has t·D to
+    t·D + D − 1. Those after the end of its action are masked.
     """
-
-    reward: Tensor
-    value: Tensor
-    mask: Tensor
-    turn_ids: Tensor
-    choice: Tensor
-    bootstrap: Tensor
-    ended: Tensor
-
-
-def token_stream(mdp: LanguageMDP, played: Episodes, values: TokenValues) -> TokenStream:
-    """Lay out sampled episodes token by token, with exact values in place of a critic's."""
     tree, happened = mdp.tree, played.action >= 0
     n, t = happened.shape
     path = np.where(happened[..., None], tree.path[played.action], -1)  # [N, T, D] nodes
@@ -48,16 +36,16 @@ def token_stream(mdp: LanguageMDP, played: Episodes, values: TokenValues) -> Tok
     # which is a valid index, so they must be overwritten.
     value = np.where(mask, values.v[tree.parent[flat]], 0.0)
     last = played.successor[np.arange(n), happened.sum(1) - 1]  # [N] the state after the last turn
-    return TokenStream(
-        reward=torch.from_numpy(reward.reshape(n, -1)),
-        value=torch.from_numpy(value),
-        mask=torch.from_numpy(mask),
-        turn_ids=torch.arange(t).repeat_interleave(path.shape[2]).expand(n, -1),
-        choice=torch.from_numpy(mask & tree.is_choice[flat]),
+    return {
+        "reward": torch.from_numpy(reward.reshape(n, -1)),
+        "value": torch.from_numpy(value),
+        "mask": torch.from_numpy(mask),
+        "turn_ids": torch.arange(t).repeat_interleave(path.shape[2]).expand(n, -1),
+        "choice": torch.from_numpy(mask & tree.is_choice[flat]),
         # Episodes that were cut go on from their last state. State S is the end, with value 0.
-        bootstrap=torch.from_numpy(np.append(values.v[: mdp.states], 0.0)[last]),
-        ended=torch.from_numpy(last == mdp.states),
-    )
+        "bootstrap": torch.from_numpy(np.append(values.v[: mdp.states], 0.0)[last]),
+        "ended": torch.from_numpy(last == mdp.states),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +103,7 @@ class CreditEstimator:
     """A credit method with its settings; they are explained at `poad.credit.token_credit`."""
 
     method: Method
-    lam: float
+    lam: float = 1.0
     lam_token: float | None = None
     """None: the same as `lam`."""
     gamma_token: float | None = None

@@ -218,6 +218,18 @@ def whole_number(value: int | float | str) -> int:
     raise ValueError(f"expected a whole number, not {value!r}")
 
 
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert settings by dotted name to nested groups."""
+    nested: dict[str, Any] = {}
+    for name, value in dotted.items():
+        group = nested
+        *outer, last = name.split(".")
+        for key in outer:
+            group = group.setdefault(key, {})
+        group[last] = value
+    return nested
+
+
 # Writing.
 
 

@@ -6,6 +6,7 @@ hold: they are replaced, not multiplied by zero, so not even a NaN gets through.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,10 @@ from torch.nn.functional import pad
 
 Slots = Literal["choices", "tokens"]
 """Which tokens of an action are decisions: its real choices, or all of its tokens."""
+FALL = (
+    " decrease after the action token at {}; tokens must be in time order (turn_ids may start over "
+    "only with a new episode id)."
+)
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,17 @@ class TokenStream:
             ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
             TypeError: a wrong kind of dtype.
         """
-        facts = {"discount": discount, "bootstrap": bootstrap, "ended": ended}
-        expect_rows(reward, value, mask, turn_ids, choice, episode_ids, **facts)
+        floats = {"reward": reward, "value": value, "discount": discount, "bootstrap": bootstrap}
+        ints = {"turn_ids": turn_ids, "episode_ids": episode_ids}
+        expect_rows(float=floats, bool={"mask": mask, "choice": choice, "ended": ended}, int=ints)
+        reject(choice & ~mask, "choice is True at {}, where mask is False.")
         # Compare each action token with the next one, however far ahead it lies: [B, L] each.
         ahead = following(mask)  # index of the next action token, L where there is none
         more = mask & (ahead < mask.shape[1])
         next_turn, next_episode = pick(turn_ids, ahead, fill=0), pick(episode_ids, ahead, fill=0)
         same_episode = more & (next_episode == episode_ids)
-        expect_rising("episode_ids", more & (next_episode < episode_ids))
-        expect_rising("turn_ids", same_episode & (next_turn < turn_ids))
+        reject(more & (next_episode < episode_ids), "episode_ids" + FALL)
+        reject(same_episode & (next_turn < turn_ids), "turn_ids" + FALL)
 
         # A turn ends where the next action token belongs to another one. The number of a turn is
         # the count of the ends before it, so any ids become 0, 1, 2, ... With k ends in a row, what
@@ -89,8 +96,7 @@ class TokenStream:
             ended = ended[:, None] | more
 
         def at_end(facts: Tensor) -> Tensor:
-            """Copy what the turn's last token holds to every token of the turn. [B, L]."""
-            # Everything but the last token becomes 0, so the sum over a turn is that token's fact.
+            """Copy what the turn's last token holds to all its tokens: a sum of zeros and that."""
             return turn_sum(facts.masked_fill(~ends, 0), turn)
 
         return cls(
@@ -108,13 +114,8 @@ class TokenStream:
     def in_working_precision(self) -> TokenStream:
         """Convert all floats to one dtype: that of the values, but at least float32."""
         dtype = torch.promote_types(self.value.dtype, torch.float32)
-        return replace(
-            self,
-            reward=self.reward.to(dtype),
-            value=self.value.to(dtype),
-            discount=self.discount.to(dtype),
-            bootstrap=self.bootstrap.to(dtype),
-        )
+        floats = ("reward", "value", "discount", "bootstrap")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in floats})
 
     def without_critic(self) -> TokenStream:
         """Replace every value by 0, including those after a cut."""
@@ -213,65 +214,30 @@ def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
     return torch.zeros_like(values).scatter_add(-1, turn, values).gather(-1, turn)
 
 
-def expect_rows(
-    reward: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    turn_ids: Tensor,
-    choice: Tensor,
-    episode_ids: Tensor,
-    *,
-    discount: Tensor,
-    bootstrap: Tensor,
-    ended: Tensor,
-) -> None:
-    """Reject rows of a wrong shape or kind of dtype, and choices outside the mask."""
-    if reward.dim() != 2:
-        shape = tuple(reward.shape)
-        raise ValueError(f"reward has shape {shape}; give [B, L]: rows of tokens.")
-    rows, shape = reward.shape[:1], reward.shape
-    expect("reward", reward, shape, "float")
-    expect("value", value, shape, "float")
-    expect("mask", mask, shape, "bool")
-    expect("turn_ids", turn_ids, shape, "int")
-    expect("choice", choice, shape, "bool")
-    expect("discount", discount, shape, "float")
-    expect("bootstrap", bootstrap, rows if bootstrap.dim() == 1 else shape, "float")
-    expect("ended", ended, rows if ended.dim() == 1 else shape, "bool")
-    expect("episode_ids", episode_ids, shape, "int")
-    expect_within("choice", choice, "mask", mask)
+def expect_rows(**kinds: Mapping[str, Tensor]) -> None:
+    """Reject tensors of a wrong shape (ValueError) or kind of dtype (TypeError).
+
+    All have the shape of the reward, [B, L]; `bootstrap` and `ended` may be [B].
+    """
+    shape = kinds["float"]["reward"].shape
+    if len(shape) != 2:
+        raise ValueError(f"reward has shape {tuple(shape)}; give [B, L]: rows of tokens.")
+    for kind, tensors in kinds.items():
+        for name, tensor in tensors.items():
+            per_row = name in ("bootstrap", "ended") and tensor.dim() == 1
+            expected = shape[:1] if per_row else shape
+            if tensor.shape != expected:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected)}, to match "
+                    "the reward."
+                )
+            found = "float" if tensor.is_floating_point() else "int"
+            if kind != ("bool" if tensor.dtype == torch.bool else found):
+                raise TypeError(f"{name} has dtype {tensor.dtype}; expected {kind}.")
 
 
-def expect(
-    name: str, tensor: Tensor, shape: torch.Size, kind: Literal["bool", "float", "int"]
-) -> None:
-    """Reject a tensor of another shape (ValueError) or kind of dtype (TypeError)."""
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, to match the reward."
-        )
-    if tensor.dtype == torch.bool:
-        found = "bool"
-    else:
-        found = "float" if tensor.is_floating_point() else "int"
-    if found != kind:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {kind}.")
-
-
-def expect_within(name: str, flags: Tensor, outer_name: str, outer: Tensor) -> None:
-    """Reject flags set where the outer flags are not (ValueError naming the first place)."""
-    stray = (flags & ~outer).nonzero()
-    if len(stray):
-        raise ValueError(
-            f"{name} is True at {tuple(stray[0].tolist())}, where {outer_name} is False."
-        )
-
-
-def expect_rising(name: str, falls: Tensor) -> None:
-    """Reject ids that fall from one action token to the next (ValueError naming the first)."""
-    places = falls.nonzero()
-    if len(places):
-        raise ValueError(
-            f"{name} decrease after the action token at {tuple(places[0].tolist())}; "
-            "tokens must be in time order (turn_ids may start over only with a new episode id)."
-        )
+def reject(places: Tensor, message: str) -> None:
+    """Raise ValueError for the first True; `{}` in the message stands for its place."""
+    found = places.nonzero()
+    if len(found):
+        raise ValueError(message.format(tuple(found[0].tolist())))

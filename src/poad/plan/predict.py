@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from poad.agent import resolve
-from poad.config import Config
+from poad.config import Config, from_dict, nested
 from poad.display import Screen, Table
 from poad.errors import HardwareError
 from poad.plan.hardware import (
@@ -99,8 +99,7 @@ def predict(config: Config, *, flops: float | None = None, measure: float = 1.0)
 
     Args:
         config: the run.
-        flops: sustained speed of the machine's matrix products, in operations per second. None
-            measures it.
+        flops: sustained speed of matrix products, in operations per second. None measures it.
         measure: seconds to spend on measuring.
 
     Raises:
@@ -109,12 +108,10 @@ def predict(config: Config, *, flops: float | None = None, measure: float = 1.0)
     """
     settings = resolve(config)
     config = settings.config
-    kind = device_kind(config)
-    if flops is None:
-        flops = matrix_speed(config, measure)
+    speed = matrix_speed(config, measure) if flops is None else flops
     shape = model_shape(config.model, config.env)
     sample = sample_world(settings, *load_codec(config))
-    return _plan(config, kind, flops, shape, sample)
+    return _plan(config, device_kind(config), speed, shape, sample)
 
 
 def _plan(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> Plan:
@@ -278,44 +275,32 @@ def changes(config: Config, plan: Plan) -> list[Change]:
 
 
 def _alternatives(c: Config) -> Iterator[tuple[str, Config]]:
-    """Yield each setting to try, as it is written and as a whole configuration."""
-    lora = replace(c.model, tuning="lora")
-    if c.model.tuning == "full":
-        yield "model.tuning = lora", replace(c, model=lora)
-    if c.model.dtype == "float32":
-        yield "model.dtype = bfloat16", replace(c, model=replace(c.model, dtype="bfloat16"))
-    if c.model.quantize != "4bit":
-        with_lora = " with model.tuning = lora" * (c.model.tuning == "full")
-        small = replace(lora, quantize="4bit")
-        yield f"model.quantize = 4bit{with_lora}", replace(c, model=small)
-    if not c.model.gradient_checkpointing:
-        again = replace(c.model, gradient_checkpointing=True)
-        yield "model.gradient_checkpointing = true", replace(c, model=again)
-    if c.ppo.micro_batch_tokens > 2048:
-        fewer = max(2048, c.ppo.micro_batch_tokens // 4)
-        ppo = replace(c.ppo, micro_batch_tokens=fewer)
-        yield f"ppo.micro_batch_tokens = {fewer}", replace(c, ppo=ppo)
-    if c.streams > 1:
-        half = max(1, c.streams // 2)
-        less = replace(c, streams=half, eval=replace(c.eval, streams=min(half, c.eval.streams)))
-        yield f"streams = {half}, eval.streams = {less.eval.streams}", less
-    if c.model.tuning == "full" and c.critic.body == "frozen":
-        yield "critic.body = shared", replace(c, critic=replace(c.critic, body="shared"))
+    """Yield what to try: settings as they are written, and the whole configuration."""
+    full, half = c.model.tuning == "full", c.streams // 2
+    lora = {"model.tuning": "lora"}
+    tokens = max(2048, c.ppo.micro_batch_tokens // 4)
+    for useful, settings in (
+        (full, lora),
+        (c.model.dtype == "float32", {"model.dtype": "bfloat16"}),
+        (c.model.quantize != "4bit", {"model.quantize": "4bit"} | (lora if full else {})),
+        (not c.model.gradient_checkpointing, {"model.gradient_checkpointing": True}),
+        (c.ppo.micro_batch_tokens > 2048, {"ppo.micro_batch_tokens": tokens}),
+        (c.streams > 1, {"streams": half, "eval.streams": min(half, c.eval.streams)}),
+        (full and c.critic.body == "frozen", {"critic.body": "shared"}),
+    ):
+        if useful:
+            written = ", ".join(f"{name} = {value}" for name, value in settings.items())
+            yield written.replace("True", "true"), from_dict(nested(settings), c)
 
 
 # --- comparison with a run ------------------------------------------------------------------------
 
 
 def compare(plan: Plan, metrics: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """Compare a prediction with what this process has measured.
+    """Compare a prediction with what this process has measured in the iterations of ``metrics``.
 
-    Args:
-        plan: the prediction.
-        metrics: those of each iteration. The measured time is their median.
-
-    Returns:
-        Bytes at the peak and seconds per iteration, each predicted and measured. On a GPU both
-        leave out the CUDA context, which torch does not count.
+    Returns bytes at the peak and median seconds per iteration, each predicted and measured. On a
+    GPU both leave out the CUDA context, which torch does not count.
     """
     seconds = [row["collect_seconds"] + row["update_seconds"] for row in metrics]
     uncounted = OVERHEAD["cuda"] if plan.kind == "cuda" else 0
@@ -340,15 +325,12 @@ def hindsight(config: Config, metrics: Iterable[Mapping[str, float]]) -> dict[st
 
 
 def show(config: Config, memory: str | None = None, flops: float | None = None) -> int:
-    """Print a plan.
+    """Print a plan and return the exit status: 0 if the run fits into memory, 1 if not.
 
     Args:
         config: the run.
         memory: size of the machine's memory, such as ``24GB``. None asks this machine.
         flops: as in :func:`predict`.
-
-    Returns:
-        The exit status: 0 if the run fits into memory, 1 if not.
 
     Raises:
         HardwareError: the size or the speed makes no sense, or the device is not in this machine.
@@ -371,11 +353,10 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
     if not listed:
         console.print("No single setting would save much memory.")
         return 1
-    rows = []
-    for change in listed:
-        enough = " (fits)" if change.memory <= room else ""
-        saved = _bytes(plan.memory - change.memory)
-        rows.append((change.setting, _bytes(change.memory) + enough, saved))
+    rows = [
+        (setting, _bytes(peak) + " (fits)" * (peak <= room), _bytes(plan.memory - peak))
+        for setting, peak in listed
+    ]
     columns, title = ("setting", "peak", "saves"), "Settings that save memory"
     console.print(Table(columns, rows, title, align="lll").to_terminal())
     return 1
@@ -383,10 +364,10 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
 
 def _table(plan: Plan, config: Config) -> Table:
     title = f"{plan.shape.architecture} in {config.env}, {config.streams} x {config.horizon} turns"
-    rows = []
-    for part in plan.parts:
-        needed = part.when if part.when == "always" else f"while {part.when}"
-        rows.append((part.name, _bytes(part.size), needed, part.note))
+    rows = [
+        (name, _bytes(size), when if when == "always" else f"while {when}", note)
+        for name, size, when, note in plan.parts
+    ]
     return Table(("memory", "size", "needed", "details"), rows, title, align="lrll")
 
 

@@ -26,6 +26,7 @@ from poad.config import (
     from_dict,
     load,
     merge,
+    nested,
     out_of_range,
     read_yaml,
     to_dict,
@@ -351,7 +352,7 @@ def _job(
     place = study.worlds[world]
     where = f"study {study.name}, {world}, {method}"
     config = _base(place.config) if place.config is not None else Config(env=place.env or "")
-    for settings in (place.settings, study.methods[method], _nested(found)):
+    for settings in (place.settings, study.methods[method], nested(found)):
         config = from_dict(settings, config, where)
     if place.steps is not None:
         config = replace(config, steps=place.steps)
@@ -373,18 +374,6 @@ def _job(
 def _base(path: str) -> Config:
     """Read a configuration file once: parsing YAML takes longer than everything else here."""
     return load(path)
-
-
-def _nested(dotted: Settings) -> dict[str, Any]:
-    """Convert settings by dotted name to nested groups."""
-    nested: dict[str, Any] = {}
-    for name, value in dotted.items():
-        group = nested
-        *outer, last = name.split(".")
-        for key in outer:
-            group = group.setdefault(key, {})
-        group[last] = value
-    return nested
 
 
 def fingerprint(value: Any) -> str:

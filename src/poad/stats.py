@@ -56,15 +56,11 @@ def median_band(
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Combine several curves into their median and the band between the lowest and the highest.
 
-    The curves are interpolated linearly at common positions. These cover the range of x that all
-    curves share, so that the median is always over the same curves.
+    The curves are pairs (x, y) of equal length, with x ascending. Points with y = NaN are ignored.
+    They are interpolated linearly at common positions. These cover the range of x that all curves
+    share, so that the median is always over the same curves.
 
-    Args:
-        curves: pairs (x, y) of equal length, with x ascending. Points with y = NaN are ignored.
-        points: the number of common positions.
-
-    Returns:
-        x, median, lowest and highest, each [points].
+    Returns x, median, lowest and highest, each [points].
 
     Raises:
         ValueError: no curve has a finite point, or the curves do not share a range of x.

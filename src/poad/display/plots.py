@@ -165,23 +165,26 @@ def plot_theory(
 
     with _figure("poad", (11.5, 2.9)) as figure:
         left, right, last = figure.subplots(1, 3, width_ratios=(5, 4, 4))
-        for axes in (left, right, last):
+        gap = r"tokens $n$ (dots: measured, lines: $1-\gamma_w^{n-1}$)"
+        differs = rf"States where NTPO acts differently, $\gamma_w={gamma_token:g}$"
+        for axes, title, label in (
+            (left, "1 − Q(first token) / Q(action) under NTPO", gap),
+            (right, differs, "tokens of the optimal action"),
+            (last, "Error of sampled credit", "episodes"),
+        ):
             _style(axes, *_GREYS)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlabel(label, color="#555")
         for number, (gamma, (length, measured, closed)) in enumerate(gaps.items()):
             color, every = f"C{number}", max(1, len(length) // 25)
             left.plot(length, closed, lw=1.2, color=color, label=f"{gamma:g}")
             left.plot(length[::every], measured[::every], "o", ms=3, color=color)
-        left.set_title("1 − Q(first token) / Q(action) under NTPO", fontsize=10, loc="left")
-        left.set_xlabel(r"tokens $n$ (dots: measured, lines: $1-\gamma_w^{n-1}$)", color="#555")
         left.legend(frameon=False, fontsize=8, title=r"$\gamma_w$", loc="center right")
         for number, (sign, heights) in enumerate(shares.items()):
             lengths, color = range(1, len(heights) + 1), f"C{3 * number}"
             right.plot(lengths, heights, "o-", ms=4, color=color, label=f"values {sign}")
         right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         right.set_ylim(0, 1)
-        title = rf"States where NTPO acts differently, $\gamma_w={gamma_token:g}$"
-        right.set_title(title, fontsize=10, loc="left")
-        right.set_xlabel("tokens of the optimal action", color="#555")
         right.legend(frameon=False, fontsize=8)
         for number, (method, (episodes, heights)) in enumerate(errors.items()):
             last.loglog(episodes, heights, "o-", ms=3, lw=1, color=f"C{number}", label=method)
@@ -192,8 +195,6 @@ def plot_theory(
         last.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         last.yaxis.set_major_formatter("{x:g}")
         last.minorticks_off()
-        last.set_title("Error of sampled credit", fontsize=10, loc="left")
-        last.set_xlabel("episodes", color="#555")
         last.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return _save(figure, path)
 
@@ -307,7 +308,7 @@ def _figure(key: str, size: tuple[float, float]) -> Iterator[Figure]:
         yield Figure(figsize=size, layout="constrained")
 
 
-def _titled(grid: Any, titles: Sequence[str], ink: str, lines: str, ticks: int = 5) -> list[Axes]:
+def _titled(grid: Any, titles: Sequence[str], ink: str, lines: str, ticks: int = 5) -> list[Any]:
     """Style and title the first axes of a grid, and hide the others."""
     for axes in grid.flat[len(titles) :]:
         axes.set_visible(False)

@@ -33,12 +33,7 @@ class Table:
     def to_terminal(
         self, *, row_styles: Sequence[str] = (), column_styles: Mapping[int, str] | None = None
     ) -> rich_table.Table:
-        """Render the table for a rich console.
-
-        Args:
-            row_styles: a style for each row; default: none.
-            column_styles: styles by the index of their column.
-        """
+        """Render the table for a rich console, with styles by row and by index of the column."""
         found = rich_table.Table(
             box=None,
             padding=(0, 2, 0, 0),

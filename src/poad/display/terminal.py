@@ -109,16 +109,14 @@ class Progress:
             self._live.update(self._render(), refresh=True)
         else:
             if self._shown_at == -math.inf:
-                headings = [f"{heading:>{width}}" for heading, _, width, _ in self._columns()]
-                self._console.out(*headings, f"{'ETA':>7}", highlight=False)
-            cells = [
-                f"{cell:>{width}}"
-                for cell, (_, _, width, _) in zip(
-                    self._cells(self._history[-1]), self._columns(), strict=True
-                )
-            ]
-            self._console.out(*cells, f"{self._remaining():>7}", highlight=False)
+                self._print_line([column[0] for column in self._columns()], "ETA")
+            self._print_line(self._cells(self._history[-1]), self._remaining())
         self._shown_at, self._is_current = time.monotonic(), True
+
+    def _print_line(self, cells: Sequence[str], last: str) -> None:
+        widths = [*(width for _, _, width, _ in self._columns()), 7]
+        padded = (f"{cell:>{width}}" for cell, width in zip([*cells, last], widths, strict=True))
+        self._console.out(*padded, highlight=False)
 
     def _cells(self, row: Mapping[str, float]) -> list[str]:
         return [number(row.get(key), form) for _, key, _, form in self._columns()]

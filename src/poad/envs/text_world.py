@@ -1,7 +1,7 @@
 """The base of poad's own worlds: `reset` and `step` around pure functions over states."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import gymnasium
@@ -57,7 +57,7 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
         start: State,
         view: Callable[[State], View],
         act: Callable[[State, str], Outcome[State]],
-        observe: Callable[[State], list[int]],
+        observe: Callable[[State], Sequence[int]],
         discount: float,
         max_steps: int,
         offered: bool = True,
@@ -109,4 +109,4 @@ class TextWorld(gymnasium.Env[str, str], Generic[State]):
 
     def numeric_observation(self) -> list[int]:
         """Give the agent's observation as whole numbers; the world's manual lists them."""
-        return self._observe(self.state)
+        return list(self._observe(self.state))

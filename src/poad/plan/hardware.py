@@ -19,14 +19,7 @@ Kind = Literal["cpu", "cuda"]
 
 
 def matrix_speed(config: Config, seconds: float = 1.0) -> float:
-    """Measure the speed of a large matrix product on the run's device, in its precision.
-
-    Args:
-        config: the run.
-        seconds: how long to measure.
-
-    Returns:
-        Floating-point operations per second.
+    """Measure a large matrix product on the run's device, in floating-point operations per second.
 
     Raises:
         HardwareError: the device is not in this machine.

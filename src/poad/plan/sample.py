@@ -168,10 +168,7 @@ class CountingModel:
 
 
 def load_codec(config: Config) -> tuple[TextCodec, bool]:
-    """Load the model's tokenizer, or a guess if it has none.
-
-    Returns:
-        The codec, and whether it is the model's own.
+    """Load the model's tokenizer, or a guess if it has none, and whether it is the model's own.
 
     Raises:
         PromptError: prompts cannot be made as configured.
@@ -213,9 +210,6 @@ class _OfferedOnly:
 
     A freely written action shows the same observation again, because nobody knows what the agent
     will write, and a world may run it as a program.
-
-    Args:
-        env: the world.
     """
 
     def __init__(self, env: Any) -> None:
@@ -251,12 +245,8 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
 
     Where the world offers no actions, every action fills its token budget and leads to the same
     observation, so an episode lasts as long as the rollout. A rollout that would take long is
-    played in part and scaled up, as if the rest repeated none of its prompts.
-
-    Args:
-        settings: the run.
-        codec: counts the tokens.
-        tokenizer: whether it is the model's own.
+    played in part and scaled up, as if the rest repeated none of its prompts. The codec counts the
+    tokens; ``tokenizer`` says whether it is the model's own.
     """
     config = settings.config
     text = describe(config.model.name, config.env).get_text_config()

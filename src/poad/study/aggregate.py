@@ -302,7 +302,8 @@ def _unseen_scores(rows: Sequence[RunRow]) -> dict[tuple[str, Mode, str], Scores
     """
     scores: dict[tuple[str, Mode, str], Scores] = {}
     for row in rows:
-        for mode in dict.fromkeys(each.mode for each in row.unseen):
+        modes: dict[Mode, None] = dict.fromkeys(each.mode for each in row.unseen)
+        for mode in modes:
             rates = {each.world: each.success_rate for each in row.unseen if each.mode == mode}
             if len(rates) > 1:
                 rates[ALL] = float(np.mean(list(rates.values())))

@@ -53,11 +53,7 @@ class StudyDirectory:
                 os.close(lock)
 
     def protect_results(self) -> None:
-        """Reject a directory whose results describe runs that are no longer there.
-
-        Such results are committed to a repository without their runs, for example. They would be
-        overwritten and lost.
-        """
+        """Reject a directory whose results would be lost, because their runs are not there."""
         file = self.out / "results.json"
         if not file.is_file():
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -24,27 +24,20 @@ class StudyProgress:
         tasks = directory.tasks
         self.directory, self.start = directory, time.monotonic()
         self.jobs: Mapping[Path, Job] = {tasks[job.name].path: job for job in jobs}
-        self.done = {path for path, job in self.jobs.items() if tasks[job.name].finished}
-        self.failed, self.running = set[Path](), set[Path]()
+        finished = [path for path, job in self.jobs.items() if tasks[job.name].finished]
+        self.states: dict[Path, str] = dict.fromkeys(finished, "finished")
+        """The kind of the last event of each run."""
 
     def update(self, event: Event) -> None:
         """Count an event."""
-        if event.task is None:
-            return
-        path = event.task.path
-        if event.kind == "started":
-            self.running.add(path)
-            return
-        self.running.discard(path)
-        if event.kind == "finished":
-            self.done.add(path)
-        elif event.kind == "failed":
-            self.failed.add(path)
+        if event.task is not None:
+            self.states[event.task.path] = event.kind
 
     def describe(self, event: Event) -> str:
         """Describe the end of a run in a line; a failure with its last lines of output."""
         assert event.task is not None
-        line = f"{len(self.done):>4}/{len(self.jobs)} {event.kind} {event.task.path.name}"
+        done, run = len(self._in("finished")), event.task.path.name
+        line = f"{done:>4}/{len(self.jobs)} {event.kind} {run}"
         if event.kind == "finished":
             row = read_run(self.jobs[event.task.path], event.task)
             return f"{line}: success {percent(row.success, 0)}, {row.cpu_seconds:.1f} CPU-s"
@@ -55,7 +48,7 @@ class StudyProgress:
         """Render the live table: finished runs by method and world, active runs, and the cost."""
         study = self.directory.study
         counts = self._count(self.jobs)
-        done, failed = self._count(self.done), self._count(self.failed)
+        done, failed = (self._count(self._in(state)) for state in ("finished", "failed"))
 
         def cell(method: str, world: str) -> str:
             key = (method, world)
@@ -63,7 +56,7 @@ class StudyProgress:
             return f"{done[key]}/{counts[key]}{failures}"
 
         rows = [[method, *(cell(method, w) for w in study.worlds)] for method in study.methods]
-        active = [f"{path.name}: {self._steps(path)}" for path in sorted(self.running)]
+        active = [f"{path.name}: {self._steps(path)}" for path in self._in("started")]
         minutes = (time.monotonic() - self.start) / 60
         spent = cpu_seconds_spent(self.directory.runs) / 60
         return Group(
@@ -72,7 +65,10 @@ class StudyProgress:
             f"{minutes:.0f} minutes, {spent:.1f} CPU minutes",
         )
 
-    def _count(self, paths: Mapping[Path, Job] | set[Path]) -> Counter[tuple[str, str]]:
+    def _in(self, state: str) -> list[Path]:
+        return sorted(path for path, reached in self.states.items() if reached == state)
+
+    def _count(self, paths: Iterable[Path]) -> Counter[tuple[str, str]]:
         """Number of runs by (method, world)."""
         return Counter((self.jobs[path].method, self.jobs[path].world) for path in paths)
 

@@ -296,10 +296,7 @@ class Results:
 
 
 def read_results(place: Path) -> Results:
-    """Read the results of a study.
-
-    Args:
-        place: results.json, or the directory that contains it.
+    """Read results.json, or that of a directory.
 
     Raises:
         ConfigError: there are none, or they cannot be read.
@@ -307,11 +304,9 @@ def read_results(place: Path) -> Results:
     file = place / "results.json" if place.is_dir() else place
     try:
         return decode(Results, json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} holds no results of a study: {error}") from error
-    except RunError as error:
+    except (OSError, ValueError, RunError) as error:
         raise ConfigError(
-            f"{error} It holds no results of a study; `poad study` writes them."
+            f"{file} holds no results of a study; `poad study` writes them. {error}"
         ) from error
 
 

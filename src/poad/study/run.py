@@ -87,11 +87,7 @@ def run_study(
 
 
 def compare_studies(first: Path, second: Path) -> int:
-    """Print the numbers of two studies side by side, or the reasons why they cannot be compared.
-
-    Returns:
-        The exit status: 0 if they can be compared, else 1.
-    """
+    """Print two studies side by side, or why they cannot be compared: then the status is 1."""
     one, other = read_results(first), read_results(second)
     console = Screen()
     if reasons := incomparable(one, other):

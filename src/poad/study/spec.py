@@ -168,7 +168,6 @@ def read_study(path: str | Path) -> Study:
         for name, value in content.methods.items()
     }
     study = replace(content, worlds=worlds, methods=methods)
-    _check_names(study, where)
     if problem := next(_problems(study), None):
         raise ConfigError(f"{where}: {problem}")
     # Expanding every job reports a wrong configuration now instead of in the middle of the study.
@@ -197,8 +196,8 @@ def _settings(value: Any, name: str, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _check_names(study: Study, where: str) -> None:
-    """Reject references to methods and worlds that do not exist."""
+def _unknown_names(study: Study) -> Iterator[str]:
+    """Find references to methods and worlds that do not exist."""
     references: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
         ("search.worlds", study.search.worlds, study.worlds),
         ("compare", tuple(study.compare), study.methods),
@@ -207,17 +206,17 @@ def _check_names(study: Study, where: str) -> None:
     ]
     for method, others in study.compare.items():
         if others != ALL and not isinstance(others, list | tuple):
-            raise ConfigError(f"{where}: compare.{method} must be a list of methods, or `all`.")
-        references += [] if others == ALL else [(f"compare.{method}", others, study.methods)]
+            yield f"compare.{method} must be a list of methods, or `all`."
+        elif others != ALL:
+            references.append((f"compare.{method}", others, study.methods))
     for place, names, known in references:
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"{where}: {place}: {unknown(name, known)}")
+        yield from (f"{place}: {unknown(name, known)}" for name in names if name not in known)
 
 
 def _problems(study: Study) -> Iterator[str]:
-    """Find numbers out of range, repetitions and contradictions."""
+    """Find unknown names, numbers out of range, repetitions and contradictions."""
     panel, search = study.panel, study.search
+    yield from _unknown_names(study)
     yield from out_of_range(study)
     for name, world in study.worlds.items():
         yield from out_of_range(world, name=f"worlds.{name}")
@@ -225,13 +224,12 @@ def _problems(study: Study) -> Iterator[str]:
         yield "seeds of the search must not be reported."
     if bool(search.grid) != bool(search.seeds):
         yield "a search needs both a grid and seeds."
-    lists = {
-        "seeds": study.seeds,
-        "search.seeds": search.seeds,
-        "search.worlds": search.worlds,
-        "unseen.worlds": study.unseen.worlds,
-    }
-    for name, entries in lists.items():
+    for name, entries in (
+        ("seeds", study.seeds),
+        ("search.seeds", search.seeds),
+        ("search.worlds", search.worlds),
+        ("unseen.worlds", study.unseen.worlds),
+    ):
         if _repeats(entries):
             yield f"{name}: an entry is listed twice."
     for seed in (*study.seeds, *search.seeds):

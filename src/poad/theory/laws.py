@@ -97,10 +97,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Preference:
-    """The number of states where NTPO's greedy action is not the optimum.
-
-    Only states that offer several actions count.
-    """
+    """How often NTPO's greedy action is not the optimum, in states that offer several actions."""
 
     sign: Sign
     """The sign of the rewards."""

@@ -277,7 +277,7 @@ class Episodes(NamedTuple):
 
     def select(self, rows: Ints, turns: int) -> Episodes:
         """Take some of the episodes, and only their first turns."""
-        return Episodes(*(each[rows, :turns] for each in self))
+        return Episodes._make(each[rows, :turns] for each in self)
 
 
 def sample_episodes(

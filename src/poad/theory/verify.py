@@ -74,10 +74,9 @@ def _sign(row: Preference) -> str:
 def verify_command(
     *, states: int, actions: int, depth: int, problems: int, seed: int, out: Path, quiet: bool
 ) -> int:
-    """Check all laws, print them, and write `verify.json` and the figure to the directory `out`.
+    """Check and print all laws, and write `verify.json` and the figure to the directory `out`.
 
-    Returns:
-        The exit status, 1 if a law fails.
+    Returns the exit status, 1 if a law fails.
 
     Raises:
         ConfigError: a size is out of range, or the directory cannot be written.

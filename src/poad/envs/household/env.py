@@ -100,7 +100,7 @@ class HouseholdEnv(TextWorld[State]):
             start=self.task.house.start,
             view=partial(text.view, self.task, distractors=distractors),
             act=partial(_act, self.task),
-            observe=partial(_observe, self.task),
+            observe=partial(rules.observe, self.task.house),
             discount=DISCOUNT,
             max_steps=max_steps,
         )
@@ -112,7 +112,3 @@ def _act(task: Task, state: State, action: str) -> Outcome[State]:
         state = rules.transition(task.house, state, strings.index(action)).state
     success = rules.reached(task.house, state)
     return Outcome(state, (float(success),), float(success), success)
-
-
-def _observe(task: Task, state: State) -> list[int]:
-    return list(rules.observe(task.house, state))

@@ -80,9 +80,6 @@ class LengthEnv(TextWorld[State]):
     * `words`: the number of words in an offered action, 2 by default.
     * `max_steps`: the limit in steps, 8 by default.
     * `offered`: True (the default) to offer actions, False to let the agent write freely.
-
-    ## Version history
-    * v0: first version.
     """
 
     def __init__(self, words: int = 2, max_steps: int = 8, offered: bool = True) -> None:

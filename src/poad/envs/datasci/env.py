@@ -93,9 +93,6 @@ class DataScienceEnv(gymnasium.Env[str, str]):
       gap; "none" by default.
     * `parity`: refuse programs that contain `GridSearchCV(` or `SVC(`, as the paper's code does to
       save time; on by default.
-
-    ## Version history
-    * v0: first version.
     """
 
     free_text: Final = FreeText(stop=text.STOPS, max_tokens=128)

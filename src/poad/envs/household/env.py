@@ -80,9 +80,6 @@ class HouseholdEnv(TextWorld[State]):
       determines which of them are offered. A chore has 128 of them, and an evening has 271. With
       97, every step offers at least 100 actions.
     * `task`: a key of `poad.envs.household.tasks.TASKS`. The registered names fix it.
-
-    ## Version history
-    * v0: first version.
     """
 
     def __init__(

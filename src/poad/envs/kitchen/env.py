@@ -69,9 +69,6 @@ class KitchenEnv(TextWorld[State]):
     ## Arguments
     * `max_steps`: the limit in primitive steps, 200 by default.
     * `task`: "tomato_salad" or "tomato_lettuce_salad". The registered names fix it.
-
-    ## Version history
-    * v0: first version.
     """
 
     step_discount: Final = rules.DISCOUNT

@@ -156,11 +156,10 @@ def base_bytes(config: Config, shape: Shape) -> int:
 
 
 def _precision(config: Config, shape: Shape) -> str:
-    billions = f"{shape.weights / 1e9:.2f} billion" if shape.weights >= 1e8 else ""
-    count = billions or f"{shape.weights:,}"
-    quantized = config.model.quantize
-    how = f"{quantized}, rest {config.model.dtype}" if quantized != "none" else config.model.dtype
-    return f"{count} weights, {how}"
+    number, quantize, dtype = shape.weights, config.model.quantize, config.model.dtype
+    count = f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number:,}"
+    precision = dtype if quantize == "none" else f"{quantize}, rest {dtype}"
+    return f"{count} weights, {precision}"
 
 
 def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:

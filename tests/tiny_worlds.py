@@ -186,6 +186,12 @@ WORLDS: dict[str, Rules] = {
 }
 
 
+class MixedWorld(TinyWorld):
+    """Means to offer actions at times only, and says so."""
+
+    free_text = FreeText()
+
+
 class SilentWorld(TinyWorld):
     """Ends without saying how the episode went."""
 
@@ -249,6 +255,7 @@ def settings(world: str, **changes: Any) -> Config:
 
 def _register() -> None:
     rows: dict[str, tuple[Any, Rules]] = {w: (TinyWorld, rules) for w, rules in WORLDS.items()}
+    rows["Mixed"] = (MixedWorld, WORLDS["Mixed"])
     rows["Silent"] = (SilentWorld, WORLDS["Chain"])
     rows["Workshop"] = (WorkshopWorld, WORLDS["Diary"])
     for world, (kind, rules) in rows.items():

@@ -129,20 +129,20 @@ def test_a_world_that_raises_is_named(agent: Agent, generator: np.random.Generat
     (note,) = caught.value.__notes__
     assert "'tiny/Broken-v0'" in note
     assert "seed 10, action 3" in note
-    assert "check_env('tiny/Broken-v0')" in note
+    assert f"`poad envs {tiny_worlds.name('Broken')} --check`" in note
 
 
 def test_a_world_that_ends_silently_is_told_so(
     agent: Agent, generator: np.random.Generator
 ) -> None:
-    with pytest.raises(WorldError, match=r"info\['episode'\] = None.*check_env\('tiny/Silent-v0'"):
+    with pytest.raises(WorldError, match=r"= None.*envs tiny_worlds:tiny/Silent-v0 --"):
         collector(agent, "Silent").collect(10, generator)
 
 
 def test_a_reward_that_is_no_number_is_refused(
     agent: Agent, generator: np.random.Generator
 ) -> None:
-    with pytest.raises(WorldError, match=r"reward is nan.*check_env\('tiny/Priceless-v0'"):
+    with pytest.raises(WorldError, match=r"reward is nan.*envs tiny_worlds:tiny/Priceless-v0 --"):
         collector(agent, "Priceless").collect(1, generator)
 
 

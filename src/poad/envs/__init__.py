@@ -2,6 +2,7 @@
 
 from poad.envs.best_work import BestWork, Work
 from poad.envs.check import RULES, check_env
+from poad.envs.contract import CheckedWorld
 from poad.envs.registry import (
     FreeText,
     free_text_of,
@@ -16,6 +17,7 @@ from poad.envs.registry import (
 __all__ = [
     "RULES",
     "BestWork",
+    "CheckedWorld",
     "FreeText",
     "Work",
     "check_env",

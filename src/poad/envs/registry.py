@@ -136,7 +136,7 @@ def _open(spec: EnvSpec, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
         return gymnasium.make(spec, disable_env_checker=True, **kwargs)
     except PoadError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Gymnasium appends all arguments to the message of a TypeError.
         reason = str(error).partition(" was raised from the environment creator")[0]
         if not isinstance(error, ValueError | TypeError):
@@ -201,6 +201,18 @@ def _parameters(spec: EnvSpec) -> Iterable[inspect.Parameter]:
         return inspect.signature(creator).parameters.values()
 
 
+_MODULES: dict[str, str] = {}
+"""The module that was named with a world, by the world's registered name."""
+
+
+def full_name(world: gymnasium.Env[str, str]) -> str | None:
+    """Return the name by which `make` opens a world, and None for one that is not registered."""
+    if world.spec is None:
+        return None
+    module = _MODULES.get(world.spec.id)
+    return f"{module}:{world.spec.id}" if module else world.spec.id
+
+
 def _spec(env_id: str) -> EnvSpec:
     module, colon, name = env_id.rpartition(":")
     if colon:
@@ -211,7 +223,7 @@ def _spec(env_id: str) -> EnvSpec:
                 f"Cannot import {module!r} to find the world {name!r}: {error}. "
                 "Run poad from the directory that holds the module, or install the package."
             ) from error
-        except Exception as error:  # whatever the module does when it is imported
+        except (Exception, SystemExit) as error:  # whatever the module does when it is imported
             raise ConfigError(
                 f"Cannot import {module!r} to find the world {name!r}: "
                 f"{type(error).__name__}: {error}"
@@ -223,6 +235,8 @@ def _spec(env_id: str) -> EnvSpec:
             f"Known worlds: {', '.join(world.env_id for world in _WORLDS)}."
             f"{where or ' Name a world of your own as package.module:EnvId.'}"
         )
+    if colon:
+        _MODULES[name] = module
     return gymnasium.registry[name]
 
 

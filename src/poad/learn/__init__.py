@@ -3,7 +3,7 @@
 from poad.learn.evaluate import evaluate
 from poad.learn.experience import lay_out
 from poad.learn.losses import normalize_advantages
-from poad.learn.play import Actor, Step, WorldStream, observe, play
+from poad.learn.play import Actor, Step, WorldStream, play
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.learn.train import Metrics, Trainer, train
@@ -19,7 +19,6 @@ __all__ = [
     "evaluate",
     "lay_out",
     "normalize_advantages",
-    "observe",
     "play",
     "train",
 ]

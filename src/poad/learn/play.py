@@ -5,9 +5,7 @@ Collecting, evaluating, watching, planning and playing by hand all go through `p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from poad.agent import ActingCache
+from poad.envs import CheckedWorld
 from poad.errors import WorldError
 from poad.turns import Action, Episode, Observation, TokenIds, Turn
 
@@ -80,7 +79,7 @@ class Step:
     @property
     def duration(self) -> int:
         """Primitive steps that the action took."""
-        return int(self.info.get("duration", 1))
+        return self.info["duration"]
 
     def turn(self) -> Turn:
         """Return the part that learning needs."""
@@ -97,7 +96,7 @@ class Step:
     def episode(self) -> Episode:
         """Return the outcome of the episode that this step ended."""
         episode = self.info["episode"]
-        return Episode(float(episode["r"]), int(episode["l"]), bool(episode["success"]))
+        return Episode(episode["r"], episode["l"], episode["success"])
 
 
 class WorldStream:
@@ -110,91 +109,75 @@ class WorldStream:
     """
 
     def __init__(self, make_env: MakeEnv, prompts: Prompts, seed: int) -> None:
-        self.env: gymnasium.Env[str, str] | None = make_env()
+        self._checked: CheckedWorld | None = CheckedWorld(make_env())
         self.prompts = prompts
         self.notes: tuple[str, ...] = ()
         """Remarks of the world about this machine."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Begin the episode of a seed."""
+        """Begin the episode of a seed.
+
+        Raises:
+            WorldError: the world breaks the contract; the message names it and the seed.
+            Exception: anything the world raised, with a note on where it happened.
+        """
         self.seed = seed
         self.actions: list[Action] = []
-        with self._naming_the_world():
-            prompt, info = self.world.reset(seed=seed)
-        self.observation = observe(prompt, info, self.prompts.first_prompt(prompt))
+        shown = self.world.reset(seed)
+        prompt_ids = self.prompts.first_prompt(shown.prompt)
+        self.observation = Observation(shown.prompt, shown.actions, prompt_ids)
         self.generator = np.random.default_rng(seed)
-        self.notes = tuple(info.get("notes", ()))
+        self.notes = tuple(shown.info.get("notes", ()))
 
     def step(self, stream: int, action: Action) -> Step:
-        """Act. The caller resets after an ending.
+        """Act. The caller resets after an ending. Errors are those of `reset`.
 
         Args:
             stream: the index of this stream, for the record.
             action: what to do.
+        """
+        before = self.observation
+        self.actions.append(action)
+        prompt, offered, *outcome = self.world.step(action.text)
+        prompt_ids = self.prompts.next_prompt(action, prompt)
+        self.observation = Observation(prompt, offered, prompt_ids)
+        return Step(stream, self.seed, before, action, *outcome, self.observation)
+
+    def replay(self, stream: int, seed: int, actions: Sequence[Action], seen: list[str]) -> None:
+        """Begin an episode and repeat its actions.
+
+        Args:
+            stream: the index of this stream.
+            seed: seed of the episode.
+            actions: what was done.
+            seen: the digests of what the world showed then; see `CheckedWorld.seen`.
 
         Raises:
-            WorldError: a reward that is not a finite number, or an ending without an outcome.
-            Exception: anything the world raised, with a note on where it happened.
+            WorldError: the world shows something else than it did.
         """
-        seen = self.observation
-        self.actions.append(action)
-        with self._naming_the_world():
-            prompt, reward, terminated, truncated, info = self.world.step(action.text)
-            reward = float(reward)
-        self.observation = observe(prompt, info, self.prompts.next_prompt(action, prompt))
-        if not math.isfinite(reward):
-            raise WorldError(f"A reward is {reward}; it must be a finite number. {self._place()}")
-        if terminated or truncated:
-            given = info.get("episode")
-            if not (isinstance(given, dict) and {"r", "l", "success"} <= given.keys()):
+        self.reset(seed)
+        for turn in range(len(actions) + 1):
+            if turn:
+                self.step(stream, actions[turn - 1])
+            if self.world.seen != seen[: turn + 1]:
                 raise WorldError(
-                    f"An episode ended with info['episode'] = {given!r}; it must hold r (its "
-                    f"return), l (its length) and success. {self._place()}"
+                    "The world does not repeat what it showed before the run was stopped, so the "
+                    "run cannot go on from there. Either the world has been changed since, or its "
+                    f"episodes depend on more than the seed and the actions. {self.world.place()}"
                 )
-        outcome = (reward, terminated, truncated, info)
-        return Step(stream, self.seed, seen, action, *outcome, self.observation)
-
-    def prepare(self, action: str) -> None:
-        """Announce the next action to a world that can start on it; there is no need to wait."""
-        prepare = getattr(self.world.unwrapped, "prepare", None)
-        if prepare is not None:
-            with self._naming_the_world():
-                prepare(action)
 
     def close(self) -> None:
         """Close the world. Closing it again does nothing."""
-        if self.env is not None:
-            self.env.close()
-            self.env = None
+        if self._checked is not None:
+            closing, self._checked = self._checked, None
+            closing.close()
 
     @property
-    def world(self) -> gymnasium.Env[str, str]:
+    def world(self) -> CheckedWorld:
         """The open world."""
-        assert self.env is not None, "this stream was closed"
-        return self.env
-
-    def _place(self) -> str:
-        name = self.world.spec.id if self.world.spec else type(self.world.unwrapped).__name__
-        last = f" ({self.actions[-1].text!r})" if self.actions else ""
-        return (
-            f"This was the world {name!r}, seed {self.seed}, action {len(self.actions)}{last}. "
-            f"poad.check_env({name!r}) checks everything that a text world must keep."
-        )
-
-    @contextmanager
-    def _naming_the_world(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            error.add_note(self._place())
-            raise
-
-
-def observe(prompt: str, info: Mapping[str, Any], prompt_ids: TokenIds = ()) -> Observation:
-    """Make an observation of what ``reset`` or ``step`` returned."""
-    offered = info.get("admissible_actions")
-    return Observation(prompt, None if offered is None else tuple(offered), prompt_ids)
+        assert self._checked is not None, "this stream was closed"
+        return self._checked
 
 
 def play(
@@ -229,7 +212,7 @@ def play(
         actions: dict[int, Action] = {}
         for i, action in actor.act_each(observations, source, greedy=greedy, cache=cache):
             actions[numbers[i]] = action
-            playing[numbers[i]].prepare(action.text)
+            playing[numbers[i]].world.prepare(action.text)
         for n in numbers:
             step = playing[n].step(n, actions[n])
             if step.ended:

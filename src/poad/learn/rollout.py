@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -40,9 +40,14 @@ class Collector:
         return [stream.observation for stream in self._streams]
 
     @property
+    def _world(self) -> Any:
+        """The first world, without wrappers."""
+        return self._streams[0].world.unwrapped
+
+    @property
     def step_discount(self) -> float | None:
         """The discount per primitive step that the world already applies to its rewards, if any."""
-        return getattr(self._streams[0].world.unwrapped, "step_discount", None)
+        return getattr(self._world, "step_discount", None)
 
     @property
     def prompt_note(self) -> str | None:
@@ -79,25 +84,34 @@ class Collector:
 
     def state(self) -> dict[str, Any]:
         """Return everything that is needed to go on from here, as JSON values."""
+        remember = getattr(self._world, "memory", None)
         return {
             "next_seed": self._next_seed,
+            "memory": None if remember is None else remember(),
             "streams": [
                 {
                     "seed": s.seed,
                     "actions": [a.text for a in s.actions],
                     "tokens": [list(a.token_ids) for a in s.actions],
+                    "seen": list(s.world.seen),
                 }
                 for s in self._streams
             ],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, by replaying unfinished episodes."""
+        """Restore what `state` returned, by replaying unfinished episodes.
+
+        Raises:
+            WorldError: a world does not repeat what it showed before.
+        """
         self._next_seed = int(state["next_seed"])
         for i, (stream, saved) in enumerate(zip(self._streams, state["streams"], strict=True)):
-            stream.reset(int(saved["seed"]))
-            for text, tokens in zip(saved["actions"], saved["tokens"], strict=True):
-                stream.step(i, Action(text, tuple(tokens), (), ()))
+            if state["memory"] is not None:
+                cast(Any, stream.world.unwrapped).load_memory(state["memory"])
+            done = zip(saved["actions"], saved["tokens"], strict=True)
+            actions = [Action(text, tuple(tokens), (), ()) for text, tokens in done]
+            stream.replay(i, int(saved["seed"]), actions, saved["seen"])
 
     def close(self) -> None:
         """Close the worlds."""

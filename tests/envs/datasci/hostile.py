@@ -7,6 +7,8 @@ name and, after a colon, what is said of it:
   tell a sandbox from none;
 - noise: it gets five splits of a table whose labels are noise, so that its score is evidence;
 - bubblewrap: only that design stops it, as is documented;
+- pair, after: what follows is send(word) and receive(). They run as two programs at a time, or as
+  one split after the other, and a number from 1 to 7 must not get across;
 - module, memory, answer, text: what follows is not the body of build_model, after which an honest
   model is returned, but a whole module; or recall() and keep(), a memory that would outlive a
   split; or what predict_proba returns; or a Python expression for the source, without `PRELUDE`;
@@ -81,6 +83,37 @@ def succeeds(action, *arguments):
     """Whether the system let it be done."""
     return tells(action, *arguments) == 0
 
+SLOTS = [ctypes.addressof(ctypes.c_char.in_dll(libc, "in6addr_any")) + 4 * i for i in range(3)]
+MARK = SLOTS[2] + 4  # four zeros in a page of the C library, which all programs share
+FUTEX_WAIT, FUTEX_WAKE = 0, 1
+
+def chosen(word):
+    """The slots that stand for the bits of a number."""
+    return [slot for i, slot in enumerate(SLOTS) if word >> i & 1]
+
+def together(steps, last=None):
+    """Run steps in threads of their own, the last one when the others have begun."""
+    threads = [threading.Thread(target=step, args=rest) for step, *rest in steps]
+    for thread in threads:
+        thread.start()
+    if last:
+        time.sleep(.2)
+        last[0](*last[1:])
+    for thread in threads:
+        thread.join()
+
+def asleep(slot):
+    """Whether someone woke this thread within three seconds."""
+    return succeeds(call, SYS_futex, slot, FUTEX_WAIT, 0, struct.pack("qq", 3, 0), NONE, 0)
+
+def woken():
+    """The number whose slots someone woke within three seconds."""
+    found = []
+    def wait(i, slot):
+        found.append(asleep(slot) << i)
+    together([(wait, i, slot) for i, slot in enumerate(SLOTS)])
+    return sum(found)
+
 def channel():
     """The descriptor on which the answer leaves."""
     return descriptors("socket")[0]
@@ -111,6 +144,9 @@ class Answers:
 '''
 
 _NUMBERS = {  # x86-64, arm64
+    "futex": (202, 98),
+    "set_tid_address": (218, 96),
+    "set_robust_list": (273, 99),
     "clone": (56, 220),
     "clone3": (435, 435),
     "execveat": (322, 281),
@@ -150,6 +186,8 @@ class Attack:
     ends: tuple[str, ...] = ()
     """The right statuses; empty: any."""
     wins: bool = False
+    pair: str = ""
+    """"pair" or "after" for two programs, one of which tells the other a number."""
     noise: bool = False
     designs: tuple[str, ...] = DESIGNS
 
@@ -164,7 +202,14 @@ class Attack:
 
 
 HEAD = "def build_model(x_train, y_train):"
+TELLS = f"""\
+{HEAD}
+    role, word = x_train[0]
+    told = receive() if role else send(int(word))
+    return Answers(lambda x: np.full((len(x), 2), [told or 0, 1]))
+"""
 FORMS = {
+    **dict.fromkeys(("pair", "after"), f"{PRELUDE}\n%s\n{TELLS}"),
     "body": f"{PRELUDE}\n{HEAD}\n%s\n    return DummyClassifier().fit(x_train, y_train)\n",
     "module": f"{PRELUDE}\n%s\n",
     "answer": f"{PRELUDE}\n{HEAD}\n    return Answers(lambda x: %s)\n",
@@ -192,6 +237,7 @@ def _attack(family: str, section: str) -> Attack:
         source,
         ends=tuple(ends[0].split("/")) if ends else (),
         wins="wins" in words,
+        pair=form if form in ("pair", "after") else "",
         noise="noise" in words,
         designs=("bubblewrap",) if "bubblewrap" in words else DESIGNS,
     )

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the sandbox is Linux's", allow_module_level=True)
 
 from hostile import ATTACKS
-from trial import SECRET
+from trial import SECRET, WIDE
 
 import poad
 
@@ -125,9 +125,9 @@ class Stage:
     folder: Path
     secret: str = field(default_factory=lambda: f"canary-{secrets.token_hex(8)}")
 
-    def attack(self, isolation: str, **environment: str) -> dict[str, Any]:
+    def attack(self, isolation: str, *titles: str, **environment: str) -> dict[str, Any]:
         """What `trial` reports of all attacks, and what was left once it was killed."""
-        with self._start(isolation, environment) as trainer:
+        with self._start(isolation, titles, environment) as trainer:
             assert trainer.stdin
             assert trainer.stdout
             trainer.stdin.write("canary-in-standard-input")
@@ -144,14 +144,16 @@ class Stage:
         result = json.loads((self.folder / "result.json").read_text())
         return result | {"survivors": survivors(result.get("below", []), killed + 10)}
 
-    def _start(self, isolation: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    def _start(
+        self, isolation: str, titles: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
         if self.line:
             number = int(self.line[-3].partition("=")[2])
             os.chown(self.folder, number, number)
         script = str(HERE / "trial.py")
         with (self.folder / "complaints").open("w") as complaints:
             return subprocess.Popen(
-                [*self.line, sys.executable, script, isolation, str(self.folder)],
+                [*self.line, sys.executable, script, isolation, str(self.folder), *titles],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
@@ -232,6 +234,17 @@ def test_no_attack_wins_where_bubblewrap_is_refused(stage: Stage) -> None:
     result = stage.attack("auto", PATH=f"{tools}:{os.environ['PATH']}")
     assert "bwrap: no namespaces here" in " ".join(result["notes"])
     harmless(result, "process")
+
+
+@pytest.mark.parametrize("stage", PEOPLE, indirect=True)
+@pytest.mark.parametrize("design", ["bubblewrap", "process"])
+def test_programs_reach_each_other_where_the_filter_is_wide(stage: Stage, design: str) -> None:
+    """Else something other than the rules would stop them, or the attacks would be clumsy."""
+    titles = [attack.title for attack in ATTACKS if attack.family == "between"]
+    outcomes = stage.attack(design, *titles, **{WIDE: "1"})["outcomes"]
+    assert set(outcomes) == set(titles)
+    lost = {name: o["message"] for name, o in outcomes.items() if not o["evidence"]}
+    assert lost == {}
 
 
 def harmless(result: Mapping[str, Any], design: str) -> None:

@@ -19,9 +19,9 @@ import sys
 import sysconfig
 import termios
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any, cast
@@ -30,9 +30,13 @@ import numpy as np
 from hostile import ATTACKS, PRELUDE, STATUSES, SYSTEM_CALLS, Attack
 from sklearn.metrics import roc_auc_score
 
+from poad.envs.datasci import client, confinement, selftest
+from poad.envs.datasci import sandbox as sandbox_module
 from poad.envs.datasci.sandbox import Answer, Isolation, Job, Sandbox
 
 SECRET = "POAD_TEST_SECRET"
+WIDE = "POAD_TEST_WIDE"
+WIDER = ("set_tid_address", "set_robust_list", "sysinfo", "getrusage")
 BUDGET = 1.0
 """Seconds that an attack gets, all of them if it never ends."""
 PATIENCE = 120.0
@@ -276,6 +280,29 @@ def noise() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     return x, y, [np.random.RandomState(split).permutation(200) for split in range(5)]
 
 
+def part(role: int, word: int) -> Job:
+    """A split that tells a program to send a number (0), or to receive one (1)."""
+    x = np.array([[role, word]] * 4, np.float64)
+    return Job(x, np.arange(4) % 2, x[:1].copy(), classes=2, seed=0)
+
+
+def told(sandbox: Sandbox, attack: Attack, source: str) -> tuple[Answer, bool]:
+    """What the receiver answers, and whether it was what the sender sent."""
+    answer, crossed = Answer(None, "error", "", 0.0, 0.0), False
+    for word in (3, 5, 6) if attack.pair == "after" else (5,):
+        if attack.pair == "after":  # other processes may start at any time: one success is enough
+            answer = patiently(sandbox, source, [part(0, word), part(1, 0)])
+        else:
+            sandbox.budget = PATIENCE
+            sender = sandbox.submit(source, [part(0, word)])
+            answer = sandbox.submit(source, [part(1, 0)]).result()
+            sender.result()
+            sandbox.budget = BUDGET
+        tables = answer.probabilities
+        crossed = crossed or (tables is not None and bool(tables[-1][0, 0] == word))
+    return answer, crossed
+
+
 def jobs(noisy: bool) -> list[Job]:
     """One split that can be learned, or five of a table whose labels are noise."""
     if not noisy:
@@ -321,10 +348,12 @@ def faults(attack: Attack, answer: Answer) -> list[str]:
     return found
 
 
-def run_all(sandbox: Sandbox, traps: Traps, attacks: Iterable[Attack]) -> dict[str, Outcome]:
+def run_all(sandbox: Sandbox, traps: Traps, attacks: Sequence[Attack]) -> dict[str, Outcome]:
     """Every attack, several at a time; outcomes by family and name."""
     waiting: list[tuple[Attack, Future[Answer]]] = [
-        (attack, sandbox.submit(traps.source(attack), jobs(attack.noise))) for attack in attacks
+        (attack, sandbox.submit(traps.source(attack), jobs(attack.noise)))
+        for attack in attacks
+        if not attack.pair
     ]
     answers = [(attack, future.result()) for attack, future in waiting]
     outcomes = {}
@@ -340,6 +369,10 @@ def run_all(sandbox: Sandbox, traps: Traps, attacks: Iterable[Attack]) -> dict[s
         if attack.noise and score(answer) > LUCK:
             outcome.evidence.append(f"an AUC of {score(answer):.2f} on noise")
         outcomes[attack.title] = outcome
+    for attack in (one for one in attacks if one.pair):
+        answer, crossed = told(sandbox, attack, traps.source(attack))
+        evidence = ["a number got across"] * crossed
+        outcomes[attack.title] = Outcome(answer.status, answer.message, answer.seconds, evidence)
     traps.hear()
     for attack, _ in answers:
         outcomes[attack.title].evidence.extend(traps.traces(attack))
@@ -421,8 +454,27 @@ def occupy(sandbox: Sandbox, traps: Traps) -> list[int]:
     return list(descendants())
 
 
+def widen() -> None:
+    """Allow all that the filter narrows, and let splits share what they share without namespaces.
+
+    The other layers stay. This shows that attacks fail for the reason that they should.
+    """
+    confinement.NARROWED |= {call: [[]] for call in (*confinement.NARROWED, *WIDER)}
+    confinement.BUSY = ()
+    selftest.losses = lambda _: []
+    whole = client.setup
+
+    def shared(isolation: str) -> client.Setup:
+        found = whole(isolation)
+        return replace(found, settings=found.settings.replace('"apart": true', '"apart": false'))
+
+    sandbox_module.setup = shared
+
+
 def main() -> None:
     isolation, folder, *names = sys.argv[1:]
+    if WIDE in os.environ:
+        widen()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans below become children: none is overlooked
     traps = Traps(Path(folder))
     try:

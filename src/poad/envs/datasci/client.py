@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,6 +78,11 @@ class Job:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is not between 0 and 2**32 - 1")
 
+    def decoy(self) -> "Job":
+        """Return the same rows with as many labels of each class, in an order of no meaning."""
+        order = np.random.RandomState(0).permutation(len(self.y_train))
+        return replace(self, y_train=np.sort(self.y_train)[order])
+
     def packed(self) -> bytes:
         """Return the three arrays as bytes in the format of numpy, without pickles."""
         stream = io.BytesIO()
@@ -125,6 +130,7 @@ def setup(isolation: str) -> Setup:
     root = confined and os.getuid() == 0
     settings = {
         "confine": confined,
+        "apart": confined,
         "paths": packages,
         "filter": confinement.seccomp_filter().hex() if confined else "",
         "user": confinement.NOBODY if root and not inside else None,
@@ -144,11 +150,13 @@ class Link:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
+        self.apart = False
+        """Whether each split runs in namespaces of its own, once the worker has begun."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._control, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                setup.command,
+                confinement.killed_first(setup.command),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
@@ -173,7 +181,7 @@ class Link:
         self._control.settimeout(STARTING)
         try:
             self._control.sendall(len(settings).to_bytes(8, "little") + settings)
-            self._report(b"!")
+            self.apart = bool(self._report(b"!")[0])
         except (OSError, WorkerLost):
             raise WorkerLost(self._last_words() or "the worker ended without a message") from None
         self._control.settimeout(PATIENCE)
@@ -210,8 +218,10 @@ class Link:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                tasks = confinement.tasks_of(self._setup.user, int(time.monotonic()))
-                self._request(b"R", tasks + SPARE_TASKS, most, theirs)
+                tasks = SPARE_TASKS
+                if not self.apart:
+                    tasks += confinement.tasks_of(self._setup.user, int(time.monotonic()))
+                self._request(b"R", tasks, most, theirs)
             ours.settimeout(PATIENCE)
             self._hear_confined(ours)
             try:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from poad.envs.datasci.worker import NEW_USER_AND_PROCESS_NUMBERS, counts_tasks_by_namespace
+
 NOBODY = 65534
 PACKAGES = (
     "sklearn",
@@ -43,24 +45,58 @@ USE_PROCESS = "isolation='process' does without bubblewrap"
 
 ALLOWED = (
     "read write readv writev lseek close "
-    "brk mmap munmap mprotect mremap madvise "
-    "futex futex_wait futex_wake futex_waitv set_robust_list get_robust_list rseq sched_yield "
-    "sched_getaffinity sched_getparam sched_getscheduler "
+    "brk munmap mprotect mremap "
+    "rseq sched_yield "
     "sched_get_priority_max sched_get_priority_min "
     "getcpu gettid getpid getppid getuid geteuid getgid getegid getpgrp "
-    "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time "
-    "times getrusage sysinfo "
-    "getrandom getrlimit "
+    "gettimeofday time times "
+    "nanosleep "
+    "getrlimit "
     "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall "
     "poll ppoll select pselect6 "
     "exit exit_group "
 )
-"""The system calls a program may make. None of them takes a path, socket, process or signal."""
+"""The system calls a program may make with any arguments. None of them takes a path, socket,
+process or signal, and none reads a counter that other processes move.
 
-THREAD_FLAGS = 0x00010F00
-"""CLONE_THREAD, _SIGHAND, _FILES, _FS and _VM, which together make a thread."""
-PROCESS_FLAGS = 0x7E02A0FF
-"""CLONE_NEW* (namespaces), _PARENT, _PTRACE and the exit signal, which no thread needs."""
+getrandom is absent because a score must be a function of the program; see `worker.fix_entropy`.
+"""
+
+INT, WORD = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+PRIVATE, REALTIME = 128, 256
+WAIT, WAIT_BITSET = 0, 9
+
+NARROWED: dict[str, list[list[tuple[int, int, int]]]] = {
+    # A shared futex on a page of a file has the same name in every process that maps this file, so
+    # its waiters can be counted across namespaces. Futexes with priority inheritance name threads.
+    # 1, 3, 4, 5 and 10 wake, requeue, compare and requeue, wake two, and wake some.
+    "futex": [[(1, INT ^ REALTIME, PRIVATE | op)] for op in (WAIT, 1, 3, 4, 5, WAIT_BITSET, 10)],
+    # Threads as the C library starts them, and no process. 0x400000 has no meaning any more.
+    "clone": [[(0, INT ^ 0x400000, 0x003D0F00)]],
+    # Free memory, ask for large pages, and guard stacks. Others move pages of shared files.
+    "madvise": [[(2, INT, advice)] for advice in (4, 8, 14, 15, 102, 103)],
+    # Large pages are a pool of the whole machine.
+    "mmap": [[(3, 0x40000, 0)]],
+    # The clocks of this process, thread and machine. Negative numbers name other processes.
+    **{
+        call: [[(0, INT, clock)] for clock in range(8)]
+        for call in ("clock_gettime", "clock_getres", "clock_nanosleep")
+    },
+    **{
+        call: [[(0, INT, 0)]]
+        for call in ("sched_getaffinity", "sched_getparam", "sched_getscheduler")
+    },
+    # A process may read its own limits (the third argument is then 0), but not set them.
+    "prlimit64": [[(0, INT, 0), (2, WORD, 0)]],
+}
+"""System calls that are allowed with some arguments, as alternatives of (argument, mask, value).
+
+An int argument is compared in the 32 bits that the kernel reads.
+"""
+
+BUSY = [(1, INT ^ REALTIME, WAIT)], [(1, INT ^ REALTIME, WAIT_BITSET)]
+"""Waiting on a shared futex returns at once, as if its value had changed. Joining a thread and
+some parts of the C++ library wait like this, and look again."""
 
 
 class Missing(Exception):
@@ -112,13 +148,14 @@ def seccomp_filter() -> bytes:
     for name in ALLOWED.split():
         if _known(name):
             rules.add_rule(pyseccomp.ALLOW, name)
-    threads = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, THREAD_FLAGS | PROCESS_FLAGS, THREAD_FLAGS)
-    rules.add_rule(pyseccomp.ALLOW, "clone", threads)
+    answers = [(pyseccomp.ALLOW, name, each) for name in NARROWED for each in NARROWED[name]]
+    answers += [(pyseccomp.ERRNO(errno.EAGAIN), "futex", each) for each in BUSY]
+    for answer, name, compared in answers:
+        if _known(name):
+            masked = [pyseccomp.Arg(n, pyseccomp.MASKED_EQ, m, v) for n, m, v in compared]
+            rules.add_rule(answer, name, *masked)
     # The C library falls back to clone, whose flags a filter can see.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
-    # A process may read its own limits (the third argument is then 0), but not set them.
-    own, reading = pyseccomp.Arg(0, pyseccomp.EQ, 0), pyseccomp.Arg(2, pyseccomp.EQ, 0)
-    rules.add_rule(pyseccomp.ALLOW, "prlimit64", own, reading)
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
         file.seek(0)
@@ -198,6 +235,12 @@ def environment() -> dict[str, str]:
         # The linker may have found libpython only through this variable, so set it again.
         found["LD_LIBRARY_PATH"] = str(sysconfig.get_config_var("LIBDIR"))
     return found
+
+
+def killed_first(command: Sequence[str]) -> list[str]:
+    """Wrap a command so that the kernel kills it, and not the trainer, when memory runs out."""
+    raised = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
+    return ["/bin/sh", "-c", raised, "sh", *command]
 
 
 def python_command(script: str) -> list[str]:
@@ -324,6 +367,7 @@ def layers() -> list[Layer]:
     return [
         _bubblewrap_layer() if linux else _not_here("bubblewrap", "separate namespaces"),
         _landlock_layer() if linux else _not_here("Landlock", "denies files"),
+        _namespaces_layer() if linux else _not_here("namespaces", "parts splits from each other"),
         _seccomp_layer() if linux else _not_here("seccomp", "allows few system calls only"),
         Layer("limits", linux, "2 GiB of memory, CPU seconds, no files, few threads"),
     ]
@@ -360,6 +404,22 @@ def _landlock_layer() -> Layer:
     return Layer(
         "Landlock", False, what, "not in this kernel", "use a kernel from 5.13 on with Landlock"
     )
+
+
+def _namespaces_layer() -> Layer:
+    what = "process numbers and a count of threads for each split alone"
+    code = (
+        f"import ctypes, os; os.getuid() or os.setresuid(*3 * [{NOBODY}]); "
+        f"os._exit(ctypes.CDLL(None).unshare({NEW_USER_AND_PROCESS_NUMBERS}) != 0)"
+    )
+    command = [interpreter(), "-S", "-c", code]
+    refused = subprocess.run(command, env={}, capture_output=True, check=False).returncode
+    if refused:
+        detail = "user namespaces are refused"
+        return Layer("namespaces", False, what, detail, ALLOW_NAMESPACES)
+    if not counts_tasks_by_namespace():
+        return Layer("namespaces", False, what, "this kernel is too old", "use Linux 5.14 or later")
+    return Layer("namespaces", True, what)
 
 
 def _seccomp_layer() -> Layer:

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any, Final, NamedTuple, get_args
@@ -173,6 +173,14 @@ class DataScienceEnv(gymnasium.Env[str, str]):
             info["episode"] = {"r": self._return, "l": self._tried, "success": success}
         prompt = self._prompt(None if success else (action, result.message))
         return prompt, reward, success, truncated, info
+
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """Return the verdicts on all programs so far, which the copies of this world share."""
+        return self._shared.scorer.memory()
+
+    def load_memory(self, memory: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore what `memory` returned, so that a resumed run sees the same verdicts."""
+        self._shared.scorer.load_memory(memory)
 
     def close(self) -> None:
         """Release the workers. The last of the copies that share them stops them."""

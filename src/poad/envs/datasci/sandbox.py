@@ -3,17 +3,31 @@
 The sandbox stops this: a program cannot read or write files, open sockets, start processes or send
 signals. It sees no other program, no labels except those it is given, and nothing of an earlier
 split. It has 2 GiB of memory, a few threads and one time budget. Whatever a program does to its own
-process, the host only reads one table of numbers or 2,000 bytes of text.
+process, the host only reads one table of numbers or 2,000 bytes of text, and it passes on a text
+only if the same program says the same where the labels are shuffled. Without a seed of its own, a
+program draws random numbers that depend on its text and the split alone.
 
-The sandbox does not stop attacks on the kernel itself, timing channels, or counters of the kernel
-(such as process numbers) that can carry a few bits from one split to the next. Use a virtual
-machine if those matter to you. While it learns, a program may also use the rows it will be asked
-about, though not their labels. With isolation "none" the sandbox stops nothing.
+The sandbox does not stop this:
+
+* Attacks on the kernel itself.
+* Timing. Programs that run at once can notice each other by the load on cores, caches and memory,
+  and a page of a library that one program was the first to read is read faster by the next.
+* Its score, and whether it fails, tell the agent something of the labels, as they are meant to.
+* While it learns, a program may use the rows it will be asked about, though not their labels.
+* Where the kernel grants no user namespaces (see `layers`), all splits share one space of process
+  numbers and one count of threads. Both are counters that carry some ten bits from one program to
+  another. `notes` says so.
+* A program that reads a clock or races its own threads may not repeat its score.
+* With isolation "none" the sandbox stops nothing.
+
+Use a virtual machine if these matter to you.
 
 The layers, outermost first: bubblewrap (separate namespaces and a read-only view of Python and /usr
-alone), another user if root started the sandbox, Landlock, resource limits, and a seccomp filter
-that allows no call that opens anything. `layers` reports which of them this machine has. Without
-bubblewrap the other layers remain ("process"). Without seccomp no program is run.
+alone), another user if root started the sandbox, Landlock, user and process namespaces of each
+split, resource limits, and a seccomp filter that allows no call that opens anything, names another
+process or counts what others do. `layers` reports which of them this machine has. Without
+bubblewrap the other layers remain ("process"). Without seccomp no program is run. If memory runs
+out, the kernel ends programs before the trainer.
 """
 
 import atexit
@@ -148,7 +162,7 @@ class Sandbox:
             except Missing as error:
                 notes.append(str(error))
                 continue
-            return isolation, (*notes, *_gaps(isolation))
+            return isolation, (*notes, *_gaps(isolation, all(e.apart for e in self._links)))
         words = " ".join(dict.fromkeys(notes))
         if wanted != "none":
             words += (
@@ -230,17 +244,23 @@ class Sandbox:
         start = time.monotonic()
         tables: list[np.ndarray] = []
         outcome, cpu = Outcome("ok"), 0.0
-        for job in jobs:
+        for job in jobs:  # the loop leaves the job that failed behind
             outcome = link.split(code, job, start + self.budget)
             cpu += outcome.cpu_seconds
             if outcome.table is None:
                 break
             tables.append(outcome.table)
-        message = _printable(outcome.message, self._folders)
+        message = ""
         if outcome.status == "timeout":
             message = f"TimeoutError: took longer than {self.budget:g} s"
-        elif outcome.status != "ok" and not message:
-            message = "the program does not say what went wrong"
+        elif outcome.status != "ok":
+            # What a failing program says could hold labels, and the agent reads it.
+            decoy = link.split(code, job.decoy(), time.monotonic() + self.budget)
+            cpu += decoy.cpu_seconds
+            message, other = (_printable(each.message, self._folders) for each in (outcome, decoy))
+            if message != other:
+                message = "the program fails in a way that depends on the classes of the rows"
+            message = message or "the program does not say what went wrong"
         return Answer(
             tuple(tables) if outcome.status == "ok" else None,
             outcome.status,
@@ -301,12 +321,18 @@ def _require_linux() -> None:
         raise Missing("seccomp", f"there is none on {sys.platform}", cure)
 
 
-def _gaps(isolation: str) -> tuple[str, ...]:
+def _gaps(isolation: str, apart: bool) -> tuple[str, ...]:
     if isolation == "none":
         return ("isolation='none': a program can do whatever you can do.",)
+    found = []
     if isolation == "process" and not confinement.landlock_version():
-        return ("Landlock: this kernel has none, so seccomp alone protects your files.",)
-    return ()
+        found.append("Landlock: this kernel has none, so seccomp alone protects your files.")
+    if not apart:
+        found.append(
+            "namespaces: splits share process numbers here, by which programs can pass on a few "
+            f"bits about labels. Cure: {confinement.ALLOW_NAMESPACES}."
+        )
+    return tuple(found)
 
 
 def layers() -> list[Layer]:

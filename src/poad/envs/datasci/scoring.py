@@ -5,10 +5,10 @@ their classes and the other half without, and returns probabilities.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from poad.errors import DataError
 
 REFUSED: Final = ("GridSearchCV(", "SVC(")
 """Programs with these strings take long, and the paper's code refuses them. "LinearSVC(" is one."""
+TOLERANCE: Final = 1e-9
+"""A probability may be below 0 by this much, through rounding."""
 MAX_REMEMBERED: Final = 65_536
 """The number of results that are remembered before all of them are dropped."""
 
@@ -84,7 +86,7 @@ class Scorer:
 
     def prepare(self, source: str) -> None:
         """Start running a program without waiting for it."""
-        if source in self._results or source in self._running or self._refused(source):
+        if _key(source) in self._results or source in self._running or self._refused(source):
             return
         jobs = [split.job for split in self._splits]
         self._running[source] = self._sandbox.submit(source, jobs)
@@ -93,12 +95,22 @@ class Scorer:
         """Score a program, waiting for it if it is still running. Timeouts are remembered too."""
         self.prepare(source)
         if source not in self._running:
-            return self._results.get(source) or _failed("refused", self._refused(source))
+            return self._results.get(_key(source)) or _failed("refused", self._refused(source))
         result = self._score(self._running.pop(source).result())
         if len(self._results) >= MAX_REMEMBERED:
             self._results.clear()
-        self._results[source] = replace(result, cpu_seconds=0.0)
+        self._results[_key(source)] = replace(result, cpu_seconds=0.0)
         return result
+
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """Return all results that are remembered, as JSON values."""
+        return {key: asdict(result) for key, result in self._results.items()}
+
+    def load_memory(self, memory: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember these results too. They come from `memory`."""
+        for key, result in memory.items():
+            scores = tuple(result["scores"])
+            self._results[key] = ProgramResult(**{**result, "scores": scores})
 
     def _refused(self, source: str) -> str:
         found = next((text for text in self._refuse if text in source), None)
@@ -108,6 +120,8 @@ class Scorer:
         spent = answer.seconds, answer.cpu_seconds
         if answer.probabilities is None:
             return _failed(answer.status, answer.message, *spent)
+        if not all(table.min() >= -TOLERANCE for table in answer.probabilities):
+            return _failed("output", "ValueError: a probability is negative", *spent)
         with np.errstate(over="ignore"):  # the numbers may be as large as floats can be
             sums = [table.sum(axis=1) for table in answer.probabilities]
         if not all(np.allclose(1, each) for each in sums):
@@ -117,6 +131,10 @@ class Scorer:
         scores = tuple(roc_auc(split.truth, table) for split, table in pairs)
         mean, deviation = float(np.mean(scores)), float(np.std(scores))
         return ProgramResult(mean, deviation, scores, answer.status, "", *spent)
+
+
+def _key(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:

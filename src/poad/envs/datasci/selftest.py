@@ -17,6 +17,17 @@ def build_model(x_train, y_train):
     return LogisticRegression().fit(x_train, y_train)
 """
 
+
+def _calling(call: str) -> str:
+    """Write a call of the C library past Python; `page` is a page of this library."""
+    return (
+        "libc = ctypes.CDLL(None, use_errno=True); "
+        "page = ctypes.c_void_p(ctypes.cast(libc.abs, ctypes.c_void_p).value & ~4095); "
+        "futex = 98 if os.uname().machine == 'aarch64' else 202\n"
+        f"    if libc.{call} < 0: raise OSError(ctypes.get_errno(), 'refused')"
+    )
+
+
 _STEPS = {
     "read a file": "open(os.__file__).read()",
     "write a file": (
@@ -29,10 +40,13 @@ _STEPS = {
         "if ctypes.CDLL(None, use_errno=True).open(b'/', 0) < 0: raise PermissionError"
     ),
     "kill its server": "os.kill(os.getppid(), 9)",
+    "read the clock of another process": "time.clock_gettime((~(os.getppid() or 1) << 3) | 2)",
+    "wake another process": _calling("syscall(futex, page, 1, 1)"),
+    "change what is cached": _calling("madvise(page, 4096, 21)"),
 }
 
 ATTACKS = {
-    name: f"import ctypes, os, socket\ndef build_model(x_train, y_train):\n    {step}\n"
+    name: f"import ctypes, os, socket, time\ndef build_model(x_train, y_train):\n    {step}\n"
     for name, step in _STEPS.items()
 }
 """Programs by what they attempt. Each raises PermissionError if the sandbox holds."""

@@ -15,12 +15,14 @@ rows x columns numbers in little-endian float64 or by at most 2,000 bytes of tex
 import contextlib
 import ctypes
 import gc
+import hashlib
 import importlib
 import io
 import json
 import os
 import pkgutil
 import random
+import re
 import select
 import signal
 import socket
@@ -34,7 +36,8 @@ from typing import Any
 REQUEST = struct.Struct("<cqq")
 """b"R" (run, with the limits of tasks and of CPU seconds) or b"K" (kill the running child)."""
 REPORT = struct.Struct("<cqd")
-"""b"!" (ready) or b"D" (the child has ended: its wait status and CPU seconds)."""
+"""b"!" (ready: 1 if children are apart, else 0) or b"D" (the child has ended: its wait status and
+CPU seconds)."""
 JOB = struct.Struct("<QQQQ")
 """Bytes of code, bytes of arrays, classes and seed. Code and three arrays in npy format follow."""
 FRAME = struct.Struct("<III")
@@ -64,6 +67,8 @@ UNUSABLE = (
 """Modules of the standard library that act when they are imported, or need a screen."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+PR_SET_CHILD_SUBREAPER = 36
+NEW_USER_AND_PROCESS_NUMBERS = 0x30000000
 
 
 def libc() -> Any:
@@ -141,6 +146,17 @@ def capabilities() -> tuple[int, ...]:
     if libc().capget(header, sets):
         raise OSError(ctypes.get_errno(), "capget")
     return tuple(sets)
+
+
+def drop_capabilities() -> None:
+    """Drop those that a new user namespace brings.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    if libc().capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def limit(memory: int, tasks: int, seconds: int) -> None:
@@ -269,12 +285,35 @@ def text_of(error: BaseException) -> str:
     return body.encode("utf-8", "replace")[:room].decode("utf-8", "ignore") + where
 
 
+def fix_entropy(seed: bytes) -> None:
+    """Make generators without a seed, such as `default_rng()`, draw from a stream with this seed.
+
+    numpy, scipy and the standard library ask `os.urandom` when they are not given a seed, and
+    `random.Random` asks the kernel directly.
+    """
+    source = random.Random(hashlib.sha256(seed).digest())
+    given = random.Random.seed
+
+    def urandom(size: int, *_: object) -> bytes:
+        return source.randbytes(size)
+
+    def seeded(self: random.Random, a: Any = None, version: int = 2) -> None:
+        given(self, urandom(32) if a is None else a, version)
+
+    for module in (os, sys.modules["posix"]):
+        module.urandom = module.getrandom = urandom  # type: ignore[attr-defined]
+    random._urandom = urandom  # type: ignore[attr-defined]
+    random.Random.seed = seeded  # type: ignore[method-assign]
+    random.seed = random._inst.seed  # type: ignore[attr-defined]
+
+
 def solve(code: bytes, arrays: io.BytesIO, classes: int, seed: int) -> tuple[int, Any]:
     """Run one program on one split: `ANSWERED` and its table, or another status and a text."""
     import numpy
 
     x_train, y_train, x_test = (numpy.load(arrays, allow_pickle=False) for _ in range(3))
     wanted = (len(x_test), classes)
+    fix_entropy(code + str(seed).encode())
     random.seed(seed)
     numpy.random.seed(seed)
     module = types.ModuleType("program")
@@ -317,16 +356,19 @@ def confine(settings: dict[str, Any], tasks: int, seconds: int) -> None:
         OSError: a step fails.
     """
     limit(settings["memory"], tasks, seconds)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    drop_capabilities()
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if os.getppid() != settings["server"]:
-        raise ProcessLookupError("the server is gone")
     allow_only(settings["filter"])
 
 
-def child(settings: dict[str, Any], stream: socket.socket, tasks: int, seconds: int) -> None:
+def child(
+    settings: dict[str, Any], stream: socket.socket, leash: socket.socket, tasks: int, seconds: int
+) -> None:
     """Confine a forked child, run its program, answer and exit. Its socket becomes descriptor 3."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([leash], [], [], 0)[0]:
+        os._exit(1)  # the server has died before
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stream.fileno(), 3)
@@ -356,14 +398,75 @@ def child(settings: dict[str, Any], stream: socket.socket, tasks: int, seconds: 
     os._exit(0)
 
 
+def fork(apart: bool) -> tuple[int, socket.socket]:
+    """Fork a child that ends with the server.
+
+    Args:
+        apart: put it into a user and a process namespace of its own. There it is process 1 whatever
+            ran before, it cannot name other processes, and only its own threads count as tasks.
+
+    Returns:
+        The number of the child, 0 in the child itself, and an end of its leash. The server keeps
+        its end open while it lives and the child runs.
+
+    Raises:
+        OSError: there are no namespaces.
+    """
+    ours, theirs = socket.socketpair()
+    forked = os.fork()
+    if forked and apart:
+        os.waitpid(forked, 0)  # the child is ours from now on, as its nearest living ancestor
+        theirs.close()
+        with contextlib.suppress(EOFError):
+            forked = int.from_bytes(read_exactly(ours.fileno(), 8), "little")
+            ours.sendall(b"g")
+            return forked, ours
+        raise OSError("a child cannot be put into namespaces of its own")
+    if forked:
+        theirs.close()
+        ours.sendall(b"g")
+        return forked, ours
+    ours.close()
+    if apart:
+        if libc().unshare(NEW_USER_AND_PROCESS_NUMBERS):
+            os._exit(1)
+        if inner := os.fork():
+            theirs.sendall(inner.to_bytes(8, "little"))
+            os._exit(0)
+    if theirs.recv(1) != b"g":
+        os._exit(1)
+    return 0, theirs
+
+
+def counts_tasks_by_namespace() -> bool:
+    """Tell whether the kernel counts the tasks of a user in each user namespace for itself."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 14)
+
+
+def can_be_apart() -> bool:
+    """Try to put a child into namespaces of its own, with its own count of tasks."""
+    if not counts_tasks_by_namespace():
+        return False
+    try:
+        forked, leash = fork(apart=True)
+    except OSError:
+        return False
+    if not forked:
+        os._exit(0)
+    leash.close()
+    return os.waitpid(forked, 0)[1] == 0
+
+
 def serve(control: socket.socket, settings: dict[str, Any]) -> None:
     """Fork on request, one child at a time, until the host hangs up."""
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    apart = settings["apart"] and can_be_apart()
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    running = 0
-    control.sendall(REPORT.pack(b"!", os.getpid(), 0.0))
+    running, leash = 0, control
+    control.sendall(REPORT.pack(b"!", apart, 0.0))
     while True:
         ready = select.select([control, wake], [], [])[0]
         if wake in ready:
@@ -372,6 +475,7 @@ def serve(control: socket.socket, settings: dict[str, Any]) -> None:
             process, status, usage = os.wait4(running, os.WNOHANG)
             if process:
                 running = 0
+                leash.close()
                 control.sendall(REPORT.pack(b"D", status, usage.ru_utime + usage.ru_stime))
         if control not in ready:
             continue
@@ -383,10 +487,10 @@ def serve(control: socket.socket, settings: dict[str, Any]) -> None:
             os.kill(running, signal.SIGKILL)
         elif kind == b"R":
             stream = socket.socket(fileno=descriptors[0])
-            running = os.fork()
+            running, leash = fork(apart)
             if not running:
                 try:
-                    child(settings, stream, tasks, seconds)
+                    child(settings, stream, leash, tasks, seconds)
                 finally:
                     os._exit(1)
             stream.close()
@@ -400,7 +504,6 @@ def main() -> None:
     size = int.from_bytes(read_exactly(0, 8), "little")
     settings = json.loads(read_exactly(0, size))
     settings["filter"] = bytes.fromhex(settings["filter"])
-    settings["server"] = os.getpid()
     warnings.simplefilter("ignore")
     preload(settings["paths"])
     if settings["confine"]:

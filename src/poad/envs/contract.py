@@ -1,0 +1,327 @@
+"""The contract of text worlds at run time: whatever a world returns is checked before it is used.
+
+`check_env` tests a world beforehand. `CheckedWorld` watches it while an agent plays, so that a
+fault is one error that names the world, the seed and the turn, and never a wrong number.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, Final, NamedTuple
+
+import gymnasium
+
+from poad.envs.registry import full_name
+from poad.errors import WorldError
+
+LONGEST: Final = 1_000_000
+"""The largest duration of an action, in primitive steps."""
+
+Offers = tuple[str, ...] | None
+
+
+class Shown(NamedTuple):
+    """What `reset` returned."""
+
+    prompt: str
+    actions: Offers
+    """The offered actions; None lets the agent write freely."""
+    info: Mapping[str, Any]
+
+
+class Happened(NamedTuple):
+    """What `step` returned, in plain types."""
+
+    prompt: str
+    actions: Offers
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any]
+    """As the world gave it, with `duration` and `episode` in plain types."""
+
+
+class CheckedWorld:
+    """A text world that is held to its contract.
+
+    Args:
+        env: the world. It is closed with this object.
+    """
+
+    def __init__(self, env: gymnasium.Env[str, str]) -> None:
+        self.env = env
+        self.seed = 0
+        """Seed of the episode."""
+        self.seen: list[str] = []
+        """A digest for the reset and for each turn, of all that the episode has shown so far."""
+        self._action: str | None = None
+        self._offers = False
+
+    @property
+    def unwrapped(self) -> gymnasium.Env[str, str]:
+        """The world without any wrapper."""
+        return self.env.unwrapped
+
+    def reset(self, seed: int) -> Shown:
+        """Begin the episode of a seed.
+
+        Raises:
+            WorldError: the world returned something that breaks the contract.
+            Exception: anything the world raised, with a note on where it happened.
+        """
+        self.seed, self.seen, self._action = seed, [], None
+        with self._placed():
+            shown = unpack_reset(self.env.reset(seed=seed))
+            _check(shown.prompt, shown.actions, ended=False)
+            _check_extras(shown.info)
+        self._offers = shown.actions is not None
+        self._note(shown.prompt, shown.actions)
+        return shown
+
+    def step(self, action: str) -> Happened:
+        """Act; errors are those of `reset`."""
+        self._action = action
+        with self._placed():
+            happened = unpack_step(self.env.step(action))
+            ended = happened.terminated or happened.truncated
+            _check(happened.prompt, happened.actions, ended)
+            _check_extras(happened.info)
+            if not ended and self._offers != (happened.actions is not None):
+                self._refuse_change()
+        duration = happened.info["duration"]
+        self._note(*happened[:5], duration)
+        return happened
+
+    def prepare(self, action: str) -> None:
+        """Announce the next action to a world that can start on it; there is no need to wait."""
+        prepare = getattr(self.unwrapped, "prepare", None)
+        if prepare is not None:
+            with self._placed():
+                prepare(action)
+
+    def close(self) -> None:
+        """Close the world."""
+        with self._placed():
+            self.env.close()
+
+    def place(self) -> str:
+        """Say where in which world this is, and how to check it."""
+        name = self.env.spec.id if self.env.spec else type(self.unwrapped).__name__
+        number = max(len(self.seen), 1) if self._action is not None else 0
+        turn = f"action {number} ({_short(self._action)})" if self._action is not None else "reset"
+        full = full_name(self.env)
+        advice = f"`poad envs {full} --check` checks" if full else "poad.check_env(world) checks"
+        return (
+            f"This was the world {name!r}, seed {self.seed}, {turn}. {advice} everything that a "
+            "text world must keep."
+        )
+
+    def _note(self, *shown: object) -> None:
+        before = self.seen[-1] if self.seen else ""
+        text = json.dumps([before, *shown])
+        self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def _refuse_change(self) -> None:
+        if hasattr(type(self.unwrapped), "free_text"):
+            return
+        now, then = ("no actions", "some") if self._offers else ("actions", "none")
+        raise WorldError(
+            f"The world offers {now} after it offered {then} at reset. Return "
+            "info['admissible_actions'] from every reset and step, or from none. A world that "
+            "means to do both declares free_text = FreeText(...) in its class."
+        )
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        try:
+            with catching_exits():
+                yield
+        except WorldError as error:
+            raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
+        except Exception as error:
+            error.add_note(self.place())
+            raise
+
+
+@contextmanager
+def catching_exits() -> Iterator[None]:
+    """Turn what would end the process or a loop without a word into a `WorldError`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise WorldError(f"The world raised {error!r}, which no world may do.") from error
+
+
+def unpack_reset(answer: object) -> Shown:
+    """Take apart what `reset` returned.
+
+    Raises:
+        WorldError: it is not a prompt and an info.
+    """
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise WorldError(f"reset returned {_short(answer)}; it must return (prompt, info).")
+    prompt, info = answer
+    return Shown(_prompt(prompt), _offers(_info(info)), info)
+
+
+def unpack_step(answer: object) -> Happened:
+    """Take apart what `step` returned.
+
+    Raises:
+        WorldError: it is not five values of the right kinds, or an ended episode has no outcome.
+    """
+    if not (isinstance(answer, tuple) and len(answer) == 5):
+        raise WorldError(
+            f"step returned {_short(answer)}; it must return (prompt, reward, terminated, "
+            "truncated, info)."
+        )
+    prompt, reward, terminated, truncated, info = answer
+    flags = _flag("terminated", terminated), _flag("truncated", truncated)
+    actions = _offers(_info(info))
+    paid = number(reward)
+    if paid is None or not math.isfinite(paid):
+        raise WorldError(f"A reward is {_short(reward)}; it must be a finite number.")
+    plain: dict[str, Any] = {"duration": _duration(info.get("duration", 1))}
+    if any(flags):
+        plain["episode"] = _episode(info.get("episode"))
+    return Happened(_prompt(prompt), actions, paid, *flags, {**info, **plain})
+
+
+def number(value: object) -> float | None:
+    """Return a real number as a float, also one of numpy, and None for anything else."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # type: ignore[attr-defined]
+    if not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _prompt(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise WorldError(f"An observation is {_short(prompt)}; it must be a string.")
+    return str(prompt)
+
+
+def _info(info: object) -> Mapping[str, Any]:
+    if not isinstance(info, Mapping):
+        raise WorldError(f"The info is {_short(info)}; it must be a dictionary.")
+    return info
+
+
+def _offers(info: Mapping[str, Any]) -> Offers:
+    actions = info.get("admissible_actions")
+    if actions is None:
+        return None
+    if not isinstance(actions, tuple | list) and getattr(actions, "ndim", None) != 1:
+        why = ", because the order of a set changes" if isinstance(actions, set | frozenset) else ""
+        raise WorldError(
+            f"info['admissible_actions'] is {_short(actions)}; it must be a tuple of strings{why}."
+        )
+    for action in actions:
+        if not isinstance(action, str):
+            raise WorldError(f"An offered action is {_short(action)}; it must be a string.")
+    return tuple(map(str, actions))
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        value = value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr-defined]
+    if not isinstance(value, bool):
+        raise WorldError(f"{name} is {_short(value)}; it must be True or False.")
+    return value
+
+
+def _duration(duration: object) -> int:
+    if not isinstance(duration, Integral) or isinstance(duration, bool) or duration < 1:
+        raise WorldError(
+            f"info['duration'] is {_short(duration)}; it must be a whole number of primitive steps "
+            "from 1."
+        )
+    if duration > LONGEST:
+        raise WorldError(f"info['duration'] is {duration}; it must be at most {LONGEST:,}.")
+    return int(duration)
+
+
+def _episode(given: object) -> dict[str, Any]:
+    kind = (
+        "it must hold r (its return, a finite number), l (its length, a whole number) and success"
+    )
+    if isinstance(given, Mapping) and {"r", "l", "success"} <= given.keys():
+        total, length, success = number(given["r"]), number(given["l"]), number(given["success"])
+        if (
+            total is not None
+            and math.isfinite(total)
+            and length is not None
+            and length >= 0
+            and length.is_integer()
+            and success in (0, 1)
+        ):
+            return {**given, "r": total, "l": int(length), "success": bool(success)}
+    raise WorldError(f"An episode ended with info['episode'] = {_short(given)}; {kind}.")
+
+
+def _check(prompt: str, actions: Offers, ended: bool) -> None:
+    """Check texts that an agent is to read and write."""
+    for text, what in [
+        (prompt, "An observation"),
+        *((a, "An offered action") for a in actions or ()),
+    ]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise WorldError(
+                f"{what} is {_short(text)}, which is not valid Unicode text."
+            ) from None
+    if ended or actions is None:
+        return
+    if not actions:
+        raise WorldError(
+            "The world offers no action, although the episode goes on. End the episode, or leave "
+            "info['admissible_actions'] out to let the agent write freely."
+        )
+    if not all(action.strip() for action in actions):
+        raise WorldError("An offered action is blank.")
+    if len(set(actions)) < len(actions):
+        twice = next(a for i, a in enumerate(actions) if a in actions[:i])
+        raise WorldError(f"The action {_short(twice)} is offered twice.")
+
+
+def _check_extras(info: Mapping[str, Any]) -> None:
+    """Check the optional entries that poad reads."""
+    notes = info.get("notes", ())
+    if isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
+        raise WorldError(f"info['notes'] is {_short(notes)}; it must be a tuple of sentences.")
+    seconds = number(info.get("cpu_seconds", 0.0))
+    if seconds is None or not 0 <= seconds < math.inf:
+        raise WorldError(f"info['cpu_seconds'] is {_short(info['cpu_seconds'])}.")
+    measures = info.get("measures", {})
+    for name, value in measures.items() if isinstance(measures, Mapping) else [("", measures)]:
+        found = number(value)
+        if not isinstance(name, str) or found is None or not math.isfinite(found):
+            raise WorldError(
+                f"info['measures'] is {_short(measures)}; it must map names to finite numbers."
+            )
+    work = info.get("work")
+    if work is not None:
+        score = number(work.get("score")) if isinstance(work, Mapping) else None
+        if score is None or not math.isfinite(score):
+            raise WorldError(f"info['work'] is {_short(work)}; its score must be a finite number.")
+
+
+def _short(value: object) -> str:
+    """Show a value in at most some 80 characters."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"

@@ -278,6 +278,102 @@ def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["envs", "poad/TomatoSalad-v0", "--check"]) == 0
 
 
+FAULTY = """
+import gymnasium
+import tiny_worlds
+
+
+class Faulty(tiny_worlds.TinyWorld):
+    def __init__(self, fault: str) -> None:
+        super().__init__(tiny_worlds.WORLDS["Chain"])
+        self.fault = fault
+
+    def step(self, action):
+        prompt, reward, terminated, truncated, info = super().step(action)
+        if self.fault == "set":
+            info["admissible_actions"] = set(info["admissible_actions"])
+        if self.fault == "forgotten":
+            del info["admissible_actions"]
+        if self.fault == "exit":
+            raise SystemExit(0)
+        return prompt, "1.5" if self.fault == "reward" else reward, terminated, truncated, info
+
+
+for fault in ("set", "forgotten", "exit", "reward"):
+    gymnasium.register(f"Faulty-{fault}-v0", entry_point=Faulty, kwargs={"fault": fault})
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("set", "the order of a set changes"),
+        ("forgotten", "no actions after it offered some"),
+        ("exit", "The world raised SystemExit(0)"),
+        ("reward", "A reward is '1.5'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval", "play", "generalize"])
+def test_every_command_tells_the_fault_of_a_world_alike(
+    trained: Path,
+    tmp_path: Path,
+    command: str,
+    fault: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "faulty_worlds.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda _: "walk on")
+    world = f"faulty_worlds:Faulty-{fault}-v0"
+    run = str(shutil.copytree(trained, tmp_path / "run"))
+    model = ("--model.name", "tiny-kitchen")
+    arguments = {
+        "train": ("train", "--env", world, *model, *SMALL, "--run", str(tmp_path / "new")),
+        "eval": ("eval", run, "--env", world, "--episodes", "2"),
+        "play": ("play", world, "--human"),
+        "generalize": ("generalize", run, "--worlds", world, "--episodes", "2"),
+    }[command]
+    message = error_of(capsys, *arguments)
+    assert told in message
+    assert f"world 'Faulty-{fault}-v0', seed " in message
+    assert "action 1 (" in message
+    assert f"`poad envs {world} --check`" in message
+
+
+def test_envs_shows_the_beginning_of_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large_worlds.py").write_text(
+        """
+import gymnasium, random
+from gymnasium.spaces import Text
+
+class Undescribed(gymnasium.Env):
+    observation_space = action_space = Text(100_000, min_length=0)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.offers = tuple(f"take thing {i}" for i in range(2_000))
+        return "word " * 10_000 + str(random.random()), {"admissible_actions": self.offers}
+    def step(self, action):
+        raise ValueError("word " * 10_000)
+
+gymnasium.register("Large-v0", entry_point=Undescribed)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["envs", "large_worlds:Large-v0"]) == 0
+    shown = capsys.readouterr().out
+    assert "This world has no docstring." in shown
+    assert "and 1,960 more actions" in shown
+    assert len(shown) < 6_000
+    assert main(["envs", "large_worlds:Large-v0", "--check"]) == 1
+    told = capsys.readouterr().err
+    assert "seed 0, turn 0: the prompt has '" in " ".join(told.split())
+    assert len(told) < 4_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

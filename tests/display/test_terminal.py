@@ -21,7 +21,7 @@ from poad.display.terminal import (
     sparkline,
     watch,
 )
-from poad.display.turns import OFFERS_SHOWN
+from poad.display.turns import OFFERS_SHOWN, TOKENS_SHOWN
 from poad.runs import Evaluation
 
 TOTAL = 20 * 512
@@ -207,6 +207,27 @@ def test_a_freely_written_action_and_a_strange_one_are_told():
     assert "    def f():\n        pass\n" in text
     assert "did not offer" in text
     assert "█" not in text
+
+
+def test_many_tokens_that_were_written_freely_are_summed_up():
+    def written(count: int, offered: object = None) -> str:
+        many = turn(
+            offered=offered,
+            pieces=("word",) * count,
+            choice=(True,) * count,
+            logprob=(math.log(0.6), *(math.log(0.004),) * (count - 1)),
+            value=(0.25, *(0.5,) * (count - 1)),
+        )
+        return shown(show_turn, many, 1)
+
+    line = (
+        "64 tokens, 1 of them with 50 % or more; values from 0.25 at the first to 0.50 at the last"
+    )
+    text = " ".join(written(64).split())
+    assert line in text
+    assert "0%" not in text
+    assert " 0%" in written(TOKENS_SHOWN)
+    assert "tokens, " not in written(64, (("chop", 1.0),))
 
 
 def test_missing_values_are_dashes():

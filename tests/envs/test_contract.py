@@ -95,7 +95,7 @@ TEXTS: dict[str, tuple[Any, str]] = {
     "a number": (5, "must be a string"),
     "a dictionary": ({"text": "You wait"}, "must be a string"),
     "an array": (np.array(["You wait"]), "must be a string"),
-    "a lone surrogate": ("You see \udcff", "not valid Unicode"),
+    "a lone surrogate": ("You see \udcff", "string of Unicode"),
 }
 OFFERS: dict[str, tuple[Any, str]] = {
     "a set": (set(OFFERED), "order of a set"),
@@ -115,7 +115,7 @@ OFFERS: dict[str, tuple[Any, str]] = {
     "a repeated one": (("wait", "look", "wait"), "'wait' is offered twice"),
     "an empty one": (("wait", ""), "blank"),
     "a blank one": (("wait", " \n"), "blank"),
-    "a lone surrogate": (("wait", "look \ud800"), "not valid Unicode"),
+    "a lone surrogate": (("wait", "look \ud800"), "string of Unicode"),
 }
 REWARDS = {
     "text": "1.5",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -121,6 +121,67 @@ def test_a_saved_state_goes_on_exactly(agent: Agent, world: str, before: int) ->
     generator = np.random.default_rng()
     generator.bit_generator.state = numbers
     assert [other.collect(4, generator), other.collect(3, generator)] == expected
+
+
+@pytest.mark.parametrize("key", ["prompt", "offers", "reward", "duration", "end"])
+def test_a_replay_that_goes_elsewhere_is_refused(agent: Agent, key: str) -> None:
+    """A world that is not a function of seed and actions must not be taken up silently."""
+    drifts: list[bool] = []
+
+    class Drifting(tiny_worlds.TinyWorld):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            prompt, reward, terminated, truncated, info = super().step(action)
+            if drifts and self._state and self._state.turn == 2:
+                prompt += " It rains." * (key == "prompt")
+                reward += 2.0**-40 * (key == "reward")
+                if key == "offers":
+                    info["admissible_actions"] = info["admissible_actions"][::-1]
+                if key == "duration":
+                    info["duration"] += 1
+                if key == "end":
+                    truncated = True
+                    info["episode"] = {"r": 0.0, "l": 1, "success": False}
+            return prompt, reward, terminated, truncated, info
+
+    def streams() -> Collector:
+        rules = tiny_worlds.WORLDS["Novel"]
+        return Collector(lambda: Drifting(rules), agent.policy, 2, 10)
+
+    first = streams()
+    first.collect(3, np.random.default_rng(5))
+    state = json.loads(json.dumps(first.state()))
+    streams().load_state(state)
+    drifts.append(True)
+    with pytest.raises(WorldError, match=r"does not repeat.*'Drifting', seed 10, action 2 \("):
+        streams().load_state(state)
+
+
+def test_what_a_world_remembers_is_kept_and_handed_to_every_copy(agent: Agent) -> None:
+    class Remembering(tiny_worlds.TinyWorld):
+        count = 0
+
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            self.count += 1
+            return super().step(action)
+
+        def memory(self) -> int:
+            return self.count
+
+        def load_memory(self, memory: int) -> None:
+            self.count = memory + 100
+
+    worlds: list[Remembering] = []
+
+    def make_one() -> Remembering:
+        worlds.append(Remembering(tiny_worlds.WORLDS["Diary"]))
+        return worlds[-1]
+
+    first = Collector(make_one, agent.policy, 2, 10)
+    first.collect(2, np.random.default_rng(5))
+    state = first.state()
+    assert state["memory"] == 2
+    Collector(make_one, agent.policy, 2, 10).load_state(state)
+    assert [world.count for world in worlds] == [2, 2, 104, 104]
 
 
 def test_a_world_that_raises_is_named(agent: Agent, generator: np.random.Generator) -> None:

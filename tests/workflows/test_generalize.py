@@ -64,6 +64,21 @@ def test_worlds_with_other_words_are_pointed_out(
     assert "same words" not in words(capsys)
 
 
+def test_earlier_results_are_kept(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["generalize", str(runs["ntpo"]), "--episodes", "1", "--worlds"]
+    pages = []
+    for world in ("poad/Cheese-v0", "poad/Laundry-v0", "poad/Pizza-v0"):
+        assert main([*given, world]) == 0
+        pages.append((runs["ntpo"] / "generalization.json").read_text())
+        told = words(capsys)
+    assert "Earlier results are now in generalization-2.json" in told
+    for number, page in enumerate(pages[:2], 1):
+        assert (runs["ntpo"] / f"generalization-{number}.json").read_text() == page
+        assert (runs["ntpo"] / f"generalization-{number}.md").exists()
+
+
 def test_an_unknown_world_is_refused_before_an_episode_is_played(
     runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

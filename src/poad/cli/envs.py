@@ -5,15 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Annotated, Any
 
+import gymnasium
 import tyro
 from rich.table import Table
 
 from poad.cli.arguments import Switch
 from poad.display import Screen
-from poad.envs import check_env, known_worlds, make, world_arguments
+from poad.envs import CheckedWorld, check_env, known_worlds, make, world_arguments
 from poad.errors import WorldError
+
+LONGEST_TEXT = 2_000
+"""Characters of an observation or action that are shown."""
+MOST_ACTIONS = 40
+"""Offered actions that are shown."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,8 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     console = Screen()
     env = make(env_id, **env_args)
     console.rule(env_id, align="left")
-    # An inherited docstring would be that of gymnasium.Env.
-    doc = vars(type(env.unwrapped)).get("__doc__") or "This world has no docstring."
+    above = takewhile(lambda each: each is not gymnasium.Env, type(env.unwrapped).__mro__)
+    doc = next((each.__doc__ for each in above if each.__doc__), "This world has no docstring.")
     console.print(_reflowed(inspect.cleandoc(doc)), markup=False, highlight=False)
     console.rule("Arguments", align="left", style="dim")
     arguments = world_arguments(env_id)
@@ -76,12 +83,20 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     if not arguments:
         console.print("none")
     console.rule("First observation", align="left", style="dim")
-    prompt, info = env.reset(seed=0)
-    console.print(prompt, markup=False, highlight=False)
-    for action in info.get("admissible_actions", ()):
-        console.print(f"  {action}", markup=False, highlight=False)
-    env.close()
+    world = CheckedWorld(env)
+    prompt, offered, _ = world.reset(0)
+    console.print(_beginning(prompt, LONGEST_TEXT), markup=False, highlight=False)
+    for action in (offered or ())[:MOST_ACTIONS]:
+        console.print(f"  {_beginning(action, LONGEST_TEXT)}", markup=False, highlight=False)
+    if offered and len(offered) > MOST_ACTIONS:
+        console.print(f"  and {len(offered) - MOST_ACTIONS:,} more actions", style="dim")
+    world.close()
     return 0
+
+
+def _beginning(text: str, most: int) -> str:
+    """Cut a text off, and say so."""
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"
 
 
 def _reflowed(text: str) -> str:
@@ -97,10 +112,16 @@ def _reflowed(text: str) -> str:
 
 def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
     make(env_id, **env_args).close()
+    screen = Screen(stderr=True)
     try:
-        notes = check_env(lambda: make(env_id, **env_args), aliased=aliased)
+        with screen.status("checking") as status:  # shown in a terminal only
+            notes = check_env(
+                lambda: make(env_id, **env_args),
+                aliased=aliased,
+                watch=lambda played: status.update(f"checking: {played} episodes played"),
+            )
     except WorldError as error:
-        Screen(stderr=True).print(str(error), markup=False, highlight=False)
+        screen.print(str(error), markup=False, highlight=False)
         return 1
     print(f"{env_id} keeps the contract of text worlds.", *notes, sep="\n")
     return 0

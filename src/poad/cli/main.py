@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except PoadError as error:
-        sys.stderr.write(f"poad: {error}\n")
+        # A note says where in a world this happened.
+        sys.stderr.write(" ".join([f"poad: {error}", *getattr(error, "__notes__", ())]) + "\n")
         return 2
 
 

@@ -16,6 +16,8 @@ from poad.display.html import Html, tag
 from poad.display.numbers import compact, number, percent
 from poad.runs import EpisodeRecord, TurnRecord
 
+TOKENS_SHOWN = 16
+"""In a terminal, more tokens of a freely written action than these are summed up."""
 OFFERS_SHOWN = 8
 """How many of the likeliest offered actions are shown before the rest is summed up."""
 
@@ -100,7 +102,20 @@ def turn_in_terminal(turn: TurnRecord, index: int, console: Console) -> Renderab
         parts.append(Text("  The world did not offer this action.", style="red"))
     style = f"bold {_color(turn.reward, 'green', 'red')}"
     outcome = Text.assemble("  reward ", (f"{turn.reward:+.3g}", style), _duration(turn))
-    return Group(*parts, _indented(_tokens_in_terminal(turn, can_draw(console))), outcome)
+    long = not turn.offered and len(turn.pieces) > TOKENS_SHOWN
+    tokens = _sum_of(turn) if long else _tokens_in_terminal(turn, can_draw(console))
+    return Group(*parts, _indented(tokens), outcome)
+
+
+def _sum_of(turn: TurnRecord) -> Text:
+    """Sum up many tokens in a line."""
+    likely = sum(math.exp(min(logprob, 0.0)) >= 0.5 for logprob in turn.logprob)
+    first, last = (number(turn.value[i], ".2f") for i in (0, -1))
+    return Text(
+        f"{len(turn.pieces)} tokens, {likely} of them with 50 % or more; values from {first} at the "
+        f"first to {last} at the last",
+        style="dim",
+    )
 
 
 def _offers_in_terminal(turn: TurnRecord, console: Console) -> Padding:

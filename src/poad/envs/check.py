@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 import gymnasium
 from gymnasium.error import ResetNeeded
 
+from poad.envs.contract import LONGEST, answer_of, catching_exits, check_extras, is_text, short
 from poad.envs.registry import make
 from poad.errors import WorldError
 
@@ -66,8 +67,8 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         BEFORE: "Raise gymnasium.error.ResetNeeded in step until reset has been called.",
         AFTER: "Raise gymnasium.error.ResetNeeded in step once the episode has ended. Do not reset "
         "automatically.",
-        RAISES: "Catch the exception in the world. An agent's mistake is an observation and a "
-        "reward.",
+        RAISES: "Return (prompt, info) from reset and five values from step, and catch exceptions "
+        "in the world. An agent's mistake is an observation and a reward.",
         ENDS: "Truncate episodes that take too long, or pass a larger max_turns to check_env.",
         TORCH: "Remove the import. Listing and playing worlds must not wait for torch to load.",
     }
@@ -82,6 +83,7 @@ def check_env(
     episodes: int = 20,
     seed: int = 0,
     max_turns: int = 1000,
+    watch: Callable[[int], object] = lambda _: None,
 ) -> tuple[str, ...]:
     """Play random episodes and check all of `RULES`.
 
@@ -95,6 +97,7 @@ def check_env(
         seed: the first episode's seed. It also seeds the choice of actions.
         max_turns: the number of turns after which an episode is abandoned. At least one episode
             must end.
+        watch: is called with the number of episodes played so far, before each of them.
 
     Returns:
         With `aliased`, a line about the first prompt that came with different offers, if there was
@@ -107,11 +110,11 @@ def check_env(
     torch_was_loaded = "torch" in sys.modules
     check = _Check(aliased)
     if isinstance(world, gymnasium.Env):
-        _play_twice(check, world, world, range(seed, seed + episodes), max_turns)
+        _play_twice(check, world, world, range(seed, seed + episodes), max_turns, watch)
     else:
         first, second = (make(world) if isinstance(world, str) else world() for _ in range(2))
         check.refuses_to_step(first, BEFORE)
-        _play_twice(check, first, second, range(seed, seed + episodes), max_turns)
+        _play_twice(check, first, second, range(seed, seed + episodes), max_turns, watch)
         first.close()
         second.close()
     check.expect(ENDS, check.ended, f"no episode ended within {max_turns} turns")
@@ -122,7 +125,14 @@ def check_env(
     return tuple(check.allowed[:1])
 
 
-def _play_twice(check: "_Check", first: World, second: World, seeds: range, turns: int) -> None:
+def _play_twice(
+    check: "_Check",
+    first: World,
+    second: World,
+    seeds: range,
+    turns: int,
+    watch: Callable[[int], object],
+) -> None:
     """Play each seed with random actions on one copy, then repeat the actions on the other."""
     rng = random.Random(seeds.start)
     first.action_space.seed(seeds.start)
@@ -136,12 +146,16 @@ def _play_twice(check: "_Check", first: World, second: World, seeds: range, turn
             return first.action_space.sample()
         return rng.choice(actions) if actions and turn < turns else None
 
-    for seed in seeds:
+    for played, seed in enumerate(seeds):
+        watch(played)
         records = check.play(first, seed, choose)
         script = [*(record[0] for record in records[1:]), None]
         again = check.play(second, seed, lambda turn, _, script=script: script[turn])
-        for pair in zip_longest(records, again):
-            check.expect(REPEATS, _equal(*pair), pair)
+        for turn, (one, other) in enumerate(zip_longest(records, again)):
+            if not _equal(one, other):
+                seen = f"seed {seed}, turn {turn}: {_difference(one, other)}"
+                check.expect(REPEATS, False, seen)
+                break
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -152,11 +166,27 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
+def _difference(one: Record | None, other: Record | None) -> str:
+    """Describe where two records differ first. None is a turn that one episode does not have."""
+    if one is None or other is None:
+        return "one of two equal episodes ends before it"
+    names = ("action", "prompt", "reward", "terminated", "truncated", *CONTRACT)
+    pairs = zip(names, one, other, strict=True)
+    name, a, b = next(each for each in pairs if not _equal(*each[1:]))
+    if isinstance(a, str) and isinstance(b, str):
+        start = next((i for i, (c, d) in enumerate(zip(a, b, strict=False)) if c != d), len(a))
+        a, b = (text[max(0, start - 20) : start + 60] for text in (a, b))
+        return f"the {name} has {a!r} the first time and {b!r} the second time"
+    return f"{name} is {short(a)} the first time and {short(b)} the second time"
+
+
 def _report(findings: Mapping[str, object]) -> str:
     count = "a rule" if len(findings) == 1 else f"{len(findings)} rules"
     lines = [f"This world breaks {count} of text worlds:"]
     for rule, seen in findings.items():
-        lines += [f"- {rule}", f"    seen: {seen!r}", f"    fix:  {RULES[rule]}"]
+        spoken = isinstance(seen, WorldError) or rule == REPEATS
+        shown = str(seen) if spoken else short(seen, 400)
+        lines += [f"- {rule}", f"    seen: {shown}", f"    fix:  {RULES[rule]}"]
     return "\n".join(lines)
 
 
@@ -168,6 +198,7 @@ class _Check:
         self.allowed: list[str] = []
         self.ended = False
         self._aliased = aliased
+        self._offers = False
         self._offered: dict[str, object] = {}
 
     def expect(self, rule: str, holds: bool, seen: object) -> None:
@@ -178,7 +209,9 @@ class _Check:
         """Play one episode, checking each turn, until it ends or `choose` returns None."""
         records: list[Record] = []
         try:
-            prompt, info = world.reset(seed=seed)
+            with catching_exits():
+                prompt, info = answer_of(world.reset(seed=seed), "reset")
+            self._offers = info.get("admissible_actions") is not None
             action, reward, terminated, truncated = "", 0.0, False, False
             while True:
                 contract = (info.get(key) for key in CONTRACT)
@@ -186,6 +219,7 @@ class _Check:
                 ended = bool(terminated or truncated)
                 self._check_prompt(world, prompt, info, ended)
                 self._check_outcome(reward, terminated, truncated, info)
+                check_extras(info)
                 if ended:
                     self.ended = True
                     self.refuses_to_step(world, AFTER)
@@ -194,15 +228,18 @@ class _Check:
                 if chosen is None:
                     return records
                 action = chosen
-                prompt, reward, terminated, truncated, info = world.step(action)
+                with catching_exits():
+                    answer = answer_of(world.step(action), "step")
+                prompt, reward, terminated, truncated, info = answer
         except Exception as error:
             self.expect(RAISES, False, error)
             return records
 
     def accepts_any_string(self, world: World, seed: int) -> None:
         try:
-            _, info = world.reset(seed=seed)
-            named: object = world.step(NOT_OFFERED)[4].get("invalid_action")
+            with catching_exits():
+                _, info = answer_of(world.reset(seed=seed), "reset")
+                named: object = answer_of(world.step(NOT_OFFERED), "step")[4].get("invalid_action")
             good = named == NOT_OFFERED or info.get("admissible_actions") is None
         except Exception as error:
             named, good = error, False
@@ -210,8 +247,11 @@ class _Check:
 
     def refuses_to_step(self, world: World, rule: str) -> None:
         try:
-            world.step(NOT_OFFERED)
+            with catching_exits():
+                world.step(NOT_OFFERED)
             seen: object = "no exception"
+        except WorldError as error:
+            seen = error
         except (ResetNeeded, RuntimeError, AssertionError):
             return
         except Exception as error:
@@ -219,21 +259,30 @@ class _Check:
         self.expect(rule, False, seen)
 
     def _check_prompt(self, world: World, prompt: str, info: dict[str, Any], ended: bool) -> None:
-        self.expect(PROMPTS, prompt in world.observation_space, prompt)
+        good = is_text(prompt)
+        self.expect(PROMPTS, good and prompt in world.observation_space, prompt)
         actions = info.get("admissible_actions")
         if actions is not None:
-            distinct = isinstance(actions, tuple) and 0 < len(actions) == len(set(actions))
-            self.expect(TUPLE, distinct, actions)
-            self.expect(OFFERS, all(action in world.action_space for action in actions), actions)
-        if ended:  # the last prompt is not acted on
+            texts = isinstance(actions, tuple) and all(map(is_text, actions))
+            distinct = texts and 0 < len(actions) == len(set(actions))
+            self.expect(TUPLE, distinct and all(each.strip() for each in actions), actions)
+            if texts:
+                inside = all(action in world.action_space for action in actions)
+                self.expect(OFFERS, inside, actions)
+        if ended or not good:  # the last prompt is not acted on
             return
+        if self._offers != (actions is not None) and not hasattr(
+            type(world.unwrapped), "free_text"
+        ):
+            seen = "actions are offered in some turns only, and the class has no free_text"
+            self.expect(TUPLE, False, seen)
         before = self._offered.setdefault(prompt, actions)
         if before == actions:
             return
         seen = prompt, before, actions
         if self._aliased:
             rule = "allowed by aliased=True: offered actions are not a function of the prompt"
-            self.allowed.append(f"{rule}; seen: {seen!r}")
+            self.allowed.append(f"{rule}; seen: {short(seen, 400)}")
         else:
             self.expect(FUNCTION, False, seen)
 
@@ -242,17 +291,21 @@ class _Check:
     ) -> None:
         self.expect(REWARDS, isinstance(reward, float) and math.isfinite(reward), reward)
         flags = terminated, truncated
-        good = all(isinstance(flag, bool) for flag in flags) and flags != (True, True)
+        good = all(isinstance(flag, bool) for flag in flags) and not all(flags)
         self.expect(FLAGS, good, flags)
         duration = info.get("duration", 1)
-        self.expect(DURATION, isinstance(duration, int) and duration >= 1, duration)
+        whole = isinstance(duration, int) and not isinstance(duration, bool)
+        self.expect(DURATION, whole and 1 <= duration <= LONGEST, duration)
         good = "invalid_action" not in info or "admissible_actions" not in info
         self.expect(VALID, good, info.get("invalid_action"))
         episode = info.get("episode")
         if any(flags):
             fields = {"r": float, "l": int, "success": bool}
-            complete = isinstance(episode, dict) and all(
-                isinstance(episode.get(key), kind) for key, kind in fields.items()
+            complete = (
+                isinstance(episode, dict)
+                and all(isinstance(episode.get(key), kind) for key, kind in fields.items())
+                and math.isfinite(episode["r"])
+                and episode["l"] >= 0
             )
             self.expect(EPISODE_AT_END, complete, episode)
         else:

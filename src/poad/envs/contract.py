@@ -57,7 +57,7 @@ class CheckedWorld:
         """Seed of the episode."""
         self.seen: list[str] = []
         """A digest for the reset and for each turn, of all that the episode has shown so far."""
-        self._action: str | None = None
+        self._turn, self._action = 0, ""
         self._offers = False
 
     @property
@@ -72,23 +72,26 @@ class CheckedWorld:
             WorldError: the world returned something that breaks the contract.
             Exception: anything the world raised, with a note on where it happened.
         """
-        self.seed, self.seen, self._action = seed, [], None
+        self.seed, self.seen, self._turn = seed, [], 0
         with self._placed():
-            shown = unpack_reset(self.env.reset(seed=seed))
-            _check(shown.prompt, shown.actions, ended=False)
-            _check_extras(shown.info)
+            prompt, info = answer_of(self.env.reset(seed=seed), "reset")
+            shown = Shown(_prompt(prompt), _offers(info), info)
+            if shown.actions is not None:
+                _check_offers(shown.actions)
+            check_extras(shown.info)
         self._offers = shown.actions is not None
         self._note(shown.prompt, shown.actions)
         return shown
 
     def step(self, action: str) -> Happened:
         """Act; errors are those of `reset`."""
-        self._action = action
+        self._turn, self._action = self._turn + 1, action
         with self._placed():
-            happened = unpack_step(self.env.step(action))
+            happened = _read(self.env.step(action))
             ended = happened.terminated or happened.truncated
-            _check(happened.prompt, happened.actions, ended)
-            _check_extras(happened.info)
+            check_extras(happened.info)
+            if happened.actions is not None and not ended:
+                _check_offers(happened.actions)
             if not ended and self._offers != (happened.actions is not None):
                 self._refuse_change()
         duration = happened.info["duration"]
@@ -110,8 +113,7 @@ class CheckedWorld:
     def place(self) -> str:
         """Say where in which world this is, and how to check it."""
         name = self.env.spec.id if self.env.spec else type(self.unwrapped).__name__
-        number = max(len(self.seen), 1) if self._action is not None else 0
-        turn = f"action {number} ({_short(self._action)})" if self._action is not None else "reset"
+        turn = f"action {self._turn} ({short(self._action)})" if self._turn else "reset"
         full = full_name(self.env)
         advice = f"`poad envs {full} --check` checks" if full else "poad.check_env(world) checks"
         return (
@@ -159,39 +161,31 @@ def catching_exits() -> Iterator[None]:
         raise WorldError(f"The world raised {error!r}, which no world may do.") from error
 
 
-def unpack_reset(answer: object) -> Shown:
-    """Take apart what `reset` returned.
+def answer_of(answer: object, method: str) -> tuple[Any, ...]:
+    """Return what "reset" or "step" returned, if it is a tuple of the right length.
 
     Raises:
-        WorldError: it is not a prompt and an info.
+        WorldError: it is not, or its info is no dictionary.
     """
-    if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise WorldError(f"reset returned {_short(answer)}; it must return (prompt, info).")
-    prompt, info = answer
-    return Shown(_prompt(prompt), _offers(_info(info)), info)
+    parts = {"reset": "(prompt, info)", "step": "(prompt, reward, terminated, truncated, info)"}
+    if not (isinstance(answer, tuple) and len(answer) == parts[method].count(",") + 1):
+        raise WorldError(f"{method} returned {short(answer)}; it must return {parts[method]}.")
+    if not isinstance(answer[-1], Mapping):
+        raise WorldError(f"The info is {short(answer[-1])}; it must be a dictionary.")
+    return answer
 
 
-def unpack_step(answer: object) -> Happened:
-    """Take apart what `step` returned.
-
-    Raises:
-        WorldError: it is not five values of the right kinds, or an ended episode has no outcome.
-    """
-    if not (isinstance(answer, tuple) and len(answer) == 5):
-        raise WorldError(
-            f"step returned {_short(answer)}; it must return (prompt, reward, terminated, "
-            "truncated, info)."
-        )
-    prompt, reward, terminated, truncated, info = answer
+def _read(answer: object) -> Happened:
+    """Bring what `step` returned into plain types."""
+    prompt, reward, terminated, truncated, info = answer_of(answer, "step")
     flags = _flag("terminated", terminated), _flag("truncated", truncated)
-    actions = _offers(_info(info))
     paid = number(reward)
     if paid is None or not math.isfinite(paid):
-        raise WorldError(f"A reward is {_short(reward)}; it must be a finite number.")
+        raise WorldError(f"A reward is {short(reward)}; it must be a finite number.")
     plain: dict[str, Any] = {"duration": _duration(info.get("duration", 1))}
     if any(flags):
         plain["episode"] = _episode(info.get("episode"))
-    return Happened(_prompt(prompt), actions, paid, *flags, {**info, **plain})
+    return Happened(_prompt(prompt), _offers(info), paid, *flags, {**info, **plain})
 
 
 def number(value: object) -> float | None:
@@ -206,16 +200,18 @@ def number(value: object) -> float | None:
         return math.inf
 
 
+def is_text(value: object) -> bool:
+    """Tell whether a value is a string that can be encoded, so without lone surrogates."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def _prompt(prompt: object) -> str:
-    if not isinstance(prompt, str):
-        raise WorldError(f"An observation is {_short(prompt)}; it must be a string.")
+    if not is_text(prompt):
+        raise WorldError(f"An observation is {short(prompt)}; it must be a string of Unicode.")
     return str(prompt)
-
-
-def _info(info: object) -> Mapping[str, Any]:
-    if not isinstance(info, Mapping):
-        raise WorldError(f"The info is {_short(info)}; it must be a dictionary.")
-    return info
 
 
 def _offers(info: Mapping[str, Any]) -> Offers:
@@ -225,11 +221,13 @@ def _offers(info: Mapping[str, Any]) -> Offers:
     if not isinstance(actions, tuple | list) and getattr(actions, "ndim", None) != 1:
         why = ", because the order of a set changes" if isinstance(actions, set | frozenset) else ""
         raise WorldError(
-            f"info['admissible_actions'] is {_short(actions)}; it must be a tuple of strings{why}."
+            f"info['admissible_actions'] is {short(actions)}; it must be a tuple of strings{why}."
         )
     for action in actions:
-        if not isinstance(action, str):
-            raise WorldError(f"An offered action is {_short(action)}; it must be a string.")
+        if not is_text(action):
+            raise WorldError(
+                f"An offered action is {short(action)}; it must be a string of Unicode."
+            )
     return tuple(map(str, actions))
 
 
@@ -237,14 +235,14 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         value = value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr-defined]
     if not isinstance(value, bool):
-        raise WorldError(f"{name} is {_short(value)}; it must be True or False.")
+        raise WorldError(f"{name} is {short(value)}; it must be True or False.")
     return value
 
 
 def _duration(duration: object) -> int:
     if not isinstance(duration, Integral) or isinstance(duration, bool) or duration < 1:
         raise WorldError(
-            f"info['duration'] is {_short(duration)}; it must be a whole number of primitive steps "
+            f"info['duration'] is {short(duration)}; it must be a whole number of primitive steps "
             "from 1."
         )
     if duration > LONGEST:
@@ -267,23 +265,11 @@ def _episode(given: object) -> dict[str, Any]:
             and success in (0, 1)
         ):
             return {**given, "r": total, "l": int(length), "success": bool(success)}
-    raise WorldError(f"An episode ended with info['episode'] = {_short(given)}; {kind}.")
+    raise WorldError(f"An episode ended with info['episode'] = {short(given)}; {kind}.")
 
 
-def _check(prompt: str, actions: Offers, ended: bool) -> None:
-    """Check texts that an agent is to read and write."""
-    for text, what in [
-        (prompt, "An observation"),
-        *((a, "An offered action") for a in actions or ()),
-    ]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise WorldError(
-                f"{what} is {_short(text)}, which is not valid Unicode text."
-            ) from None
-    if ended or actions is None:
-        return
+def _check_offers(actions: tuple[str, ...]) -> None:
+    """Check the actions that an agent is to choose from."""
     if not actions:
         raise WorldError(
             "The world offers no action, although the episode goes on. End the episode, or leave "
@@ -293,35 +279,35 @@ def _check(prompt: str, actions: Offers, ended: bool) -> None:
         raise WorldError("An offered action is blank.")
     if len(set(actions)) < len(actions):
         twice = next(a for i, a in enumerate(actions) if a in actions[:i])
-        raise WorldError(f"The action {_short(twice)} is offered twice.")
+        raise WorldError(f"The action {short(twice)} is offered twice.")
 
 
-def _check_extras(info: Mapping[str, Any]) -> None:
+def check_extras(info: Mapping[str, Any]) -> None:
     """Check the optional entries that poad reads."""
     notes = info.get("notes", ())
     if isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
-        raise WorldError(f"info['notes'] is {_short(notes)}; it must be a tuple of sentences.")
+        raise WorldError(f"info['notes'] is {short(notes)}; it must be a tuple of sentences.")
     seconds = number(info.get("cpu_seconds", 0.0))
     if seconds is None or not 0 <= seconds < math.inf:
-        raise WorldError(f"info['cpu_seconds'] is {_short(info['cpu_seconds'])}.")
+        raise WorldError(f"info['cpu_seconds'] is {short(info['cpu_seconds'])}.")
     measures = info.get("measures", {})
     for name, value in measures.items() if isinstance(measures, Mapping) else [("", measures)]:
         found = number(value)
         if not isinstance(name, str) or found is None or not math.isfinite(found):
             raise WorldError(
-                f"info['measures'] is {_short(measures)}; it must map names to finite numbers."
+                f"info['measures'] is {short(measures)}; it must map names to finite numbers."
             )
     work = info.get("work")
     if work is not None:
         score = number(work.get("score")) if isinstance(work, Mapping) else None
         if score is None or not math.isfinite(score):
-            raise WorldError(f"info['work'] is {_short(work)}; its score must be a finite number.")
+            raise WorldError(f"info['work'] is {short(work)}; its score must be a finite number.")
 
 
-def _short(value: object) -> str:
-    """Show a value in at most some 80 characters."""
+def short(value: object, limit: int = 80) -> str:
+    """Show a value in about so many characters."""
     try:
         text = repr(value)
     except Exception as error:
         text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
-    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
+    return text if len(text) <= limit else f"{text[: limit - 20]} ... ({len(text):,} characters)"

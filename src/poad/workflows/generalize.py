@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,11 +82,22 @@ def generalize_run(
     if len({each.env_steps for each in contenders if each.checkpoint is not None}) > 1:
         console.print("Note: these agents did not train for the same number of steps.")
     file = path / "generalization.json"
-    replaced = " They replace earlier ones." if file.exists() else ""
+    kept = _keep_earlier(file)
     write_json(file, Generalization(tuple(results)))
     write_text(file.with_suffix(".md"), _markdown(results, worlds))
-    console.print(f"\nThe results are in {file} and .md.{replaced}", soft_wrap=True)
+    console.print(f"\nThe results are in {file} and .md.{kept}", soft_wrap=True)
     return 0
+
+
+def _keep_earlier(file: Path) -> str:
+    """Give earlier results a number, and return a sentence about it."""
+    if not file.exists():
+        return ""
+    free = next(n for n in count(1) if not (file.parent / f"generalization-{n}.json").exists())
+    for each in (file, file.with_suffix(".md")):
+        if each.exists():
+            each.rename(each.with_stem(f"generalization-{free}"))
+    return f" Earlier results are now in generalization-{free}.json and .md."
 
 
 def _contenders(path: Path, beside: Sequence[Path]) -> list[_Contender]:

@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("sklearn", reason="needs pip install 'poad[datasci]'")
 
@@ -167,6 +170,55 @@ def test_random_numbers_follow_the_seed_of_the_job_and_nothing_else(box: Sandbox
     assert tables[0][0, 0] == int(outside)
 
 
+UNSEEDED = {
+    "numpy's new generators": "np.random.default_rng().random()",
+    "numpy's old generators": "np.random.RandomState().rand()",
+    "numpy, seeded again": "[np.random.seed(), np.random.rand()][1]",
+    "a bit generator": "np.random.PCG64().random_raw() / 2**64",
+    "a seed sequence": "np.random.SeedSequence().entropy / 2**128",
+    "random": "random.Random().random()",
+    "random, seeded again": "[random.seed(), random.random()][1]",
+    "the system's random": "random.SystemRandom().random()",
+    "the system's bytes": "os.urandom(1)[0] + os.getrandom(1)[0] / 256",
+    "secrets": "secrets.randbelow(2**30) / 2**30",
+    "uuid": "uuid.uuid4().int / 2**128",
+    "scipy": "scipy.stats.qmc.Sobol(1).random(1)[0, 0]",
+    "scikit-learn": "[RandomForestClassifier(3).fit(x_train, y_train), np.random.rand()][1]",
+    "hashes": "hash('a word') / 2**64 + len(set('abc')) / 8",
+    "the order of a set": "next(iter({'one', 'two', 'three', 'four', 'five'}))[0] == 'f'",
+}
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Sandbox, ...]]:
+    """Two of them, with other addresses, process numbers and clocks."""
+    with Sandbox("process", 1, 60) as first, Sandbox("process", 1, 60) as second:
+        yield first, second
+
+
+@pytest.mark.parametrize("source", UNSEEDED)
+def test_a_score_is_a_function_of_the_text_and_the_split(servers: tuple[Sandbox, ...], source: str):
+    """What has no seed of its own draws from a stream that the program and the split decide."""
+    text = telling(
+        f"[[{UNSEEDED[source]}, {UNSEEDED[source]}]] * 20",
+        "import os, random, secrets, uuid, scipy.stats",
+        "from sklearn.ensemble import RandomForestClassifier",
+    )
+    found = []
+    for opened in servers:
+        for program in (text, text, text + "\n"):
+            answer = opened.run(program, [job(3), job(4)])
+            assert answer.status == "ok", answer.message
+            assert answer.probabilities is not None
+            found.append([table[0].tolist() for table in answer.probabilities])
+    assert found[0] == found[1] == found[3] == found[4]
+    assert found[2] == found[5]
+    if source not in ("hashes", "the order of a set", "scikit-learn"):
+        first, second = found[0]
+        assert first != second, "another split draws other numbers"
+        assert first[0] != first[1] or source.startswith("numpy, seeded")
+
+
 def test_columns_come_in_the_order_of_the_labels(box: Sandbox):
     source = telling("[[.1, .2, .7]] * 20").replace(
         "class Model:", "class Model:\n    classes_ = 2, 0, 1"
@@ -226,6 +278,45 @@ def test_messages_are_printable_whatever_a_program_puts_into_them(box: Sandbox, 
     message = box.run(building(f"raise KeyError({text!r})"), [job()]).message
     assert message.isprintable()
     assert len(message.encode()) <= 2_000
+
+
+LEAKS = {
+    "labels": "raise ValueError(list(y_train))",
+    "a class of error": "raise type('E' + ''.join(map(str, y_train)), (Exception,), {})",
+    "a name": "getattr(np, 'a' + ''.join(map(str, y_train)))",
+    "a number": "int('x' + ''.join(map(str, y_train)))",
+    "a module": "__import__('m' + ''.join(map(str, y_train)))",
+    "a line": "exec('\\n' * int(y_train[:6] @ 2 ** np.arange(6)) + '(')",
+    "an exit": "os._exit(int(y_train[:6] @ 2 ** np.arange(6)) + 1)",
+    "a signal": "os.abort() if y_train[0] else os._exit(1)",
+    "a text": "os.write(3, struct.pack('<III', 2, 20, 0) + bytes(y_train.astype('u1') + 65))",
+    "a shape": "os.write(3, struct.pack('<III', 0, int(y_train[:6] @ 2 ** np.arange(6)), 9))",
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_message_says_nothing_of_the_labels(box: Sandbox, leak: str):
+    """The agent reads it: programs that differ in their labels alone must not differ in it."""
+    source = building("import os, struct", "import numpy as np", LEAKS[leak], "os._exit(0)")
+    one = job()
+    dealt = box.run(source, [one.decoy()]).message
+    for seed in range(3):
+        shuffled = np.random.RandomState(seed).permutation(one.y_train)
+        answer = box.run(source, [replace(one, y_train=shuffled)])
+        assert answer.probabilities is None
+        assert answer.message == dealt or answer.message.endswith("the classes of the rows")
+        assert answer.message != dealt or leak == "a signal", "else the program does not try"
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.randoms())
+def test_a_decoy_depends_on_nothing_but_the_size_of_the_classes(labels: list[int], order: Random):
+    x = np.zeros((len(labels), 1))
+    one = Job(x, np.array(labels, np.int64), x, classes=4, seed=0).decoy().y_train
+    order.shuffle(labels)
+    other = Job(x, np.array(labels, np.int64), x, classes=4, seed=0).decoy().y_train
+    assert one.tolist() == other.tolist()
+    assert sorted(one) == sorted(labels)
+    assert set(one[: len(set(labels))]) == set(labels), "each class comes at the beginning"
 
 
 @pytest.mark.parametrize(
@@ -387,6 +478,56 @@ OPEN_DESCRIPTORS = (
     "        if error.errno == errno.EBADF: continue",
     "    found.append(number)",
 )
+
+
+def test_the_kernel_ends_programs_before_the_trainer(box: Sandbox):
+    assert started_by(box)
+    for one in started_by(box):
+        assert Path(f"/proc/{one}/oom_score_adj").read_text().strip() == "1000"
+    assert Path("/proc/self/oom_score_adj").read_text().strip() != "1000"
+
+
+def test_no_program_sees_how_many_threads_others_run():
+    """The limit on threads is a constant where each split has a count of its own."""
+    limit = telling("[[resource.getrlimit(resource.RLIMIT_NPROC)[0], 0]] * 20", "import resource")
+    with Sandbox("process", workers=2) as opened:
+        if not all(link.apart for link in opened._links):
+            assert any("namespaces" in note for note in opened.notes)
+            pytest.skip("no user namespaces here")
+        busy = opened.submit(
+            building(
+                "import threading, time",
+                "for _ in range(40): threading.Thread(target=time.sleep, args=(4,)).start()",
+                "time.sleep(4)",
+            ),
+            [job()],
+        )
+        while not busy.running():
+            time.sleep(0.02)
+        time.sleep(2)
+        tables = opened.run(limit, [job()]).probabilities
+        assert tables is not None
+        assert tables[0][0, 0] == client.SPARE_TASKS
+
+
+def test_splits_that_share_process_numbers_are_told(monkeypatch: pytest.MonkeyPatch):
+    whole = client.setup("process")
+    shared = replace(whole, settings=whole.settings.replace('"apart": true', '"apart": false'))
+    monkeypatch.setattr(sandbox, "setup", lambda _: shared)
+    with Sandbox("process", workers=1) as opened:
+        assert any("process numbers" in note for note in opened.notes)
+        assert opened.run(CONSTANT, [job()]).status == "ok"
+
+
+def test_each_split_is_the_first_process_of_its_own_space(process: Sandbox):
+    if any("namespaces" in note for note in process.notes):
+        pytest.skip("no user namespaces here")
+    source = telling("[[os.getpid(), os.getppid()]] * 20", "import os")
+    process.budget, budget = 60.0, process.budget
+    tables = process.run(source, [job(), job()]).probabilities
+    process.budget = budget
+    assert tables is not None
+    assert [table[0].tolist() for table in tables] == [[1, 0]] * 2
 
 
 def test_closing_ends_every_process_and_whoever_waits():
@@ -559,13 +700,24 @@ def test_the_filter_knows_no_call_that_leads_outside():
         execve execveat fork vfork kill tkill tgkill pidfd_open ptrace process_vm_readv keyctl
         add_key request_key shmget msgget semget mq_open io_uring_setup bpf unshare setns mount
         memfd_create userfaultfd perf_event_open prctl seccomp ioctl fcntl dup pipe eventfd
-        stat newfstatat statx access readlink chdir setrlimit personality clone3"""
-    assert set(confinement.ALLOWED.split()).isdisjoint(forbidden.split())
+        stat newfstatat statx access readlink chdir setrlimit personality clone3
+        set_robust_list get_robust_list set_tid_address futex_wait futex_wake futex_waitv
+        sysinfo getrusage mincore getrandom"""
+    allowed = {*confinement.ALLOWED.split(), *confinement.NARROWED}
+    assert allowed.isdisjoint(forbidden.split())
+    assert not set(confinement.ALLOWED.split()) & set(confinement.NARROWED)
+    assert all(rule for rules in confinement.NARROWED.values() for rule in rules)
 
 
 def test_each_layer_says_what_it_does_and_how_to_get_it():
     found = layers()
-    assert [one.name for one in found] == ["bubblewrap", "Landlock", "seccomp", "limits"]
+    assert [one.name for one in found] == [
+        "bubblewrap",
+        "Landlock",
+        "namespaces",
+        "seccomp",
+        "limits",
+    ]
     for one in found:
         assert isinstance(one, Layer)
         assert one.what

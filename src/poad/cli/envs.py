@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Annotated, Any
 
-import gymnasium
 import tyro
 from rich.table import Table
 
 from poad.cli.arguments import Switch
 from poad.display import Screen
-from poad.envs import CheckedWorld, check_env, known_worlds, make, world_arguments
+from poad.envs import CheckedWorld, check_env, docstring_of, known_worlds, make, world_arguments
 from poad.errors import WorldError
 
 LONGEST_TEXT = 2_000
@@ -70,8 +68,7 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     console = Screen()
     env = make(env_id, **env_args)
     console.rule(env_id, align="left")
-    above = takewhile(lambda each: each is not gymnasium.Env, type(env.unwrapped).__mro__)
-    doc = next((each.__doc__ for each in above if each.__doc__), "This world has no docstring.")
+    doc = docstring_of(env) or "This world has no docstring."
     console.print(_reflowed(inspect.cleandoc(doc)), markup=False, highlight=False)
     console.rule("Arguments", align="left", style="dim")
     arguments = world_arguments(env_id)

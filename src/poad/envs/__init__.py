@@ -5,6 +5,7 @@ from poad.envs.check import RULES, check_env
 from poad.envs.contract import CheckedWorld
 from poad.envs.registry import (
     FreeText,
+    docstring_of,
     free_text_of,
     known_worlds,
     make,
@@ -21,6 +22,7 @@ __all__ = [
     "FreeText",
     "Work",
     "check_env",
+    "docstring_of",
     "free_text_of",
     "known_worlds",
     "make",

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -211,6 +212,15 @@ def full_name(world: gymnasium.Env[str, str]) -> str | None:
         return None
     module = _MODULES.get(world.spec.id)
     return f"{module}:{world.spec.id}" if module else world.spec.id
+
+
+def docstring_of(world: gymnasium.Env[str, str]) -> str | None:
+    """Return the docstring of a world's class, or of the next class above it that has one.
+
+    That of `gymnasium.Env` says nothing of a world, so it does not count.
+    """
+    above = takewhile(lambda each: each is not gymnasium.Env, type(world.unwrapped).__mro__)
+    return next((each.__doc__ for each in above if each.__doc__), None)
 
 
 def _spec(env_id: str) -> EnvSpec:

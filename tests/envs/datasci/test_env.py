@@ -1,6 +1,7 @@
 """Data-science coding as an environment: tries, endings, info, and what copies share."""
 
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from in_process import InProcess
 from sandbox_here import needs_sandbox
 
+from poad.envs import CheckedWorld
 from poad.envs.check import check_env
 from poad.envs.datasci import env as module
 from poad.envs.datasci.env import DataScienceEnv
@@ -321,6 +323,26 @@ def test_a_csv_of_ones_own(made: list[Fake], tmp_path: Path):
     env = opened(dataset=str(path), target="label")
     assert env.reset()[0] == prompt("flower beds", 60, 2, 3)
     assert env.step(GOOD)[2] is True
+
+
+def test_a_replay_sees_the_verdicts_of_the_stopped_run(made: list[Fake]):
+    """Programs do not run again: a time-out, for one, depends on the machine and its load."""
+    first = CheckedWorld(make(NAME))
+    first.reset(0)
+    first.step(BAD)
+    first.step("raise ValueError")
+    memory = json.loads(json.dumps(cast(DataScienceEnv, first.unwrapped).memory()))
+    seen = first.seen
+    first.close()
+    again = CheckedWorld(make(NAME))
+    cast(DataScienceEnv, again.unwrapped).load_memory(memory)
+    again.reset(0)
+    again.step(BAD)
+    again.step("raise ValueError")
+    assert again.seen == seen
+    assert not made[-1].asked
+    assert len(made) == 2
+    again.close()
 
 
 @needs_sandbox

@@ -1,6 +1,8 @@
 """Scores of programs: the protocol, the table of reference scores, and what is remembered."""
 
+import json
 import sys
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +192,34 @@ def test_failures_have_no_score_but_a_message_and_are_remembered_too(status: str
         assert (result.score, result.scores, result.deviation) == (None, (), 0)
         assert (result.status, result.seconds) == (status, 30)
         assert result.message == (message or "Error: killed")
+
+
+@pytest.mark.parametrize("row", [(1.5, -0.5), (-1e300, 1e300), (1 + 1e-6, -1e-6)])
+def test_numbers_that_sum_to_1_but_are_no_probabilities_are_refused(row: tuple[float, float]):
+    scorer = Scorer(small(20, 20), Scripted(answer(np.full((20, 2), row))), seeds=[0])
+    result = scorer.score(LR)
+    assert (result.score, result.status) == (None, "output")
+    assert "negative" in result.message
+
+
+def test_rounding_below_0_is_no_failure():
+    scorer = Scorer(small(20, 20), Scripted(answer(np.full((20, 2), (-1e-17, 1.0)))), seeds=[0])
+    assert scorer.score(LR).score == 0.5
+
+
+def test_what_is_remembered_survives_as_json():
+    """A resumed run must see the same verdicts, also those that would fall out otherwise now."""
+    first = Scorer(small(20, 20), InProcess(), seeds=[0])
+    sources = [LR, "def build_model(x, y): raise ValueError", "GridSearchCV(", MODELS["NB"]]
+    expected = [first.score(source) for source in sources]
+    runs = InProcess()
+    second = Scorer(small(20, 20), runs, seeds=[0])
+    second.load_memory(json.loads(json.dumps(first.memory(), allow_nan=False)))
+    assert [second.score(source) for source in sources] == [
+        replace(result, cpu_seconds=0.0) for result in expected
+    ]
+    assert not runs.asked
+    assert second.memory() == first.memory()
 
 
 @pytest.mark.parametrize("number", [0.7, 0.0, 1e308])

@@ -53,8 +53,9 @@ class DataScienceEnv(gymnasium.Env[str, str]):
     The reward is the mean area under the ROC curve over five splits, from `model.predict_proba`.
     For more than two classes, it is the mean over all pairs of classes (one-vs-one). Split i is
     `train_test_split(x, y, test_size=0.5, random_state=i, shuffle=True)`, and the random generators
-    of Python and numpy are seeded with i. A program that fails has the reward -1. Failures are
-    syntax errors, exceptions, invalid probabilities, and exceeding the limits of time, memory and
+    of Python and numpy are seeded with i. A generator that is made without a seed draws numbers
+    that depend on the program and i. A program that fails has the reward -1. Failures are syntax
+    errors, exceptions, invalid probabilities, and exceeding the limits of time, memory and
     permissions.
 
     ## Episode end

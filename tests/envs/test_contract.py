@@ -58,8 +58,9 @@ class Both(Door):
     free_text = FreeText()
 
 
-gymnasium.register("Door-v0", entry_point=Door, order_enforce=False)
-gymnasium.register("Both-v0", entry_point=Both, order_enforce=False)
+for world in (Door, Both):
+    entry_point = f"{__name__}:{world.__name__}"
+    gymnasium.register(f"{world.__name__}-v0", entry_point=entry_point, order_enforce=False)
 
 
 def put(place: int, value: Any) -> Answer:
@@ -306,11 +307,10 @@ def test_a_world_may_declare_that_it_offers_actions_at_times() -> None:
 
 
 def test_a_world_that_ends_the_process_when_it_is_made_is_told() -> None:
-    class Quits(Door):
-        def __init__(self) -> None:
-            raise SystemExit(0)
+    def quits(**_: object) -> gymnasium.Env[str, str]:
+        raise SystemExit(0)
 
-    gymnasium.register("Quits-v0", entry_point=Quits)
+    gymnasium.register("Quits-v0", entry_point=quits)
     with pytest.raises(ValueError, match=r"Cannot make Quits-v0: SystemExit: 0"):
         make("Quits-v0")
 

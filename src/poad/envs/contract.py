@@ -240,14 +240,14 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _duration(duration: object) -> int:
-    if not isinstance(duration, Integral) or isinstance(duration, bool) or duration < 1:
-        raise WorldError(
-            f"info['duration'] is {short(duration)}; it must be a whole number of primitive steps "
-            "from 1."
-        )
-    if duration > LONGEST:
-        raise WorldError(f"info['duration'] is {duration}; it must be at most {LONGEST:,}.")
-    return int(duration)
+    if isinstance(duration, Integral) and not isinstance(duration, bool):
+        steps = int(duration)
+        if 1 <= steps <= LONGEST:
+            return steps
+    raise WorldError(
+        f"info['duration'] is {short(duration)}; it must be a whole number of primitive steps from "
+        f"1 to {LONGEST:,}."
+    )
 
 
 def _episode(given: object) -> dict[str, Any]:

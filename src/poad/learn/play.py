@@ -139,10 +139,20 @@ class WorldStream:
         """
         before = self.observation
         self.actions.append(action)
-        prompt, offered, *outcome = self.world.step(action.text)
-        prompt_ids = self.prompts.next_prompt(action, prompt)
-        self.observation = Observation(prompt, offered, prompt_ids)
-        return Step(stream, self.seed, before, action, *outcome, self.observation)
+        happened = self.world.step(action.text)
+        prompt_ids = self.prompts.next_prompt(action, happened.prompt)
+        self.observation = Observation(happened.prompt, happened.actions, prompt_ids)
+        return Step(
+            stream,
+            self.seed,
+            before,
+            action,
+            happened.reward,
+            happened.terminated,
+            happened.truncated,
+            happened.info,
+            self.observation,
+        )
 
     def replay(self, stream: int, seed: int, actions: Sequence[Action], seen: list[str]) -> None:
         """Begin an episode and repeat its actions.

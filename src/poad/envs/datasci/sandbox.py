@@ -241,33 +241,30 @@ class Sandbox:
         return link
 
     def _answer(self, link: Link, code: bytes, jobs: Sequence[Job]) -> Answer:
-        start = time.monotonic()
+        start, cpu = time.monotonic(), 0.0
         tables: list[np.ndarray] = []
-        outcome, cpu = Outcome("ok"), 0.0
-        for job in jobs:  # the loop leaves the job that failed behind
+        for job in jobs:
             outcome = link.split(code, job, start + self.budget)
             cpu += outcome.cpu_seconds
             if outcome.table is None:
-                break
+                message, more = self._message(link, code, job, outcome)
+                seconds = time.monotonic() - start
+                return Answer(None, outcome.status, message, seconds, cpu + more)
             tables.append(outcome.table)
-        message = ""
+        return Answer(tuple(tables), "ok", "", time.monotonic() - start, cpu)
+
+    def _message(self, link: Link, code: bytes, job: Job, outcome: Outcome) -> tuple[str, float]:
+        """Say why a program failed, for the agent, and how many CPU seconds it took to find out.
+
+        A program may put labels into its message, so only what it also says of a decoy is told.
+        """
         if outcome.status == "timeout":
-            message = f"TimeoutError: took longer than {self.budget:g} s"
-        elif outcome.status != "ok":
-            # What a failing program says could hold labels, and the agent reads it.
-            decoy = link.split(code, job.decoy(), time.monotonic() + self.budget)
-            cpu += decoy.cpu_seconds
-            message, other = (_printable(each.message, self._folders) for each in (outcome, decoy))
-            if message != other:
-                message = "the program fails in a way that depends on the classes of the rows"
-            message = message or "the program does not say what went wrong"
-        return Answer(
-            tuple(tables) if outcome.status == "ok" else None,
-            outcome.status,
-            message,
-            time.monotonic() - start,
-            cpu,
-        )
+            return f"TimeoutError: took longer than {self.budget:g} s", 0.0
+        decoy = link.split(code, job.decoy(), time.monotonic() + self.budget)
+        said, other = (_printable(each.message, self._folders) for each in (outcome, decoy))
+        if said != other:
+            said = "the program fails in a way that depends on the classes of the rows"
+        return said or "the program does not say what went wrong", decoy.cpu_seconds
 
     def _open(self, chosen: Setup) -> Link:
         with self._lock:

@@ -271,9 +271,7 @@ class _Check:
                 self.expect(OFFERS, inside, actions)
         if ended or not good:  # the last prompt is not acted on
             return
-        if self._offers != (actions is not None) and not hasattr(
-            type(world.unwrapped), "free_text"
-        ):
+        if self._offers != (actions is not None) and not hasattr(world.unwrapped, "free_text"):
             seen = "actions are offered in some turns only, and the class has no free_text"
             self.expect(TUPLE, False, seen)
         before = self._offered.setdefault(prompt, actions)

@@ -127,7 +127,7 @@ class CheckedWorld:
         self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _refuse_change(self) -> None:
-        if hasattr(type(self.unwrapped), "free_text"):
+        if hasattr(self.unwrapped, "free_text"):
             return
         now, then = ("no actions", "some") if self._offers else ("actions", "none")
         raise WorldError(

@@ -79,7 +79,7 @@ class Step:
     @property
     def duration(self) -> int:
         """Primitive steps that the action took."""
-        return self.info["duration"]
+        return int(self.info.get("duration", 1))
 
     def turn(self) -> Turn:
         """Return the part that learning needs."""

@@ -215,6 +215,8 @@ class _OfferedOnly:
     def __init__(self, env: Any) -> None:
         self._env, self.spec = env, env.spec
         self._shown: tuple[str, dict[str, Any]] = "", {}
+        if hasattr(env.unwrapped, "free_text"):
+            self.free_text = env.unwrapped.free_text
 
     @property
     def unwrapped(self) -> _OfferedOnly:

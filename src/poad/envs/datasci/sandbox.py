@@ -10,8 +10,11 @@ program draws random numbers that depend on its text and the split alone.
 The sandbox does not stop this:
 
 * Attacks on the kernel itself.
-* Timing. Programs that run at once can notice each other by the load on cores, caches and memory,
-  and a page of a library that one program was the first to read is read faster by the next.
+* Timing. Programs that run at once can notice each other by the load on cores, caches and memory.
+  A split that ends at a chosen moment tells the next one some bits by the time at which it begins,
+  and a page of a library that one was the first to read is read faster by the other.
+* Memory that runs out. Where the kernel promises no more than it has (vm.overcommit_memory = 2), or
+  where the machine has little, what one program takes another one lacks.
 * Its score, and whether it fails, tell the agent something of the labels, as they are meant to.
 * While it learns, a program may use the rows it will be asked about, though not their labels.
 * Where the kernel grants no user namespaces (see `layers`), all splits share one space of process

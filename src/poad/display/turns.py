@@ -112,8 +112,8 @@ def _sum_of(turn: TurnRecord) -> Text:
     likely = sum(math.exp(min(logprob, 0.0)) >= 0.5 for logprob in turn.logprob)
     first, last = (number(turn.value[i], ".2f") for i in (0, -1))
     return Text(
-        f"{len(turn.pieces)} tokens, {likely} of them with 50 % or more; values from {first} at the "
-        f"first to {last} at the last",
+        f"{len(turn.pieces)} tokens, {likely} of them with 50 % or more; values from {first} at "
+        f"the first to {last} at the last",
         style="dim",
     )
 

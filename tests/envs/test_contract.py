@@ -96,6 +96,7 @@ TEXTS: dict[str, tuple[Any, str]] = {
     "a number": (5, "must be a string"),
     "a dictionary": ({"text": "You wait"}, "must be a string"),
     "an array": (np.array(["You wait"]), "must be a string"),
+    "nothing": ("", "must show some text"),
     "a lone surrogate": ("You see \udcff", "string of Unicode"),
 }
 OFFERS: dict[str, tuple[Any, str]] = {

@@ -73,11 +73,10 @@ class CheckedWorld:
             Exception: anything the world raised, with a note on where it happened.
         """
         self.seed, self.seen, self._turn = seed, [], 0
-        with self._placed():
+        with self.placed():
             prompt, info = answer_of(self.env.reset(seed=seed), "reset")
             shown = Shown(_prompt(prompt), _offers(info), info)
-            if shown.actions is not None:
-                _check_offers(shown.actions)
+            _check_texts(shown.prompt, shown.actions)
             check_extras(shown.info)
         self._offers = shown.actions is not None
         self._note(shown.prompt, shown.actions)
@@ -86,14 +85,14 @@ class CheckedWorld:
     def step(self, action: str) -> Happened:
         """Act; errors are those of `reset`."""
         self._turn, self._action = self._turn + 1, action
-        with self._placed():
+        with self.placed():
             happened = _read(self.env.step(action))
             ended = happened.terminated or happened.truncated
             check_extras(happened.info)
-            if happened.actions is not None and not ended:
-                _check_offers(happened.actions)
-            if not ended and self._offers != (happened.actions is not None):
-                self._refuse_change()
+            if not ended:  # nothing is read or chosen after the end
+                _check_texts(happened.prompt, happened.actions)
+                if self._offers != (happened.actions is not None):
+                    self._refuse_change()
         duration = happened.info["duration"]
         self._note(*happened[:5], duration)
         return happened
@@ -102,12 +101,12 @@ class CheckedWorld:
         """Announce the next action to a world that can start on it; there is no need to wait."""
         prepare = getattr(self.unwrapped, "prepare", None)
         if prepare is not None:
-            with self._placed():
+            with self.placed():
                 prepare(action)
 
     def close(self) -> None:
         """Close the world."""
-        with self._placed():
+        with self.placed():
             self.env.close()
 
     def place(self) -> str:
@@ -137,7 +136,8 @@ class CheckedWorld:
         )
 
     @contextmanager
-    def _placed(self) -> Iterator[None]:
+    def placed(self) -> Iterator[None]:
+        """Name the world, the seed and the turn in every error that leaves this context."""
         try:
             with catching_exits():
                 yield
@@ -268,8 +268,12 @@ def _episode(given: object) -> dict[str, Any]:
     raise WorldError(f"An episode ended with info['episode'] = {short(given)}; {kind}.")
 
 
-def _check_offers(actions: tuple[str, ...]) -> None:
-    """Check the actions that an agent is to choose from."""
+def _check_texts(prompt: str, actions: Offers) -> None:
+    """Check what an agent is to read, and the actions that it is to choose from."""
+    if not prompt:
+        raise WorldError("An observation is empty; a world must show some text.")
+    if actions is None:
+        return
     if not actions:
         raise WorldError(
             "The world offers no action, although the episode goes on. End the episode, or leave "

@@ -125,7 +125,8 @@ class WorldStream:
         self.seed = seed
         self.actions: list[Action] = []
         shown = self.world.reset(seed)
-        prompt_ids = self.prompts.first_prompt(shown.prompt)
+        with self.world.placed():
+            prompt_ids = self.prompts.first_prompt(shown.prompt)
         self.observation = Observation(shown.prompt, shown.actions, prompt_ids)
         self.generator = np.random.default_rng(seed)
         self.notes = tuple(shown.info.get("notes", ()))
@@ -140,7 +141,8 @@ class WorldStream:
         before = self.observation
         self.actions.append(action)
         happened = self.world.step(action.text)
-        prompt_ids = self.prompts.next_prompt(action, happened.prompt)
+        with self.world.placed():
+            prompt_ids = self.prompts.next_prompt(action, happened.prompt)
         self.observation = Observation(happened.prompt, happened.actions, prompt_ids)
         return Step(
             stream,

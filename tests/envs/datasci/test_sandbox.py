@@ -510,6 +510,23 @@ def test_no_program_sees_how_many_threads_others_run():
         assert tables[0][0, 0] == client.SPARE_TASKS
 
 
+def test_threads_of_c_libraries_are_joined(box: Sandbox):
+    """The C library waits for a thread on a shared futex, which the filter does not let sleep."""
+    source = telling(
+        "[[slept, 0]] * 20",
+        "import ctypes, time",
+        "libc = ctypes.CDLL(None)",
+        "thread, start = ctypes.c_ulong(), time.monotonic()",
+        "assert libc.pthread_create(ctypes.byref(thread), None, libc.usleep, 200_000) == 0",
+        "assert libc.pthread_join(thread, None) == 0",
+        "slept = time.monotonic() - start",
+    )
+    answer = box.run(source, [job()])
+    assert (answer.status, answer.message) == ("ok", "")
+    assert answer.probabilities is not None
+    assert answer.probabilities[0][0, 0] >= 0.2
+
+
 def test_splits_that_share_process_numbers_are_told(monkeypatch: pytest.MonkeyPatch):
     whole = client.setup("process")
     shared = replace(whole, settings=whole.settings.replace('"apart": true', '"apart": false'))

@@ -43,13 +43,16 @@ class ModelConfig:
     """Store the frozen weights in 8 bits, or in 4 bits (NF4), and train adapters on them (QLoRA).
     Requires the extra `poad[quantize]`."""
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """Attention kernel. `flash_attention_2` needs a GPU and does not support custom masks, so
-    actions that share a prompt get separate rows."""
+    """Attention kernel. Architectures without `sdpa` compute attention step by step (`eager`).
+    `flash_attention_2` needs a GPU and does not support custom masks, so actions that share a
+    prompt get separate rows."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. This saves memory and
     takes about a third more time."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` and so on. `auto` uses a GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Set it only for code that you have read."""
 
     def __post_init__(self) -> None:
         """Expand `~`, which a shell leaves alone in a file and behind an equals sign."""

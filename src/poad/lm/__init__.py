@@ -4,13 +4,15 @@ from poad.lm.cache import Decoder
 from poad.lm.loading import (
     ASSETS,
     embedded_models,
+    find_source,
     load_model,
+    load_tokenizer,
     model_source,
     resolve_model,
     with_adapters,
     without_progress_bars,
 )
-from poad.lm.model import LanguageModel, seeded
+from poad.lm.model import LanguageModel, context_length, seeded, text_body
 from poad.lm.packing import (
     Bundles,
     Packed,
@@ -30,14 +32,18 @@ __all__ = [
     "Packed",
     "TextCodec",
     "codec_for",
+    "context_length",
     "embedded_models",
+    "find_source",
     "load_model",
+    "load_tokenizer",
     "model_source",
     "pack",
     "packed_tokens",
     "renumber",
     "resolve_model",
     "seeded",
+    "text_body",
     "with_adapters",
     "without_progress_bars",
 ]

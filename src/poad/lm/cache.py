@@ -1,52 +1,22 @@
-"""Incremental reading: rows that grow token by token, and attention windows."""
+"""Incremental reading: rows that grow token by token."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from poad.lm.masks import over_positions
 from poad.lm.packing import common_prefix_length
 from poad.turns import TokenIds
 
 _MIN_SHARED_TOKENS = 32
 """A shorter common prefix costs less to compute again than to look up or to compute apart."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Sliding-window attention: layers that look back a fixed number of positions."""
-
-    size: int
-    mixed: bool
-    """True if other layers look back to the beginning; the body then takes one mask per kind."""
-
-    @classmethod
-    def of(cls, config: Any) -> Window | None:
-        """Return the window of a transformers configuration, None if it has none."""
-        size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-        if size is None or (kinds and "sliding_attention" not in kinds):
-            return None
-        return cls(size, mixed=bool(kinds))
-
-    def mask(self, sees: Tensor, queries: Tensor, keys: Tensor) -> Any:
-        """Build the attention mask that the body takes.
-
-        Transformers measures a window in columns, which in a tree or behind padding differ from
-        positions. It leaves prepared masks as they are, so the window is applied here.
-
-        Args:
-            sees: [B, 1, Lq, Lk] bool, True where a layer without a window may look.
-            queries: [B, Lq] int64, positions.
-            keys: [B, Lk] int64, positions.
-        """
-        # [B, 1, Lq, 1] - [B, 1, 1, Lk] -> [B, 1, Lq, Lk]: how far each query looks back
-        near = sees & (queries[:, None, :, None] - keys[:, None, None, :] < self.size)
-        return {"full_attention": sees, "sliding_attention": near} if self.mixed else near
 
 
 @dataclass(frozen=True)
@@ -77,23 +47,25 @@ class Decoder:
     Args:
         body: the model without its head.
         pad_id: the token in the padding.
-        window: the attention window of the body, if it has one.
+        windowed: whether some layers of the body do not see the whole row.
         device: the device of the body.
         remember: keep the keys and values of rows that end, so that a later prompt with the same
             prefix continues from them. This is worth its memory if prompts grow from turn to turn.
+        check: called with the token ids and positions [R, W] of what is read next.
     """
 
     def __init__(
         self,
         body: nn.Module,
         pad_id: int,
-        window: Window | None,
+        windowed: bool,
         device: torch.device,
         remember: bool = False,
+        check: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         self._body, self._pad_id, self._device = body, pad_id, device
-        self._window = window
-        self._remember = remember
+        self._windowed = windowed
+        self._remember, self._check = remember, check
         self._stored: list[_CachedRow] = []
         self._reset()
 
@@ -163,15 +135,20 @@ class Decoder:
         # A token's position is the number of real tokens before it, so positions count on from the
         # past across any padding. Padding before a row's first token would be at -1.
         positions = (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+        if self._check is not None:
+            self._check(ids, positions)
         self._mask = torch.cat([past, mask], 1)  # [R, P + W]
         self._positions = torch.cat([past_positions, positions], 1)
-        out = self._body(
-            input_ids=ids.to(self._device),
-            attention_mask=self._attention(width),
-            position_ids=positions.to(self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        # Transformers adds causality itself; only windows have to be told of the padding.
+        mask = torch.ones_like(self._mask) if self._windowed else self._mask
+        with self._attention(width):
+            out = self._body(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),  # [R, P + W]
+                position_ids=positions.to(self._device),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         return out.last_hidden_state[:, -1]
 
     def _reset(self) -> None:
@@ -230,17 +207,17 @@ class Decoder:
                 halves.append(laid)
             self._cache.update(halves[0], halves[1], number)
 
-    def _attention(self, width: int) -> Any:
-        """Build the mask for the newest W columns of rows that are P + W columns long."""
-        if self._window is None:
-            return self._mask.to(self._device)  # [R, P + W]: transformers adds causality itself
+    def _attention(self, width: int) -> AbstractContextManager[None]:
+        """Mask the newest W columns of rows that are P + W columns long, by their positions."""
+        if not self._windowed:
+            return nullcontext()
         length = self._mask.shape[1]
         # [W, P + W]: query w stands in column P + w and sees the columns up to its own.
         causal = torch.ones(width, length, dtype=torch.bool).tril(length - width)
         own = causal & ~causal.tril(length - width - 1)  # padding sees itself, as in `pack`
         sees = ((causal & self._mask[:, None, :].bool()) | own)[:, None].to(self._device)
         positions = self._positions.to(self._device)
-        return self._window.mask(sees, positions[:, -width:], positions)
+        return over_positions(self._body, sees, positions[:, -width:], positions)
 
 
 def _best_match(stored: Sequence[_CachedRow], sequence: TokenIds) -> _Match:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from poad.lm.prompts import codec_for
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The directory of the embedded models."""
+_ADAPTER = "adapter_config.json"
+"""The file by which a directory is an adapter of PEFT."""
 
 # --- names ------------------------------------------------------------------------------------
 
@@ -124,36 +128,251 @@ def load_model(
     )
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where transformers finds a model."""
+
+    base: str
+    """A directory or a hub name."""
+    adapter: str | None
+    """An adapter of PEFT on the base: a directory or a hub name."""
+    options: dict[str, Any]
+    """Keyword arguments for ``from_pretrained`` of configurations, tokenizers and models."""
+
+
+def find_source(config: ModelConfig) -> Source:
+    """Find a model, without loading it.
+
+    Raises:
+        ModelError: there is no such model, or it is an adapter whose base is not there.
+    """
+    source = model_source(config.name)
+    if os.path.isdir(source) and not any(
+        os.path.isfile(os.path.join(source, file)) for file in (_ADAPTER, "config.json")
+    ):
+        raise ModelError(
+            f"Cannot load the model {config.name!r}: the directory holds no model. It has neither "
+            f"a config.json nor an {_ADAPTER}."
+        )
+    options = _hub_options(config.name, source) | {"trust_remote_code": config.trust_remote_code}
+    with _explained(config):
+        base = _base_of_adapter(source, options)
+    if base is None:
+        return Source(source, None, options)
+    if _base_of_adapter(base, options) is not None:
+        raise ModelError(
+            f"The model {config.name!r} is an adapter on the adapter {base!r}. Merge that one into "
+            "its base model, and save the result."
+        )
+    if config.quantize != "none":
+        raise ModelError(
+            f"The model {config.name!r} is an adapter, which cannot be merged into a base in "
+            f"{config.quantize}. Merge the two and save the result, or set model.quantize = none."
+        )
+    return Source(base, source, options)
+
+
+def _hub_options(name: str, source: str) -> dict[str, Any]:
+    """Ask the hub for a name once. If it cannot be reached, only downloaded files are used.
+
+    Transformers would ask for each file, and try each many times.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if os.path.isdir(source):
+        return {"local_files_only": True}
+    known = f"{did_you_mean(name, embedded_models(), 1)}{_expected()}"
+    try:
+        HfApi().model_info(source, timeout=10)
+    except (RepositoryNotFoundError, ValueError) as error:
+        reason = "has no such model, or it is private"
+        if isinstance(error, ValueError):
+            reason = "takes no such name"
+        raise ModelError(
+            f"Cannot load the model {name!r}: there is no such directory, and the hub {reason}. "
+            f"{known}"
+        ) from error
+    except Exception:  # whatever the client of the hub raises where there is no network
+        return {"local_files_only": True}
+    return {}
+
+
+def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
+    """Return the base of an adapter: a directory or a hub name; None if it is no adapter."""
+    from transformers.utils import find_adapter_config_file
+
+    local = {k: v for k, v in options.items() if k == "local_files_only"}
+    found = find_adapter_config_file(source, **local)
+    if found is None:
+        return None
+    settings = json.loads(Path(found).read_text(encoding="utf-8"))
+    name = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not name:
+        raise ModelError(f"The adapter {source!r} does not name its base model in {_ADAPTER}.")
+    beside = Path(found).parent / name
+    if not os.path.isdir(name) and beside.is_dir():
+        return str(beside)
+    if Path(name).is_absolute() and not os.path.isdir(name):
+        raise ModelError(
+            f"The base model {name!r} of the adapter {source!r} is not there. Correct "
+            f"base_model_name_or_path in its {_ADAPTER}."
+        )
+    return model_source(name)
+
+
 def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
     """Load the model and the tokenizer of transformers; explain what went wrong."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    name, source = config.name, model_source(config.name)
-    is_local = Path(source).is_dir()
-    options = _loading_options(config, device)
+    source = find_source(config)
+    options = source.options | _loading_options(config, device)
+    # Downloads from the hub keep their progress bars.
+    with without_progress_bars(os.path.isdir(source.base)), _explained(config):
+        tokenizer = load_tokenizer(source)
+        causal, info = AutoModelForCausalLM.from_pretrained(
+            source.base, output_loading_info=True, **options
+        )
+    _check_complete(causal, info, config.name)
+    _check_vocabulary(causal, tokenizer, config.name)
+    if source.adapter is not None:
+        causal = _merged_with(causal, source.adapter, config.name)
+    return causal, tokenizer
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer of a model: that of its adapter, if it has one."""
+    from transformers import AutoTokenizer
+
+    if source.adapter is not None:
+        try:
+            return AutoTokenizer.from_pretrained(source.adapter, **source.options)
+        except (OSError, ValueError):  # most adapters are saved without one
+            pass
+    return AutoTokenizer.from_pretrained(source.base, **source.options)
+
+
+@contextmanager
+def _explained(config: ModelConfig) -> Iterator[None]:
+    """Turn what transformers raises where a model cannot be loaded into one sentence."""
+    from safetensors import SafetensorError
+
+    name = config.name
     try:
-        with without_progress_bars(is_local):  # downloads from the hub keep theirs
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+        yield
     except ImportError as error:
         raise ModelError(
             f"Cannot load the model {name!r} with model.attention = {config.attention} and "
-            f"model.quantize = {config.quantize}: {str(error).strip().splitlines()[0]}"
+            f"model.quantize = {config.quantize}: {_in_a_line(error)}"
         ) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        said = _in_a_line(error)
+        if "trust_remote_code" in said:
+            raise ModelError(
+                f"The model {name!r} brings Python code of its own, which loading it would run. If "
+                "you have read and trust that code, set model.trust_remote_code = true."
+            ) from error
+        if "backend tokenizer" in said:
+            said = "its tokenizer is missing or cannot be read; it belongs into the same directory."
+        is_local = os.path.isdir(model_source(name))
         place = "" if is_local else "there is no such directory, and from the hub: "
+        hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
-            f"Cannot load the model {name!r}: {place}{str(error).splitlines()[0]} "
-            f"{did_you_mean(name, embedded_models(), 1)}Expected an embedded model "
-            f"({', '.join(embedded_models())}), a directory, or a hub name."
+            f"Cannot load the model {name!r}: {place}{said} {hint}{_expected()}"
         ) from error
+
+
+def _expected() -> str:
+    return (
+        f"Expected an embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
+    )
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return what an error says, up to the end of its first paragraph."""
+    return " ".join(str(error).strip().split("\n\n")[0].split())
+
+
+def _check_complete(causal: Any, info: Mapping[str, Any], name: str) -> None:
+    """Check that a checkpoint and the model it was loaded into have the same weights.
+
+    Transformers fills in what is missing at random.
+    """
+    own = {part for half in (causal, causal.base_model) for part, _ in half.named_children()}
+    # A value head or an image encoder beside the model does no harm.
+    left = [key for key in info.get("unexpected_keys", ()) if key.split(".")[0] in own]
+    misshapen = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    for keys, what in (
+        (info["missing_keys"], "lacks weights that its config.json promises"),
+        (misshapen, "has weights of other sizes than its config.json says"),
+        (left, "has weights that its config.json does not mention"),
+    ):
+        if keys:
+            some = ", ".join(sorted(map(str, keys))[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(f"The checkpoint of {name!r} {what}: {some}{more}. Save it again.")
+
+
+def _check_vocabulary(causal: Any, tokenizer: Any, name: str) -> None:
+    """Check that the model knows the words of its tokenizer.
+
+    Added tokens may lie beyond it, as one of Gemma 3 does. They are refused where they are read.
+    """
+    rows = int(causal.get_input_embeddings().weight.shape[0])
+    added = set(tokenizer.added_tokens_decoder)
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= rows and i not in added]
+    if beyond:
+        raise ModelError(
+            f"The tokenizer of {name!r} has {len(beyond):,} tokens that the model does not know: "
+            f"ids up to {max(beyond):,}, where the model has {rows:,}. Use the model's own "
+            "tokenizer."
+        )
+
+
+def _merged_with(causal: Any, adapter: str, name: str) -> Any:
+    """Merge an adapter of PEFT into its base, so that training and the reference start there.
+
+    Raises:
+        ModelError: it is damaged, fits another base, or cannot be merged exactly.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    ids = torch.arange(8)[None].remainder(causal.get_input_embeddings().weight.shape[0])
+    ids = ids.to(causal.device)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            adapted: Any = PeftModel.from_pretrained(causal, adapter).eval()
+            expected = adapted(input_ids=ids, use_cache=False).logits.float()
+            merged: Any = adapted.merge_and_unload(safe_merge=True).eval()
+            found = merged(input_ids=ids, use_cache=False).logits.float()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise _unmerged(name, _in_a_line(error)) from error
+    except (SafetensorError, UserWarning) as error:
+        raise _unmerged(name, _in_a_line(error)) from error
+    tolerance = 1e-3 if merged.dtype == torch.float32 else 0.05
+    if not (found - expected).norm() <= tolerance * expected.norm():
+        raise _unmerged(name, "together they compute something else than side by side.")
+    return merged.requires_grad_(True)  # PEFT has frozen the base
+
+
+def _unmerged(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"The model {name!r} is an adapter that cannot be merged into its base model: {reason}"
+    )
 
 
 def _loading_options(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     """Keyword arguments of ``from_pretrained``: precision, attention kernel and quantization."""
     dtype: torch.dtype = getattr(torch, config.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
+    options: dict[str, Any] = {"dtype": dtype}
+    if config.attention == "flash_attention_2":
+        # Otherwise transformers chooses `sdpa`, or `eager` for an architecture without it.
+        options["attn_implementation"] = config.attention
     if config.attention == "flash_attention_2" and device.type == "cpu":
         raise ModelError("model.attention = flash_attention_2 runs on GPUs only; use sdpa.")
     if config.quantize == "none":

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poad.errors import ModelError
-from poad.lm.cache import Decoder, Window
-from poad.lm.packing import Packed, pack
+from poad.lm.cache import Decoder
+from poad.lm.checks import LONGEST_CHECK, check_halves, check_reading
+from poad.lm.masks import over_positions, window_of
+from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
 
 
@@ -61,8 +63,15 @@ class LanguageModel:
         causal_lm: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
         self.causal_lm = causal_lm
         """The model of transformers, with any adapters inside."""
-        self._body, self._head = causal_lm.base_model, causal_lm.get_output_embeddings()
-        self._softcap: float | None = getattr(causal_lm.config, "final_logit_softcapping", None)
+        self._body, self._head = text_body(causal_lm), causal_lm.get_output_embeddings()
+        self._softcap: float | None = None
+        self._scale = 1.0
+        self.context_length = context_length(causal_lm.config)
+        """Number of tokens the model can read at once, None if it does not say."""
+        self._rows = int(causal_lm.get_input_embeddings().weight.shape[0])
+        if codec.pad_id >= self._rows:  # what stands in the padding never matters
+            codec.pad_id = codec.end_id
+        self._train_what_is_read()
         self._frozen: nn.Module | None = None
         self._frozen_head: nn.Module | None = None
         if not self._adapted and (keep_frozen or keep_reference):
@@ -71,26 +80,19 @@ class LanguageModel:
             self._frozen, self._frozen_head = copy.deepcopy(halves)
             for half in filter(None, (self._frozen, self._frozen_head)):
                 half.requires_grad_(False)
-        self._window = Window.of(causal_lm.config)
+        self.window = window_of(self._body, self.context_length or 2**17, self.device)
+        """Positions that the layer with the shortest view sees, None if all see the whole row."""
         self.branching = branching
         """True if rows may be trees."""
-        if self._window is not None and not branching:
-            raise ModelError(
-                f"Some layers of {type(causal_lm).__name__} look back {self._window.size} tokens "
-                "only, which model.attention = flash_attention_2 does not support here; use sdpa."
-            )
+        self._limit_window()
         self._dropouts = [
             module
             for name, module in causal.named_modules()
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
-        _check_halves(self)
         self._skips_unread = True
-        try:
-            _check_packing(self)
-        except ModelError:  # the feed-forward layers may need whole rows, as experts do
-            self._skips_unread = False
-            _check_packing(self)
+        check_halves(self)
+        check_reading(self)
         if gradient_checkpointing:
             self._checkpoint_layers()
 
@@ -107,9 +109,9 @@ class LanguageModel:
         return self._head.weight.device
 
     @property
-    def context_length(self) -> int | None:
-        """Number of tokens the model was trained to read at once, None if it does not say."""
-        return getattr(self._body.config, "max_position_embeddings", None)
+    def vocabulary(self) -> int:
+        """Number V of tokens that the model knows."""
+        return int(self._head.weight.shape[0])
 
     def parameters(self) -> list[nn.Parameter]:
         """List the weights that are trained."""
@@ -154,7 +156,7 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute next-token logits [..., V] in float32 from hidden states [..., H]."""
-        return self._soft_capped(self._head(hidden).float())
+        return self._scaled(self._head(hidden).float())
 
     @torch.no_grad()
     def frozen_logits(self, hidden: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ class LanguageModel:
                 return self.logits(hidden)
         if self._frozen_head is None:
             raise ModelError("This model was loaded without its untrained head.")
-        return self._soft_capped(self._frozen_head(hidden).float())
+        return self._scaled(self._frozen_head(hidden).float())
 
     def decoder(self, remember: bool = False) -> Decoder:
         """Make an incremental reader of growing rows, which caches keys and values.
@@ -176,7 +178,10 @@ class LanguageModel:
         Args:
             remember: also keep those of rows that end, for prompts that continue them.
         """
-        return Decoder(self._body, self.codec.pad_id, self._window, self.device, remember)
+        windowed = self.window is not None
+        return Decoder(
+            self._body, self.codec.pad_id, windowed, self.device, remember, self._check_readable
+        )
 
     @property
     def has_dropout(self) -> bool:
@@ -203,27 +208,48 @@ class LanguageModel:
                 for module in self._dropouts:
                     module.eval()
 
-    def _soft_capped(self, logits: Tensor) -> Tensor:
-        """Squash logits into ±softcap where the architecture does (Gemma 2, arXiv 2408.00118)."""
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Scale logits, and squash them into ±softcap (Gemma 2, arXiv 2408.00118), if need be."""
+        if self._scale != 1.0:
+            logits = logits * self._scale
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
+
+    def _check_readable(self, token_ids: Tensor, position_ids: Tensor) -> None:
+        """Check tokens and positions on the CPU, before they index the embeddings.
+
+        Raises:
+            ModelError: the model has no such token, or the row is too long.
+        """
+        highest, length = int(token_ids.max()), int(position_ids.max()) + 1
+        if highest >= self._rows:
+            raise ModelError(
+                f"The text has the token {self.codec.pieces([highest])[0]!r} (id {highest:,}), but "
+                f"the model knows {self._rows:,} tokens only. Use the model's own tokenizer."
+            )
+        if self.context_length is not None and length > self.context_length:
+            raise ModelError(
+                f"A row of {length:,} tokens is longer than the {self.context_length:,} that the "
+                "model can read. Use shorter prompts or actions."
+            )
 
     def _read(self, body: nn.Module, packed: Packed) -> Tensor:
         """Run a body over packed rows: [B, L] tokens -> [B, L, H] -> [Q, H] readings."""
         if not self.branching:
             packed = packed.without_branches(self.codec.pad_id)
+        self._check_readable(packed.token_ids, packed.position_ids)
         packed = packed.to(self.device)
         positions = packed.position_ids
         # Without a mask of its own a row is plain text: transformers takes a padding mask [B, L]
         # and adds causality. A tree needs its whole mask [B, 1, L, L].
-        mask: Any = packed.mask.long() if packed.attention is None else packed.attention
-        if packed.attention is not None and self._window is not None:
-            mask = self._window.mask(packed.attention, positions, positions)
-        with self._skipping_unread(body, packed):
+        masks: AbstractContextManager[None] = nullcontext()
+        if packed.attention is not None:
+            masks = over_positions(body, packed.attention, positions, positions)
+        with masks, self._skipping_unread(body, packed):
             hidden = body(
                 input_ids=packed.token_ids,
-                attention_mask=mask,
+                attention_mask=packed.mask.long(),
                 position_ids=positions,
                 use_cache=False,
             ).last_hidden_state
@@ -237,6 +263,38 @@ class LanguageModel:
         if layer is None or 2 * len(places) >= packed.tokens:
             return nullcontext()
         return _restricted_to(layer, places.unique())
+
+    def _train_what_is_read(self) -> None:
+        """Freeze what no text passes through, and check that something is left to train.
+
+        Raises:
+            ModelError: nothing is trained.
+        """
+        used = {id(p) for half in (self._body, self._head) for p in half.parameters()}
+        for parameter in self.module.parameters():
+            if id(parameter) not in used:
+                parameter.requires_grad_(False)
+        if not self.parameters():
+            raise ModelError(
+                f"No weight of this {type(self.causal_lm).__name__} can be trained. Set "
+                "model.tuning = lora, or name other layers with model.lora_targets."
+            )
+
+    def _limit_window(self) -> None:
+        """Limit the context to a window that is too long to check.
+
+        Raises:
+            ModelError: the attention kernel cannot be told of the window.
+        """
+        if self.window is None:
+            return
+        if not self.branching:
+            raise ModelError(
+                f"Some layers of {type(self.causal_lm).__name__} look back {self.window} tokens "
+                "only, which model.attention = flash_attention_2 does not support here; use sdpa."
+            )
+        if self.window > LONGEST_CHECK:
+            self.context_length, self.window = self.window, None
 
     def _checkpoint_layers(self) -> None:
         """Wrap the layers so that their activations are recomputed in the backward pass."""
@@ -252,49 +310,6 @@ class LanguageModel:
             layer.forward = partial(_checkpointed, layer.forward)
 
 
-# --- checks of the architecture ---------------------------------------------------------------
-
-
-@torch.no_grad()
-def _check_halves(model: LanguageModel) -> None:
-    """Check that body and head together are the whole model."""
-    body, whole = model._body, model.causal_lm
-    ids = torch.arange(4, device=model.device).remainder(model._head.weight.shape[0])[None]
-    expected = whole(input_ids=ids, use_cache=False).logits.float()
-    found = model.logits(body(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2):
-        raise ModelError(
-            f"{type(whole).__name__} does something between its last hidden state and its logits "
-            "that poad does not know, so training would optimize another policy. Use another "
-            "architecture."
-        )
-
-
-@torch.no_grad()
-def _check_packing(model: LanguageModel) -> None:
-    """Check that the branches of a padded tree read as they do alone."""
-    vocabulary = model._head.weight.shape[0]
-    a, b, c, d = (i % vocabulary for i in range(4))
-    positions = [((a, b, c), (d, a)), ((a, b, c), (b,)), ((d,), (c,))]
-    rows = [torch.tensor([[*prompt, *beginning]]) for prompt, beginning in positions]
-    alone = torch.cat(
-        [model._body(input_ids=row.to(model.device)).last_hidden_state[:, -1] for row in rows]
-    ).float()
-    try:
-        error = model.read(pack(positions, model.codec.pad_id)).float() - alone
-    except (TypeError, ValueError, RuntimeError) as failure:
-        reason = f"its forward pass fails with {str(failure)!r}"
-    else:
-        # With a wrong mask the relative error is about 1; bfloat16 alone accounts for 0.01.
-        if error.norm() <= 0.1 * alone.norm():
-            return
-        reason = "its hidden states differ from those of each action alone"
-    raise ModelError(
-        f"{type(model.causal_lm).__name__} cannot read several actions behind one prompt: "
-        f"{reason}. poad needs a transformer that takes an attention mask and position ids."
-    )
-
-
 # --- helpers of the forward pass --------------------------------------------------------------
 
 
@@ -307,6 +322,35 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         else:  # `torch.manual_seed` would also seed every GPU, whose states are not restored
             torch.default_generator.manual_seed(seed)
         yield
+
+
+def text_body(causal_lm: Any) -> Any:
+    """Return the part of a causal language model that reads text: no head, no image encoder."""
+    # The first names the causal language model itself in Llama 4, and a head in ModernBERT.
+    found = (causal_lm.get_decoder(), causal_lm.base_model, getattr(causal_lm, "model", None))
+    return next(body for body in found if hasattr(body, "config") and body is not causal_lm)
+
+
+def context_length(config: Any) -> int | None:
+    """Return the number of tokens up to which a model reads the same in rows of any length.
+
+    Some rotary embeddings change for all tokens once a row exceeds a length: LongRoPE (Phi-3) at
+    the length before it was extended, dynamic NTK at the length that the model states. Beyond it a
+    token's probability would depend on the other rows of its batch, so that length is the limit.
+
+    Args:
+        config: of transformers; of a composite model either the whole or that of its text.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None)]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for kind in (rope, *rope.values()):  # one for all layers, or one for each type of layer
+        if isinstance(kind, dict) and kind.get("rope_type") == "longrope":
+            limits.append(kind.get("original_max_position_embeddings"))
+    if getattr(text, "attn_temperature_tuning", False):
+        # Llama 4 scales attention by column. A tree has up to twice the columns of a row.
+        limits.append(text.floor_scale // 2)
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _layers(body: nn.Module) -> nn.ModuleList | None:

@@ -28,7 +28,9 @@ from poad.lm import (
     Packed,
     TextCodec,
     codec_for,
-    model_source,
+    context_length,
+    find_source,
+    load_tokenizer,
     packed_tokens,
     resolve_model,
 )
@@ -147,7 +149,7 @@ class CountingModel:
     def decoder(self, remember: bool = False) -> Decoder:
         """Make a real decoder around a body that only counts."""
         body: Any = self._body
-        return Decoder(body, self.codec.pad_id, None, self.device, remember)
+        return Decoder(body, self.codec.pad_id, False, self.device, remember)
 
     def _body(
         self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any, **_: Any
@@ -173,11 +175,10 @@ def load_codec(config: Config) -> tuple[TextCodec, bool]:
     Raises:
         PromptError: prompts cannot be made as configured.
     """
-    from transformers import AutoTokenizer
-
     name = resolve_model(config.model.name, config.env)
+    source = find_source(replace(config.model, name=name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(name))
+        tokenizer = load_tokenizer(source)
         TextCodec(tokenizer).prompt("word")  # without its files, a tokenizer may come up empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return TextCodec(_Guess()), False
@@ -251,11 +252,11 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
     tokens; ``tokenizer`` says whether it is the model's own.
     """
     config = settings.config
-    text = describe(config.model.name, config.env).get_text_config()
+    text = describe(config.model, config.env).get_text_config()
     model = CountingModel(
         codec,
         text.vocab_size if tokenizer else max(text.vocab_size, 32_000),
-        getattr(text, "max_position_embeddings", None),
+        context_length(text),
         branching=config.model.attention != "flash_attention_2",
     )
     with closing(_world(config)) as world:  # open to the end: its copies may share what is costly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError, did_you_mean
-from poad.lm import embedded_models, model_source, resolve_model, with_adapters
+from poad.lm import embedded_models, find_source, resolve_model, text_body, with_adapters
 
 _COUNTED = 67
 """Tokens sent through a model without memory. No size of a model is this number."""
@@ -65,10 +65,10 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
         ModelError: the model does not exist or is no causal language model, or the adapters fit no
             layer.
     """
-    described = describe(config.name, env)
+    described = describe(config, env)
     dtype = getattr(torch, config.dtype)
     causal = _without_memory(described, dtype, config.name)
-    body = causal.base_model
+    body = text_body(causal)
     counts = _counts(causal, described.get_text_config())
     if config.tuning == "lora":
         causal = with_adapters(causal, config)
@@ -78,17 +78,18 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
     return Shape(**counts, adapters=adapters, saved=_saved(causal, body) or published)
 
 
-def describe(name: str, env: str) -> Any:
-    """Load the transformers configuration of a model.
+def describe(config: ModelConfig, env: str) -> Any:
+    """Load the transformers configuration of a model; of an adapter, that of its base.
 
     Raises:
         ModelError: there is no such model.
     """
     from transformers import AutoConfig
 
-    name = resolve_model(name, env)
+    name = resolve_model(config.name, env)
+    source = find_source(replace(config, name=name))
     try:
-        return AutoConfig.from_pretrained(model_source(name))
+        return AutoConfig.from_pretrained(source.base, **source.options)
     except (OSError, ValueError, KeyError) as error:
         hint = did_you_mean(name, embedded_models(), 1)
         raise ModelError(
@@ -104,9 +105,7 @@ def _without_memory(described: Any, dtype: torch.dtype, name: str) -> Any:
 
     try:
         with torch.device("meta"):
-            causal: Any = AutoModelForCausalLM.from_config(
-                described, dtype=dtype, attn_implementation="sdpa"
-            )
+            causal: Any = AutoModelForCausalLM.from_config(described, dtype=dtype)
     except ValueError as error:
         raise ModelError(
             f"{name!r} is no causal language model: {str(error).splitlines()[0]}"
@@ -118,7 +117,7 @@ def _counts(causal: Any, text: Any) -> dict[str, Any]:
     """Count a base model; ``text`` is its configuration as a reader of text."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
-    body, head = causal.base_model, causal.get_output_embeddings()
+    body, head = text_body(causal), causal.get_output_embeddings()
     linear = [m for m in body.modules() if isinstance(m, nn.Linear | Conv1D)]
     embedded = {
         id(p) for m in body.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
@@ -159,9 +158,6 @@ def _saved(causal: nn.Module, body: nn.Module) -> int:
 
     ids = torch.zeros(1, _COUNTED, dtype=torch.long, device="meta")
     mask: Any = torch.ones(1, 1, _COUNTED, _COUNTED, dtype=torch.bool, device="meta")
-    settings: Any = body.config
-    if getattr(settings.get_text_config(), "layer_types", None):
-        mask = {"full_attention": mask, "sliding_attention": mask}
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             body(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_models import (
     CONFIGURATIONS,
     PROMPTS,
@@ -20,13 +24,12 @@ from tiny_models import (
     byte_level,
     next_token_logits,
 )
+from tolerance import drift
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    FalconConfig,
+    BertConfig,
     Gemma3TextConfig,
-    GPTJConfig,
-    GraniteConfig,
     T5Config,
 )
 from transformers.utils import logging
@@ -199,20 +202,209 @@ def test_an_unknown_attention_layer_asks_for_the_layers_to_adapt():
 
 
 def test_a_model_with_more_than_body_and_head_is_rejected():
-    with pytest.raises(ModelError, match="GraniteForCausalLM does something between"):
-        from_config(GraniteConfig(**SMALL, intermediate_size=48, logits_scaling=4.0))
+    config = BertConfig(**SMALL, intermediate_size=48, is_decoder=True)
+    with pytest.raises(ModelError, match="BertLMHeadModel does something between"):
+        from_config(config)
+
+
+def test_weights_that_are_not_numbers_are_rejected(zoo: Zoo):
+    causal: Any = zoo.load().module
+    with torch.no_grad():
+        causal.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        LanguageModel(causal, TextCodec(byte_level()))
+
+
+# --- what a directory may lack ----------------------------------------------------------------
+
+
+def changed(zoo: Zoo, to: Path, change: Any, architecture: str = "llama") -> Path:
+    """A copy of a directory whose named tensors were changed."""
+    path = Path(shutil.copytree(zoo.path(architecture), to))
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return path
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("lost", "said"),
     [
-        FalconConfig(**SMALL, alibi=True),  # positions from the mask alone
-        GPTJConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),  # adds its masks
+        ("layers.1.", "lacks weights .* model.layers.1.* and 6 more"),
+        ("lm_head", "lacks weights .* lm_head.weight"),
+        ("embed_tokens", "lacks weights .* model.embed_tokens.weight"),
     ],
 )
-def test_a_model_that_cannot_read_a_tree_is_rejected(config):
-    with pytest.raises(ModelError, match="cannot read several actions behind one prompt"):
-        from_config(config)
+def test_a_checkpoint_with_weights_missing_is_rejected(zoo: Zoo, tmp_path: Path, lost, said):
+    def lose(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if lost in name]:
+            del tensors[name]
+
+    assert re.search(said, rejection(changed(zoo, tmp_path / "part", lose)))
+
+
+def test_a_checkpoint_with_other_weights_is_rejected(zoo: Zoo, tmp_path: Path):
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(48, 32)
+
+    def cut(tensors: dict[str, Any]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:31].clone()
+
+    assert "does not mention: model.layers.2" in rejection(changed(zoo, tmp_path / "more", add))
+    assert "other sizes" in rejection(changed(zoo, tmp_path / "less", cut))
+
+
+def test_what_stands_beside_the_model_does_no_harm(zoo: Zoo, tmp_path: Path, packed: Packed):
+    """A value head from another trainer; and tied heads are stored once."""
+
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["v_head.summary.weight"] = torch.zeros(1, 32)
+
+    for kind in ("llama", "qwen"):
+        path = changed(zoo, tmp_path / kind, add, kind)
+        model = load_model(ModelConfig(name=str(path), device="cpu"))
+        assert torch.equal(model.read(packed), zoo.load(kind).read(packed))
+
+
+def test_a_directory_without_a_model_says_so(tmp_path: Path):
+    assert "neither a config.json nor an adapter_config.json" in rejection(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_rejected(zoo: Zoo, tmp_path: Path):
+    path = Path(shutil.copytree(zoo.path(), tmp_path / "mixed"))
+    TOKENIZERS["pieces"]().save_pretrained(path)
+    assert re.search(r"tokenizer.*does not know: ids up to \d+, where.*320", rejection(path))
+
+
+def test_a_padding_token_without_a_row_changes_nothing(zoo: Zoo, tmp_path: Path, packed: Packed):
+    path = Path(shutil.copytree(zoo.path(tokenizer="bytes_without_pad"), tmp_path / "padded"))
+    words = byte_level(pad=False)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(path)
+    model = load_model(ModelConfig(name=str(path), device="cpu"))
+    assert model.codec.pad_id == model.codec.end_id
+    same = zoo.load(tokenizer="bytes_without_pad")
+    assert torch.equal(model.read(packed), same.read(packed))
+
+
+# --- code and hub -----------------------------------------------------------------------------
+
+
+def test_code_that_comes_with_a_model_runs_only_if_the_setting_says_so(zoo: Zoo, tmp_path: Path):
+    """Nobody is asked on the terminal."""
+    path = Path(shutil.copytree(zoo.path(), tmp_path / "own"))
+    ran = tmp_path / "ran"
+    (path / "own.py").write_text(
+        f"from transformers import LlamaConfig\nopen({str(ran)!r}, 'w').close()\n"
+        "class Own(LlamaConfig):\n    model_type = 'own-llama'\n"
+    )
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "own-llama", "auto_map": {"AutoConfig": "own.Own"}}
+    (path / "config.json").write_text(json.dumps(config))
+    assert "model.trust_remote_code = true" in rejection(path)
+    assert not ran.exists()
+    with pytest.raises(ModelError):  # the configuration is known now, but there is no such model
+        load_model(ModelConfig(name=str(path), device="cpu", trust_remote_code=True))
+    assert ran.exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def refuse(self: Any, name: str, **_: Any) -> None:
+        asked.append(name)
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    assert "from the hub: it cannot be reached" in rejection("some/model")
+    assert asked == ["some/model"]
+
+
+# --- adapters ---------------------------------------------------------------------------------
+
+
+def adapter(zoo: Zoo, to: Path, base: Path | None = None, **settings: Any) -> Any:
+    """Save an adapter with opinions of its own; the model it makes of its base."""
+    causal: Any = AutoModelForCausalLM.from_pretrained(base or zoo.path())
+    chosen: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "up_proj"]} | settings
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        adapted: Any = get_peft_model(causal, LoraConfig(task_type="CAUSAL_LM", **chosen))
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora" in name:
+                    weight.copy_(torch.randn_like(weight) * 0.3)
+    adapted.eval().save_pretrained(to)
+    return adapted
+
+
+PEFT_ASKS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@PEFT_ASKS
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+def test_an_adapter_is_start_and_reference(zoo: Zoo, tmp_path: Path, tuning, settings, packed):
+    adapted = adapter(zoo, tmp_path / "sft", **settings)
+    config = ModelConfig(name=str(tmp_path / "sft"), tuning=tuning, device="cpu")
+    zoo.path()  # the tokenizer is that of the base
+    model = load_model(config, keep_reference=True)
+    with torch.no_grad():
+        expected = [
+            adapted(input_ids=torch.tensor([[*prompt, *rest]])).logits[0, -1]
+            for prompt, rest in CROWD
+        ]
+        for logits in (
+            model.logits(model.read(packed)),
+            model.frozen_logits(model.read_frozen(packed)),
+        ):
+            torch.testing.assert_close(logits, torch.stack(expected), rtol=0, atol=drift())
+    before = {name: weight.clone() for name, weight in model.state().items()}
+    assert len(before) == (8 if tuning == "lora" else len(zoo.load().state()))
+    take_a_large_step(model, packed)
+    assert any(not torch.equal(before[name], weight) for name, weight in model.state().items())
+
+
+@PEFT_ASKS
+def test_an_adapter_that_cannot_be_used_says_why(zoo: Zoo, tmp_path: Path):
+    adapter(zoo, tmp_path / "good")
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tmp_path / "good", tmp_path / name))
+
+    (copy("empty") / "adapter_model.safetensors").unlink()
+    assert "cannot be merged" in rejection(tmp_path / "empty")
+    (copy("cut") / "adapter_model.safetensors").write_bytes(b"\0" * 99)
+    assert "cannot be merged" in rejection(tmp_path / "cut")
+    path = copy("part") / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensors[name] for name in list(tensors)[1:]}, path, {"format": "pt"})
+    assert "missing adapter keys" in rejection(tmp_path / "part")
+    for name, base, said in (
+        ("lost", "/no/such/base", "base model '/no/such/base'"),
+        ("on another", str(tmp_path / "good"), "on the adapter"),
+        ("nameless", None, "does not name its base"),
+    ):
+        path = copy(name) / "adapter_config.json"
+        settings = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+        path.write_text(json.dumps(settings))
+        assert said in rejection(tmp_path / name)
+    assert "model.quantize = none" in rejection(tmp_path / "good", tuning="lora", quantize="4bit")
+    prompts = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(zoo.path()),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    )
+    prompts.save_pretrained(str(tmp_path / "prompts"))
+    assert "cannot be merged" in rejection(tmp_path / "prompts")
+
+
+def test_a_model_with_nothing_to_train_is_rejected(zoo: Zoo):
+    causal: Any = zoo.load().module
+    causal.requires_grad_(False)
+    with pytest.raises(ModelError, match=r"No weight .* can be trained"):
+        LanguageModel(causal, TextCodec(byte_level()))
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -97,9 +97,10 @@ def _positions(model: LanguageModel) -> list[Position]:
     length = min(_hinted(model), LONGEST_CHECK) + _MARGIN
     if model.context_length is not None:
         length = min(length, model.context_length - 2)
-    drawn = torch.randint(min(model.vocabulary, 1000), (max(length, 1) + 5,), generator=generator)
-    *prompt, a, b, c, d, e = drawn.tolist()
-    return [(tuple(prompt), (a, b)), (tuple(prompt), ((a + 1) % model.vocabulary,)), ((c,), (d, e))]
+    drawn = torch.randint(min(model.vocabulary, 1000), (max(length, 1) + 6,), generator=generator)
+    *prompt, a, b, c, d, e, f = drawn.tolist()
+    long, other = tuple(prompt), (a + 1) % model.vocabulary
+    return [(long, (a, b)), (long, (other,)), ((c, d), (e, f))]
 
 
 def _hinted(model: LanguageModel) -> int:

@@ -227,17 +227,30 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, An
 
     source = find_source(config)
     options = source.options | _loading_options(config, device)
-    # Downloads from the hub keep their progress bars.
-    with without_progress_bars(os.path.isdir(source.base)), _explained(config):
+    # Downloads from the hub keep their progress bars. What transformers reports on many lines about
+    # missing weights, `_check_complete` says in one.
+    local = os.path.isdir(source.base)
+    with without_progress_bars(local), _without_load_report(), _explained(config):
         tokenizer = load_tokenizer(source)
         causal, info = AutoModelForCausalLM.from_pretrained(
-            source.base, output_loading_info=True, **options
+            source.base, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     _check_complete(causal, info, config.name)
     _check_vocabulary(causal, tokenizer, config.name)
     if source.adapter is not None:
         causal = _merged_with(causal, source.adapter, config.name)
     return causal, tokenizer
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -276,6 +289,8 @@ def _explained(config: ModelConfig) -> Iterator[None]:
             ) from error
         if "backend tokenizer" in said:
             said = "its tokenizer is missing or cannot be read; it belongs into the same directory."
+        if "in the cached files" in said:
+            said = "it cannot be reached, and the model has not been downloaded before."
         is_local = os.path.isdir(model_source(name))
         place = "" if is_local else "there is no such directory, and from the hub: "
         hint = did_you_mean(name, embedded_models(), 1)

@@ -23,7 +23,7 @@ from torch import Tensor
 from poad.agent import Agent
 from poad.display import Screen
 from poad.errors import ExportError
-from poad.lm import without_progress_bars
+from poad.lm import find_source, without_progress_bars
 from poad.runs import atomic_directory
 from poad.workflows.card import base_name, model_card
 from poad.workflows.load import LoadedRun, Weights, load_weights
@@ -56,18 +56,24 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
             f"The run {run.path} has no adapters: model.tuning = {run.config.model.tuning} trained "
             "every weight. Leave out --adapter."
         )
+    if adapter and find_source(run.config.model).adapter is not None:
+        raise ExportError(
+            f"The run {run.path} began at an adapter, {run.config.model.name}, and an adapter "
+            "cannot stand on another. Leave out --adapter."
+        )
     try:
         with atomic_directory(to) as partial:
             with without_progress_bars():
                 if adapter:
                     _save_adapter(agent, partial)
                 else:
-                    _merged(agent).save_pretrained(partial)
+                    _as_it_acts(_merged(agent), agent).save_pretrained(partial)
             agent.model.codec.tokenizer.save_pretrained(partial)
             card = partial / "README.md"
             card.write_text(model_card(loaded, to.name, adapter), encoding="utf-8")
-            for file in partial.iterdir():  # safetensors makes files that only their owner can read
-                shutil.copymode(card, file)
+            for file in partial.rglob("*"):  # safetensors makes files for their owner only
+                if file.is_file():
+                    shutil.copymode(card, file)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"Cannot write the export {to}: {error}. Is the disk full? Nothing of it is left."
@@ -108,6 +114,19 @@ def _merged(agent: Agent) -> Any:
                 )
             weight += change.to(weight.device)
     return plain
+
+
+def _as_it_acts(causal: Any, agent: Agent) -> Any:
+    """Let ``generate()`` end where the run's actions end, by nothing but the model itself."""
+    from transformers import GenerationConfig
+
+    codec = agent.model.codec
+    causal.generation_config = GenerationConfig(
+        bos_token_id=codec.tokenizer.bos_token_id,
+        eos_token_id=codec.end_id,
+        pad_token_id=codec.pad_id,
+    )
+    return causal
 
 
 def _save_adapter(agent: Agent, folder: Path) -> None:

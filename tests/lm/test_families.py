@@ -180,6 +180,10 @@ def test_a_token_beyond_the_vocabulary_is_named() -> None:
     def read(packed: Packed) -> None:
         model.read(packed)
 
-    for reading in (lambda: read(pack([(ids, ())], 0)), lambda: model.decoder().start([ids])):
+    for reading in (
+        lambda: read(pack([(ids, ())], 0)),
+        lambda: model.decoder().start([ids]),
+        lambda: model.codec.trie(["open <door>", "wait"]),
+    ):
         with pytest.raises(ModelError, match=r"'<door>' \(id 320\).*knows 320 tokens"):
             reading()

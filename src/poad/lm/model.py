@@ -68,10 +68,11 @@ class LanguageModel:
         self._scale = 1.0
         self.context_length = context_length(causal_lm.config)
         """Number of tokens the model can read at once, None if it does not say."""
-        self._rows = int(causal_lm.get_input_embeddings().weight.shape[0])
-        if codec.pad_id >= self._rows:  # what stands in the padding never matters
+        codec.vocabulary = int(causal_lm.get_input_embeddings().weight.shape[0])
+        codec.check_known([codec.end_id])
+        if codec.pad_id >= codec.vocabulary:  # what stands in the padding never matters
             codec.pad_id = codec.end_id
-        self._train_what_is_read()
+        _train_what_is_read(self)
         self._frozen: nn.Module | None = None
         self._frozen_head: nn.Module | None = None
         if not self._adapted and (keep_frozen or keep_reference):
@@ -84,7 +85,7 @@ class LanguageModel:
         """Positions that the layer with the shortest view sees, None if all see the whole row."""
         self.branching = branching
         """True if rows may be trees."""
-        self._limit_window()
+        _limit_window(self)
         self._dropouts = [
             module
             for name, module in causal.named_modules()
@@ -94,7 +95,7 @@ class LanguageModel:
         check_halves(self)
         check_reading(self)
         if gradient_checkpointing:
-            self._checkpoint_layers()
+            _checkpoint_layers(self)
 
     # --- weights ------------------------------------------------------------------------------
 
@@ -222,12 +223,8 @@ class LanguageModel:
         Raises:
             ModelError: the model has no such token, or the row is too long.
         """
-        highest, length = int(token_ids.max()), int(position_ids.max()) + 1
-        if highest >= self._rows:
-            raise ModelError(
-                f"The text has the token {self.codec.pieces([highest])[0]!r} (id {highest:,}), but "
-                f"the model knows {self._rows:,} tokens only. Use the model's own tokenizer."
-            )
+        self.codec.check_known([int(token_ids.max())])
+        length = int(position_ids.max()) + 1
         if self.context_length is not None and length > self.context_length:
             raise ModelError(
                 f"A row of {length:,} tokens is longer than the {self.context_length:,} that the "
@@ -264,64 +261,8 @@ class LanguageModel:
             return nullcontext()
         return _restricted_to(layer, places.unique())
 
-    def _train_what_is_read(self) -> None:
-        """Freeze what no text passes through, and check that something is left to train.
 
-        Raises:
-            ModelError: nothing is trained.
-        """
-        used = {id(p) for half in (self._body, self._head) for p in half.parameters()}
-        for parameter in self.module.parameters():
-            if id(parameter) not in used:
-                parameter.requires_grad_(False)
-        if not self.parameters():
-            raise ModelError(
-                f"No weight of this {type(self.causal_lm).__name__} can be trained. Set "
-                "model.tuning = lora, or name other layers with model.lora_targets."
-            )
-
-    def _limit_window(self) -> None:
-        """Limit the context to a window that is too long to check.
-
-        Raises:
-            ModelError: the attention kernel cannot be told of the window.
-        """
-        if self.window is None:
-            return
-        if not self.branching:
-            raise ModelError(
-                f"Some layers of {type(self.causal_lm).__name__} look back {self.window} tokens "
-                "only, which model.attention = flash_attention_2 does not support here; use sdpa."
-            )
-        if self.window > LONGEST_CHECK:
-            self.context_length, self.window = self.window, None
-
-    def _checkpoint_layers(self) -> None:
-        """Wrap the layers so that their activations are recomputed in the backward pass."""
-        layers = _layers(self._body)
-        if layers is None:
-            raise ModelError(
-                f"The layers of {type(self.causal_lm).__name__} have an unknown name, so they "
-                "cannot be checkpointed; train with model.gradient_checkpointing = false."
-            )
-        # The hooks that restrict the last layer are gone by the time of the backward pass, so its
-        # recomputation would not match.
-        for layer in layers[:-1] if self._skips_unread else layers:
-            layer.forward = partial(_checkpointed, layer.forward)
-
-
-# --- helpers of the forward pass --------------------------------------------------------------
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of torch that a device uses, and restore their state afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if device.type == "cuda":
-            torch.manual_seed(seed)
-        else:  # `torch.manual_seed` would also seed every GPU, whose states are not restored
-            torch.default_generator.manual_seed(seed)
-        yield
+# --- the architecture --------------------------------------------------------------------------
 
 
 def text_body(causal_lm: Any) -> Any:
@@ -351,6 +292,68 @@ def context_length(config: Any) -> int | None:
         # Llama 4 scales attention by column. A tree has up to twice the columns of a row.
         limits.append(text.floor_scale // 2)
     return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _train_what_is_read(model: LanguageModel) -> None:
+    """Freeze what no text passes through, and check that something is left to train.
+
+    Raises:
+        ModelError: nothing is trained.
+    """
+    used = {id(p) for half in (model._body, model._head) for p in half.parameters()}
+    for parameter in model.module.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+    if not model.parameters():
+        raise ModelError(
+            f"No weight of this {type(model.causal_lm).__name__} can be trained. Set "
+            "model.tuning = lora, or name other layers with model.lora_targets."
+        )
+
+
+def _limit_window(model: LanguageModel) -> None:
+    """Limit the context to a window that is too long to check.
+
+    Raises:
+        ModelError: the attention kernel cannot be told of the window.
+    """
+    if model.window is None:
+        return
+    if not model.branching:
+        raise ModelError(
+            f"Some layers of {type(model.causal_lm).__name__} look back {model.window} tokens "
+            "only, which model.attention = flash_attention_2 does not support here; use sdpa."
+        )
+    if model.window > LONGEST_CHECK:
+        model.context_length, model.window = model.window, None
+
+
+def _checkpoint_layers(model: LanguageModel) -> None:
+    """Wrap the layers so that their activations are recomputed in the backward pass."""
+    layers = _layers(model._body)
+    if layers is None:
+        raise ModelError(
+            f"The layers of {type(model.causal_lm).__name__} have an unknown name, so they "
+            "cannot be checkpointed; train with model.gradient_checkpointing = false."
+        )
+    # The hooks that restrict the last layer are gone by the time of the backward pass, so its
+    # recomputation would not match.
+    for layer in layers[:-1] if model._skips_unread else layers:
+        layer.forward = partial(_checkpointed, layer.forward)
+
+
+# --- helpers of the forward pass --------------------------------------------------------------
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of torch that a device uses, and restore their state afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.manual_seed(seed)
+        else:  # `torch.manual_seed` would also seed every GPU, whose states are not restored
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _layers(body: nn.Module) -> nn.ModuleList | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from poad.errors import ModelError
 from poad.trie import ActionTrie
 from poad.turns import TokenIds
 
@@ -45,6 +46,8 @@ class TextCodec:
         self.end_id = _end_token(tokenizer) if end_id is None else end_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
+        self.vocabulary: int | None = None
+        """Number of tokens that the model knows, once there is one."""
         self._cache_size = cache_size
         self._prompts: dict[str, TokenIds] = {}
         self._rendered: dict[str, TokenIds] = {}
@@ -98,6 +101,7 @@ class TextCodec:
 
         Raises:
             ValueError: the action is blank or has no tokens, so the agent could not write it.
+            ModelError: the model does not know one of its tokens.
         """
         ids = self._actions.get(text)
         if ids is None:
@@ -108,6 +112,7 @@ class TextCodec:
                     "them that the tokenizer knows."
                 )
             ids = (*written, self.end_id)
+            self.check_known(ids)
             self._remember(self._actions, text, ids)
         return ids
 
@@ -131,6 +136,18 @@ class TextCodec:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """Decode each token by itself."""
         return [self.tokenizer.decode([token]) for token in token_ids]
+
+    def check_known(self, token_ids: Sequence[int]) -> None:
+        """Check that the model knows some tokens.
+
+        Raises:
+            ModelError: it has no row for one of them.
+        """
+        if self.vocabulary is not None and (highest := max(token_ids)) >= self.vocabulary:
+            raise ModelError(
+                f"The text has the token {self.pieces([highest])[0]!r} (id {highest:,}), but the "
+                f"model knows {self.vocabulary:,} tokens only. Use the model's own tokenizer."
+            )
 
     def _remember(self, store: dict[Any, Any], key: Any, value: Any) -> None:
         if len(store) >= self._cache_size:

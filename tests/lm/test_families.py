@@ -14,7 +14,9 @@ from families import COMPOSITE, READ, REFUSED, WINDOWS, build, config_of
 from tiny_models import byte_level
 from tolerance import drift
 
+from poad.config import ModelConfig
 from poad.errors import ModelError
+from poad.lm.loading import with_adapters
 from poad.lm.model import LanguageModel
 from poad.lm.packing import Packed, pack
 from poad.lm.tokenizer import TextCodec
@@ -97,6 +99,17 @@ def test_a_composite_model_is_trained_where_it_reads_text() -> None:
     text = causal.config.get_text_config()
     assert model.context_length == text.max_position_embeddings
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in causal.parameters())
+
+
+@pytest.mark.parametrize("kind", COMPOSITE if EVERYTHING else ("gemma3",))
+def test_adapters_sit_where_a_composite_model_reads_text(kind: str) -> None:
+    words = byte_level()
+    causal = with_adapters(build(config_of(kind, len(words))), ModelConfig(tuning="lora"))
+    model = LanguageModel(causal, TextCodec(words))
+    adapters = [name for name, _ in causal.named_parameters() if "lora" in name]
+    assert adapters
+    assert model.state().keys() == {*adapters}
+    assert not any("vision" in name for name in adapters)
 
 
 def test_masks_that_come_out_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,11 +57,11 @@ def check_halves(model: LanguageModel) -> None:
 def _scales(config: Any) -> Iterator[float]:
     """List the factors by which an architecture may multiply its logits, by their names."""
     yield 1.0
-    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
-        if isinstance(scale := getattr(config, name, None), float | int):
-            yield float(scale)
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
-        yield 1 / divisor
+    # Cohere; Falcon-H1; Granite divides by what HyperCLOVA X multiplies with.
+    for name in ("logit_scale", "lm_head_multiplier", "logits_scaling"):
+        scale = getattr(config, name, None)
+        if isinstance(scale, float | int) and scale:
+            yield from (float(scale), 1 / scale)
 
 
 @torch.no_grad()

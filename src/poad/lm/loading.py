@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 
 from poad.config import ModelConfig, PromptConfig
 from poad.errors import ModelError, did_you_mean
-from poad.lm.model import LanguageModel, seeded
+from poad.lm.model import LanguageModel, seeded, text_body
 from poad.lm.prompts import codec_for
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -352,6 +352,7 @@ def _merged_with(causal: Any, adapter: str, name: str) -> Any:
     Raises:
         ModelError: it is damaged, fits another base, or cannot be merged exactly.
     """
+    _quiet_bitsandbytes()
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -439,8 +440,7 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
         ModelError: no layer has one of the names in ``config.lora_targets``, or they are empty and
             the attention projections of this architecture are not known.
     """
-    # peft imports bitsandbytes if it is installed, which then warns about kernels that nobody uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
@@ -453,6 +453,7 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        exclude_modules=_beside_the_text(causal, targets) or None,
         # GPT-2 keeps its weights transposed.
         fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
         task_type="CAUSAL_LM",
@@ -466,6 +467,25 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
             f"No layer is called {' or '.join(targets)}; this model's linear layers are "
             f"{', '.join(sorted(linear))}. Set model.lora_targets."
         ) from error
+
+
+def _beside_the_text(causal: Any, targets: Sequence[str]) -> list[str]:
+    """Name the layers of an image encoder that are called like those to adapt."""
+    read = {
+        id(m)
+        for half in (text_body(causal), causal.get_output_embeddings())
+        for m in half.modules()
+    }
+    return [
+        name
+        for name, module in causal.named_modules()
+        if id(module) not in read and name.split(".")[-1] in {t.split(".")[-1] for t in targets}
+    ]
+
+
+def _quiet_bitsandbytes() -> None:
+    """Before peft imports it, if it is installed: it warns about kernels that nobody uses."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _attention_projections(causal: nn.Module) -> list[str]:

@@ -139,7 +139,7 @@ def config_of(kind: str, vocabulary: int, **own: Any) -> Any:
     """A tiny configuration of an architecture, by the name of its model type."""
     if kind in COMPOSITE:
         return _composite(kind, vocabulary)
-    known = CONFIG_MAPPING[kind.split()[0]]
+    known: Any = CONFIG_MAPPING[kind.split()[0]]
     default = known()
     sizes = {k: v for k, v in _SIZES.items() if hasattr(default, k)} | {"vocab_size": vocabulary}
     sizes |= READ.get(kind, _REFUSED_SETTINGS.get(kind, {})) | own
@@ -163,7 +163,8 @@ def _composite(kind: str, vocabulary: int) -> Any:
     if kind == "gemma3":
         text["query_pre_attn_scalar"] = 8
         rest = {"mm_tokens_per_image": 4}
-    return CONFIG_MAPPING[kind](text_config=text, vision_config=seen, **rest)
+    known: Any = CONFIG_MAPPING[kind]
+    return known(text_config=text, vision_config=seen, **rest)
 
 
 def build(config: Any) -> Any:

@@ -23,7 +23,7 @@ from poad.lm.tokenizer import TextCodec
 from poad.turns import Position
 
 EVERYTHING = bool(os.environ.get("POAD_ALL_FAMILIES"))
-FEW = ("gemma2", "gemma3", "gpt_oss", "llama4", "bloom", "cohere2", "granite", "gptj")
+FEW = ("gemma2", "gemma3", "gpt_oss", "llama4_text", "bloom", "cohere2", "granite", "gptj")
 FEW_REFUSED = ("gpt_neo", "mamba")
 
 

@@ -200,7 +200,7 @@ def _hub_options(name: str, source: str) -> dict[str, Any]:
 
 def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     """Return the base of an adapter: a directory or a hub name; None if it is no adapter."""
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     local = {k: v for k, v in options.items() if k == "local_files_only"}
     found = find_adapter_config_file(source, **local)
@@ -232,9 +232,10 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, An
     local = os.path.isdir(source.base)
     with without_progress_bars(local), _without_load_report(), _explained(config):
         tokenizer = load_tokenizer(source)
-        causal, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+        causal, info = loaded
     _check_complete(causal, info, config.name)
     _check_vocabulary(causal, tokenizer, config.name)
     if source.adapter is not None:

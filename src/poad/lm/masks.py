@@ -29,7 +29,7 @@ def over_positions(body: Any, sees: Tensor, queries: Tensor, keys: Tensor) -> It
         keys: [B, Lk] int64, positions.
     """
 
-    def build(rule: Rule, dtype: torch.dtype) -> Tensor:
+    def build(rule: Rule, dtype: torch.dtype) -> Tensor | None:
         rows = torch.arange(len(sees), device=sees.device)[:, None, None, None]
         near = rule(rows, rows.new_zeros(1), queries[:, None, :, None], keys[:, None, None, :])
         return _for_kernel(body, sees & near, dtype)
@@ -52,7 +52,7 @@ def window_of(body: nn.Module, longest: int, device: torch.device) -> int | None
     """
     rules: list[Rule] = []
 
-    def record(rule: Rule, dtype: torch.dtype) -> Tensor:
+    def record(rule: Rule, dtype: torch.dtype) -> Tensor | None:
         rules.append(rule)
         return _for_kernel(body, torch.ones(1, 1, 2, 2, dtype=torch.bool, device=device), dtype)
 
@@ -66,15 +66,18 @@ def window_of(body: nn.Module, longest: int, device: torch.device) -> int | None
     return min((int((~s).nonzero()[0]) for s in seen if s[0] and not s.all()), default=None)
 
 
-def _for_kernel(body: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def _for_kernel(body: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Return a mask as the body's attention takes it: bool, or what eager adds to its scores."""
-    if body.config._attn_implementation != "eager":
+    kernel = body.config._attn_implementation
+    if kernel.startswith("flash"):  # it takes none, and knows the windows itself
+        return None
+    if kernel != "eager":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 @contextmanager
-def _building(body: Any, build: Callable[[Rule, torch.dtype], Tensor]) -> Iterator[None]:
+def _building(body: Any, build: Callable[[Rule, torch.dtype], Tensor | None]) -> Iterator[None]:
     """Build the masks of a body with another function for a while."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as BUILDERS
 

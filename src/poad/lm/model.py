@@ -304,6 +304,11 @@ def _train_what_is_read(model: LanguageModel) -> None:
     for parameter in model.module.parameters():
         if id(parameter) not in used:
             parameter.requires_grad_(False)
+    if getattr(model.causal_lm, "is_quantized", False) and not model._adapted:
+        raise ModelError(
+            f"The weights of this {type(model.causal_lm).__name__} are quantized, so they cannot "
+            "be trained. Set model.tuning = lora."
+        )
     if not model.parameters():
         raise ModelError(
             f"No weight of this {type(model.causal_lm).__name__} can be trained. Set "

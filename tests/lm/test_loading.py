@@ -384,6 +384,8 @@ def test_an_adapter_that_cannot_be_used_says_why(zoo: Zoo, tmp_path: Path):
     assert "missing adapter keys" in rejection(tmp_path / "part")
     for name, base, said in (
         ("lost", "/no/such/base", "base model '/no/such/base'"),
+        ("lost, too", "runs/no/base", "base model 'runs/no/base'"),
+        ("elsewhere", "some/base", "Cannot load the model 'some/base'"),
         ("on another", str(tmp_path / "good"), "on the adapter"),
         ("nameless", None, "does not name its base"),
     ):

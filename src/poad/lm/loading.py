@@ -155,11 +155,14 @@ def find_source(config: ModelConfig) -> Source:
             f"a config.json nor an {_ADAPTER}."
         )
     options = _hub_options(config.name, source) | {"trust_remote_code": config.trust_remote_code}
-    with _explained(config):
+    with _explained(config, config.name):
         base = _base_of_adapter(source, options)
     if base is None:
         return Source(source, None, options)
-    if _base_of_adapter(base, options) is not None:
+    options |= _hub_options(base, base)
+    with _explained(config, base):
+        stacked = _base_of_adapter(base, options) is not None
+    if stacked:
         raise ModelError(
             f"The model {config.name!r} is an adapter on the adapter {base!r}. Merge that one into "
             "its base model, and save the result."
@@ -178,20 +181,18 @@ def _hub_options(name: str, source: str) -> dict[str, Any]:
     Transformers would ask for each file, and try each many times.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     if os.path.isdir(source):
-        return {"local_files_only": True}
-    known = f"{did_you_mean(name, embedded_models(), 1)}{_expected()}"
+        return {}
     try:
         HfApi().model_info(source, timeout=10)
-    except (RepositoryNotFoundError, ValueError) as error:
-        reason = "has no such model, or it is private"
-        if isinstance(error, ValueError):
-            reason = "takes no such name"
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        valid = isinstance(error, RepositoryNotFoundError)
+        reason = "has none that you may read" if valid else "takes no such name"
         raise ModelError(
             f"Cannot load the model {name!r}: there is no such directory, and the hub {reason}. "
-            f"{known}"
+            f"{did_you_mean(name, embedded_models(), 1)}{_expected()}"
         ) from error
     except Exception:  # whatever the client of the hub raises where there is no network
         return {"local_files_only": True}
@@ -213,7 +214,8 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     beside = Path(found).parent / name
     if not os.path.isdir(name) and beside.is_dir():
         return str(beside)
-    if Path(name).is_absolute() and not os.path.isdir(name):
+    # A hub name has at most one slash.
+    if (name[0] in "/.~" or name.count("/") > 1) and not os.path.isdir(name):
         raise ModelError(
             f"The base model {name!r} of the adapter {source!r} is not there. Correct "
             f"base_model_name_or_path in its {_ADAPTER}."
@@ -230,7 +232,8 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, An
     # Downloads from the hub keep their progress bars. What transformers reports on many lines about
     # missing weights, `_check_complete` says in one.
     local = os.path.isdir(source.base)
-    with without_progress_bars(local), _without_load_report(), _explained(config):
+    name = config.name if source.adapter is None else source.base
+    with without_progress_bars(local), _without_load_report(), _explained(config, name):
         tokenizer = load_tokenizer(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -267,11 +270,10 @@ def load_tokenizer(source: Source) -> Any:
 
 
 @contextmanager
-def _explained(config: ModelConfig) -> Iterator[None]:
+def _explained(config: ModelConfig, name: str) -> Iterator[None]:
     """Turn what transformers raises where a model cannot be loaded into one sentence."""
     from safetensors import SafetensorError
 
-    name = config.name
     try:
         yield
     except ImportError as error:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
+import tempfile
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+# What poad remembers of the code that a user trusts
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="poad-tests-")
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,10 @@
 """Run the command line: ``python -m poad`` does what ``poad`` does."""
 
+import os
 import sys
+
+if sys.path[0] == os.getcwd():  # a file in this directory must not pass for a library
+    del sys.path[0]
 
 from poad.cli import main
 

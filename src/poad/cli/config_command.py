@@ -10,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from poad.cli.arguments import Switch
-from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
-from poad.config import Config, dump, load
+from poad.cli.settings import EPILOG, Settings, check_settings, settings_file, settings_in
+from poad.cli.trust import trust
+from poad.config import Config, dump
 from poad.errors import ConfigError
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
@@ -30,13 +31,15 @@ class Options:
     """The same file as a flag."""
     resolved: Switch = False
     """Replace `auto` and null by what they mean for the world and the method."""
+    trust_code: Switch = False
+    """Do what the settings of a run ask for: import modules that are not poad's."""
     settings: Settings = field(default_factory=Config)
 
 
 def defaults(arguments: Sequence[str]) -> Options:
     """The options before the flags are read: the settings come from the file."""
     if arguments and not arguments[0].startswith("-"):
-        return Options(settings=load(Path(arguments[0]).expanduser()))
+        return Options(settings=settings_in(Path(arguments[0]).expanduser(), arguments))
     return Options(settings=settings_file(arguments))
 
 
@@ -46,6 +49,7 @@ def run(options: Options) -> int:
         raise ConfigError("Give the file once: as an argument or with --config.")
     settings = options.settings
     if options.resolved:
+        trust(settings)
         check_settings(settings)
         from poad.agent import resolve
 

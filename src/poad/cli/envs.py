@@ -11,6 +11,8 @@ import tyro
 from rich.table import Table
 
 from poad.cli.arguments import Switch
+from poad.cli.trust import trust
+from poad.config import Config
 from poad.display import Screen
 from poad.envs import CheckedWorld, check_env, docstring_of, known_worlds, make, world_arguments
 from poad.errors import WorldError
@@ -40,6 +42,7 @@ def run(options: Options) -> int:
     """List, describe or check; the exit status is 1 if a check fails."""
     if options.env is None:
         return _list()
+    trust(Config(env=options.env))
     if options.check:
         return _check(options.env, options.env_args, options.aliased)
     return _describe(options.env, options.env_args)

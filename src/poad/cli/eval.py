@@ -10,9 +10,10 @@ import tyro
 
 from poad.cli.arguments import Switch
 from poad.cli.settings import check_episodes, check_seed
+from poad.cli.trust import open_run, trust
+from poad.config import Config
 from poad.envs import make
 from poad.errors import ConfigError
-from poad.runs import Run
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Options:
     text: Path | None = None
     """With --language: measure how well the model predicts this text file instead; needs neither
     the harness nor a network."""
+    trust_code: Switch = False
+    """Do what the settings of the run ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
     quiet: Switch = False
     """Print one plain line per mode and nothing else."""
 
@@ -66,7 +70,7 @@ def run(options: Options) -> int:
     language = options.tasks or options.task_folder or options.limit is not None or options.text
     if language and not options.language:
         raise ConfigError("--tasks, --task-folder, --limit and --text belong to --language.")
-    config = Run.open(options.run).config
+    config = open_run(options.run, trusted=options.trust_code).config
     if options.language:
         return _language(options)
     seed = config.eval.seed if options.seed is None else options.seed
@@ -74,6 +78,7 @@ def run(options: Options) -> int:
     config = replace(config, eval=settings)
     if options.env is not None or options.env_args:
         config = replace(config, env=options.env or config.env, env_args=options.env_args)
+        trust(Config(env=config.env))
         make(config.env, **config.env_args).close()
     from poad.workflows import Weights, evaluate_run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from poad.cli.arguments import Switch
-from poad.runs import Run
+from poad.cli.trust import open_run
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,15 @@ class Options:
     adapter: Switch = False
     """Write only the LoRA adapters, for PEFT, instead of merging them into the model (for runs with
     model.tuning = lora)."""
+    trust_code: Switch = False
+    """Do what the settings of the run ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
 
 
 def run(options: Options) -> int:
     """Export; the exit status."""
-    Run.open(options.run).checkpoint_path(options.checkpoint)
+    run = open_run(options.run, trusted=options.trust_code)
+    run.checkpoint_path(options.checkpoint)
     from poad.workflows import Weights, export_run
 
     weights = Weights(options.run, options.checkpoint)

@@ -9,9 +9,10 @@ import tyro
 
 from poad.cli.arguments import Switch
 from poad.cli.settings import check_episodes
+from poad.cli.trust import open_run, trust
+from poad.config import Config
 from poad.envs import unseen_worlds, world_arguments
 from poad.errors import ConfigError
-from poad.runs import Run
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Options:
     poad/FoodPreparation-v0."""
     episodes: int = 100
     """Episodes in each world and mode (sampled and greedy)."""
+    trust_code: Switch = False
+    """Do what the settings of the runs ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
     quiet: Switch = False
     """Print the table and nothing else."""
 
@@ -39,12 +43,13 @@ def run(options: Options) -> int:
     check_episodes(options.episodes)
     worlds = options.worlds or tuple(unseen_worlds())
     for world in worlds:
+        trust(Config(env=world))
         try:
             world_arguments(world)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     for path in (options.run, *options.beside):
-        Run.open(path)
+        open_run(path, trusted=options.trust_code)
     from poad.workflows import generalize_run
 
     return generalize_run(

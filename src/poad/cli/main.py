@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -98,8 +97,6 @@ def _prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
             stream.reconfigure(errors="replace")
-    if os.getcwd() not in sys.path:  # --env my_module:MyWorld-v0 finds a module in this directory
-        sys.path.insert(0, os.getcwd())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from poad.cli.arguments import Switch
 from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.cli.trust import trust
 from poad.config import Config
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
@@ -27,6 +29,9 @@ class Options:
     flops: float | None = None
     """Operations per second that the machine sustains in matrix products, such as 150e12. Default:
     measured on this one."""
+    trust_code: Switch = False
+    """Do what the settings of a run ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
     settings: Settings = field(default_factory=Config)
 
 
@@ -37,6 +42,7 @@ def defaults(arguments: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Print the prediction; the exit status is 1 if the training does not fit."""
+    trust(options.settings)
     check_settings(options.settings)
     from poad.plan import show
 

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from poad.cli.arguments import Switch
 from poad.cli.settings import check_seed
+from poad.cli.trust import open_run, trust
 from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
-from poad.runs import Run
 from poad.turns import Action, Observation, TokenIds
 
 
@@ -44,6 +44,9 @@ class Options:
     """Iteration whose weights are used. Default: the newest checkpoint."""
     untrained: Switch = False
     """Use the run's model as it was before training."""
+    trust_code: Switch = False
+    """Do what the settings of the run ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world, if the target is one."""
 
@@ -59,7 +62,7 @@ def run(options: Options) -> int:
         )
     if options.human:
         raise ConfigError(f"{options.target} is not a world. `poad envs` lists those for --human.")
-    run = Run.open(options.target)
+    run = open_run(Path(options.target), trusted=options.trust_code)
     if not options.untrained:
         run.checkpoint_path(options.checkpoint)
     from poad.workflows import Weights, load_weights
@@ -77,6 +80,7 @@ def _is_world(target: str) -> bool:
 def _play_in_world(options: Options) -> int:
     if options.checkpoint is not None or options.untrained:
         raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
+    trust(Config(env=options.target))
     if options.human:
         return _play_human(options.target, options.env_args, options.seed or 0)
     make(options.target, **options.env_args).close()

@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from poad.cli.arguments import value_of
+from poad.cli.trust import FLAG, check_stored, is_in_run
 from poad.config import Config, load
 from poad.envs import make
 from poad.errors import ConfigError, did_you_mean
@@ -46,7 +47,15 @@ Settings = Annotated[Config, tyro.conf.arg(name="")]
 def settings_file(arguments: Sequence[str]) -> Config:
     """The settings in the file that ``--config`` names, or the defaults."""
     path = value_of("--config", arguments)
-    return Config() if path is None else load(Path(path).expanduser())
+    return Config() if path is None else settings_in(Path(path).expanduser(), arguments)
+
+
+def settings_in(path: Path, arguments: Sequence[str]) -> Config:
+    """The settings in a file. What those in a run ask for has to be trusted."""
+    config = load(path)
+    if is_in_run(path):
+        check_stored(config, path.parent, trusted=FLAG in arguments)
+    return config
 
 
 def check_settings(config: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from poad.cli.arguments import Switch
+from poad.cli.trust import trust
 from poad.errors import ConfigError
 
 
@@ -45,11 +46,13 @@ def run(options: Options) -> int:
         )
     if options.jobs < 0:
         raise ConfigError(f"--jobs {options.jobs}: the number of runs must not be negative.")
-    from poad.study import compare_studies, run_study
+    from poad.study import compare_studies, named_settings, run_study
 
     if options.compare is not None:
         return compare_studies(*options.compare)
     assert options.file is not None
+    for config in named_settings(options.file):
+        trust(config)
     return run_study(
         options.file,
         out=options.out,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from poad.cli.arguments import Switch, value_of
 from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.cli.trust import FLAG, open_run, trust
 from poad.config import Config
 from poad.errors import ConfigError
-from poad.runs import Run, check_new_run, check_trackers
+from poad.runs import check_new_run, check_trackers
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
 
@@ -33,13 +34,17 @@ class Options:
     """Go on with this run instead of starting a new one. More --steps are allowed."""
     quiet: Switch = False
     """Print nothing but errors."""
+    trust_code: Switch = False
+    """Do what the settings of a run ask for: import modules that are not poad's, or run programs
+    without protection. You are asked once (docs/security.md)."""
     settings: Settings = field(default_factory=Config)
 
 
 def defaults(arguments: Sequence[str]) -> Options:
     """The options before the flags are read: the settings come from --resume or --config."""
     if (resumed := value_of("--resume", arguments)) is not None:
-        return Options(settings=Run.open(resumed).config)
+        run = open_run(Path(resumed).expanduser(), trusted=FLAG in arguments)
+        return Options(settings=run.config)
     return Options(settings=settings_file(arguments))
 
 
@@ -52,6 +57,7 @@ def run(options: Options) -> int:
                 "--resume takes the directory and the settings from the run. Leave out --run and "
                 "--config."
             )
+        check_trackers(config.trackers)
         check_settings(config)
         from poad.workflows import resume_run
 
@@ -59,6 +65,7 @@ def run(options: Options) -> int:
     path = options.run or _free_path(config)
     check_new_run(path)
     check_trackers(config.trackers)
+    trust(config, path)
     check_settings(config)
     from poad.workflows import train_run
 

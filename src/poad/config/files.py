@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
@@ -62,17 +62,34 @@ for _class in (_Loader, _Dumper):
 # Reading.
 
 
-def load(path: str | Path, base: Config | None = None) -> Config:
+def load(path: str | Path, base: Config | None = None, *, complete: bool = False) -> Config:
     """Read a YAML file of settings.
 
     Args:
         path: the file.
         base: the settings that the file leaves out (default: ``Config()``).
+        complete: refuse a file that leaves out any setting, as one that was cut off does.
 
     Raises:
         ConfigError: the file is missing or not YAML, or `from_dict` rejects its content.
     """
-    return from_dict(read_yaml(path), base, str(path))
+    data = read_yaml(path)
+    if complete and (missing := [*_left_out(to_dict(Config()), data)]):
+        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise ConfigError(
+            f"{path} is incomplete: it lacks {few}. Was it cut off, or written by another version "
+            "of poad? Restore it from a copy."
+        )
+    return from_dict(data, base, str(path))
+
+
+def _left_out(settings: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted names of the settings that are not in the data."""
+    for key, value in settings.items():
+        if key not in data:
+            yield key
+        elif isinstance(value, dict) and isinstance(inner := data[key], Mapping):
+            yield from (f"{key}.{name}" for name in _left_out(value, inner))
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:

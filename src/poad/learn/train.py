@@ -201,12 +201,12 @@ class Trainer:
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.measured.extend(state["measured"])
         self.works.load_state(state["works"])
-        self._keep_best()
         for clock, (cpu, wall) in zip(
             (self.collecting, self.updating), state["seconds"], strict=True
         ):
             clock.cpu, clock.wall = cpu, wall
         self.run.truncate_metrics(self.iteration)
+        self._keep_best()
 
     def _metrics(self, rollout: Rollout, learned: Metrics) -> Metrics:
         def recent(field: str) -> float:

@@ -23,9 +23,11 @@ from poad.runs.records import (
     summarize,
 )
 from poad.runs.run import UNTRAINED, Run, check_new_run, read_summary
+from poad.runs.seals import MAY_CHANGE
 from poad.runs.trackers import check_trackers
 
 __all__ = [
+    "MAY_CHANGE",
     "PACKAGES",
     "UNTRAINED",
     "EpisodeRecord",

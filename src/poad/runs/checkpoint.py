@@ -1,22 +1,24 @@
 """Checkpoints: a directory for each, complete or absent.
 
     000024/policy.safetensors   a file per group of tensors
-    000024/state.json           {"iteration", "sha256": {group: hash of its file}, "state"}
+    000024/state.json           {"iteration", "sha256": {group: hash of its file}, "state", "seal"}
 
-The hashes are checked when a checkpoint is loaded.
+The hashes are checked when a checkpoint is loaded, and so is the seal (:mod:`poad.runs.seals`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from poad.errors import RunError
+from poad.runs.codec import plain
 from poad.runs.files import (
     atomic_directory,
     json_line,
@@ -24,6 +26,7 @@ from poad.runs.files import (
     remove_leftovers,
     write_text,
 )
+from poad.runs.seals import Seal, content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +45,11 @@ class Checkpoints:
     def iterations(self) -> list[int]:
         """List the iterations that have a checkpoint, in ascending order."""
         names = (entry.name for entry in self.root.glob("[0-9]*"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(name) for name in names if name == _name(name))
 
     def folder(self, iteration: int) -> Path:
         """Name the directory of a checkpoint, whether it exists or not."""
-        return self.root / f"{iteration:06d}"
+        return self.root / _name(iteration)
 
     def find(self, iteration: int | None = None) -> Path:
         """Return the directory of a checkpoint (default: the newest)."""
@@ -59,14 +62,16 @@ class Checkpoints:
             raise RunError(f"The run {run} has no checkpoint {iteration}; it has {listed}.")
         return self.folder(existing[-1] if iteration is None else iteration)
 
-    def save(self, iteration: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
+    def save(
+        self, iteration: int, tensors: Tensors, state: Mapping[str, Any], seal: Seal, keep: int
+    ) -> Path:
         """Write a checkpoint and remove the oldest, so that at most ``keep`` remain.
 
         Later checkpoints are removed too: they exist when a run was resumed from an earlier one,
         and training has now taken another course.
         """
         try:
-            write_checkpoint(self.folder(iteration), iteration, tensors, state)
+            write_checkpoint(self.folder(iteration), iteration, tensors, state, seal)
         except OSError as error:
             intact = ", ".join(map(str, self.iterations())) or "none"
             raise RunError(
@@ -79,11 +84,37 @@ class Checkpoints:
             remove_directory(self.folder(old))
         return self.folder(iteration)
 
-    def load(self, folder: Path | None = None) -> tuple[dict[str, dict[str, Tensor]], Any]:
-        """Read a checkpoint as the (tensors, state) that it was saved from."""
+    def load(
+        self, folder: Path | None, settings: str
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Read a checkpoint (default: the newest) as the (tensors, state) it was saved from.
+
+        Args:
+            folder: its directory.
+            settings: the hash of the run's settings.
+        """
         folder = self.find() if folder is None else folder
-        try:
+        self.seal(folder, settings)
+        with self._explained(folder):
             return read_checkpoint(folder)
+
+    def seal(self, folder: Path, settings: str) -> Seal:
+        """Read the seal of a checkpoint, and check that it belongs to this run and this place."""
+        with self._explained(folder):
+            content = read_state(folder)
+            seal: Seal = content.get("seal", {})
+            if seal.get("config", settings) != settings:
+                raise ValueError(
+                    "state.json belongs to a run with other settings than config.yaml has"
+                )
+            if _name(content["iteration"]) != folder.name:
+                raise ValueError(f"state.json is of iteration {content['iteration']}")
+        return seal
+
+    @contextlib.contextmanager
+    def _explained(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
             folders = map(self.folder, self.iterations())
             others = ", ".join(str(other) for other in folders if other != folder)
@@ -94,8 +125,17 @@ class Checkpoints:
             ) from error
 
 
+def _name(iteration: int | str) -> str:
+    """The directory's name of a checkpoint; empty if there can be no such checkpoint."""
+    return f"{int(iteration):06d}" if str(iteration).isdecimal() else ""
+
+
 def write_checkpoint(
-    folder: Path, iteration: int, tensors: Tensors, state: Mapping[str, Any]
+    folder: Path,
+    iteration: int,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    seal: Seal | None = None,
 ) -> None:
     """Write a checkpoint to disk, completely or not at all.
 
@@ -108,7 +148,9 @@ def write_checkpoint(
                 name: _save(partial / f"{name}.safetensors", group)
                 for name, group in tensors.items()
             }
-            content = {"iteration": iteration, "sha256": hashes, "state": state}
+            content = plain({"iteration": iteration, "sha256": hashes, "state": state})
+            content["seal"] = dict(seal or {})
+            content["seal"]["sha256"] = content_hash(content)
             write_text(partial / "state.json", json_line(content))
     except SafetensorError as error:
         raise OSError(str(error)) from error
@@ -118,9 +160,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """Read the (tensors, state) that a checkpoint was written from, with tensors on the CPU."""
     from safetensors.torch import load_file
 
-    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not {"sha256", "state"} <= content.keys():
-        raise ValueError("state.json lacks the keys of a checkpoint")
+    content = read_state(folder)
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in content["sha256"].items():
         file = folder / f"{name}.safetensors"
@@ -128,6 +168,20 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
             raise ValueError(f"{file.name} does not match the hash in state.json")
         tensors[name] = load_file(file)
     return tensors, content["state"]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what state.json holds."""
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"state.json is no JSON: {error}") from error
+    if not isinstance(content, dict) or not {"iteration", "sha256", "state"} <= content.keys():
+        raise ValueError("state.json lacks the keys of a checkpoint")
+    seal = content.get("seal", {})
+    if (expected := seal.pop("sha256", None)) and content_hash(content) != expected:
+        raise ValueError("state.json was changed after it was written")
+    return content
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> str:

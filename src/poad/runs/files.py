@@ -96,9 +96,14 @@ def remove_leftovers(root: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or leave the old one as it was."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, or leave the old one as it was."""
     partial = path.with_name(f".partial-{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         _sync(partial)
         partial.replace(path)
     except BaseException:
@@ -144,12 +149,18 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON lines as :func:`read_lines` does, each with its number, from 1."""
+def numbered_lines(path: Path, skip: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON lines as :func:`read_lines` does, each with its number, from 1.
+
+    Args:
+        path: the file.
+        skip: bytes at the beginning that are left out.
+    """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        before = file.read(skip).count(b"\n")
+        for number, line in enumerate(file, before + 1):
             try:
                 value = json.loads(line)
             except ValueError:
@@ -161,6 +172,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path}, line {number}: not a complete record (torn by a crash?); skipped.",
                     stacklevel=2,
                 )
+
+
+def read_from_disk(path: Path) -> bytes:
+    """Read a file once it is on disk; nothing if it is absent."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    _sync(path)
+    return content
 
 
 def _sync(path: Path) -> None:

@@ -11,7 +11,8 @@
 
 Text files are strict JSON (null stands for NaN) and tensors are safetensors; nothing is pickled. A
 file is written completely or not at all, except the two .jsonl files: a crash may tear their last
-line, which readers skip.
+line, which readers skip. The files vouch for each other (:mod:`poad.runs.seals`), so that one that
+was damaged or comes from another run is an error.
 """
 
 from __future__ import annotations
@@ -25,30 +26,41 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poad.config import Config, dump, load, to_dict
-from poad.errors import LockedError, RunError
+from poad.errors import LockedError, RunError, WorldError
 from poad.runs.checkpoint import Checkpoints, Tensors
-from poad.runs.codec import decode
+from poad.runs.codec import decode, encode, plain
 from poad.runs.files import (
     append_line,
     json_line,
     numbered_lines,
     read_lines,
     take_lock,
+    write_bytes,
     write_json,
     write_text,
 )
 from poad.runs.provenance import PACKAGES, environment
 from poad.runs.records import EpisodeRecord, RunSummary
+from poad.runs.seals import MAY_CHANGE, Seal, check_beginning, measure, settings_hash
 from poad.runs.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+OWN_FILES = frozenset(
+    (
+        *("config.yaml", "versions.json", "metrics.jsonl", "episodes.jsonl", "exported.jsonl"),
+        *("summary.json", "generalization.json", "generalization.md", "language.json"),
+        *("report.html", "checkpoints", "tensorboard", "wandb", "trackio"),
+    )
+)
+"""Names in a run's directory that no world may use, in small letters."""
 UNTRAINED = "untrained"
 """Label of the agent before training in tables of agents."""
 
@@ -96,7 +108,8 @@ class Run:
                 (path / "checkpoints").mkdir(exist_ok=True)
                 write_text(path / "config.yaml", dump(config))
                 created = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-                write_json(path / "versions.json", created | environment())
+                seal = {"seal": {"config": settings_hash(config)}}
+                write_json(path / "versions.json", created | environment() | seal)
             run._open_trackers(first=1)
         except BaseException:
             run.close()
@@ -110,8 +123,9 @@ class Run:
         """Open an existing run, to read it or to go on with it.
 
         Raises:
-            RunError: the directory is not a run; the message lists what is missing and runs nearby.
-            ConfigError: its configuration cannot be read.
+            RunError: the directory is not a run, or its files do not belong together; the message
+                says what is wrong.
+            ConfigError: its configuration cannot be read or is incomplete.
         """
         path = Path(path)
         needed = ("config.yaml", "versions.json")
@@ -119,7 +133,9 @@ class Run:
         if missing:
             why = f"without {' and '.join(missing)}" if path.is_dir() else "no such directory"
             raise RunError(f"{path} is not a run: {why}. {_runs_nearby(path)}")
-        return cls(path, load(path / "config.yaml"))
+        run = cls(path, load(path / "config.yaml", complete=True))
+        run._check_versions()
+        return run
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, env={self.config.env!r}, checkpoints={self.checkpoints()})"
@@ -151,6 +167,24 @@ class Run:
         """Read the versions that the run was created with, and those of later sessions."""
         return _read_json(self.path / "versions.json") or {}
 
+    def _check_versions(self) -> None:
+        """Check that versions.json is whole and was written for this configuration."""
+        versions = self.versions()
+        needed = ("python", *PACKAGES, "platform", "source", "git")
+        for recorded in (versions, *versions.get("later", ())):
+            if missing := [name for name in needed if name not in recorded]:
+                raise RunError(
+                    f"{self.path / 'versions.json'} was damaged: it lacks {', '.join(missing)}. "
+                    "Restore it from a copy."
+                )
+        sealed = versions.get("seal", {}).get("config", "")
+        if sealed and sealed != settings_hash(self.config):
+            raise RunError(
+                f"{self.path / 'config.yaml'} holds other settings than the run was created with, "
+                "or versions.json comes from another run. Restore them from a copy. Only "
+                f"{', '.join(MAY_CHANGE)} may change in a run."
+            )
+
     def add_notes(self, notes: Sequence[str]) -> None:
         """Record the world's remarks about this machine in versions.json."""
         with self._writing("versions.json") as path:
@@ -176,22 +210,58 @@ class Run:
             tracker.log(metrics, iteration)
 
     def metrics(self) -> list[dict[str, float]]:
-        """Read all metrics logged so far, a dictionary per iteration; null reads as NaN."""
-        lines = read_lines(self.path / "metrics.jsonl")
+        """Read all metrics logged so far, a dictionary per iteration; null reads as NaN.
+
+        Raises:
+            RunError: lines are missing, changed or out of order.
+        """
+        self._check_lines("metrics.jsonl")
+        lines = [line for line, _ in groupby(read_lines(self.path / "metrics.jsonl"))]
         return [{k: math.nan if v is None else v for k, v in line.items()} for line in lines]
 
     def truncate_metrics(self, iteration: int) -> None:
         """Remove metrics logged after ``iteration``, before training goes on from there.
 
         Evaluation episodes of later checkpoints and the summary are removed as well.
+
+        Raises:
+            RunError: lines up to the checkpoint of that iteration are not as they were.
         """
+        seal: Seal = {}
+        if iteration in self.checkpoints():
+            seal = self._seal_of(iteration)
+        kept: dict[str, bytes] = {}
         for name, key in (("metrics.jsonl", "iteration"), ("episodes.jsonl", "checkpoint")):
-            with self._writing(name) as path:
-                kept = [line for line in read_lines(path) if (line.get(key) or 0) <= iteration]
-                write_text(path, "".join(map(json_line, kept)))
+            path = self.path / name
+            kept[name] = check_beginning(path, seal, f"checkpoint {iteration}")
+            if name == "metrics.jsonl" and seal:
+                continue
+            for _, line in numbered_lines(path, len(kept[name])):
+                if (line.get(key) or 0) <= iteration:
+                    kept[name] += json_line(line).encode()
         with self._writing("summary.json", "remove") as path:
             path.unlink(missing_ok=True)
+        for name, content in kept.items():
+            with self._writing(name) as path:
+                write_bytes(path, content)
         self._open_trackers(first=iteration + 1)
+
+    def forget_episodes(self, checkpoint: int) -> None:
+        """Remove what an interrupted final evaluation of a checkpoint left, before it is repeated.
+
+        An episode depends on its seed and the weights alone, so playing it again brings it back.
+        """
+        config, path = self.config, self.path / "episodes.jsonl"
+        seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
+        played = {"env": config.env, "env_args": plain(config.env_args), "checkpoint": checkpoint}
+        seal = self._seal_of(checkpoint) if checkpoint in self.checkpoints() else {}
+        kept = check_beginning(path, seal, f"checkpoint {checkpoint}")
+        for _, line in numbered_lines(path, len(kept)):
+            if line.get("seed") not in seeds or line | played != line:
+                kept += json_line(line).encode()
+        if path.is_file() and path.stat().st_size > len(kept):
+            with self._writing(path.name):
+                write_bytes(path, kept)
 
     def add_episodes(self, records: Iterable[EpisodeRecord]) -> None:
         """Append evaluation episodes one by one, so that an interruption loses none."""
@@ -203,25 +273,71 @@ class Run:
         """Read the evaluation episodes in the order they were written.
 
         Raises:
-            RunError: a line is not such a record.
+            RunError: a line is not such a record, or lines are missing, changed or out of order.
         """
         path = self.path / "episodes.jsonl"
+        self._check_lines(path.name)
         for number, line in numbered_lines(path):
             yield decode(EpisodeRecord, line, f"{path}, line {number}")
 
     def keep(self, file: str, text: str) -> None:
-        """Write the best work of the agent so far, replacing the one before."""
-        with self._writing(Path(file).name) as path:
+        """Write the best work of the agent so far, replacing the one before.
+
+        Args:
+            file: its name, which the world gives. It must not be that of a file of the run.
+            text: its content.
+
+        Raises:
+            WorldError: the name is none, or it is taken.
+        """
+        if not file or file != Path(file).name or file.startswith(".") or file.lower() in OWN_FILES:
+            raise WorldError(
+                f"The world {self.config.env} calls its work {file!r} (info['work']['file']). That "
+                "is not a plain file name, or the run has such a file itself. Let the world use "
+                "another name, such as best_program.py."
+            )
+        with self._writing(file) as path:
             write_text(path, text)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write the outcome, replacing an earlier one."""
         with self._writing("summary.json") as path:
-            write_json(path, summary)
+            write_json(path, encode(summary) | {"seal": self._new_seal()})
 
     def summary(self) -> RunSummary | None:
-        """Read the outcome; None while the run is unfinished."""
+        """Read the outcome; None while the run is unfinished.
+
+        Raises:
+            RunError: the file cannot be read, or comes from another run.
+        """
+        seal = (_read_json(self.path / "summary.json") or {}).get("seal", {})
+        if seal.get("config", self._settings) != self._settings:
+            raise RunError(
+                f"{self.path / 'summary.json'} comes from a run with other settings. Restore it "
+                f"from a copy, or write it anew by `poad train --resume {self.path}`."
+            )
         return read_summary(self.path)
+
+    # Seals.
+
+    @property
+    def _settings(self) -> str:
+        return settings_hash(self.config)
+
+    def _new_seal(self) -> Seal:
+        files = (self.path / name for name in ("metrics.jsonl", "episodes.jsonl"))
+        return {"config": self._settings} | {file.name: measure(file) for file in files}
+
+    def _seal_of(self, iteration: int) -> Seal:
+        return self._checkpoints.seal(self._checkpoints.folder(iteration), self._settings)
+
+    def _check_lines(self, name: str) -> None:
+        """Check a .jsonl file by the summary or else by the newest checkpoint."""
+        seal: Seal = (_read_json(self.path / "summary.json") or {}).get("seal", {})
+        sealed_by = "summary.json"
+        if not seal and (existing := self.checkpoints()):
+            seal, sealed_by = self._seal_of(existing[-1]), f"checkpoint {existing[-1]}"
+        check_beginning(self.path / name, seal, sealed_by)
 
     # Checkpoints.
 
@@ -240,7 +356,8 @@ class Run:
             RunError: it could not be written; earlier checkpoints are intact.
         """
         self._take_lock()
-        return self._checkpoints.save(iteration, tensors, state, self.config.keep_checkpoints)
+        seal, keep = self._new_seal(), self.config.keep_checkpoints
+        return self._checkpoints.save(iteration, tensors, state, seal, keep)
 
     def checkpoints(self) -> list[int]:
         """List the iterations that have a checkpoint, in ascending order."""
@@ -262,7 +379,7 @@ class Run:
         Raises:
             RunError: it is missing or damaged; the message names the others.
         """
-        return self._checkpoints.load(path)
+        return self._checkpoints.load(path, self._settings)
 
     # One writer at a time.
 
@@ -303,7 +420,10 @@ def read_summary(path: Path) -> RunSummary | None:
     """
     file = path / "summary.json"
     content = _read_json(file)
-    return None if content is None else decode(RunSummary, content, str(file))
+    if content is None:
+        return None
+    content.pop("seal", None)
+    return decode(RunSummary, content, str(file))
 
 
 @contextlib.contextmanager
@@ -316,11 +436,14 @@ def _explained(action: str) -> Iterator[None]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"Cannot read {path}: {error}. Was it edited by hand?") from error
+    return content
 
 
 def check_new_run(path: Path) -> None:

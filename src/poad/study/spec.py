@@ -273,6 +273,14 @@ def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     return f"there is no {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}."
 
 
+def named_settings(file: Path) -> list[Config]:
+    """List one configuration for every module that a study file names."""
+    study = read_study(file)
+    jobs = (*search_jobs(study), *reported_jobs(study, {}))
+    found = {(job.config.env, job.config.credit.method): job.config for job in jobs}
+    return [*found.values(), *(Config(env=world) for world in study.unseen.worlds)]
+
+
 def toy_study(study: Study) -> Study:
     """Shrink a study to two worlds and seeds, two iterations and four episodes."""
     search, names = study.search, list(study.worlds)[:2]

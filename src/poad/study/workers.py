@@ -11,11 +11,11 @@ import contextlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -148,6 +148,7 @@ def run_tasks(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
                 task = waiting.popleft()
                 if task.finished:
                     continue
+                _move_aside(task)
                 attempts[task.path] = attempts.get(task.path, 0) + 1
                 process = context.Process(target=_run_task, args=(task,), name=task.path.name)
                 running[task.path] = task, process, len(_read_log(task))
@@ -265,16 +266,24 @@ def _train(task: Task) -> int:
     from poad.workflows import resume_run, train_run
 
     _wait_for_lock(task)
-    try:
-        has_checkpoint = bool(Run.open(task.path).checkpoints())
-    except RunError:
-        has_checkpoint = False
-    if not has_checkpoint:
-        shutil.rmtree(task.path, ignore_errors=True)
-        return train_run(load(task.sibling(".yaml")), task.path, quiet=True)
+    if not (task.path / "config.yaml").is_file():
+        return train_run(load(task.sibling(".yaml"), complete=True), task.path, quiet=True)
     if task.trained:
         return 0
     return resume_run(task.path, Run.open(task.path).config, quiet=True)
+
+
+def _move_aside(task: Task) -> None:
+    """Free the place of a run from what cannot be opened as one, and lose nothing of it."""
+    try:
+        if task.path.is_dir() and {entry.name for entry in task.path.iterdir()} - {".lock"}:
+            Run.open(task.path)
+    except PoadError as error:
+        number, aside = 1, task.sibling(".aside")
+        while aside.exists():
+            number, aside = number + 1, task.sibling(f".aside-{number + 1}")
+        task.path.rename(aside)
+        warnings.warn(f"{error} It was moved to {aside}; the run starts anew.", stacklevel=2)
 
 
 def _wait_for_lock(task: Task) -> None:

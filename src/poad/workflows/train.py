@@ -17,12 +17,9 @@ from poad.display import Progress, Screen, show_work, write_report
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
 from poad.plan import hindsight
-from poad.runs import Evaluation, LogprobDrift, Mode, Run, RunSummary
+from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
-
-_MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
-"""Settings that may change when a run is resumed."""
 
 
 def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
@@ -59,10 +56,10 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
     with Run.open(path) as run:
         before, after = to_dict(run.config), to_dict(config)
         changed = [key for key in after if after[key] != before[key]]
-        if forbidden := [key for key in changed if key not in _MAY_CHANGE]:
+        if forbidden := [key for key in changed if key not in MAY_CHANGE]:
             raise ConfigError(
                 f"{path} was trained with another {', '.join(forbidden)}. Only "
-                f"{', '.join(_MAY_CHANGE)} may change when a run is resumed. Start a new run for "
+                f"{', '.join(MAY_CHANGE)} may change when a run is resumed. Start a new run for "
                 "other settings."
             )
         trainer = _resumed_trainer(run, config)
@@ -99,6 +96,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     evaluation: dict[Mode, Evaluation] = {}
     if not interrupts and config.eval.episodes:
         console.print()
+        run.forget_episodes(trainer.iteration)
         try:
             evaluation = evaluate_modes(
                 trainer.agent,

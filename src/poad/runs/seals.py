@@ -1,0 +1,66 @@
+"""Seals: what the files of a run say about each other, to notice damaged and foreign ones.
+
+    versions.json   the hash of the run's settings
+    state.json      the same, the hash of its own content, and how long the .jsonl files were
+    summary.json    the hash of the settings, and how long the .jsonl files were
+
+The .jsonl files only grow, so their beginning must stay as it was. Files of earlier versions have
+no seals. A seal is no signature: whoever can write to a run can also write a seal that fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from poad.config import Config, dump, from_dict, to_dict
+from poad.errors import RunError
+from poad.runs.files import read_from_disk
+
+MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
+"""Settings that may change when a run is resumed. All others are sealed."""
+
+Seal = Mapping[str, Any]
+"""``config``, and by name of a .jsonl file ``{"bytes": n, "sha256": hash of the first n}``."""
+
+
+def settings_hash(config: Config) -> str:
+    """Hash the settings that stay the same for the whole life of a run."""
+    fixed = replace(config, **{name: getattr(Config(), name) for name in MAY_CHANGE})
+    text = dump(from_dict(to_dict(fixed)))  # 1 and 1.0 are the same rate
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Hash JSON values."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """Measure a .jsonl file for a seal, once it is on disk."""
+    content = read_from_disk(path)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def check_beginning(path: Path, seal: Seal, sealed_by: str) -> bytes:
+    """Return the beginning of a .jsonl file that a seal covers; nothing if it covers nothing.
+
+    Raises:
+        RunError: the file does not begin as it did.
+    """
+    expected = seal.get(path.name, {"bytes": 0})
+    content = b""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        content = file.read(expected["bytes"])
+    if expected["bytes"] and hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise RunError(
+            f"{path} was damaged: lines that {sealed_by} vouches for are missing, changed or out "
+            "of order. Restore the file from a copy, or repeat the run with `poad train --config "
+            f"{path.parent / 'config.yaml'} --run NEW`."
+        )
+    return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,15 @@ from rich.console import Console
 from rich.text import Text
 from synthetic_run import episode, metrics, turn
 
+from poad.display.clean import printable
+from poad.display.tables import Table
 from poad.display.terminal import (
     Progress,
+    Screen,
     show_ending,
     show_evaluation,
     show_turn,
+    show_work,
     sparkline,
     watch,
 )
@@ -165,6 +170,41 @@ def test_watching_an_evaluation_changes_nothing_but_the_screen():
     console = piped()
     assert list(watch(iter(records), 3, "sampled", console=console)) == records
     assert output(console) == ""
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b6n\x1bP\x7f\u202ecod\u2066\r[bold]plain[/]"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@given(st.text())
+def test_printable_text_shows_everything_and_commands_nothing(text: str):
+    clean = printable(text)
+    assert not OBEYED.search(clean)
+    assert len(clean) == len(text)
+    assert printable(clean) == clean
+    for before, after in zip(text, clean, strict=True):
+        assert before == after or not before.isprintable()
+
+
+def test_a_screen_obeys_nothing_that_it_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_COLOR", "1")
+    hostile = turn(prompt=HOSTILE, action=HOSTILE, pieces=(HOSTILE, "a", "b"))
+    screen = Screen()
+    screen.print(HOSTILE, soft_wrap=True)
+    screen.out(HOSTILE)
+    screen.rule(HOSTILE)
+    show_turn(screen, hostile, 1)
+    show_turn(screen, replace(hostile, offered=((HOSTILE, 0.5), ("b", 0.5))), 1)
+    show_work(screen, {"file": HOSTILE, "score": 1.0, "deviation": 0.0, "turn": 3, "text": HOSTILE})
+    screen.print(Table(["a", HOSTILE], [[HOSTILE, "b"]], title=HOSTILE).to_terminal())
+    with Progress(64, screen) as progress:
+        progress.update(metrics(1) | {f"world/{HOSTILE}": 1.0})
+    list(watch([1], 1, HOSTILE, screen))
+    told = capsys.readouterr().out
+    assert not OBEYED.search(told.replace("\n", ""))
+    assert told.count("[bold]plain[/]") >= 2  # and it takes no orders in the language of rich
 
 
 def test_an_evaluation_is_told_by_mode_with_its_interval():

@@ -8,12 +8,16 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import pytest
 import tiny_worlds
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_worlds import settings
 
 from poad.agent.build import Agent, load_agent
+from poad.config import SEEDS_PER_RUN, world_seed
 from poad.envs.check import check_env
 from poad.envs.registry import make
 from poad.errors import WorldError
@@ -95,6 +99,31 @@ def test_what_a_turn_holds_is_what_the_world_said(agent: Agent) -> None:
     ends = [t for stream in rollout.streams for t in stream if t.terminated or t.truncated]
     assert sum(e.success for e in rollout.episodes) == sum(t.terminated for t in ends)
     assert len(rollout.turns) == 36
+
+
+@given(st.integers(0, 2**63), st.integers(1, 2**20))
+def test_worlds_get_seeds_below_two_to_the_32_that_differ(seed: int, apart: int) -> None:
+    assert 0 <= world_seed(seed) < 2**32
+    assert world_seed(seed) != world_seed(seed + apart)
+    if seed < 2**32:
+        assert world_seed(seed) == seed
+    else:  # not among the evaluation episodes
+        assert world_seed(seed) >= 2 * SEEDS_PER_RUN
+
+
+@pytest.mark.parametrize("seed", [4291, 4293, 20240601, 2**63 - 1])
+def test_a_run_of_any_seed_plays_in_a_world_that_wants_small_ones(
+    agent: Agent, generator: np.random.Generator, seed: int
+) -> None:
+    class Picky(gymnasium.Wrapper[str, str, str, str]):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            np.random.RandomState(seed)
+            return super().reset(seed=seed, options=options)
+
+    first = (seed + 2) * SEEDS_PER_RUN
+    streams = Collector(lambda: Picky(make(tiny_worlds.name("Novel"))), agent.policy, 2, first)
+    streams.collect(5, generator)
+    assert [s["seed"] for s in streams.state()["streams"]] == [first + 2, first + 3]
 
 
 def test_every_episode_takes_the_next_seed(agent: Agent, generator: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from poad.runs import files as storage
 from poad.runs.codec import plain
-from poad.runs.files import append_line, json_line, read_lines, write_text
+from poad.runs.files import append_line, atomic_directory, json_line, read_lines, write_text
 
 JSON = st.recursive(
     st.none()
@@ -124,6 +124,31 @@ def test_lines_torn_inside_a_character_are_skipped_too(tmp_path: Path):
     path.write_bytes(b'{"n": 1}\n{"text": "\xc3')
     with pytest.warns(UserWarning, match="line 2"):
         assert list(read_lines(path)) == [{"n": 1}]
+
+
+def test_files_are_written_where_only_writable_files_can_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on Windows, which opens no directory either."""
+    fcntl = pytest.importorskip("fcntl")
+    really_open, really_sync = os.open, os.fsync
+
+    def open_file(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, flags, *rest, **named)
+
+    def sync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        really_sync(descriptor)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(tmp_path / "a.txt", "whole")
+    with atomic_directory(tmp_path / "b") as partial:
+        (partial / "c.txt").write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b" / "c.txt").read_text()
 
 
 def test_an_absent_file_has_no_lines(tmp_path: Path):

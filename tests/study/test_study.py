@@ -362,6 +362,24 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, number: signal.Sig
         assert row["value_loss"] == other["value_loss"]
 
 
+@pytest.mark.filterwarnings("default:.*moved to.*:UserWarning")
+def test_a_run_that_cannot_be_opened_is_moved_aside_with_everything_in_it(tmp_path: Path):
+    file = study_file(tmp_path, methods={"poad": {}}, seeds=[0])
+    out = tmp_path / "out"
+    assert run_study(file, out=out, quiet=True) == 0
+    path = out / "runs" / "chain.poad.0"
+    for number in (1, 2):
+        (path / "notes.txt").write_text("a stranger's")
+        (path / "summary.json").unlink()
+        (path / "config.yaml").write_text("")
+        held = sorted(each.relative_to(path) for each in path.rglob("*"))
+        with pytest.warns(UserWarning, match=r"config.yaml is incomplete.*moved to .*\.aside"):
+            assert run_study(file, out=out, quiet=True) == 0
+        aside = path.with_name(path.name + (".aside" if number == 1 else ".aside-2"))
+        assert sorted(each.relative_to(aside) for each in aside.rglob("*")) == held
+        assert Run.open(path).summary() is not None
+
+
 def test_what_does_not_fit_the_budget_is_listed_as_not_run(tmp_path: Path):
     file = study_file(tmp_path, budget_minutes=1e-6)
     assert run_study(file, out=tmp_path / "out", jobs=1, quiet=True) == 0

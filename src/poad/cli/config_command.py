@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from poad.cli.arguments import Switch
 from poad.cli.settings import EPILOG, Settings, check_settings, settings_file, settings_in
 from poad.cli.trust import trust
 from poad.config import Config, dump
+from poad.display import printable
 from poad.errors import ConfigError
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
@@ -54,5 +56,6 @@ def run(options: Options) -> int:
         from poad.agent import resolve
 
         settings = resolve(settings).config
-    print(dump(settings), end="")
+    text = dump(settings)
+    print(printable(text) if sys.stdout.isatty() else text, end="")
     return 0

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
 from poad.cli.arguments import Switch
 from poad.cli.trust import trust
@@ -54,7 +55,7 @@ def _list() -> int:
     table.add_column(no_wrap=True)
     table.add_column()
     for env_id, summary in known_worlds():
-        table.add_row(f"[bold]{env_id}[/]", summary)
+        table.add_row(Text(env_id, style="bold"), summary)
     console.print(table)
     console.print(
         "\n  poad envs poad/TomatoSalad-v0            describe a world\n"
@@ -123,5 +124,6 @@ def _check(env_id: str, env_args: Mapping[str, Any], aliased: bool) -> int:
     except WorldError as error:
         screen.print(str(error), markup=False, highlight=False)
         return 1
-    print(f"{env_id} keeps the contract of text worlds.", *notes, sep="\n")
+    lines = (f"{env_id} keeps the contract of text worlds.", *notes)
+    Screen().print(*lines, sep="\n", soft_wrap=True)
     return 0

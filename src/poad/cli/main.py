@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except PoadError as error:
         # A note says where in a world this happened.
-        sys.stderr.write(" ".join([f"poad: {error}", *getattr(error, "__notes__", ())]) + "\n")
+        _complain(" ".join([f"poad: {error}", *getattr(error, "__notes__", ())]) + "\n")
         return 2
 
 
@@ -94,6 +95,7 @@ def _overview() -> str:
 
 def _prepare_process() -> None:
     warnings.showwarning = _show_warning
+    sys.excepthook = _show_crash
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training
             stream.reconfigure(errors="replace")
@@ -102,7 +104,18 @@ def _prepare_process() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Print our own warnings as one line, and drop those of libraries, meant for developers."""
     if category is UserWarning:
-        sys.stderr.write(f"poad: note: {message}\n")
+        _complain(f"poad: note: {message}\n")
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    _complain("".join(traceback.format_exception(kind, error, trace)))
+
+
+def _complain(text: str) -> None:
+    """Write to the standard error; worlds and models may have written a part of the text."""
+    from poad.display import printable
+
+    sys.stderr.write(printable(text))
 
 
 if __name__ == "__main__":

@@ -118,8 +118,9 @@ def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
     person = _Person(console)
     world = WorldStream(partial(make, env_id, **env_args), person.dialogue(), seed)
     console.print(
-        f"[bold]{env_id}[/]: answer with a number or in words. An empty line leaves.\n",
-        highlight=False,
+        Text(env_id, style="bold"),
+        ": answer with a number or in words. An empty line leaves.\n",
+        sep="",
     )
     try:
         for step in play(person, [world], iter(())):
@@ -130,10 +131,9 @@ def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
                 console.print(f"  {shown} is not one of the offered actions.\n")
             if step.ended:
                 end = step.episode()
-                word = "[bold green]Success[/]" if end.success else "[bold red]No success[/]"
-                console.print(
-                    f"{word} after {turns} turns; return {end.episode_return:.3f}", highlight=False
-                )
+                word, style = ("Success", "green") if end.success else ("No success", "red")
+                outcome = f" after {turns} turns; return {end.episode_return:.3f}"
+                console.print(Text.assemble((word, f"bold {style}"), outcome))
     except _Left:
         console.print(f"\nYou left after {turns} turns.")
     finally:

@@ -30,7 +30,7 @@ def run(_: Options) -> int:
     """List the layers, then start the sandbox, which tests itself; the exit status."""
     from poad.envs.datasci import Sandbox, layers
 
-    console = Screen()
+    console = Screen(markup=True)
     found = layers()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("layer", "here", "what it does"):

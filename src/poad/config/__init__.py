@@ -22,6 +22,7 @@ from poad.config.settings import (
     ModelConfig,
     PPOConfig,
     PromptConfig,
+    world_seed,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "read_yaml",
     "to_dict",
     "whole_number",
+    "world_seed",
 ]

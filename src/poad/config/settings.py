@@ -17,6 +17,18 @@ from poad.errors import ConfigError
 SEEDS_PER_RUN = 1_000_003
 """Training episodes use the seeds from (2 + run seed) * 1,000,003 on, so that no two runs share
 them and none of them is an evaluation episode (those start at 1,000,000)."""
+_LAST_SEED = 2**63 - 1
+"""Beyond this, torch takes no seed."""
+
+
+def world_seed(seed: int) -> int:
+    """Fold the seed of an episode into [0, 2³²), since some worlds accept no others.
+
+    Smaller seeds stay as they are. The others go where no evaluation episode lies, and neighbours
+    stay apart.
+    """
+    first = 2 * SEEDS_PER_RUN
+    return seed if seed < 2**32 else first + (seed - first) % (2**32 - first)
 
 
 @dataclass(frozen=True)
@@ -216,7 +228,7 @@ class EvalConfig:
     """Episodes of the final evaluation, in each of two modes: sampled and greedy. 0 skips it."""
     every: Annotated[int, AtLeast(0)] = 0
     """Evaluate after every so many iterations as well. 0 evaluates only at the end."""
-    seed: Annotated[int, AtLeast(0)] = 1_000_000
+    seed: Annotated[int, Between(0, _LAST_SEED)] = 1_000_000
     """Seed of the first evaluation episode. The following episodes count up from it."""
     streams: Annotated[int, Above(0)] = 64
     """Episodes that are played in parallel."""
@@ -238,7 +250,7 @@ class Config:
     """Name of the world, as `poad envs` lists them, or `package.module:EnvId` for your own."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world's constructor. Each value is read as YAML."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Between(0, _LAST_SEED)] = 0
     """Seed of all random numbers of the run."""
     steps: Annotated[int, Above(0)] = 12_288
     """Turns to train for, over all streams. The last iteration is always a whole one."""

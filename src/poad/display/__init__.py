@@ -1,5 +1,6 @@
 """Output for people: the terminal, tables, plots and pages."""
 
+from poad.display.clean import printable
 from poad.display.html import Html, page, tag
 from poad.display.numbers import bounds, compact, interval, number, p_value, percent
 from poad.display.plots import (
@@ -44,6 +45,7 @@ __all__ = [
     "percent",
     "plot_learning",
     "plot_theory",
+    "printable",
     "show_ending",
     "show_evaluation",
     "show_turn",

@@ -13,15 +13,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.table import Table as Grid
 from rich.text import Text
 
+from poad.display.clean import printable
 from poad.display.numbers import number, percent
 from poad.display.tables import Table, evaluation_table
 from poad.display.turns import can_draw, describe_ending, rule, turn_in_terminal
@@ -49,10 +51,28 @@ _COLUMNS = (
 
 
 class Screen(Console):
-    """A console without highlighting that goes quiet when the reader of its pipe is gone."""
+    """A console that shows text as it is, without highlighting, and obeys nothing in it.
 
-    def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
-        super().__init__(quiet=quiet, stderr=stderr, highlight=False)
+    It goes quiet when the reader of its pipe is gone.
+
+    Args:
+        quiet: show nothing.
+        stderr: write to the standard error.
+        markup: read [bold] and the like; only for text that is all poad's own.
+    """
+
+    def __init__(self, *, quiet: bool = False, stderr: bool = False, markup: bool = False) -> None:
+        super().__init__(quiet=quiet, stderr=stderr, markup=markup, emoji=False, highlight=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render an object; whatever is shown comes through here."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text))
 
     def on_broken_pipe(self) -> None:
         """Continue without output: training must not end because ``head`` did."""
@@ -177,7 +197,7 @@ def can_be_live(console: Console) -> bool:
 def watch(records: Iterable[T], total: int, label: str, console: Console) -> Iterator[T]:
     """Pass on evaluation episodes while a progress bar counts them (on a terminal only)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TextColumn("episodes,"),

@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
+from poad.display.clean import printable
 from poad.display.html import Html, tag
 from poad.display.numbers import compact, number, percent
 from poad.runs import EpisodeRecord, TurnRecord
@@ -93,10 +94,10 @@ def turn_in_terminal(turn: TurnRecord, index: int, console: Console) -> Renderab
     heading, value = _heading(turn, index)
     parts: list[RenderableType] = [
         rule(console, Text.assemble((heading, "bold"), f"  {value}")),
-        _indented(Text(turn.prompt)),
+        _indented(Text(printable(turn.prompt))),
         _offers_in_terminal(turn, console)
         if turn.offered
-        else _indented(Text(turn.action, style="bold green"), 4),
+        else _indented(Text(printable(turn.action), style="bold green"), 4),
     ]
     if turn.invalid:
         parts.append(Text("  The world did not offer this action.", style="red"))
@@ -132,7 +133,7 @@ def _offers_in_terminal(turn: TurnRecord, console: Console) -> Padding:
         bar = full * round(width * _share(offer.probability))
         cells = (mark if offer.chosen else "", offer.action, bar, percent(offer.probability))
         style = "bold green" if offer.chosen else ""
-        grid.add_row(*(Text(cell, style=style) for cell in cells))
+        grid.add_row(*(Text(printable(cell), style=style) for cell in cells))
     if more:
         cells = ("", f"and {len(more)} more", "", percent(_total(more)))
         grid.add_row(*(Text(cell, style="dim") for cell in cells))
@@ -143,7 +144,11 @@ def _tokens_in_terminal(turn: TurnRecord, symbols: bool) -> Text:
     """A line of tokens with their probabilities, and a line of values; forced tokens are dim."""
     text, tokens = Text("tokens ", style="dim"), _tokens(turn)
     for token in tokens:
-        piece = visible(token.piece) if symbols else token.piece.replace("\n", "\\n").strip(" ")
+        piece = (
+            visible(token.piece)
+            if symbols
+            else printable(token.piece).replace("\n", "\\n").strip(" ")
+        )
         if token.probability is None:
             text.append(f"{piece or chr(39) * 2}  ")
         else:
@@ -211,7 +216,7 @@ def _token_in_html(token: Token) -> Html:
 
 def visible(piece: str) -> str:
     """A token's text with white space made visible."""
-    return piece.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
+    return printable(piece).replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
 
 
 def _known(value: float) -> float:

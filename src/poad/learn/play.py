@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from poad.agent import ActingCache
+from poad.config import world_seed
 from poad.envs import CheckedWorld
 from poad.errors import WorldError
 from poad.turns import Action, Episode, Observation, TokenIds, Turn
@@ -124,7 +125,7 @@ class WorldStream:
         """
         self.seed = seed
         self.actions: list[Action] = []
-        shown = self.world.reset(seed)
+        shown = self.world.reset(world_seed(seed))
         with self.world.placed():
             prompt_ids = self.prompts.first_prompt(shown.prompt)
         self.observation = Observation(shown.prompt, shown.actions, prompt_ids)

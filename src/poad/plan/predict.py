@@ -338,7 +338,7 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
         raise HardwareError(f"--flops {flops:g}: must be above 0, in operations per second.")
     room = device_memory(config) if memory is None else read_size(memory)
     plan = predict(config, flops=flops)
-    console = Screen()
+    console = Screen(markup=True)
     console.print(_table(plan, config).to_terminal(), "", *_world_lines(plan), "", sep="\n")
     console.print(*_time_lines(plan, config, given=flops is not None), "", sep="\n")
     fits = plan.memory <= room

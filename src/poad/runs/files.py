@@ -96,7 +96,7 @@ def remove_leftovers(root: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or leave the old one as it was."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -186,7 +186,13 @@ def read_from_disk(path: Path) -> bytes:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or a directory's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    is_directory = path.is_dir()
+    try:  # Windows flushes only what is open for writing
+        descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
+    except PermissionError:
+        if is_directory:  # Windows opens no directory
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from poad.config import Config
 from poad.credit import find_method
@@ -62,7 +63,7 @@ def run_study(
     with directory.lock() if jobs else nullcontext():
         directory.protect_results()
         if jobs:
-            console.print(f"Study [bold]{study.name}[/] into {out}")
+            console.print("Study", Text(study.name, style="bold"), f"into {out}")
             try:
                 requested += [job for job in directory.search if job.method in methods]
                 _run_jobs(directory, requested, jobs, console)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
+from rich.text import Text
 
 from poad.agent import Agent
 from poad.config import Config
@@ -33,7 +34,8 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
     console = Screen(quiet=quiet)
     run, agent, iteration = load_weights(weights)
     console.print(
-        f"Evaluating {run.path}, {weights.describe(iteration)}, in [bold]{config.env}[/]",
+        f"Evaluating {run.path}, {weights.describe(iteration)}, in",
+        Text(config.env, style="bold"),
         soft_wrap=True,
     )
     # Episodes of an exported model do not belong to a checkpoint, so they get a file of their own.

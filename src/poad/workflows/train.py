@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from poad.config import Config, to_dict
 from poad.display import Progress, Screen, show_work, write_report
@@ -122,7 +123,10 @@ def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
     if trainer.env_steps >= config.steps:
         plan = f"already trained for {trainer.env_steps:,} steps; more with --steps"
     console.print(
-        f"Training [bold]{config.env}[/] with [bold]{config.credit.method}[/] "
+        "Training",
+        Text(config.env, style="bold"),
+        "with",
+        Text(config.credit.method, style="bold"),
         f"({config.model.name}, seed {config.seed}, {plan}) in {run.path}",
         soft_wrap=True,
     )

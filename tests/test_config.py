@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
+import json
 import math
 import types
 import typing
@@ -14,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from poad.cli.main import main
@@ -32,6 +34,7 @@ from poad.config import (
 )
 from poad.config.ranges import Above, AtLeast, Between, out_of_range
 from poad.errors import ConfigError
+from poad.runs import plain
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -196,6 +199,61 @@ def test_a_worlds_arguments_keep_their_types_in_a_file(args: dict[str, Any]):
 
     back = from_dict(parse_value(dump(Config(env_args=args)))).env_args
     assert typed(back) == typed(args)
+
+
+class Paint(enum.IntEnum):
+    RED = 1
+
+
+class Word(str):
+    """A text of another type."""
+
+
+KEYS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
+SIMPLE = KEYS | st.binary() | st.datetimes(timezones=st.sampled_from([None, datetime.UTC]))
+ODD = st.sampled_from([(), (1,), np.int64(3), np.float32(0.1), Path("x"), Paint.RED, Word("a"), 1j])
+ARGS = st.recursive(
+    SIMPLE | ODD,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYS, inner, max_size=3)
+        | st.sets(KEYS, max_size=3)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=4,
+)
+
+
+def exactly(value: Any) -> Any:
+    """A value that equals another only if both are of the same types throughout."""
+    if isinstance(value, dict):
+        return dict, [(exactly(key), exactly(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [exactly(item) for item in value]
+    if isinstance(value, set):
+        return set, sorted(map(repr, value))
+    return type(value), repr(value)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(st.text(max_size=4), ARGS, max_size=2))
+def test_a_worlds_arguments_come_back_exactly_or_are_refused(args: dict[str, Any]):
+    try:
+        text = dump(Config(env_args=args))
+    except ConfigError as error:
+        assert "env_args" in str(error)  # noqa: PT017
+    else:
+        back = from_dict(parse_value(text))
+        assert exactly(back.env_args) == exactly(args)
+        assert dump(back) == text
+        json.dumps(plain(back.env_args), allow_nan=False)  # records can hold them
+
+
+def test_arguments_that_contain_themselves_are_refused():
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(ConfigError, match="refers to itself"):
+        dump(Config(env_args={"x": loop}))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,36 @@ class SandboxError(PoadError, RuntimeError):
     """Programs cannot be run safely here; the message says what is missing and how to get it."""
 
 
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "lambda": "lam",
+    "gae_lambda": "lam",
+    "clip_range": "clip",
+    "clip_eps": "clip",
+    "beta": "kl_reference",
+    "kl_coef": "kl_reference",
+    "ent_coef": "entropy",
+    "vf_coef": "coefficient",
+    "n_epochs": "epochs",
+    "n_steps": "horizon",
+    "n_envs": "streams",
+    "num_envs": "streams",
+    "total_timesteps": "steps",
+    "max_new_tokens": "max_action_tokens",
+}
+"""What other libraries call our settings, with our names."""
+
+
+def own_name(name: str) -> str:
+    """Return our name for what other libraries call a setting; any other name as it is."""
+    return _ELSEWHERE.get(name, name)
+
+
+def _last_part(name: str) -> str:
+    """The setting that a dotted name or a flag stands for."""
+    return name.removeprefix("--").rpartition(".")[2].replace("-", "_")
+
+
 def did_you_mean(name: object, known: Iterable[object], count: int = 2) -> str:
     """Suggest the nearest known names, as a sentence with a trailing space; empty if none is near.
 
@@ -98,5 +128,8 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 2) -> str:
         known: the names that exist.
         count: how many suggestions to make at most.
     """
-    near = difflib.get_close_matches(str(name), [str(each) for each in known], count, 0.5)
+    options = [str(each) for each in known]
+    meant = _ELSEWHERE.get(_last_part(str(name)))
+    near = [each for each in options if _last_part(each) == meant][:count]
+    near = near or difflib.get_close_matches(str(name), options, count, 0.5)
     return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

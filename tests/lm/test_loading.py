@@ -101,10 +101,17 @@ def test_its_tokenizer_comes_with_it(zoo: Zoo, tokenizer):
     assert (codec.end_id, codec.pad_id) == (own.end_id, own.pad_id)
 
 
-def test_the_embedded_model_is_known_by_name_and_world():
+def test_the_embedded_model_is_known_by_name_and_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert "tiny-kitchen" in embedded_models()
     assert resolve_model("auto", "poad/TomatoSalad-v0") == "tiny-kitchen"
     assert resolve_model("some/model", "poad/TomatoSalad-v0") == "some/model"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    (tmp_path / "tiny-length").mkdir()
+    assert resolve_model("some/model", "any/World-v0") == str(tmp_path / "some" / "model")
+    assert resolve_model("tiny-length", "any/World-v0") == "tiny-length"
     name = resolve_model("auto", "poad/TomatoLettuceSalad-v0")
     model = load_model(ModelConfig(name=name, device="cpu"))
     with torch.no_grad():

@@ -33,7 +33,7 @@ from tyro.constructors import (
 )
 
 from poad.config import parse_value, whole_number
-from poad.errors import ConfigError, did_you_mean
+from poad.errors import ConfigError, did_you_mean, own_name
 
 Options = TypeVar("Options")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -309,7 +309,10 @@ def _check_names(arguments: Sequence[str], known: Sequence[str], prog: str) -> N
         name = argument.partition("=")[0].replace("_", "-")
         if argument.startswith("--") and name not in (*known, "--help"):
             # --lr may be any option whose last part is lr.
-            same = [flag for flag in known if re.split(r"--|\.", flag)[-1] == name.strip("-")]
+            last = own_name(re.split(r"--|\.", name)[-1].replace("-", "_")).replace("_", "-")
+            same = [flag for flag in known if re.split(r"--|\.", flag)[-1] == last]
+            if "." in name and name.rpartition(".")[0] in {f.rpartition(".")[0] for f in known}:
+                same = [f for f in same if f.rpartition(".")[0] == name.rpartition(".")[0]]
             near = f"Did you mean {' or '.join(same)}? " if same else did_you_mean(name, known)
             raise ConfigError(f"There is no option {name}. {near}See `{prog} --help`.")
         if not argument.startswith("-") and "=" in argument and f"--{name}" in known:

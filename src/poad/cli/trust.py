@@ -23,15 +23,17 @@ from poad.errors import ConfigError
 from poad.runs import Run, write_json
 
 FLAG = "--trust-code"
+_REMOTE = "the remote code of a model"
+_UNPROTECTED = "isolation=none"
 
 
 class _Request(NamedTuple):
     """What a setting asks for."""
 
     what: str
-    """A module, or ``isolation=none``."""
+    """A module, or one of the names above."""
     where: str
-    """The file of the module; the run whose programs would not be confined."""
+    """The file of the module; the model; the run whose programs would not be confined."""
 
 
 def trust(config: Config, run: Path | None = None) -> None:
@@ -104,8 +106,10 @@ def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
                 "trust it, copy it to another directory."
             )
         yield _Request(module, str(file))
+    if getattr(config.model, "trust_remote_code", False):
+        yield _Request(_REMOTE, config.model.name)
     if run is not None and config.env_args.get("isolation") == "none":
-        yield _Request("isolation=none", str(run.resolve()))
+        yield _Request(_UNPROTECTED, str(run.resolve()))
 
 
 def _file_of(module: str) -> Path | None:
@@ -127,7 +131,7 @@ def _file_of(module: str) -> Path | None:
 
 def _open_directory(requests: list[_Request]) -> None:
     """Let the modules of the current directory be imported, if one is wanted."""
-    wanted = any(each.what != "isolation=none" for each in requests)
+    wanted = any(each.what not in (_REMOTE, _UNPROTECTED) for each in requests)
     if wanted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 

@@ -15,7 +15,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from poad.config.settings import Config
-from poad.errors import ConfigError, did_you_mean
+from poad.errors import ConfigError, did_you_mean, own_name
 
 _RENAMED = {"mirrors": "trackers"}
 """Former names of settings, with their present ones."""
@@ -50,6 +50,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that this loader or another YAML reader would take for something else."""
 
 
+def _represent_set(dumper: yaml.SafeDumper, value: set[Any]) -> yaml.MappingNode:
+    """Write a set in the same order in every process."""
+    return dumper.represent_mapping("tag:yaml.org,2002:set", dict.fromkeys(sorted(value, key=repr)))
+
+
+_Dumper.add_representer(set, _represent_set)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in (_INT, _FLOAT, _VALUE)]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -174,13 +180,14 @@ def _unknown_key(base: Any, key: str, name: str, known: list[str]) -> str:
     if _RENAMED.get(key) in known:
         return f"{key} was renamed to {_RENAMED[key]}."
     group, dot, inner = key.partition(".")
-    if dot and group in known:
+    if dot and inner in getattr(getattr(base, group, None), "__dataclass_fields__", ()):
         return f"unknown key {name!r}. Write it nested, as '{group}: {{{inner}: ...}}'."
     groups = [each for each in known if dataclasses.is_dataclass(getattr(base, each))]
-    inside = [each for each in groups if key in typing.get_type_hints(type(getattr(base, each)))]
+    ours = own_name(inner if dot else key)
+    inside = [each for each in groups if ours in typing.get_type_hints(type(getattr(base, each)))]
     hint = did_you_mean(key, known)
     if inside:
-        hint = f"Did you mean {' or '.join(f'{each}.{key}' for each in inside)}? "
+        hint = f"Did you mean {' or '.join(f'{each}.{ours}' for each in inside)}? "
     return f"unknown key {name!r}. {hint}Known here: {', '.join(known)}."
 
 
@@ -270,7 +277,11 @@ def dump(config: Config) -> str:
     """
     plain = to_dict(config)
     # Only a world's arguments are of arbitrary types, and reading all the rest would take 10 ms.
-    if changed := _changed_part("env_args", config.env_args):
+    try:
+        changed = _changed_part("env_args", config.env_args)
+    except RecursionError:
+        raise ConfigError("env_args refers to itself, which no file can hold.") from None
+    if changed:
         raise ConfigError(
             f"{changed}. A configuration file holds text, numbers, true, false, null, dates, lists "
             "and dicts, of Python's own types."
@@ -317,4 +328,6 @@ def _same(a: Any, b: Any) -> bool:
         return _same(list(a), list(b)) and _same(list(a.values()), list(b.values()))
     if isinstance(a, list):
         return len(a) == len(b) and all(map(_same, a, b))
-    return repr(a) == repr(b) if isinstance(a, float) else a == b
+    if isinstance(a, set):
+        return sorted(map(repr, a)) == sorted(map(repr, b))
+    return repr(a) == repr(b)

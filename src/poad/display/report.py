@@ -18,7 +18,7 @@ from poad.display.plots import curve_svg
 from poad.display.tables import Table, evaluation_table
 from poad.display.turns import describe_ending, turn_in_html
 from poad.errors import RunError
-from poad.runs import EpisodeRecord, Evaluation, Mode, Run, summarize, write_text
+from poad.runs import EpisodeRecord, Evaluation, Mode, Run, plain, summarize, write_text
 from poad.turns import Episode
 
 MAX_TURNS = 40
@@ -80,7 +80,7 @@ def _evaluations(run: Run) -> tuple[list[_Evaluation], EpisodeRecord | None]:
     by its outcome.
     """
     found: dict[tuple[int | None, Mode, str], dict[int, Episode]] = {}
-    home = _world(run.config.env, run.config.env_args)
+    home = _world(run.config.env, plain(run.config.env_args))
     example, highest = None, None
     for record in run.episodes():
         world = _world(record.env, record.env_args)

@@ -45,11 +45,14 @@ def model_card(name: str) -> dict[str, Any]:
 def resolve_model(name: str, env: str) -> str:
     """Replace ``auto`` by the name of the embedded model that was made for a world.
 
+    The path of a directory becomes absolute, since a run is opened from other directories, too.
+
     Raises:
         ModelError: there is none for this world.
     """
     if name != "auto":
-        return name
+        is_folder = name not in embedded_models() and os.path.isdir(name)
+        return os.path.abspath(name) if is_folder else name
     for embedded in embedded_models():
         if env in model_card(embedded)["recipe"]["worlds"]:
             return embedded

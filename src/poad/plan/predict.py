@@ -348,6 +348,10 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
     )
     if fits:
         return 0
+    fixed = sum(part.size for part in plan.parts if part.name in ("libraries", "CUDA context"))
+    if fixed > room:
+        console.print(f"No training can fit: {_bytes(fixed)} are taken before it begins.")
+        return 1
     listed = changes(config, plan)
     if not listed:
         console.print("No single setting would save much memory.")

@@ -9,6 +9,7 @@ from poad.runs.files import (
     write_json,
     write_text,
 )
+from poad.runs.history import read_summary
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
     EpisodeRecord,
@@ -22,7 +23,7 @@ from poad.runs.records import (
     Versions,
     summarize,
 )
-from poad.runs.run import UNTRAINED, Run, check_new_run, read_summary
+from poad.runs.run import UNTRAINED, Run, check_new_run
 from poad.runs.seals import MAY_CHANGE
 from poad.runs.trackers import check_trackers
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from datetime import date
 from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -33,7 +34,10 @@ def stored(key: str = "", *, flat: bool = False, null: float = math.nan) -> dict
 
 
 def plain(value: Any) -> Any:
-    """Convert ``value`` to strict JSON: NaN and infinities become null, arrays become lists.
+    """Convert ``value`` to strict JSON.
+
+    NaN and infinities become null. Arrays, sets and bytes become lists, dates become text, as do
+    keys.
 
     Raises:
         TypeError: JSON cannot hold the value.
@@ -46,6 +50,12 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, set):
+        return sorted(map(plain, value), key=repr)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return [*value]
     if hasattr(value, "tolist"):  # numpy and torch, without importing either
         return plain(value.tolist())
     if is_dataclass(value) and not isinstance(value, type):

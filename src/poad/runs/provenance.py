@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("poad", "torch", "transformers", "peft", "gymnasium", "numpy")
 
@@ -25,6 +27,13 @@ def environment() -> dict[str, str | None]:
     """Return :func:`versions`, the platform, and the hash and commit of poad's source."""
     source = {"source": source_hash(), "git": source_commit()}
     return {**versions(), "platform": platform.platform(), **source}
+
+
+def new_environment(known: Iterable[Mapping[str, Any]]) -> dict[str, str | None] | None:
+    """Return :func:`environment`; None if its versions are those of a known one."""
+    now, names = environment(), ("python", *PACKAGES, "source")
+    seen = any(all(each.get(name) == now[name] for name in names) for each in known)
+    return None if seen else now
 
 
 @cache

@@ -19,34 +19,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poad.config import Config, dump, load, to_dict
 from poad.errors import LockedError, RunError, WorldError
 from poad.runs.checkpoint import Checkpoints, Tensors
-from poad.runs.codec import decode, encode, plain
+from poad.runs.codec import encode
 from poad.runs.files import (
     append_line,
-    json_line,
-    numbered_lines,
-    read_lines,
     take_lock,
     write_bytes,
     write_json,
     write_text,
 )
-from poad.runs.provenance import PACKAGES, environment
+from poad.runs.history import History, read_json
+from poad.runs.provenance import environment, new_environment
 from poad.runs.records import EpisodeRecord, RunSummary
-from poad.runs.seals import MAY_CHANGE, Seal, check_beginning, measure, settings_hash
+from poad.runs.seals import (
+    check_versions,
+    settings_hash,
+)
 from poad.runs.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
@@ -134,7 +132,7 @@ class Run:
             why = f"without {' and '.join(missing)}" if path.is_dir() else "no such directory"
             raise RunError(f"{path} is not a run: {why}. {_runs_nearby(path)}")
         run = cls(path, load(path / "config.yaml", complete=True))
-        run._check_versions()
+        check_versions(path / "versions.json", run.versions(), run.config)
         return run
 
     def __repr__(self) -> str:
@@ -165,25 +163,7 @@ class Run:
 
     def versions(self) -> dict[str, Any]:
         """Read the versions that the run was created with, and those of later sessions."""
-        return _read_json(self.path / "versions.json") or {}
-
-    def _check_versions(self) -> None:
-        """Check that versions.json is whole and was written for this configuration."""
-        versions = self.versions()
-        needed = ("python", *PACKAGES, "platform", "source", "git")
-        for recorded in (versions, *versions.get("later", ())):
-            if missing := [name for name in needed if name not in recorded]:
-                raise RunError(
-                    f"{self.path / 'versions.json'} was damaged: it lacks {', '.join(missing)}. "
-                    "Restore it from a copy."
-                )
-        sealed = versions.get("seal", {}).get("config", "")
-        if sealed and sealed != settings_hash(self.config):
-            raise RunError(
-                f"{self.path / 'config.yaml'} holds other settings than the run was created with, "
-                "or versions.json comes from another run. Restore them from a copy. Only "
-                f"{', '.join(MAY_CHANGE)} may change in a run."
-            )
+        return read_json(self.path / "versions.json") or {}
 
     def add_notes(self, notes: Sequence[str]) -> None:
         """Record the world's remarks about this machine in versions.json."""
@@ -192,10 +172,8 @@ class Run:
 
     def record_versions(self) -> None:
         """Record the current versions in versions.json if no earlier session ran with the same."""
-        now, recorded = environment(), self.versions()
-        names = ("python", *PACKAGES, "source")
-        sessions = (recorded, *recorded.get("later", ()))
-        if not any(all(each.get(name) == now[name] for name in names) for each in sessions):
+        recorded = self.versions()
+        if (now := new_environment([recorded, *recorded.get("later", ())])) is not None:
             with self._writing("versions.json") as path:
                 write_json(path, recorded | {"later": [*recorded.get("later", ()), now]})
 
@@ -210,35 +188,16 @@ class Run:
             tracker.log(metrics, iteration)
 
     def metrics(self) -> list[dict[str, float]]:
-        """Read all metrics logged so far, a dictionary per iteration; null reads as NaN.
-
-        Raises:
-            RunError: lines are missing, changed or out of order.
-        """
-        self._check_lines("metrics.jsonl")
-        lines = [line for line, _ in groupby(read_lines(self.path / "metrics.jsonl"))]
-        return [{k: math.nan if v is None else v for k, v in line.items()} for line in lines]
+        """Read all metrics logged so far, a dictionary per iteration; null reads as NaN."""
+        return self._history.metrics()
 
     def truncate_metrics(self, iteration: int) -> None:
-        """Remove metrics logged after ``iteration``, before training goes on from there.
-
-        Evaluation episodes of later checkpoints and the summary are removed as well.
+        """Remove what was recorded after ``iteration``, before training goes on from there.
 
         Raises:
             RunError: lines up to the checkpoint of that iteration are not as they were.
         """
-        seal: Seal = {}
-        if iteration in self.checkpoints():
-            seal = self._seal_of(iteration)
-        kept: dict[str, bytes] = {}
-        for name, key in (("metrics.jsonl", "iteration"), ("episodes.jsonl", "checkpoint")):
-            path = self.path / name
-            kept[name] = check_beginning(path, seal, f"checkpoint {iteration}")
-            if name == "metrics.jsonl" and seal:
-                continue
-            for _, line in numbered_lines(path, len(kept[name])):
-                if (line.get(key) or 0) <= iteration:
-                    kept[name] += json_line(line).encode()
+        kept = self._history.until(iteration)
         with self._writing("summary.json", "remove") as path:
             path.unlink(missing_ok=True)
         for name, content in kept.items():
@@ -251,14 +210,7 @@ class Run:
 
         An episode depends on its seed and the weights alone, so playing it again brings it back.
         """
-        config, path = self.config, self.path / "episodes.jsonl"
-        seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
-        played = {"env": config.env, "env_args": plain(config.env_args), "checkpoint": checkpoint}
-        seal = self._seal_of(checkpoint) if checkpoint in self.checkpoints() else {}
-        kept = check_beginning(path, seal, f"checkpoint {checkpoint}")
-        for _, line in numbered_lines(path, len(kept)):
-            if line.get("seed") not in seeds or line | played != line:
-                kept += json_line(line).encode()
+        kept, path = self._history.without_evaluation(checkpoint), self.path / "episodes.jsonl"
         if path.is_file() and path.stat().st_size > len(kept):
             with self._writing(path.name):
                 write_bytes(path, kept)
@@ -270,74 +222,31 @@ class Run:
                 append_line(path, record)
 
     def episodes(self) -> Iterator[EpisodeRecord]:
-        """Read the evaluation episodes in the order they were written.
-
-        Raises:
-            RunError: a line is not such a record, or lines are missing, changed or out of order.
-        """
-        path = self.path / "episodes.jsonl"
-        self._check_lines(path.name)
-        for number, line in numbered_lines(path):
-            yield decode(EpisodeRecord, line, f"{path}, line {number}")
+        """Read the evaluation episodes in the order they were written."""
+        return self._history.episodes()
 
     def keep(self, file: str, text: str) -> None:
         """Write the best work of the agent so far, replacing the one before.
 
-        Args:
-            file: its name, which the world gives. It must not be that of a file of the run.
-            text: its content.
-
         Raises:
-            WorldError: the name is none, or it is taken.
+            WorldError: the world gives it the name of a file of the run, or none at all.
         """
-        if not file or file != Path(file).name or file.startswith(".") or file.lower() in OWN_FILES:
-            raise WorldError(
-                f"The world {self.config.env} calls its work {file!r} (info['work']['file']). That "
-                "is not a plain file name, or the run has such a file itself. Let the world use "
-                "another name, such as best_program.py."
-            )
+        _check_work_name(file, self.config.env)
         with self._writing(file) as path:
             write_text(path, text)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write the outcome, replacing an earlier one."""
         with self._writing("summary.json") as path:
-            write_json(path, encode(summary) | {"seal": self._new_seal()})
+            write_json(path, encode(summary) | {"seal": self._history.new_seal()})
 
     def summary(self) -> RunSummary | None:
-        """Read the outcome; None while the run is unfinished.
-
-        Raises:
-            RunError: the file cannot be read, or comes from another run.
-        """
-        seal = (_read_json(self.path / "summary.json") or {}).get("seal", {})
-        if seal.get("config", self._settings) != self._settings:
-            raise RunError(
-                f"{self.path / 'summary.json'} comes from a run with other settings. Restore it "
-                f"from a copy, or write it anew by `poad train --resume {self.path}`."
-            )
-        return read_summary(self.path)
-
-    # Seals.
+        """Read the outcome; None while the run is unfinished."""
+        return self._history.summary()
 
     @property
-    def _settings(self) -> str:
-        return settings_hash(self.config)
-
-    def _new_seal(self) -> Seal:
-        files = (self.path / name for name in ("metrics.jsonl", "episodes.jsonl"))
-        return {"config": self._settings} | {file.name: measure(file) for file in files}
-
-    def _seal_of(self, iteration: int) -> Seal:
-        return self._checkpoints.seal(self._checkpoints.folder(iteration), self._settings)
-
-    def _check_lines(self, name: str) -> None:
-        """Check a .jsonl file by the summary or else by the newest checkpoint."""
-        seal: Seal = (_read_json(self.path / "summary.json") or {}).get("seal", {})
-        sealed_by = "summary.json"
-        if not seal and (existing := self.checkpoints()):
-            seal, sealed_by = self._seal_of(existing[-1]), f"checkpoint {existing[-1]}"
-        check_beginning(self.path / name, seal, sealed_by)
+    def _history(self) -> History:
+        return History(self.path, self.config, self._checkpoints)
 
     # Checkpoints.
 
@@ -356,7 +265,7 @@ class Run:
             RunError: it could not be written; earlier checkpoints are intact.
         """
         self._take_lock()
-        seal, keep = self._new_seal(), self.config.keep_checkpoints
+        seal, keep = self._history.new_seal(), self.config.keep_checkpoints
         return self._checkpoints.save(iteration, tensors, state, seal, keep)
 
     def checkpoints(self) -> list[int]:
@@ -379,7 +288,7 @@ class Run:
         Raises:
             RunError: it is missing or damaged; the message names the others.
         """
-        return self._checkpoints.load(path, self._settings)
+        return self._checkpoints.load(path, self._history.settings)
 
     # One writer at a time.
 
@@ -392,38 +301,14 @@ class Run:
 
     def _take_lock(self) -> None:
         """Take the lock, once; the system releases it when the process ends."""
-        if self._lock is not None:
-            return
-        try:
-            with _explained(f"write to the run {self.path}"):
-                self._lock = take_lock(self.path / ".lock")
-        except LockedError as error:
-            raise RunError(
-                f"Another process ({error}) is writing to the run {self.path}. Wait until it ends, "
-                "stop it, or use another directory."
-            ) from error
+        if self._lock is None:
+            self._lock = _lock(self.path)
 
     def _open_trackers(self, first: int) -> Sequence[Tracker]:
         if self._trackers is None:
-            name = f"{self.path.name} {self.versions().get('created')}"
-            run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
-            names, settings = self.config.trackers, to_dict(self.config)
-            self._trackers = open_trackers(names, self.path, run_id, settings, first)
+            created = self.versions().get("created")
+            self._trackers = _open_trackers(self.path, created, self.config, first)
         return self._trackers
-
-
-def read_summary(path: Path) -> RunSummary | None:
-    """Read the outcome of the run at ``path`` without its configuration; None if there is none.
-
-    Raises:
-        RunError: the file cannot be read.
-    """
-    file = path / "summary.json"
-    content = _read_json(file)
-    if content is None:
-        return None
-    content.pop("seal", None)
-    return decode(RunSummary, content, str(file))
 
 
 @contextlib.contextmanager
@@ -434,16 +319,30 @@ def _explained(action: str) -> Iterator[None]:
         raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _open_trackers(path: Path, created: object, config: Config, first: int) -> Sequence[Tracker]:
+    run_id = hashlib.sha256(f"{path.name} {created}".encode()).hexdigest()[:12]
+    return open_trackers(config.trackers, path, run_id, to_dict(config), first)
+
+
+def _lock(path: Path) -> int | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no JSON object")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"Cannot read {path}: {error}. Was it edited by hand?") from error
-    return content
+        with _explained(f"write to the run {path}"):
+            return take_lock(path / ".lock")
+    except LockedError as error:
+        raise RunError(
+            f"Another process ({error}) is writing to the run {path}. Wait until it ends, stop it, "
+            "or use another directory."
+        ) from error
+
+
+def _check_work_name(file: str, env: str) -> None:
+    """Raise WorldError unless a world may keep its work in a file of this name."""
+    if not file or file != Path(file).name or file.startswith(".") or file.lower() in OWN_FILES:
+        raise WorldError(
+            f"The world {env} calls its work {file!r} (info['work']['file']). That is not a plain "
+            "file name, or the run has such a file itself. Let the world use another name, such as "
+            "best_program.py."
+        )
 
 
 def check_new_run(path: Path) -> None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poad.config import Config, dump, from_dict, to_dict
 from poad.errors import RunError
-from poad.runs.files import read_from_disk
+from poad.runs.files import json_line, numbered_lines, read_from_disk
+from poad.runs.provenance import PACKAGES
 
 MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
 """Settings that may change when a run is resumed. All others are sealed."""
@@ -45,6 +46,42 @@ def measure(path: Path) -> dict[str, Any]:
     """Measure a .jsonl file for a seal, once it is on disk."""
     content = read_from_disk(path)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def check_versions(file: Path, versions: Mapping[str, Any], config: Config) -> None:
+    """Check that versions.json is whole and was written for a run of this configuration.
+
+    Raises:
+        RunError: it is not; or the configuration was changed since.
+    """
+    needed = ("python", *PACKAGES, "platform", "source", "git")
+    for recorded in (versions, *versions.get("later", ())):
+        if missing := [name for name in needed if name not in recorded]:
+            raise RunError(
+                f"{file} was damaged: it lacks {', '.join(missing)}. Restore it from a copy."
+            )
+    sealed = versions.get("seal", {}).get("config", "")
+    if sealed and sealed != settings_hash(config):
+        raise RunError(
+            f"{file.parent / 'config.yaml'} holds other settings than the run was created with, or "
+            "versions.json comes from another run. Restore them from a copy. Only "
+            f"{', '.join(MAY_CHANGE)} may change in a run."
+        )
+
+
+def kept_lines(
+    path: Path, seal: Seal, sealed_by: str, keep: Callable[[Mapping[str, Any]], bool]
+) -> bytes:
+    """Return what a seal covers of a .jsonl file, and of the lines after it those to keep.
+
+    Raises:
+        RunError: the file does not begin as it did.
+    """
+    kept = check_beginning(path, seal, sealed_by)
+    for _, line in numbered_lines(path, len(kept)):
+        if keep(line):
+            kept += json_line(line).encode()
+    return kept
 
 
 def check_beginning(path: Path, seal: Seal, sealed_by: str) -> bytes:

@@ -9,7 +9,7 @@ from poad.runs.files import (
     write_json,
     write_text,
 )
-from poad.runs.history import read_summary
+from poad.runs.history import read_json, read_summary
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
     EpisodeRecord,
@@ -48,6 +48,7 @@ __all__ = [
     "decode",
     "encode",
     "plain",
+    "read_json",
     "read_lines",
     "read_summary",
     "source_commit",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from poad.agent import torch_threads
 from poad.display import Screen, Table, number
 from poad.errors import LanguageError, did_you_mean
 from poad.lm import LanguageModel, Packed
-from poad.runs import Run, decode, write_json
+from poad.runs import Run, decode, read_json, write_json
 from poad.workflows.load import Weights, load_weights
 
 T = TypeVar("T")
@@ -98,11 +97,12 @@ def evaluate_tasks(
         LanguageError: the harness is not installed, a task is unknown, or its data is missing.
     """
     manager, checkpoint = _task_manager(tasks, folder), _checkpoint(weights)
+    saved = _saved(weights.run)
     pinned = replace(weights, checkpoint=checkpoint)
     before, after = _both(pinned, lambda model: _answers(model, tasks, limit, manager))
     changes = compare(before, after)
     report = TaskReport(checkpoint, _exported(weights), limit, tuple(changes))
-    _save(weights.run, replace(_saved(weights.run), tasks=report), changes)
+    _save(weights.run, replace(saved, tasks=report), changes)
     return 0
 
 
@@ -120,12 +120,12 @@ def evaluate_text(weights: Weights, text: Path) -> int:
         raise LanguageError(f"Cannot read the text {text}: {error}. It must be UTF-8.") from error
     if not words.strip():
         raise LanguageError(f"The text {text} is empty, so there is nothing to predict.")
-    checkpoint = _checkpoint(weights)
+    checkpoint, saved = _checkpoint(weights), _saved(weights.run)
     pinned = replace(weights, checkpoint=checkpoint)
     (before, count), (after, _) = _both(pinned, lambda model: text_loss(model, words))
     changes = compare_losses(text.name, before, after, count, len(words.encode()))
     report = TextReport(checkpoint, _exported(weights), int(count.sum()), tuple(changes))
-    _save(weights.run, replace(_saved(weights.run), text=report), changes)
+    _save(weights.run, replace(saved, text=report), changes)
     return 0
 
 
@@ -345,9 +345,8 @@ def _finite(value: Any) -> float | None:
 def _saved(run: Path) -> LanguageReport:
     """The report that an earlier evaluation left in the run; empty if there is none."""
     file = run / "language.json"
-    if not file.is_file():
-        return LanguageReport()
-    return decode(LanguageReport, json.loads(file.read_text(encoding="utf-8")), str(file))
+    content = read_json(file)
+    return LanguageReport() if content is None else decode(LanguageReport, content, str(file))
 
 
 def _save(run: Path, report: LanguageReport, changes: Sequence[Change]) -> None:

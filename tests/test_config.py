@@ -323,6 +323,12 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_known_there(group: s
         ({"count": 1}, "Known here: env,"),  # a method of text, but no setting
         ({"lr": 1}, "Did you mean critic.lr or ppo.lr?"),
         ({"credit.method": "poad"}, "Write it nested, as 'credit: {method: ...}'"),
+        # The names of other libraries.
+        ({"learning_rate": 1}, "Did you mean critic.lr or ppo.lr?"),
+        ({"ppo": {"learning_rate": 1}}, "'ppo.learning_rate'. Did you mean 'lr'"),
+        ({"ppo.learning_rate": 1}, "Did you mean critic.lr or ppo.lr?"),
+        ({"gae_lambda": 1}, "Did you mean credit.lam?"),
+        ({"seed.x": 1}, "unknown key 'seed.x'"),
     ],
 )
 def test_a_slip_is_met_with_the_nearest_names(data: Any, meant: str):

@@ -75,6 +75,10 @@ def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
 
 def test_refusals_load_no_torch(tmp_path: Path) -> None:
     Run.create(tmp_path / "taken", config.Config()).log({"iteration": 1})
+    for name, file in (("cut", "versions.json"), ("short", "config.yaml")):
+        Run.create(tmp_path / name, config.Config()).close()
+        lines = (tmp_path / name / file).read_text().splitlines(keepends=True)
+        (tmp_path / name / file).write_text("".join([*lines[:2], *lines[3:]]))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
     refused = {
@@ -88,6 +92,8 @@ def test_refusals_load_no_torch(tmp_path: Path) -> None:
         "elsewhere is not a run": ["generalize", "elsewhere"],
         "gone is not a run": ["play", "gone"],
         "gone-too is not a run": ["train", "--resume", "gone-too"],
+        "damaged": ["train", "--resume", "cut"],
+        "config.yaml is incomplete": ["eval", "short"],
         "no option --colour": ["study", "--colour", "red"],
     }
     shown = run_cheaply([(arguments, 2) for arguments in refused.values()], tmp_path)
@@ -387,6 +393,9 @@ gymnasium.register("Large-v0", entry_point=Undescribed)
         (("train", "--ppo.entropi", "1"), "Did you mean '--ppo.entropy'"),
         (("train", "--ppo_entropy", "1"), "--ppo.entropy"),
         (("train", "--lr", "1"), "Did you mean --critic.lr or --ppo.lr?"),
+        (("train", "--learning-rate", "1"), "Did you mean --critic.lr or --ppo.lr?"),
+        (("train", "--ppo.learning_rate", "1"), "Did you mean --ppo.lr?"),
+        (("plan", "--memory", "1MB", "--flops", "0"), "above 0"),
         (("train", "steps=3"), "did you mean --steps?"),
         (("train", "--steps"), "--steps needs a value."),
         (("train", "--steps", "ten"), "--steps: 'ten' is not a whole number."),

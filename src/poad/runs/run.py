@@ -319,7 +319,7 @@ def _explained(action: str) -> Iterator[None]:
         raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
 
 
-def _open_trackers(path: Path, created: object, config: Config, first: int) -> Sequence[Tracker]:
+def _open_trackers(path: Path, created: object, config: Config, first: int) -> list[Tracker]:
     run_id = hashlib.sha256(f"{path.name} {created}".encode()).hexdigest()[:12]
     return open_trackers(config.trackers, path, run_id, to_dict(config), first)
 

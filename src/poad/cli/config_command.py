@@ -13,7 +13,7 @@ import tyro
 from poad.cli.arguments import Switch
 from poad.cli.settings import EPILOG, Settings, check_settings, settings_file, settings_in
 from poad.cli.trust import trust
-from poad.config import Config, dump
+from poad.config import Config, dump, load
 from poad.display import printable
 from poad.errors import ConfigError
 
@@ -41,7 +41,10 @@ class Options:
 def defaults(arguments: Sequence[str]) -> Options:
     """The options before the flags are read: the settings come from the file."""
     if arguments and not arguments[0].startswith("-"):
-        return Options(settings=settings_in(Path(arguments[0]).expanduser(), arguments))
+        path = Path(arguments[0]).expanduser()
+        # Printing what a file says imports nothing; resolving it does.
+        resolved = "--resolved" in arguments
+        return Options(settings=settings_in(path, arguments) if resolved else load(path))
     return Options(settings=settings_file(arguments))
 
 

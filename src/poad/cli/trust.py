@@ -137,7 +137,9 @@ def _open_directory(requests: list[_Request]) -> None:
 
 
 def _memory() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if home.startswith("~"):  # this user has no home, and the null device holds no files
+        home = os.devnull
     return Path(home) / "poad" / "trusted.json"
 
 

@@ -24,6 +24,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ class Run:
             why = f"without {' and '.join(missing)}" if path.is_dir() else "no such directory"
             raise RunError(f"{path} is not a run: {why}. {_runs_nearby(path)}")
         run = cls(path, load(path / "config.yaml", complete=True))
-        check_versions(path / "versions.json", run.versions(), run.config)
+        check_versions(path / "versions.json", run.versions(), run._history.settings)
         return run
 
     def __repr__(self) -> str:
@@ -160,6 +161,7 @@ class Run:
         with self._writing("config.yaml") as path:
             write_text(path, dump(config))
         self.config = config
+        self.__dict__.pop("_history", None)
 
     def versions(self) -> dict[str, Any]:
         """Read the versions that the run was created with, and those of later sessions."""
@@ -244,7 +246,7 @@ class Run:
         """Read the outcome; None while the run is unfinished."""
         return self._history.summary()
 
-    @property
+    @cached_property
     def _history(self) -> History:
         return History(self.path, self.config, self._checkpoints)
 

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from poad.config import Config, dump, from_dict, to_dict
+from poad.config import Config, from_dict, to_dict
 from poad.errors import RunError
+from poad.runs.codec import plain
 from poad.runs.files import json_line, numbered_lines, read_from_disk
 from poad.runs.provenance import PACKAGES
 
@@ -33,8 +34,8 @@ Seal = Mapping[str, Any]
 def settings_hash(config: Config) -> str:
     """Hash the settings that stay the same for the whole life of a run."""
     fixed = replace(config, **{name: getattr(Config(), name) for name in MAY_CHANGE})
-    text = dump(from_dict(to_dict(fixed)))  # 1 and 1.0 are the same rate
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    typed = to_dict(from_dict(to_dict(fixed)))  # 1 and 1.0 are the same rate
+    return content_hash(plain(typed))[:32]
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
@@ -48,8 +49,8 @@ def measure(path: Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def check_versions(file: Path, versions: Mapping[str, Any], config: Config) -> None:
-    """Check that versions.json is whole and was written for a run of this configuration.
+def check_versions(file: Path, versions: Mapping[str, Any], settings: str) -> None:
+    """Check that versions.json is whole and was written for a run of settings with this hash.
 
     Raises:
         RunError: it is not; or the configuration was changed since.
@@ -61,7 +62,7 @@ def check_versions(file: Path, versions: Mapping[str, Any], config: Config) -> N
                 f"{file} was damaged: it lacks {', '.join(missing)}. Restore it from a copy."
             )
     sealed = versions.get("seal", {}).get("config", "")
-    if sealed and sealed != settings_hash(config):
+    if sealed and sealed != settings:
         raise RunError(
             f"{file.parent / 'config.yaml'} holds other settings than the run was created with, or "
             "versions.json comes from another run. Restore them from a copy. Only "

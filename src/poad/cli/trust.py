@@ -106,7 +106,7 @@ def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
                 "trust it, copy it to another directory."
             )
         yield _Request(module, str(file))
-    if getattr(config.model, "trust_remote_code", False):
+    if config.model.trust_remote_code:
         yield _Request(_REMOTE, config.model.name)
     if run is not None and config.env_args.get("isolation") == "none":
         yield _Request(_UNPROTECTED, str(run.resolve()))

@@ -57,6 +57,8 @@ class DecisionBatch:
     of the whole vocabulary."""
     extra_readings: Tensor
     """[E] int64: readings of further positions, for a critic that shares the body."""
+    reference: Tensor | None = None
+    """[R, H] what the untrained model reads, if the policy is compared with it."""
 
     @cached_property
     def packed(self) -> Packed:
@@ -90,6 +92,11 @@ class DecisionBatch:
             divisor=self.divisor[kept],
             renormalize=self.renormalize[kept],
             extra_readings=extra[kept_extra],
+            reference=(
+                None
+                if self.reference is None
+                else self.reference[kept_readings.to(self.reference.device)]
+            ),
         )
         return batch, kept, kept_extra
 

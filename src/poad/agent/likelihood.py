@@ -6,7 +6,7 @@ Which tokens of a turn are decisions is decided once, in `_decisions_of`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,11 +28,12 @@ class Evaluated(NamedTuple):
     """[Q] in nats, over the options or the vocabulary, whichever the decision is between."""
     hidden: Tensor
     """[R, H] the hidden states that were read."""
+    kl_reference: Tensor | None
+    """[Q] KL(policy ‖ untrained model) in nats, over the same options as the entropy; None if the
+    batch does not hold what the untrained model reads."""
 
 
-def evaluate(
-    model: LanguageModel, batch: DecisionBatch, temperature: float, reference: bool = False
-) -> Evaluated:
+def evaluate(model: LanguageModel, batch: DecisionBatch, temperature: float) -> Evaluated:
     """Compute the log-probabilities and entropies of a batch of decisions.
 
     The score of an option is the sum of its tokens' log-probabilities over its divisor. The policy
@@ -42,14 +43,40 @@ def evaluate(
         model: the language model.
         batch: the decisions.
         temperature: divides the scores.
-        reference: ask the untrained model instead; then there is no gradient.
     """
-    if reference:
-        hidden = model.read_frozen(batch.packed)  # [R, H]
-        logits = model.frozen_logits(hidden)  # [R, V]
-    else:
-        hidden = model.read(batch.packed)
-        logits = model.logits(hidden)
+    hidden = model.read(batch.packed)
+    new = _distributions(batch, model.logits(hidden), temperature)
+    divergence = None
+    if batch.reference is not None:
+        old = _distributions(batch, model.frozen_logits(batch.reference), temperature)
+        divergence = new.between(categorical_kl, old)
+    return Evaluated(new.taken, new.between(_entropy), hidden, divergence)
+
+
+class _Distributions(NamedTuple):
+    """The distributions of Q decisions."""
+
+    among: Tensor
+    """[Q, K] log-probabilities, normalized over the options."""
+    everything: Tensor | None
+    """[Q, V] those of the whole vocabulary; None if no decision needs them."""
+    among_options: Tensor
+    """[Q] bool: True where `among` is the policy, False where `everything` is."""
+    taken: Tensor
+    """[Q, K] the policy's log-probability of each option; -inf where there is none."""
+
+    def between(self, measure: Callable[..., Tensor], *others: _Distributions) -> Tensor:
+        """Apply a measure of distributions, such as the entropy, to every decision. [Q]."""
+        among = measure(self.among, *(other.among for other in others))
+        if self.everything is None:
+            return among
+        # Both kinds are computed for every decision; each takes its own.
+        everything = measure(self.everything, *(other.everything for other in others))
+        return torch.where(self.among_options, among, everything)
+
+
+def _distributions(batch: DecisionBatch, logits: Tensor, temperature: float) -> _Distributions:
+    """Turn logits [R, V] at the readings of a batch into the distributions of its decisions."""
     device = logits.device
     # The vocabulary's normalizer is the same for all options that are single tokens at one reading,
     # so there it cancels in the softmax over options. Elsewhere it is needed.
@@ -62,17 +89,15 @@ def evaluate(
     score = score / batch.divisor.to(device) / temperature
     score = score.masked_fill(~batch.option_mask.to(device), -math.inf)
     among = score.log_softmax(-1)  # [Q, K]
+    among_options = batch.renormalize.to(device)  # [Q]
     if bool(batch.renormalize.all()):
-        return Evaluated(among, _entropy(among), hidden)
+        return _Distributions(among, None, among_options, among)
     # Decisions over the vocabulary have one token per option, all read at the same position.
     everything = (logits[read[:, 0, 0]] / temperature).log_softmax(-1)  # [Q, V]
     picked = everything.gather(1, token[:, :, 0])  # [Q, V] -> [Q, K]: the tokens that were taken
     picked = picked.masked_fill(~batch.option_mask.to(device), -math.inf)
-    # Both kinds were computed for every decision; each takes its own.
-    among_options = batch.renormalize.to(device)  # [Q]
-    logprob = torch.where(among_options[:, None], among, picked)
-    entropy = torch.where(among_options, _entropy(among), _entropy(everything))
-    return Evaluated(logprob, entropy, hidden)
+    taken = torch.where(among_options[:, None], among, picked)
+    return _Distributions(among, everything, among_options, taken)
 
 
 def find_decisions(
@@ -147,7 +172,21 @@ def offered_probabilities(
     return [math.exp(sum(taken.get(n, 0.0) for n in trie.path(leaf))) for leaf in trie.leaves]
 
 
+def categorical_kl(logprob: Tensor, reference: Tensor) -> Tensor:
+    """Compute KL(π ‖ π_ref) = Σ π·(log π − log π_ref) in nats, and its exact gradient.
+
+    Args:
+        logprob: [..., K] log π, normalized. An option at -inf adds nothing.
+        reference: [..., K] log π_ref; finite wherever log π is.
+
+    Returns:
+        [...].
+    """
+    # 0 · (-inf) would be NaN, so those logarithms are replaced before the product.
+    ratio = (logprob - reference).masked_fill(logprob == -math.inf, 0.0)
+    return (logprob.exp() * ratio).sum(-1)
+
+
 def _entropy(logprob: Tensor) -> Tensor:
     """Compute the entropy in nats over the last axis, where options at -inf add nothing."""
-    # 0 · (-inf) would be NaN, so those logarithms are replaced before the product.
     return -(logprob.exp() * logprob.masked_fill(logprob == -math.inf, 0.0)).sum(-1)

@@ -131,14 +131,9 @@ class Policy:
         """
         return find_decisions(self.model, self.acting, turns, extra_positions, divide)
 
-    def evaluate(self, batch: DecisionBatch, reference: bool = False) -> Evaluated:
-        """Compute log-probabilities and entropies of a batch of decisions, with gradient.
-
-        Args:
-            batch: the decisions.
-            reference: ask the untrained model instead; then there is no gradient.
-        """
-        return evaluate(self.model, batch, self.acting.temperature, reference)
+    def evaluate(self, batch: DecisionBatch) -> Evaluated:
+        """Compute log-probabilities and entropies of a batch of decisions, with gradient."""
+        return evaluate(self.model, batch, self.acting.temperature)
 
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None

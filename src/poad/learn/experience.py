@@ -18,6 +18,7 @@ from poad.agent import CreditSettings, Critic, DecisionBatch, FrozenFeatures, Po
 from poad.config import PPOConfig
 from poad.credit import Credit, token_credit
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
+from poad.lm import pack
 from poad.turns import Position, Turn
 
 Streams = Sequence[Sequence[Turn]]
@@ -90,8 +91,6 @@ class PolicyTerms:
     """[S] bool: sampled by the current policy. Turns that waited for their episode are older."""
     advantage: Tensor
     """[S] float32, normalized over all choices of the rollout."""
-    reference: Tensor | None = None
-    """[S] the untrained model's log-probability; None without a penalty that needs it."""
 
     def __len__(self) -> int:
         return len(self.decision)
@@ -237,9 +236,7 @@ def gather(
     decided = decision, option
     terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), decided, ppo.std_floor)
     if ppo.kl_reference:
-        picked = terms.decision, terms.option
-        reference = read_logprobs(policy, batch, *picked, ppo.micro_batch_tokens, reference=True)
-        terms = replace(terms, reference=reference)
+        batch = replace(batch, reference=read_reference(policy, batch, ppo.micro_batch_tokens))
     return Experience(
         batch=batch,
         readings=len(rows.positions),
@@ -317,16 +314,29 @@ def read_values(policy: Policy, critic: Critic, batch: DecisionBatch, tokens: in
     return value
 
 
+def read_reference(policy: Policy, batch: DecisionBatch, tokens: int) -> Tensor:
+    """Read all positions of a batch by the untrained model, in micro-batches of so many tokens.
+
+    The states are kept instead of distributions, which would hold the whole vocabulary where the
+    agent writes freely.
+
+    Returns:
+        [R, H] on the model's device.
+    """
+    model, parts, order = policy.model, [], []
+    for run in batch.bundles.micro_batches(tokens):
+        _, kept = batch.bundles.select(run)  # [R'] the readings in this micro-batch
+        positions = [batch.positions[r] for r in kept.tolist()]
+        parts.append(model.read_frozen(pack(positions, model.codec.pad_id)))
+        order.append(kept)
+    return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
+
+
 @torch.no_grad()
 def read_logprobs(
-    policy: Policy,
-    batch: DecisionBatch,
-    decision: Tensor,
-    option: Tensor,
-    tokens: int,
-    reference: bool = False,
+    policy: Policy, batch: DecisionBatch, decision: Tensor, option: Tensor, tokens: int
 ) -> Tensor:
-    """Compute the log-probabilities of S terms under the current policy or the untrained model.
+    """Compute the log-probabilities of S terms under the current policy.
 
     Args:
         policy: the policy.
@@ -334,7 +344,6 @@ def read_logprobs(
         decision: [S] int64, the decision of each term.
         option: [S] int64, the option that was taken.
         tokens: how many tokens a micro-batch may hold.
-        reference: ask the untrained model.
 
     Returns:
         [S] float32 on the CPU.
@@ -343,5 +352,5 @@ def read_logprobs(
     logprob = torch.zeros(q, k)  # every decision lies in one micro-batch, which fills its row
     for run in batch.bundles.micro_batches(tokens):
         part, kept, _ = batch.select(run)
-        logprob[kept] = policy.evaluate(part, reference=reference).logprob.cpu()
+        logprob[kept] = policy.evaluate(part).logprob.cpu()
     return logprob[decision, option]  # [Q, K] -> [S]

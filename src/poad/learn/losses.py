@@ -74,17 +74,6 @@ def turn_surrogate(
     return clipped_surrogate(new, old, judged, clip)
 
 
-def reference_penalty(logprob: Tensor, reference: Tensor) -> Tensor:
-    """Estimate KL(policy ‖ reference) per choice from choices that the policy sampled.
-
-        k₃ = ρ − 1 − log ρ           ρ = π_ref(w) / π(w)
-
-    Never negative. All tensors share one shape. Source: as `approx_kl`.
-    """
-    ratio = reference - logprob
-    return ratio.exp() - 1 - ratio
-
-
 def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """The mean over real elements, a scalar of at least float32; 0 when there are none.
 

@@ -22,7 +22,6 @@ from poad.learn.losses import (
     approx_kl,
     clipped_surrogate,
     clipped_value_loss,
-    reference_penalty,
     turn_surrogate,
 )
 from poad.lm import renumber
@@ -258,8 +257,8 @@ class PPO:
         weight = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
         loss = surrogate - (weight[decision] * entropy).sum() / count
         penalty = value_total = logprob.new_zeros(())
-        if terms.reference is not None:
-            penalty = reference_penalty(logprob, terms.reference[mine].to(device)).sum() / count
+        if new.kl_reference is not None:
+            penalty = new.kl_reference[decision].sum() / count
             loss = loss + ppo.kl_reference * penalty
         if experience.features is None:
             value = self.critic(new.hidden[batch.extra_readings.to(device)])  # [R', H] -> [U']

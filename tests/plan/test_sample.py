@@ -66,8 +66,9 @@ def tally(monkeypatch: pytest.MonkeyPatch) -> Tally:
 
 
 def once(config: Config, **ppo: Any) -> Config:
-    """One pass of the update, which nothing stops."""
-    return replace(config, ppo=replace(config.ppo, epochs=1, kl_stop=None, **ppo))
+    """One pass of the update, which nothing stops and nobody checks."""
+    bounds = {"kl_stop": None, "kl_limit": None}
+    return replace(config, ppo=replace(config.ppo, epochs=1, **bounds, **ppo))
 
 
 def shipped(name: str, **changes: Any) -> Config:

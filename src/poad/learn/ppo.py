@@ -24,6 +24,7 @@ from poad.learn.losses import (
     clipped_value_loss,
     turn_surrogate,
 )
+from poad.learn.trust import TrustRegion
 from poad.lm import renumber
 from poad.turns import Rollout, Turn
 
@@ -121,10 +122,14 @@ class PPO:
             return {"passes": 0.0}
         if self.ppo.recompute_logprob or self.policy.model.has_dropout:
             experience, self._drift = recompute(self.policy, experience, self.ppo)
+        limit, tokens = self.ppo.kl_limit, self.ppo.micro_batch_tokens
+        region = None if limit is None else TrustRegion(self.policy, limit, tokens)
         passes = [self._one_pass(experience)]
         while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
             passes.append(self._one_pass(experience))
         metrics = experience.metrics | _means([step for steps in passes for step in steps])
+        if region is not None:
+            metrics["kept"], metrics["kl_after"] = region.keep(experience)
         if self._drift is not None:
             metrics |= {
                 "logprob_drift": self._drift.largest,

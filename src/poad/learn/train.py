@@ -252,6 +252,8 @@ LEARNED = (
     "logprob_drift",
     "logprob_drift_mean",
     "passes",
+    "kl_after",
+    "kept",
 )
 """The metrics of an update, in the order they are written."""
 

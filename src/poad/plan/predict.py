@@ -137,6 +137,8 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     yield Part("adapters", 4 * shape.adapters, note=f"rank {config.model.lora_rank}, float32")
     yield Part("gradients", trained * width, note=f"of {trained:,} trained weights")
     yield Part("Adam moments", 2 * trained * width, note="two per trained weight")
+    if kind == "cpu" and config.ppo.kl_limit is not None:
+        yield Part("trust region", trained * width, note="the trained weights before an update")
     sizes = (shape.width, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
     # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, width].
@@ -230,10 +232,11 @@ def _seconds(
     if config.model.tuning == "full":
         step += per_reading * sample.update_positions
     ppo = config.ppo
-    # Passes before the first step: the critic's values, fresh and reference log-probabilities.
+    # Passes around the steps: the critic's values, fresh and reference log-probabilities, and the
+    # policy after the last step.
     compared = ppo.recompute_logprob or config.model.lora_dropout > 0
-    before = forward * (compared + (ppo.kl_reference > 0)) + per_token * sample.critic_tokens
-    update = step * ppo.epochs + before
+    around = compared + (ppo.kl_reference > 0) + (ppo.kl_limit is not None)
+    update = step * ppo.epochs + forward * around + per_token * sample.critic_tokens
     recomputed = forward * ppo.epochs if config.model.gradient_checkpointing else 0
     # A pass waits for every layer to be launched, and for all weights to be read from memory.
     weights = base_bytes(config, shape) * INTENSITY[kind] / speed

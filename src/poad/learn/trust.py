@@ -1,0 +1,71 @@
+"""The trust region: an update never ends far from the policy that sampled its rollout.
+
+Stopping early (`ppo.kl_stop`) cannot undo the step that went too far, and where a rollout holds few
+prompts a single step may be such a one. So an update that ends outside the region is shortened:
+its way back is halved until the policy is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poad.agent import Policy
+from poad.learn.experience import Experience, read_logprobs
+from poad.learn.losses import approx_kl
+
+_HALVINGS = 20
+"""More do not happen unless the policy was outside before its first step; then it goes back."""
+
+
+class Kept(NamedTuple):
+    """What the trust region left of an update."""
+
+    share: float
+    """Of the way that the update's steps went; 1 if they stayed inside."""
+    kl: float
+    """The approximate KL divergence from the policy that sampled, over the whole rollout."""
+
+
+class TrustRegion:
+    """The policies near the one that is trained now; make it before the first step.
+
+    Args:
+        policy: its trained weights are copied, to the CPU's memory.
+        limit: the largest approximate KL divergence.
+        micro_batch_tokens: tokens per forward pass.
+    """
+
+    def __init__(self, policy: Policy, limit: float, micro_batch_tokens: int) -> None:
+        self._policy, self._limit, self._tokens = policy, limit, micro_batch_tokens
+        self._start: Sequence[Tensor] = [
+            weight.detach().to("cpu", copy=True) for weight in policy.model.parameters()
+        ]
+
+    @torch.no_grad()
+    def keep(self, experience: Experience) -> Kept:
+        """Shorten the update that was made since, unless it stayed inside.
+
+        The moments of the optimizer stay: they describe gradients, not the way that was gone.
+        """
+        share, kl = 1.0, self._kl(experience)
+        while not kl <= self._limit and share:  # a KL that is not finite is too large as well
+            share = share / 2 if share > 0.5**_HALVINGS else 0.0
+            for weight, start in zip(self._policy.model.parameters(), self._start, strict=True):
+                # Weights that overflowed cannot be halved, only replaced.
+                origin = start.to(weight.device)
+                weight.copy_(torch.lerp(origin, weight, 0.5) if share else origin)
+            kl = self._kl(experience)
+        return Kept(share, kl)
+
+    def _kl(self, experience: Experience) -> float:
+        """Measure it where the current policy sampled; terms of older policies are left out."""
+        terms = experience.policy
+        logprob = read_logprobs(
+            self._policy, experience.batch, terms.decision, terms.option, self._tokens
+        )
+        apart = approx_kl(logprob, terms.old_logprob)[terms.fresh]
+        return float(apart.mean()) if len(apart) else 0.0

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple
 
 from poad.trie import ActionTrie
 
 TokenIds = tuple[int, ...]
-Position = tuple[TokenIds, TokenIds]
+
+
+class Beginning(Sequence[int]):
+    """The first tokens of an action, equal to the tuple of them.
+
+    It is a view: all beginnings of an action share the action's tokens. As tuples of their own they
+    would take the square of its length.
+    """
+
+    __slots__ = ("_hash", "length", "tokens")
+
+    def __init__(self, tokens: TokenIds, length: int) -> None:
+        self.tokens, self.length = tokens, length
+        self._hash: int | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.tokens[: self.length][index]
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.tokens, self.length)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(self.tokens[: self.length])
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Beginning):
+            same = self.length == other.length and hash(self) == hash(other)
+            if not same or self.tokens is other.tokens:
+                return same
+            other = other.tokens[: other.length]
+        return self.tokens[: self.length] == other
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+Position = tuple[TokenIds, TokenIds | Beginning]
 """A prompt's token ids and those of an action's beginning: where a next token is predicted."""
 
 
@@ -41,6 +84,11 @@ class Action:
     """[n] its path in the trie, with -1 at thoughts; empty if it was written freely."""
     thought: int = 0
     """The number of tokens, at the beginning, that are thoughts before the action."""
+
+    @cached_property
+    def beginnings(self) -> tuple[Beginning, ...]:
+        """[n] what is written before each token."""
+        return tuple(Beginning(self.token_ids, j) for j in range(len(self.token_ids)))
 
 
 @dataclass(frozen=True)

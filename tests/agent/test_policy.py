@@ -25,6 +25,7 @@ from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
 from poad.config import Config
+from poad.errors import ModelError
 from poad.envs.registry import make
 from poad.lm.model import LanguageModel
 from poad.trie import ActionTrie
@@ -408,6 +409,51 @@ def test_equal_observations_share_one_row(zoo: Zoo):
         policy.act([OTHER_OFFER] * 30, rng())
     prompt = policy.codec.prompt(OTHER_OFFER.prompt)
     assert sizes == [len(prompt) + 1]  # the root, and behind "open"
+
+
+@pytest.mark.parametrize("scheme", ["trie", "word", "published"])
+def test_passes_of_bounded_size_act_the_same(zoo: Zoo, scheme):
+    """The draws come in the same order, so even a shared source of randomness gives the same."""
+    model, budget = zoo.load(), 300
+    crowd = [Observation(f"{PROMPTS[i % 4]} " * (1 + 2 * (i % 3)) + str(i)) for i in range(12)]
+    crowd += [replace(o, admissible_actions=ACTIONS) for o in crowd]
+    acted, columns = [], []
+    for tokens in (budget, 10**6):
+        policy = policy_of(model, scheme, pass_tokens=tokens, max_action_tokens=6)
+        with counting(model) as sizes:
+            acted.append(policy.act(crowd, rng()))
+        columns.append(max(sizes))
+    assert columns[0] <= budget < columns[1]
+    for one, other in zip(*acted, strict=True):
+        assert (one.text, one.token_ids, one.choice) == (other.text, other.token_ids, other.choice)
+        assert one.logprob == pytest.approx(other.logprob, abs=EXACT)
+
+
+# --- models that are broken -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("scheme", ["trie", "word", "published", "free"])
+@pytest.mark.parametrize(
+    ("layer", "factor", "says"),
+    [
+        ("model.layers.1.mlp.down_proj", math.nan, "1536 of the 1536 weights in .*down_proj"),
+        ("lm_head", 1e307, "its weights are finite, so its activations overflow"),
+    ],
+)
+def test_a_model_without_probabilities_does_not_act(zoo: Zoo, scheme, greedy, layer, factor, says):
+    model = zoo.load()
+    with torch.no_grad():
+        for name in (layer, "model.norm"):
+            model.module.get_parameter(f"{name}.weight").mul_(factor)
+    policy = policy_of(model, "trie" if scheme == "free" else scheme)
+    offered = None if scheme == "free" else ACTIONS
+    observation = Observation(PROMPTS[0], offered)
+    with pytest.raises(ModelError, match=r"not finite behind the prompt .*Your action:.*" + says):
+        act(policy, observation, greedy=greedy)
+    if offered:
+        with pytest.raises(ModelError, match=says):
+            policy.probabilities(observation)
 
 
 # --- sampling ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -285,13 +286,35 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(norm <= 1e-3 * 1.001 for norm in norms)
 
 
-def test_a_gradient_that_is_no_number_moves_nothing() -> None:
+@pytest.mark.parametrize("method", ["poad", "reinforce"])
+@pytest.mark.parametrize("reward", [1e30, -1e30, math.inf, math.nan])
+def test_a_reward_too_large_to_learn_from_is_blamed_itself(reward: float, method: str) -> None:
+    agent, learner, worlds = build(settings("Novel", credit={"method": method}))
+    rollout = worlds.collect(5, np.random.default_rng(1))
+    before = weights(agent)
+    large = edited(rollout, lambda i, turn: replace(turn, reward=reward) if i == 3 else turn)
+    blamed = re.escape(f"reward of {reward:g} for the action {large.turns[3].action.text!r}")
+    with pytest.raises(DivergenceError, match=blamed):
+        learner.update(large)
+    assert torch.equal(weights(agent), before)
+
+
+@pytest.mark.parametrize("critic", [True, False])
+def test_what_is_no_number_first_is_named_and_nothing_moves(critic: bool) -> None:
     agent, learner, worlds = build(settings("Novel"))
     rollout = worlds.collect(5, np.random.default_rng(1))
     before = weights(agent)
-    with pytest.raises(DivergenceError, match=r"not finite.*ppo\.lr"):
-        learner.update(edited(rollout, lambda _, turn: replace(turn, reward=math.inf)))
-    assert torch.equal(weights(agent), before)
+    if critic:  # rewards are small, so it must be the critic
+        agent.critic.layers[-1].bias.data.fill_(1e30)  # pyright: ignore
+        says = r"critic diverged: it reads values of up to 1e\+30"
+    else:
+        weight = agent.model.parameters()[-1]
+        weight.register_hook(lambda gradient: gradient * math.nan)
+        says = r"losses are finite, but the gradient of \S+ is not.*smaller ppo\.lr"
+    with pytest.raises(DivergenceError, match=says):
+        learner.update(rollout)
+    if not critic:
+        assert torch.equal(weights(agent), before)
 
 
 # --- sampling and learning agree ---

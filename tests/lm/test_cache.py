@@ -29,9 +29,9 @@ behind = st.lists(st.lists(st.integers(5, 60), min_size=1, max_size=5).map(tuple
 
 
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
-@pytest.mark.parametrize("remember", [False, True])
+@pytest.mark.parametrize(("remember", "budget"), [(False, 10**6), (True, 10**6), (True, 40)])
 def test_resumed_rows_read_as_if_computed_at_once(
-    zoo: Zoo, architecture: str, remember: bool
+    zoo: Zoo, architecture: str, remember: bool, budget: int
 ) -> None:
     """Each start may resume any prefixes of what was read before, in any order."""
     model = zoo.load(architecture)
@@ -39,7 +39,7 @@ def test_resumed_rows_read_as_if_computed_at_once(
     @settings(deadline=None, max_examples=12, derandomize=True)
     @given(st.lists(st.tuples(lengths, behind), min_size=1, max_size=4))
     def check(rounds: list[tuple[list[int], list[TokenIds]]]) -> None:
-        decoder = model.decoder(remember)
+        decoder = model.decoder(remember, budget)
         for cuts, tails in rounds:
             rows = [(*LONG[:cut], *tail) for cut, tail in zip(cuts, tails, strict=False)]
             assert_reads(model, decoder.start(rows), rows)
@@ -110,3 +110,18 @@ def test_a_row_that_pauses_for_a_turn_is_remembered(zoo: Zoo) -> None:
     decoder.start([(*other, 9, 9, 9, 9)])
     decoder.start([(*one, 9, 9)])  # skipped twice, the row is forgotten
     assert sizes[3:] == [1, 1, 43]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen_window"])
+def test_no_pass_is_larger_than_its_budget(zoo: Zoo, architecture: str) -> None:
+    """Rows of similar length are read together, and one that is too long in several passes."""
+    model = zoo.load(architecture)
+    decoder = model.decoder(pass_tokens=50)
+    rows = [LONG[i : i + n] for i, n in enumerate([8, 9, 60, 7, 30, 1, 9])]
+    expected = model.decoder().start(rows)
+    sizes = counted(model)
+    found = decoder.start(rows)
+    decoder.read([LONG[:20], (7,)], [2, 4])
+    assert max(sizes) <= 50
+    assert sum(sizes) <= sum(map(len, rows)) + 2 * 20 + 30  # little of it is padding
+    assert_same(found, expected)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from poad.lm.model import LanguageModel
 from poad.lm.packing import Bundles, Packed, common_prefix_length, pack, renumber
-from poad.turns import Position, TokenIds
+from poad.turns import Beginning, Position, TokenIds
 
 PAD = 1
 LONG, SHORT = (11, 12, 13, 14, 15, 16, 17), (21, 22)
@@ -275,15 +275,50 @@ def test_selected_bundles_keep_their_positions(crowd, data):
 
 
 @settings(deadline=None)
-@given(crowds(), st.integers(1, 60))
-def test_micro_batches_have_about_equal_cost_and_leave_nothing_out(crowd, tokens):
-    bundles = Bundles.divide(crowd, max_unshared_tokens=2)
+@given(crowds(), st.integers(1, 60) | st.just(10**6), st.booleans())
+def test_micro_batches_keep_within_the_budget_and_leave_nothing_out(crowd, tokens, branching):
+    """What is laid out counts, padding included; only a bundle on its own may take more."""
+    bundles = Bundles.divide(crowd, max_unshared_tokens=2, branching=branching)
     order = torch.arange(len(bundles.cost)).flip(0)
     parts = bundles.micro_batches(tokens, order)
-    assert torch.cat(parts).tolist() == order.tolist()
+    assert sorted(torch.cat(parts).tolist()) == sorted(order.tolist())
     for part in parts:
-        assert int(bundles.cost[part[1:]].sum()) < tokens  # the first may begin in the part before
-    assert torch.cat(bundles.micro_batches(tokens)).tolist() == list(range(len(bundles.cost)))
+        columns = pack(bundles.select(part)[0].positions, PAD, branching=branching).tokens
+        assert columns <= tokens or len(part) == 1
+    if pack(crowd, PAD, branching=branching).tokens <= tokens:
+        assert [part.tolist() for part in parts] == [order.tolist()]
+
+
+def test_a_long_prompt_is_not_padded_for_beside_short_ones():
+    crowd: list[Position] = [((i, *range(100)), (b,)) for i in range(200, 280) for b in (1, 2)]
+    crowd.insert(7, ((9, *range(8000)), ()))
+    bundles = Bundles.divide(crowd)
+    parts = bundles.micro_batches(16_384)
+    laid_out = [pack(bundles.select(part)[0].positions, PAD).tokens for part in parts]
+    assert max(laid_out) <= 16_384
+    assert sum(laid_out) <= 1.1 * int(bundles.cost.sum())
+
+
+# --- long actions -----------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(crowds(), st.data())
+def test_beginnings_are_laid_out_as_tuples_are(crowd, data):
+    """A beginning is a view of its action, and in everything else the tuple of its tokens."""
+    longer = [(p, (*b, *data.draw(beginnings))) for p, b in crowd]
+    views: list[Position] = [
+        (p, Beginning(whole, len(b))) for (p, b), (_, whole) in zip(crowd, longer, strict=True)
+    ]
+    assert views == crowd
+    assert list(map(hash, views)) == list(map(hash, crowd))
+    one, other = pack(views, PAD), pack(crowd, PAD)
+    assert torch.equal(one.token_ids, other.token_ids)
+    assert torch.equal(one.row, other.row)
+    assert torch.equal(one.column, other.column)
+    one, other = (Bundles.divide(some, max_unshared_tokens=2) for some in (views, crowd))
+    assert torch.equal(one.assignment, other.assignment)
+    assert torch.equal(one.cost, other.cost)
 
 
 @settings(deadline=None)

@@ -269,7 +269,8 @@ def test_time_is_operations_over_speed(tmp_path: Path) -> None:
     once = 2 * (shape.multiplied * sample.update_tokens + shape.head * sample.update_positions)
     acting = 2 * (shape.multiplied * sample.acting_tokens + shape.head * sample.update_positions)
     features = 2 * shape.multiplied * sample.critic_tokens
-    assert math.isclose(quick.operations, acting + 3 * config.ppo.epochs * once + features)
+    after = once  # the policy is measured once more at the end of an update
+    assert math.isclose(quick.operations, acting + 3 * config.ppo.epochs * once + features + after)
 
 
 def test_recomputation_takes_time_but_does_not_count_as_operations(tmp_path: Path) -> None:

@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from poad.agent.continuous_batching import write_with_transformers
-from poad.agent.decisions import DecisionTable
-from poad.agent.likelihood import evaluate, find_decisions
-from poad.agent.sampling import SINGLE_OPTION, ActingCache, Categorical, walk, write
+from poad.agent.decisions import DecisionBatch, DecisionTable
+from poad.agent.likelihood import find_decisions, option_logprobs
+from poad.agent.sampling import (
+    SINGLE_OPTION,
+    ActingCache,
+    Categorical,
+    check_finite,
+    walk,
+    write,
+)
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.lm import LanguageModel
@@ -98,12 +106,16 @@ class Actor:
         if self.acting.scheme == "trie":
             if self.cache.decoder is None:
                 self._prefetch(offers)
-            temperature = self.acting.temperature
-            return walk(self.model, temperature, offers, self.generators, self.greedy, self.cache)
+            return walk(self.model, self.acting, offers, self.generators, self.greedy, self.cache)
         actions = self._choose_whole(offers)
         if self.acting.scheme == "published":
             return self._as_tokens([prompt for prompt, _ in offers], actions)
         return actions
+
+    def _read(self, batch: DecisionBatch) -> Tensor:
+        """Compute the log-probabilities of all options, [Q, K] on the CPU."""
+        acting = self.acting
+        return option_logprobs(self.model, batch, acting.temperature, acting.pass_tokens)
 
     def _prefetch(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> None:
         """Compute all decisions of an offer in one pass where they lie close behind the prompt.
@@ -121,11 +133,12 @@ class Actor:
                 found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
         if found:
             batch = table.batch(self.model.codec.pad_id)
-            logprob = evaluate(self.model, batch, self.acting.temperature).logprob  # [Q, K]
+            logprob = self._read(batch)  # [Q, K]
             for (prompt, trie, node), q in found.items():
                 # [Q, K] -> the node's own options, without the padding of its row
                 options = logprob[q, : len(trie.children[node + 1])]
-                self.cache.node_choices[prompt, trie, node] = Categorical.from_logprob(options)
+                known = Categorical.from_logprob(options).checked(self.model, prompt)
+                self.cache.node_choices[prompt, trie, node] = known
 
     def _choose_whole(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> list[Action]:
         """Choose by the softmax over normalized scores of all offered actions."""
@@ -138,10 +151,11 @@ class Actor:
         }
         if unknown:
             batch = table.batch(self.model.codec.pad_id)
-            logprob = evaluate(self.model, batch, acting.temperature).logprob  # [Q, K]
+            logprob = self._read(batch)  # [Q, K]
             for (prompt, trie), q in unknown.items():
                 options = logprob[q, : len(trie.leaves)]
-                cache.action_choices[prompt, trie] = Categorical.from_logprob(options)
+                known = Categorical.from_logprob(options).checked(self.model, prompt)
+                cache.action_choices[prompt, trie] = known
         actions = []
         for offer, generator in zip(offers, self.generators, strict=True):
             options = cache.action_choices.get(offer, SINGLE_OPTION)
@@ -166,12 +180,13 @@ class Actor:
             ]
             # [M] both, over the tokens of all unknown actions laid end to end
             batch, decision, option = find_decisions(self.model, self.acting, turns)
-            logprob = evaluate(self.model, batch, self.acting.temperature).logprob.cpu()
+            logprob = self._read(batch)
             # [Q, K] -> [M]. A token that is no decision has the number -1; its 0 is put in here.
             each = logprob[decision, option].where(decision >= 0, torch.zeros(()))
             lengths = [len(tokens) for _, tokens in unknown]
             for key, values in zip(unknown, each.split(lengths), strict=True):
                 known[key] = tuple(values.tolist())
+                check_finite(self.model, key[0], known[key])
         return [
             replace(action, choice=tuple(counted[key]), logprob=known[key])
             for key, action in zip(keys, actions, strict=True)

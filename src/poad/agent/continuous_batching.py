@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from poad.agent.sampling import action_text, is_finished
+from poad.agent.sampling import action_text, check_finite, is_finished
 from poad.agent.settings import Acting
 from poad.errors import ModelError
 from poad.lm import LanguageModel
@@ -67,6 +67,7 @@ def write_with_transformers(
                 break
         ids = tuple(tokens)
         logprob = tuple(float(value) for value in row.logprobs[: len(ids)])
+        check_finite(model, prompts[i], logprob)
         yield i, Action(action_text(model, acting, ids), ids, (True,) * len(ids), logprob)
 
 

@@ -64,8 +64,8 @@ class FrozenFeatures:
         """Read Q positions. [Q, H] float32 on the model's device, without gradient."""
         features = torch.zeros(len(positions), self._model.width, device=self._model.device)
         bundles = Bundles.divide(positions, branching=self._model.branching)
-        for part in bundles.micro_batches(self._micro_batch_tokens):
-            _, kept = bundles.select(part)  # [Q'] the positions in this micro-batch
-            packed = pack([positions[q] for q in kept.tolist()], self._model.codec.pad_id)
+        for run in bundles.micro_batches(self._micro_batch_tokens):
+            part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
+            packed = pack(part.positions, self._model.codec.pad_id)
             features[kept.to(features.device)] = self._model.read_frozen(packed).float()
         return features

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from poad.lm import Bundles, Packed, pack, renumber
 from poad.trie import ActionTrie
-from poad.turns import Position, TokenIds
+from poad.turns import Beginning, Position, TokenIds
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ class DecisionBatch:
         token_mask  [[[1, 0], [1, 0]],             [[1, 1], [1, 0]]]
     """
 
-    positions: tuple[Position, ...]
-    """[R] the positions to read; reading r belongs to position r."""
     bundles: Bundles
-    """The readings divided into units of work. All readings of a decision lie in one bundle."""
+    """The readings, each of another position, divided into units of work. All readings of a
+    decision lie in one bundle."""
     pad_id: int
     """The token in the padding of the rows."""
     read: Tensor
@@ -59,6 +58,11 @@ class DecisionBatch:
     """[E] int64: readings of further positions, for a critic that shares the body."""
     reference: Tensor | None = None
     """[R, H] what the untrained model reads, if the policy is compared with it."""
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """[R] the positions to read; reading r belongs to position r."""
+        return self.bundles.positions
 
     @cached_property
     def packed(self) -> Packed:
@@ -82,7 +86,6 @@ class DecisionBatch:
         extra = new[self.extra_readings]  # [E], -1 where left out
         kept_extra = (extra >= 0).nonzero().squeeze(1)
         batch = DecisionBatch(
-            positions=tuple(self.positions[r] for r in kept_readings.tolist()),
             bundles=kept_bundles,
             pad_id=self.pad_id,
             read=new[self.read[kept]],
@@ -151,7 +154,9 @@ class DecisionTable:
                 # Token j is predicted at the position behind the j tokens before it. Every path
                 # begins at (prompt, ()), the position behind the prompt.
                 counted = tokens if score_end else tokens[:-1]
-                paths.append([((prompt, tokens[:j]), token) for j, token in enumerate(counted)])
+                paths.append(
+                    [((prompt, Beginning(tokens, j)), token) for j, token in enumerate(counted)]
+                )
                 lengths = {"word": len(text.split()), "token": len(counted), "sum": 1}
                 divisor.append(float(lengths[score]))
             self._add(key, _Decision(paths, divisor, renormalize=True))
@@ -220,7 +225,6 @@ class DecisionTable:
         whole_prompts = shape[2] > 1
         max_unshared = None if whole_prompts else 128 if divide else sys.maxsize
         return DecisionBatch(
-            positions=positions,
             bundles=Bundles.divide(positions, max_unshared, branching),
             pad_id=pad_id,
             read=torch.from_numpy(read),

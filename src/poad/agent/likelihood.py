@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,31 @@ def evaluate(model: LanguageModel, batch: DecisionBatch, temperature: float) -> 
         old = _distributions(batch, model.frozen_logits(batch.reference), temperature)
         divergence = new.between(categorical_kl, old)
     return Evaluated(new.taken, new.between(_entropy), hidden, divergence)
+
+
+@torch.no_grad()
+def option_logprobs(
+    model: LanguageModel, batch: DecisionBatch, temperature: float, pass_tokens: int
+) -> Tensor:
+    """Compute the log-probabilities of all options without gradient, in passes of bounded size.
+
+    Args:
+        model: the language model.
+        batch: the Q decisions.
+        temperature: divides the scores.
+        pass_tokens: tokens per forward pass, padding included.
+
+    Returns:
+        [Q, K] on the CPU; -inf where there is no option.
+    """
+    runs = batch.bundles.micro_batches(pass_tokens)
+    if len(runs) == 1:
+        return evaluate(model, batch, temperature).logprob.cpu()
+    logprob = torch.zeros(batch.option_mask.shape)
+    for run in runs:  # every decision lies in one of them, which fills its row
+        part, kept, _ = batch.select(run)
+        logprob[kept] = evaluate(model, part, temperature).logprob.cpu()
+    return logprob
 
 
 class _Distributions(NamedTuple):
@@ -136,7 +162,7 @@ def _decisions_of(
             continue
         # Token j was predicted behind the j tokens before it.
         if trie is None or acting.scheme == "published" or j < action.thought:
-            yield j, *table.of_vocabulary((prompt, action.token_ids[:j]), action.token_ids[j])
+            yield j, *table.of_vocabulary((prompt, action.beginnings[j]), action.token_ids[j])
         elif acting.scheme == "trie":
             parent = trie.parents[action.nodes[j]]
             option = trie.children[parent + 1].index(action.nodes[j])
@@ -153,16 +179,19 @@ def offered_probabilities(
     """Compute the probability of each offered action, in the order offered. [K]."""
     if len(trie.leaves) == 1:
         return [1.0]
+    read = partial(
+        option_logprobs, model, temperature=acting.temperature, pass_tokens=acting.pass_tokens
+    )
     table = DecisionTable()
     if acting.scheme != "trie":
         table.between_actions(prompt, trie, acting.score, acting.score_end)
         batch = table.batch(model.codec.pad_id)
-        return evaluate(model, batch, acting.temperature).logprob[0].exp().tolist()
+        return read(batch)[0].exp().tolist()
     nodes, _ = trie.choices
     for node in nodes:  # which the table numbers 0, 1, 2, ...
         table.at_node(prompt, trie, node)
     batch = table.batch(model.codec.pad_id)
-    logprob = evaluate(model, batch, acting.temperature).logprob.tolist()  # [Q, K]
+    logprob = read(batch).tolist()  # [Q, K]
     # The probability of an action is the product over the choices on its path.
     taken = {
         child: logprob[q][k]

@@ -10,8 +10,14 @@ from torch import Tensor
 
 from poad.agent.acting import Actor, Offer, with_thoughts
 from poad.agent.decisions import DecisionBatch
-from poad.agent.likelihood import Evaluated, evaluate, find_decisions, offered_probabilities
-from poad.agent.sampling import ActingCache
+from poad.agent.likelihood import (
+    Evaluated,
+    evaluate,
+    find_decisions,
+    offered_probabilities,
+    option_logprobs,
+)
+from poad.agent.sampling import ActingCache, check_finite
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.lm import Dialogue, LanguageModel
@@ -69,6 +75,7 @@ class Policy:
 
         Raises:
             ValueError: offered actions that are empty, repeated, or the same tokens.
+            ModelError: the model's log-probabilities are not finite.
         """
         actions = dict(self.act_each(observations, generator, greedy=greedy, cache=cache))
         return [actions[i] for i in range(len(observations))]
@@ -92,7 +99,7 @@ class Policy:
         """
         cache = ActingCache() if cache is None else cache
         if cache.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
-            cache.decoder = self.model.decoder(remember=True)
+            cache.decoder = self.model.decoder(True, self.acting.pass_tokens)
         cache.engine_generator = None
         if isinstance(generator, np.random.Generator):
             # Another engine takes one seed for a whole batch. Where each observation has its own
@@ -135,6 +142,15 @@ class Policy:
         """Compute log-probabilities and entropies of a batch of decisions, with gradient."""
         return evaluate(self.model, batch, self.acting.temperature)
 
+    def logprobs(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:
+        """Compute the log-probabilities [Q, K] of all options without gradient, on the CPU.
+
+        Args:
+            batch: the decisions.
+            pass_tokens: tokens per forward pass, padding included.
+        """
+        return option_logprobs(self.model, batch, self.acting.temperature, pass_tokens)
+
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None
     ) -> list[float]:
@@ -143,5 +159,7 @@ class Policy:
         trie = self.codec.trie(observation.admissible_actions or ())
         known = {} if cache is None else cache.probabilities
         if (prompt, trie) not in known:
-            known[prompt, trie] = offered_probabilities(self.model, self.acting, prompt, trie)
+            found = offered_probabilities(self.model, self.acting, prompt, trie)
+            check_finite(self.model, prompt, found)
+            known[prompt, trie] = found
         return list(known[prompt, trie])

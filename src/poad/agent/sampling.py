@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from poad.agent.settings import Acting
+from poad.errors import ModelError
 from poad.lm import Decoder, LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, TokenIds
@@ -28,6 +30,15 @@ class Categorical(NamedTuple):
     def from_logprob(cls, logprob: Tensor) -> Categorical:
         """Make a distribution from normalized log-probabilities [K]."""
         return cls(logprob.tolist(), logprob.double().exp().cumsum(-1).tolist())
+
+    def checked(self, model: LanguageModel, prompt: TokenIds) -> Categorical:
+        """Return the distribution itself.
+
+        Raises:
+            ModelError: a log-probability is not finite; says behind which prompt, and why.
+        """
+        check_finite(model, prompt, self.logprob)
+        return self
 
     def sample(self, generator: np.random.Generator, greedy: bool) -> int:
         """Return the index of an option: the likeliest if greedy, otherwise sampled."""
@@ -115,7 +126,7 @@ class _Walker:
 
 def walk(
     model: LanguageModel,
-    temperature: float,
+    acting: Acting,
     offers: Sequence[tuple[TokenIds, ActionTrie]],
     generators: Sequence[np.random.Generator],
     greedy: bool,
@@ -128,7 +139,7 @@ def walk(
 
     Args:
         model: the language model.
-        temperature: divides the logits.
+        acting: temperature and size of a forward pass.
         offers: the prompt and trie of each action.
         generators: the source of randomness of each action.
         greedy: take the likeliest child instead of sampling.
@@ -138,10 +149,10 @@ def walk(
         _Walker(prompt, trie, generator)
         for (prompt, trie), generator in zip(offers, generators, strict=True)
     ]
-    decoder = cache.decoder or model.decoder()
+    decoder = cache.decoder or model.decoder(pass_tokens=acting.pass_tokens)
     waiting = [w for w in walkers if not w.advance(greedy, cache)]
     while waiting:
-        _read_nodes(model, temperature, waiting, decoder, cache)
+        _read_nodes(model, acting.temperature, waiting, decoder, cache)
         waiting = [w for w in waiting if not w.advance(greedy, cache)]
     return [w.action() for w in walkers]
 
@@ -173,7 +184,7 @@ def _read_nodes(
             if key not in cache.node_choices:
                 tokens = [w.trie.tokens[c] for c in w.trie.children[w.node + 1]]
                 logprob = (logits[row, tokens] / temperature).log_softmax(-1)  # [K]
-                cache.node_choices[key] = Categorical.from_logprob(logprob)
+                cache.node_choices[key] = Categorical.from_logprob(logprob).checked(model, w.prompt)
 
 
 def write(
@@ -201,7 +212,7 @@ def write(
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
-    decoder = decoder or model.decoder()
+    decoder = decoder or model.decoder(pass_tokens=acting.pass_tokens)
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     # The unfinished actions, and the row of the decoder that each continues.
     writing, rows = list(range(len(prompts))), [distinct[prompt] for prompt in prompts]
@@ -212,6 +223,7 @@ def write(
         taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()  # [R, V] -> [R]
         unfinished: list[tuple[int, int]] = []
         for i, row, token, logprob in zip(writing, rows, chosen.tolist(), taken, strict=True):
+            check_finite(model, prompts[i], [logprob])
             tokens[i].append(token)
             logprobs[i].append(logprob)
             if is_finished(model, acting, tokens[i]):
@@ -225,6 +237,21 @@ def write(
         writing = [i for i, _ in unfinished]
         hidden = decoder.read([(tokens[i][-1],) for i in writing], [row for _, row in unfinished])
         rows = list(range(len(writing)))
+
+
+def check_finite(model: LanguageModel, prompt: TokenIds, logprobs: Sequence[float]) -> None:
+    """Refuse to act on log-probabilities that are not finite: what is drawn would be arbitrary.
+
+    Raises:
+        ModelError: says behind which prompt, where the numbers come from, and what to do.
+    """
+    if all(map(math.isfinite, logprobs)):
+        return
+    ending = model.codec.tokenizer.decode(list(prompt[-30:]))
+    raise ModelError(
+        f"The model's log-probabilities of its next token are not finite behind the prompt that "
+        f"ends in {ending!r}: {model.explain_nan()}"
+    )
 
 
 def _sample(logprob: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:

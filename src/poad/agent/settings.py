@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from poad.config import ActingConfig, Config
+from poad.config import ActingConfig, Config, PPOConfig
 from poad.credit import Method, Rates, find_method
 from poad.envs import FreeText, free_text_of
 from poad.errors import ConfigError
@@ -21,7 +21,7 @@ Score = Literal["word", "token", "sum"]
 
 @dataclass(frozen=True)
 class Acting:
-    """The way from text to action. The fields are those of `poad.config.ActingConfig`."""
+    """The way from text to action. The fields, but the last, are those of `ActingConfig`."""
 
     scheme: Scheme = "trie"
     score: Score = "word"
@@ -30,6 +30,8 @@ class Acting:
     engine: Literal["own", "transformers"] = "own"
     max_action_tokens: int = FreeText().max_tokens
     stop: tuple[str, ...] = FreeText().stop
+    pass_tokens: int = PPOConfig().micro_batch_tokens
+    """Tokens per forward pass, padding included: `poad.config.PPOConfig.micro_batch_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ def resolve(config: Config) -> Settings:
     except ValueError as error:
         raise ConfigError(f"credit.method: {error}") from error
     model = replace(config.model, name=resolve_model(config.model.name, config.env))
-    acting = _resolve_acting(config.acting, method, free_text_of(config.env))
+    acting = _resolve_acting(config, method, free_text_of(config.env))
     _refuse_contradictions(config, acting, method)
     credit = config.credit
     slots = None if credit.slots == "auto" else credit.slots
     rates = method.rates(credit.gamma, credit.lam, credit.lam_token, credit.gamma_token, slots)
     resolved = replace(
         config,
-        acting=ActingConfig(**vars(acting)),
+        acting=ActingConfig(**{k: v for k, v in vars(acting).items() if k != "pass_tokens"}),
         credit=replace(
             credit, slots=rates.slots, lam_token=rates.lam_token, gamma_token=rates.gamma_token
         ),
@@ -82,8 +84,9 @@ def resolve(config: Config) -> Settings:
     return Settings(resolved, acting, CreditSettings(method, rates, by_duration))
 
 
-def _resolve_acting(acting: ActingConfig, method: Method, free_text: FreeText) -> Acting:
+def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acting:
     """Fill in what the method and the world call for."""
+    acting = config.acting
     by_tokens = method.score == "trie"
     scheme: Scheme = "trie" if by_tokens else "score"
     score: Score = "word" if method.score == "trie" else method.score
@@ -96,6 +99,7 @@ def _resolve_acting(acting: ActingConfig, method: Method, free_text: FreeText) -
         engine=acting.engine,
         max_action_tokens=free_text.max_tokens if budget is None else budget,
         stop=free_text.stop if stop is None else stop,
+        pass_tokens=config.ppo.micro_batch_tokens,
     )
 
 

@@ -209,7 +209,8 @@ class PPOConfig:
     max_grad_norm: Annotated[float, Above(0)] = 0.5
     """Clip the gradient norm of the policy, and that of the critic, to this (paper: 0.5)."""
     micro_batch_tokens: Annotated[int, Above(0)] = 16_384
-    """Tokens per forward pass. A larger minibatch accumulates gradients over several passes."""
+    """Tokens per forward pass, padding included, in learning and in acting. A larger minibatch
+    accumulates gradients over several passes."""
     recompute_logprob: bool = False
     """Recompute the old log-probabilities before an update instead of using those recorded while
     sampling."""

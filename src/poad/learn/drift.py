@@ -15,7 +15,7 @@ from torch import Tensor
 from poad.agent import Policy
 from poad.config import PPOConfig
 from poad.errors import DivergenceError
-from poad.learn.experience import Experience, read_logprobs
+from poad.learn.experience import Experience
 
 
 class Drift(NamedTuple):
@@ -62,9 +62,8 @@ def recompute(policy: Policy, experience: Experience, ppo: PPOConfig) -> tuple[E
         DivergenceError: the drift exceeds `ppo.drift_stop`.
     """
     terms = experience.policy
-    logprob = read_logprobs(
-        policy, experience.batch, terms.decision, terms.option, ppo.micro_batch_tokens
-    )  # [S]
+    each = policy.logprobs(experience.batch, ppo.micro_batch_tokens)  # [Q, K]
+    logprob = each[terms.decision, terms.option]  # [S]
     drift = Drift.between(logprob[terms.fresh], terms.old_logprob[terms.fresh])
     drift.check(ppo.drift_stop)
     if not ppo.recompute_logprob:

@@ -17,6 +17,7 @@ from torch import Tensor
 from poad.agent import CreditSettings, Critic, DecisionBatch, FrozenFeatures, Policy
 from poad.config import PPOConfig
 from poad.credit import Credit, token_credit
+from poad.learn.divergence import refuse_overflow
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
 from poad.lm import pack
 from poad.turns import Position, Turn
@@ -149,11 +150,11 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         rows.append([])
         episode = 0
         for t, turn in enumerate(stream):
-            prompt, tokens = turn.prompt_ids, turn.action.token_ids
+            prompt, before = turn.prompt_ids, turn.action.beginnings
             for j, choice in enumerate(turn.action.choice):
                 reads = j == 0 or every or (per_token and choice)
-                read = number((prompt, tokens[:j])) if reads else -1
-                reward = turn.reward if j + 1 == len(tokens) else 0.0
+                read = number((prompt, before[j])) if reads else -1
+                reward = turn.reward if j + 1 == len(before) else 0.0
                 rows[-1].append((len(facts), reward, choice, read))
             ended = turn.terminated or turn.truncated
             duration = turn.duration if settings.by_duration else 1
@@ -212,6 +213,9 @@ def gather(
 
     Returns:
         The experience, or None if no turn held a choice.
+
+    Raises:
+        DivergenceError: a reward or a value is too large to learn from.
     """
     turns = list(chain.from_iterable(streams))
     if not any(any(turn.action.choice) for turn in turns):
@@ -227,6 +231,7 @@ def gather(
         with torch.no_grad():
             value = critic(frozen).cpu()  # [U, H] -> [U]; credit is computed on the CPU
     judged = rows.credit(value, credit)
+    refuse_overflow(streams, value, judged)
     _, std = masked_moments(judged.advantage, judged.mask)
     before = rows.values(value, rows.read)
     explained = explained_variance(before, judged.target, judged.value_mask)
@@ -325,32 +330,7 @@ def read_reference(policy: Policy, batch: DecisionBatch, tokens: int) -> Tensor:
     """
     model, parts, order = policy.model, [], []
     for run in batch.bundles.micro_batches(tokens):
-        _, kept = batch.bundles.select(run)  # [R'] the readings in this micro-batch
-        positions = [batch.positions[r] for r in kept.tolist()]
-        parts.append(model.read_frozen(pack(positions, model.codec.pad_id)))
+        part, kept = batch.bundles.select(run)  # [R'] the readings in this micro-batch
+        parts.append(model.read_frozen(pack(part.positions, model.codec.pad_id)))
         order.append(kept)
     return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
-
-
-@torch.no_grad()
-def read_logprobs(
-    policy: Policy, batch: DecisionBatch, decision: Tensor, option: Tensor, tokens: int
-) -> Tensor:
-    """Compute the log-probabilities of S terms under the current policy.
-
-    Args:
-        policy: the policy.
-        batch: the Q decisions.
-        decision: [S] int64, the decision of each term.
-        option: [S] int64, the option that was taken.
-        tokens: how many tokens a micro-batch may hold.
-
-    Returns:
-        [S] float32 on the CPU.
-    """
-    q, k, _ = batch.read.shape
-    logprob = torch.zeros(q, k)  # every decision lies in one micro-batch, which fills its row
-    for run in batch.bundles.micro_batches(tokens):
-        part, kept, _ = batch.select(run)
-        logprob[kept] = policy.evaluate(part).logprob.cpu()
-    return logprob[decision, option]  # [Q, K] -> [S]

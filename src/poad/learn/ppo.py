@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poad.agent import Agent, CreditSettings, Critic, FrozenFeatures, Policy, refuse_free_writing
 from poad.config import CriticConfig, PPOConfig
-from poad.errors import DivergenceError
+from poad.learn.divergence import diverged
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, Streams, gather
 from poad.learn.losses import (
@@ -220,12 +220,11 @@ class PPO:
         norms = [
             torch.nn.utils.clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups
         ]
-        if not all(norm.isfinite() for norm in norms):
-            raise DivergenceError(
-                "Training diverged: a gradient is not finite. The last checkpoint is intact. Try "
-                "a smaller ppo.lr or critic.lr, or model.dtype = float32."
-            )
         step = _Step._make([*totals.tolist(), float(norms[0])])
+        if not all(norm.isfinite() for norm in norms):
+            raise diverged(
+                step._asdict(), {"ppo.lr": self.policy.model.module, "critic.lr": self.critic}
+            )
         if not self._too_far(step):
             self.optimizer.step()
         return step

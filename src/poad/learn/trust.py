@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poad.agent import Policy
-from poad.learn.experience import Experience, read_logprobs
+from poad.learn.experience import Experience
 from poad.learn.losses import approx_kl
 
 _HALVINGS = 20
@@ -64,8 +64,7 @@ class TrustRegion:
     def _kl(self, experience: Experience) -> float:
         """Measure it where the current policy sampled; terms of older policies are left out."""
         terms = experience.policy
-        logprob = read_logprobs(
-            self._policy, experience.batch, terms.decision, terms.option, self._tokens
-        )
+        each = self._policy.logprobs(experience.batch, self._tokens)  # [Q, K]
+        logprob = each[terms.decision, terms.option]  # [S]
         apart = approx_kl(logprob, terms.old_logprob)[terms.fresh]
         return float(apart.mean()) if len(apart) else 0.0

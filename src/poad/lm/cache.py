@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -52,6 +53,8 @@ class Decoder:
         remember: keep the keys and values of rows that end, so that a later prompt with the same
             prefix continues from them. This is worth its memory if prompts grow from turn to turn.
         check: called with the token ids and positions [R, W] of what is read next.
+        pass_tokens: columns of one forward pass over all rows, padding included; more are computed
+            in several passes. A pass has at least one column of every row it reads.
     """
 
     def __init__(
@@ -62,9 +65,10 @@ class Decoder:
         device: torch.device,
         remember: bool = False,
         check: Callable[[Tensor, Tensor], None] | None = None,
+        pass_tokens: int = sys.maxsize,
     ) -> None:
         self._body, self._pad_id, self._device = body, pad_id, device
-        self._windowed = windowed
+        self._windowed, self._pass_tokens = windowed, pass_tokens
         self._remember, self._check = remember, check
         self._stored: list[_CachedRow] = []
         self._reset()
@@ -91,11 +95,13 @@ class Decoder:
             prefix = self._read_common_prefix(sequences)
             if prefix is not None:
                 stored, matches = [prefix], [_Match(prefix, len(prefix.tokens))] * len(sequences)
+        used = {id(match.row) for match in matches}
+        if len(sequences) * max(map(_unread, sequences, matches)) > self._pass_tokens:
+            matches = self._read_by_length(sequences, matches)
         if any(match.length for match in matches):
             self._resume(matches)
         # A row that was continued is stored again, longer, when it ends. One that was not is kept
         # for one more call, because an action without a choice skips a turn.
-        used = {id(match.row) for match in matches}
         self._stored = [
             replace(row, idle=True) for row in stored if not row.idle and id(row) not in used
         ]
@@ -115,14 +121,8 @@ class Decoder:
         Returns:
             [R, H].
         """
-        width = max(map(len, chunks))
-        ids = torch.full((len(chunks), width), self._pad_id)  # [R, W]
-        mask = torch.zeros(len(chunks), width, dtype=torch.long)
-        for r, chunk in enumerate(chunks):
-            ids[r, width - len(chunk) :] = torch.tensor(chunk)
-            mask[r, width - len(chunk) :] = 1
         if parents is None:
-            past = past_positions = torch.zeros(len(chunks), 0, dtype=torch.long)
+            self._mask = self._positions = torch.zeros(len(chunks), 0, dtype=torch.long)
             self._tokens = [list(chunk) for chunk in chunks]
         else:
             index = torch.tensor(parents)
@@ -130,18 +130,31 @@ class Decoder:
                 if self._remember:  # the rows that nothing continues end here
                     self._store(set(range(len(self._tokens))) - set(parents))
                 self._cache.batch_select_indices(index.to(self._device))
-            past, past_positions = self._mask[index], self._positions[index]  # [R', P] -> [R, P]
+            self._mask, self._positions = self._mask[index], self._positions[index]  # [R', P]
             self._tokens = [self._tokens[p] + list(c) for p, c in zip(parents, chunks, strict=True)]
+        width = max(map(len, chunks))
+        ids = torch.full((len(chunks), width), self._pad_id)  # [R, W]
+        mask = torch.zeros(len(chunks), width, dtype=torch.long)
+        for r, chunk in enumerate(chunks):
+            ids[r, width - len(chunk) :] = torch.tensor(chunk)
+            mask[r, width - len(chunk) :] = 1
+        at_once = max(1, self._pass_tokens // len(chunks))
+        blocks = zip(ids.split(at_once, 1), mask.split(at_once, 1), strict=True)
+        return [self._append(*block) for block in blocks][-1]
+
+    def _append(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Compute new columns of all rows, [R, W]; return the hidden states of the last, [R, H]."""
         # A token's position is the number of real tokens before it, so positions count on from the
         # past across any padding. Padding before a row's first token would be at -1.
-        positions = (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+        before = self._mask.sum(1, keepdim=True)
+        positions = (before + mask.cumsum(1) - 1).clamp(min=0)
         if self._check is not None:
             self._check(ids, positions)
-        self._mask = torch.cat([past, mask], 1)  # [R, P + W]
-        self._positions = torch.cat([past_positions, positions], 1)
+        self._mask = torch.cat([self._mask, mask], 1)  # [R, P + W]
+        self._positions = torch.cat([self._positions, positions], 1)
         # Transformers adds causality itself; only windows have to be told of the padding.
         mask = torch.ones_like(self._mask) if self._windowed else self._mask
-        with self._attention(width):
+        with self._attention(ids.shape[1]):
             out = self._body(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),  # [R, P + W]
@@ -163,16 +176,19 @@ class Decoder:
         self._tokens: list[list[int]] = []
 
     def _store(self, rows: Iterable[int]) -> None:
-        """Remember the keys and values of some rows, without their padding."""
-        for row in rows:
-            columns = self._mask[row].nonzero().squeeze(1).to(self._device)  # [n]
-            cached: Any = self._cache.layers
-            layers = [
-                # [R, heads, P, d] -> [heads, n, d]
-                tuple(half[row].index_select(1, columns) for half in (layer.keys, layer.values))
-                for layer in cached
-            ]
-            self._stored.append(_CachedRow(tuple(self._tokens[row]), layers))
+        """Remember the keys and values of some rows."""
+        self._stored += map(self._cached, rows)
+
+    def _cached(self, row: int) -> _CachedRow:
+        """Copy the keys and values of a row, without its padding."""
+        columns = self._mask[row].nonzero().squeeze(1).to(self._device)  # [n]
+        cached: Any = self._cache.layers
+        layers = [
+            # [R, heads, P, d] -> [heads, n, d]
+            tuple(half[row].index_select(1, columns) for half in (layer.keys, layer.values))
+            for layer in cached
+        ]
+        return _CachedRow(tuple(self._tokens[row]), layers)
 
     def _read_common_prefix(self, sequences: Sequence[TokenIds]) -> _CachedRow | None:
         """Compute the prefix that all sequences share, None if it is too short to be worth it."""
@@ -183,9 +199,32 @@ class Decoder:
         if shared < _MIN_SHARED_TOKENS:
             return None
         self.read([sequences[0][:shared]])
-        self._store([0])
+        row = self._cached(0)
         self._reset()
-        return self._stored.pop()
+        return row
+
+    def _read_by_length(
+        self, sequences: Sequence[TokenIds], matches: Sequence[_Match]
+    ) -> list[_Match]:
+        """Compute all but the last token of every sequence, rows of similar length together."""
+        found = list(matches)
+        unread = list(map(_unread, sequences, matches))
+        order = sorted((r for r in range(len(unread)) if unread[r] > 1), key=unread.__getitem__)
+        while order:
+            # The longest rows that fit into one pass. A row that does not fit is read alone.
+            longest = unread[order[-1]] - 1
+            count = max(1, self._pass_tokens // longest)
+            group, order = order[-count:], order[:-count]
+            parents = None
+            if any(matches[r].length for r in group):
+                self._resume([matches[r] for r in group])
+                parents = range(len(group))
+            self.read([sequences[r][matches[r].length : -1] for r in group], parents)
+            for place, r in enumerate(group):
+                row = self._cached(place)
+                found[r] = _Match(row, len(row.tokens))
+            self._reset()
+        return found
 
     def _resume(self, matches: Sequence[_Match]) -> None:
         """Lay cached prefixes out as rows, padded on the left."""
@@ -218,6 +257,11 @@ class Decoder:
         sees = ((causal & self._mask[:, None, :].bool()) | own)[:, None].to(self._device)
         positions = self._positions.to(self._device)
         return over_positions(self._body, sees, positions[:, -width:], positions)
+
+
+def _unread(sequence: TokenIds, match: _Match) -> int:
+    """Count the tokens of a sequence behind its cached prefix."""
+    return len(sequence) - match.length
 
 
 def _best_match(stored: Sequence[_CachedRow], sequence: TokenIds) -> _Match:

@@ -8,6 +8,7 @@ decision needs them. Next to the trained body stands the *frozen* one: the model
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -173,16 +174,29 @@ class LanguageModel:
             raise ModelError("This model was loaded without its untrained head.")
         return self._scaled(self._frozen_head(hidden).float())
 
-    def decoder(self, remember: bool = False) -> Decoder:
+    def explain_nan(self) -> str:
+        """Say where numbers that are not finite come from, and what to do about it."""
+        for name, weight in self.module.named_parameters():
+            broken = int((~weight.isfinite()).sum())
+            if broken:
+                return (
+                    f"{broken} of the {weight.numel()} weights in {name} are not finite. Use "
+                    "another model, or an earlier checkpoint."
+                )
+        dtype = self._head.weight.dtype
+        remedy = "Use another model." if dtype == torch.float32 else "Use model.dtype = float32."
+        return f"its weights are finite, so its activations overflow in {dtype}. {remedy}"
+
+    def decoder(self, remember: bool = False, pass_tokens: int = sys.maxsize) -> Decoder:
         """Make an incremental reader of growing rows, which caches keys and values.
 
         Args:
             remember: also keep those of rows that end, for prompts that continue them.
+            pass_tokens: columns of one forward pass; no limit by default.
         """
-        windowed = self.window is not None
-        return Decoder(
-            self._body, self.codec.pad_id, windowed, self.device, remember, self._check_readable
-        )
+        windowed, check = self.window is not None, self._check_readable
+        parts = self._body, self.codec.pad_id, windowed, self.device
+        return Decoder(*parts, remember, check, pass_tokens)
 
     @property
     def has_dropout(self) -> bool:

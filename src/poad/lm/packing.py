@@ -8,15 +8,22 @@ positions into units of work that share as little as possible with one another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from poad.turns import Position, TokenIds
+from poad.turns import Beginning, Position, TokenIds
+
+_ROW_TOKENS = 240
+"""Rows that branch may grow to this length, or to twice that of a sequence that joins them."""
 
 # --- rows for one forward pass ----------------------------------------------------------------
 
@@ -79,7 +86,10 @@ class Packed:
 
 
 def pack(
-    positions: Sequence[Position], pad_id: int, row_tokens: int = 240, branching: bool = True
+    positions: Sequence[Position],
+    pad_id: int,
+    row_tokens: int = _ROW_TOKENS,
+    branching: bool = True,
 ) -> Packed:
     """Lay positions out in rows, so that common prefixes are computed once.
 
@@ -97,8 +107,7 @@ def pack(
     Returns:
         The rows. Reading q belongs to position q.
     """
-    sequences = [(*prompt, *beginning) for prompt, beginning in positions]
-    trees, ends = _build_trees(sequences, row_tokens, branching)
+    trees, ends = _build_trees(positions, row_tokens, branching)
     shape = len(trees), max(len(tree.tokens) for tree in trees)  # [B, L]
     token_ids = np.full(shape, pad_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)
@@ -110,7 +119,7 @@ def pack(
             # Depths count on along a chain. They differ from columns behind every branch.
             length = chain.stop - chain.start
             depth[b, chain.start : chain.stop] = np.arange(chain.depth, chain.depth + length)
-    readings = np.array([ends[sequence] for sequence in sequences], dtype=np.int64)  # [Q, 2]
+    readings = np.array(ends, dtype=np.int64)  # [Q, 2]
     return Packed(
         torch.from_numpy(token_ids),
         torch.from_numpy(mask),
@@ -121,10 +130,57 @@ def pack(
     )
 
 
-def packed_tokens(positions: Sequence[Position], row_tokens: int = 240) -> int:
+def packed_tokens(positions: Sequence[Position]) -> int:
     """Count the tokens that :func:`pack` would compute for some positions, without padding."""
-    sequences = [(*prompt, *beginning) for prompt, beginning in positions]
-    return sum(len(tree.tokens) for tree in _build_trees(sequences, row_tokens, branching=True)[0])
+    trees, _ = _build_trees(positions, _ROW_TOKENS, branching=True)
+    return sum(len(tree.tokens) for tree in trees)
+
+
+class _Sequence(NamedTuple):
+    """A token sequence, in sorted order among others."""
+
+    tokens: TokenIds
+    """It begins with the sequence, and may be longer."""
+    length: int
+    """The number of tokens of the sequence."""
+    shared: int
+    """The number of tokens with which the sequence before it begins as well."""
+    positions: list[int]
+    """The positions that it belongs to."""
+
+
+def _in_order(positions: Sequence[Position]) -> Iterator[_Sequence]:
+    """Go through the distinct token sequences of some positions in sorted order.
+
+    The beginnings of one action share its tokens, and here they stay together: the work grows with
+    the number of tokens, not with the sum of the lengths of all sequences.
+    """
+    # The positions behind one prompt and in one action, by the length of their sequence.
+    found: dict[tuple[int, int], tuple[TokenIds, TokenIds, dict[int, list[int]]]] = {}
+    for q, (prompt, beginning) in enumerate(positions):
+        action = beginning.tokens if isinstance(beginning, Beginning) else beginning
+        key = id(prompt), id(action)  # both stay alive in the positions
+        lengths = found.setdefault(key, (prompt, action, {}))[2]
+        lengths.setdefault(len(prompt) + len(beginning), []).append(q)
+    wholes = sorted(
+        (
+            ((*prompt, *action[: max(lengths) - len(prompt)]), lengths)
+            for prompt, action, lengths in found.values()
+        ),
+        key=itemgetter(0),
+    )
+    common = [common_prefix_length(a, b) for (a, _), (b, _) in pairwise([((), {}), *wholes])]
+    # What a whole sequence shares with the one before it was to be met there, if not earlier.
+    for i in range(len(wholes) - 1, 0, -1):
+        mine, before = wholes[i][1], wholes[i - 1][1]
+        for length in [length for length in mine if length <= common[i]]:
+            before.setdefault(length, []).extend(mine.pop(length))
+    previous = 0
+    for (tokens, lengths), alike in zip(wholes, common, strict=True):
+        previous = min(previous, alike)  # of the newest sequence, what this one shares
+        for length in sorted(lengths):
+            yield _Sequence(tokens, length, previous, lengths[length])
+            previous = length
 
 
 class _Chain(NamedTuple):
@@ -146,8 +202,6 @@ class _Tree:
 
     tokens: list[int] = field(default_factory=list)
     chains: list[_Chain] = field(default_factory=list)
-    newest: TokenIds = ()
-    """The sequence that was added last."""
     path: list[int] = field(default_factory=list)
     """The columns of the newest sequence, one for each of its tokens."""
 
@@ -156,45 +210,46 @@ class _Tree:
         """True if a chain starts anywhere but directly behind its parent."""
         return any(chain.parent != chain.start - 1 for chain in self.chains)
 
-    def fits(self, sequence: TokenIds, row_tokens: int, branching: bool) -> bool:
-        """Tell whether a sequence should join this row.
+    def fits(self, sequence: _Sequence, row_tokens: int, branching: bool) -> bool:
+        """Tell whether a sequence should join this row, whose newest sequence came before it.
 
         It should share a quarter of its tokens with the newest sequence, because the attention of a
         row costs the square of its length, and there must be room for the rest.
         """
-        shared = common_prefix_length(self.newest, sequence)
-        continues = shared == len(self.newest)
-        if not branching or (continues and shared == len(self.tokens)):
+        continues = sequence.shared == len(self.path)
+        if not branching or (continues and sequence.shared == len(self.tokens)):
             return continues  # a row without branches needs no mask and may grow to any length
-        room = max(row_tokens, 2 * len(sequence)) - len(self.tokens)
-        return 4 * shared >= len(sequence) and len(sequence) - shared <= room
+        room = max(row_tokens, 2 * sequence.length) - len(self.tokens)
+        added = sequence.length - sequence.shared
+        return 4 * sequence.shared >= sequence.length and added <= room
 
-    def grow(self, sequence: TokenIds) -> int:
+    def grow(self, sequence: _Sequence) -> int:
         """Add a sequence that sorts behind the newest; return the column of its last token."""
-        shared = common_prefix_length(self.newest, sequence)
+        shared = min(sequence.shared, len(self.path))  # nothing in a row that just began
         # Only the tokens behind the shared prefix take new columns.
-        start, stop = len(self.tokens), len(self.tokens) + len(sequence) - shared
+        start, stop = len(self.tokens), len(self.tokens) + sequence.length - shared
         if start < stop:
             parent = self.path[shared - 1] if shared else -1
             self.chains.append(_Chain(start, stop, parent, shared))
-        self.tokens += sequence[shared:]
+        self.tokens += sequence.tokens[shared : sequence.length]
         self.path[shared:] = range(start, stop)
-        self.newest = sequence
         return self.path[-1]
 
 
 def _build_trees(
-    sequences: Sequence[TokenIds], row_tokens: int, branching: bool
-) -> tuple[list[_Tree], dict[TokenIds, tuple[int, int]]]:
-    """Build the rows; map each sequence to the (row, column) of its last token."""
+    positions: Sequence[Position], row_tokens: int, branching: bool
+) -> tuple[list[_Tree], list[tuple[int, int]]]:
+    """Build the rows; find the (row, column) of the last token of each position's sequence."""
     trees: list[_Tree] = []
-    ends: dict[TokenIds, tuple[int, int]] = {}
+    ends = [(0, 0)] * len(positions)
     # In sorted order a tree need only look at its newest sequence: no older one has a longer
     # prefix in common with the next.
-    for sequence in sorted(set(sequences)):
+    for sequence in _in_order(positions):
         if not trees or not trees[-1].fits(sequence, row_tokens, branching):
             trees.append(_Tree())
-        ends[sequence] = len(trees) - 1, trees[-1].grow(sequence)
+        end = len(trees) - 1, trees[-1].grow(sequence)
+        for q in sequence.positions:
+            ends[q] = end
     return trees, ends
 
 
@@ -221,10 +276,14 @@ def _tree_attention(trees: Sequence[_Tree], length: int) -> Tensor:
 class Bundles:
     """Q positions divided into S bundles. The positions of a bundle have a prompt in common."""
 
+    positions: tuple[Position, ...]
+    """[Q]."""
     assignment: Tensor
     """[Q] int64: the bundle of each position."""
     cost: Tensor
     """[S] int64: the number of tokens to compute for each bundle on its own."""
+    branching: bool
+    """Whether rows may be trees."""
 
     @classmethod
     def divide(
@@ -257,14 +316,15 @@ class Bundles:
         cost: list[int] = []
         for root, indices in members.items():
             cost.append(len(root))  # computed whole, however little of it is read
-            previous = root
+            previous = len(root)
             # In sorted order, as in `pack`, no older sequence has more in common with the next.
-            for sequence, q in sorted(((*positions[q][0], *positions[q][1]), q) for q in indices):
-                shared = common_prefix_length(previous, sequence)
-                continues = shared == len(previous)
+            for sequence in _in_order([positions[q] for q in indices]):
+                # The first one is compared with the root, with which all of them begin.
+                shared = max(sequence.shared, len(root))
+                continues = shared == previous
                 # A sequence adds what lies behind the prefix it shares with the one before. In rows
                 # without branches, only a continuation shares anything.
-                added = len(sequence) - (shared if branching or continues else 0)
+                added = sequence.length - (shared if branching or continues else 0)
                 # The bundle has this many tokens besides the shared prefix. A new bundle computes
                 # the prefix again, which pays off only if they are many.
                 unshared = cost[-1] - shared
@@ -275,11 +335,11 @@ class Bundles:
                     and unshared >= max_unshared_tokens // 2
                 ):
                     cost.append(0)
-                    added = len(sequence)
+                    added = sequence.length
                 cost[-1] += added
-                assignment[q] = len(cost) - 1
-                previous = sequence
-        return cls(assignment, torch.tensor(cost))
+                assignment[[indices[i] for i in sequence.positions]] = len(cost) - 1
+                previous = sequence.length
+        return cls(tuple(positions), assignment, torch.tensor(cost), branching)
 
     def select(self, bundles: Tensor) -> tuple[Bundles, Tensor]:
         """Select some of the bundles.
@@ -294,23 +354,56 @@ class Bundles:
         # [S] -> [Q]: the new number of each position's bundle, -1 if it was not selected
         new = renumber(bundles, len(self.cost))[self.assignment]
         kept = (new >= 0).nonzero().squeeze(1)
-        return Bundles(new[kept], self.cost[bundles]), kept
+        positions = tuple(self.positions[q] for q in kept.tolist())
+        return Bundles(positions, new[kept], self.cost[bundles], self.branching), kept
 
     def micro_batches(self, max_tokens: int, bundles: Tensor | None = None) -> list[Tensor]:
-        """Group bundles into micro-batches of about ``max_tokens`` tokens, in the order given.
+        """Group bundles into micro-batches of at most ``max_tokens`` columns, padding included.
 
         Args:
-            max_tokens: tokens of one micro-batch. A larger bundle is a micro-batch of its own.
+            max_tokens: rows times longest row of one micro-batch, as `pack` lays them out. A larger
+                bundle is a micro-batch of its own.
             bundles: [S'] int64, the bundles to group; all by default.
 
         Returns:
-            [S'] split into consecutive parts.
+            The S' bundles in parts, none if there are none. If there are several, each holds
+            bundles of similar length. Both the parts and the bundles in them keep their order.
         """
         bundles = torch.arange(len(self.cost)) if bundles is None else bundles
-        # Lay the bundles end to end and cut at every multiple of max_tokens: a bundle belongs to
-        # the part in which its last token lies.
-        part = (self.cost[bundles].cumsum(0) - 1) // max_tokens
-        return [bundles[part == p] for p in part.unique()]
+        # [S]: the length of each bundle's longest sequence
+        longest = torch.zeros_like(self.cost)
+        longest = longest.scatter_reduce(0, self.assignment, self._length, "amax")
+        parts: list[Tensor] = []
+        waiting = [longest[bundles].argsort(stable=True)] if len(bundles) else []
+        while waiting:
+            part = waiting.pop()  # places among the S' bundles
+            some = bundles[part]
+            columns = self._columns(some, max_tokens)
+            if columns <= max_tokens or len(some) < 2:
+                parts.append(part.sort().values)
+                continue
+            # As many pieces of about equal cost as it takes if nothing is lost to padding.
+            share = self.cost[some].cumsum(0) * math.ceil(columns / max_tokens)
+            piece = (share - 1) // int(self.cost[some].sum())
+            if piece[0] == piece[-1]:  # one bundle outweighs all others
+                piece = torch.arange(len(some)) * 2 // len(some)
+            waiting += [part[piece == p] for p in piece.unique()]
+        return [bundles[part] for part in sorted(parts, key=lambda part: int(part[0]))]
+
+    @cached_property
+    def _length(self) -> Tensor:
+        """[Q] int64: the number of tokens of each position's sequence."""
+        return torch.tensor([len(prompt) + len(beginning) for prompt, beginning in self.positions])
+
+    def _columns(self, bundles: Tensor, enough: int) -> int:
+        """Count rows times longest row of some bundles; a bound will do if it is small enough."""
+        part, _ = self.select(bundles)
+        lengths = part._length
+        bound = len(lengths) * max(_ROW_TOKENS, 2 * int(lengths.max()))
+        if bound <= enough:
+            return bound
+        trees, _ = _build_trees(part.positions, _ROW_TOKENS, self.branching)
+        return len(trees) * max(len(tree.tokens) for tree in trees)
 
 
 def renumber(kept: Tensor, size: int) -> Tensor:
@@ -331,10 +424,14 @@ def renumber(kept: Tensor, size: int) -> Tensor:
 
 def common_prefix_length(a: TokenIds, b: TokenIds) -> int:
     """Count the tokens with which both sequences begin."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    same, most = 0, min(len(a), len(b))
+    while same < most:  # comparing slices is far faster than comparing tokens one by one
+        middle = (same + most + 1) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
 
 
 def _shortest_prefixes(prompts: Iterable[TokenIds]) -> dict[TokenIds, TokenIds]:

@@ -8,7 +8,7 @@ together, so no token straddles the border. One end-of-action token closes every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from poad.errors import ModelError
 from poad.trie import ActionTrie
@@ -23,7 +23,8 @@ class TextCodec:
 
     Args:
         tokenizer: a tokenizer of transformers, fast or slow.
-        cache_size: how many texts of each kind to cache before the cache is cleared.
+        cache_bytes: how much memory the encoded texts of each kind may take, about, before they are
+            forgotten.
         action_prefix: the text between a prompt and an action. It belongs to the action.
         answer_prefix: the text between an observation and the agent's answer, which begins with its
             thoughts if it has any.
@@ -36,7 +37,7 @@ class TextCodec:
     def __init__(
         self,
         tokenizer: Any,
-        cache_size: int = 65_536,
+        cache_bytes: int = 2**26,
         action_prefix: str = " ",
         answer_prefix: str = " ",
         end_id: int | None = None,
@@ -48,11 +49,10 @@ class TextCodec:
         self.pad_id: int = self.end_id if pad is None else pad
         self.vocabulary: int | None = None
         """Number of tokens that the model knows, once there is one."""
-        self._cache_size = cache_size
-        self._prompts: dict[str, TokenIds] = {}
-        self._rendered: dict[str, TokenIds] = {}
-        self._actions: dict[str, TokenIds] = {}
-        self._tries: dict[tuple[str, ...], ActionTrie] = {}
+        self._prompts: _Cache[str, TokenIds] = _Cache(cache_bytes)
+        self._rendered: _Cache[str, TokenIds] = _Cache(cache_bytes)
+        self._actions: _Cache[str, TokenIds] = _Cache(cache_bytes)
+        self._tries: _Cache[tuple[str, ...], ActionTrie] = _Cache(cache_bytes)
 
     def prompt(self, text: str) -> TokenIds:
         """Encode an observation, with the special tokens that the model expects before it.
@@ -69,7 +69,7 @@ class TextCodec:
                 raise ValueError(
                     f"The observation {text!r} has no tokens; a world must show some text."
                 )
-            self._remember(self._prompts, text, ids)
+            self._prompts.remember(text, ids, len(text), len(ids))
         return ids
 
     def rendered(self, text: str) -> TokenIds:
@@ -77,7 +77,7 @@ class TextCodec:
         ids = self._rendered.get(text)
         if ids is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            self._remember(self._rendered, text, ids)
+            self._rendered.remember(text, ids, len(text), len(ids))
         return ids
 
     def continuation(self, text: str) -> TokenIds:
@@ -113,7 +113,7 @@ class TextCodec:
                 )
             ids = (*written, self.end_id)
             self.check_known(ids)
-            self._remember(self._actions, text, ids)
+            self._actions.remember(text, ids, len(text), len(ids))
         return ids
 
     def trie(self, offered: Sequence[str]) -> ActionTrie:
@@ -126,7 +126,7 @@ class TextCodec:
         trie = self._tries.get(key)
         if trie is None:
             trie = ActionTrie.build([self.action(text) for text in key], key)
-            self._remember(self._tries, key, trie)
+            self._tries.remember(key, trie, sum(map(len, key)), 5 * len(trie.tokens))
         return trie
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -149,10 +149,30 @@ class TextCodec:
                 f"model knows {self.vocabulary:,} tokens only. Use the model's own tokenizer."
             )
 
-    def _remember(self, store: dict[Any, Any], key: Any, value: Any) -> None:
-        if len(store) >= self._cache_size:
-            store.clear()
-        store[key] = value
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class _Cache(dict[_K, _V]):
+    """A dictionary that is emptied when it grows too large.
+
+    Args:
+        limit: in bytes, of all keys and values together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit, self._size = limit, 0
+
+    def remember(self, key: _K, value: _V, characters: int, numbers: int) -> None:
+        """Add a value that holds, with its key, about so many characters and whole numbers."""
+        size = 200 + characters + 40 * numbers  # a number is an object and a pointer to it
+        if self._size + size > self._limit:
+            self.clear()
+            self._size = 0
+        self._size += size
+        self[key] = value
 
 
 def _end_token(tokenizer: Any) -> int:

@@ -204,7 +204,7 @@ def _acting(
         copies = 2 if config.prompt.history == "episode" or config.prompt.thinking else 1
         cached = copies * rows * sample.longest * shape.cached * number
         yield Part("KV cache", cached, "acting", f"{rows} rows of {sample.longest} tokens")
-    tokens = read * sample.longest + drawn
+    tokens = min(read * sample.longest, max(config.ppo.micro_batch_tokens, sample.longest)) + drawn
     hidden = tokens * (4 * shape.width + 3 * shape.feed) * number + rows * sample.longest**2
     logits = drawn * shape.vocabulary * SAMPLING[sample.offered]
     note = f"hidden states and {drawn:,} x {shape.vocabulary:,} logits"

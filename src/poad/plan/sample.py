@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -146,10 +147,11 @@ class CountingModel:
         self.most_logits = max(self.most_logits, hidden.numel())
         return self._row.expand(*hidden.shape[:-1], -1)
 
-    def decoder(self, remember: bool = False) -> Decoder:
+    def decoder(self, remember: bool = False, pass_tokens: int = sys.maxsize) -> Decoder:
         """Make a real decoder around a body that only counts."""
         body: Any = self._body
-        return Decoder(body, self.codec.pad_id, False, self.device, remember)
+        parts = body, self.codec.pad_id, False, self.device
+        return Decoder(*parts, remember, pass_tokens=pass_tokens)
 
     def _body(
         self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any, **_: Any

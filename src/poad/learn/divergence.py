@@ -1,0 +1,80 @@
+"""Numbers that are not finite: which of them came first, and whose fault it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from torch import Tensor, nn
+
+from poad.credit import Credit
+from poad.errors import DivergenceError
+from poad.turns import Turn
+
+_LARGEST = 1e15
+"""Advantages and targets are squared, and float32 ends at 3e38."""
+
+
+def refuse_overflow(streams: Sequence[Sequence[Turn]], value: Tensor, judged: Credit) -> None:
+    """Reject credit that no loss can be computed from, before any step is made.
+
+    Args:
+        streams: the turns, whose rewards may be to blame.
+        value: [U] what the critic read, which may be to blame as well.
+        judged: the credit.
+
+    Raises:
+        DivergenceError: names the largest reward, with its turn, or the critic.
+    """
+    if all(bool((each.abs() <= _LARGEST).all()) for each in (judged.advantage, judged.target)):
+        return
+    turn = max(chain.from_iterable(streams), key=lambda turn: _size(turn.reward))
+    read = _size(float(value.abs().max())) if len(value) else 0.0
+    if _size(turn.reward) >= read:
+        raise DivergenceError(
+            f"The world paid a reward of {turn.reward:g} for the action {turn.action.text!r}, too "
+            "much to learn from. Scale the rewards of the world; returns of about 1 suit the "
+            "default settings."
+        )
+    raise DivergenceError(
+        f"The critic diverged: it reads values of up to {read:g}, where no reward is larger than "
+        f"{abs(turn.reward):g}. The last checkpoint is intact. Try a smaller critic.lr."
+    )
+
+
+def diverged(measured: Mapping[str, float], trained: Mapping[str, nn.Module]) -> DivergenceError:
+    """Make the error for a gradient that is not finite.
+
+    Args:
+        measured: the losses and measurements of the step.
+        trained: what the step would have changed, by the setting of its learning rate.
+
+    Returns:
+        An error that names the first number that was not finite, and says what to try.
+    """
+    rates = list(trained)
+    for name in ("entropy", "kl", "policy_loss", "kl_reference", "value_loss"):
+        if not math.isfinite(measured[name]):  # in the order in which they are computed
+            where = f"{name} is {measured[name]}"
+            break
+    else:
+        broken = [
+            (rate, name)
+            for rate, module in trained.items()
+            for name, weight in module.named_parameters()
+            if weight.grad is not None and not weight.grad.isfinite().all()
+        ]
+        # The backward pass goes from the last layer to the first. A norm of finite gradients may
+        # overflow as well; then none is to be named.
+        rates = [broken[-1][0]] if broken else rates
+        where = f"the gradient of {broken[-1][1]}" if broken else "the norm of the gradient"
+        where = f"the losses are finite, but {where} is not"
+    return DivergenceError(
+        f"Training diverged: {where}. The last checkpoint is intact. Try a smaller "
+        f"{' or '.join(rates)}, or model.dtype = float32."
+    )
+
+
+def _size(number: float) -> float:
+    return math.inf if math.isnan(number) else abs(number)

@@ -378,16 +378,19 @@ class Bundles:
         while waiting:
             part = waiting.pop()  # places among the S' bundles
             some = bundles[part]
-            columns = self._columns(some, max_tokens)
-            if columns <= max_tokens or len(some) < 2:
+            if len(some) < 2 or self._columns(some, max_tokens) <= max_tokens:
                 parts.append(part.sort().values)
                 continue
-            # As many pieces of about equal cost as it takes if nothing is lost to padding.
-            share = self.cost[some].cumsum(0) * math.ceil(columns / max_tokens)
-            piece = (share - 1) // int(self.cost[some].sum())
-            if piece[0] == piece[-1]:  # one bundle outweighs all others
-                piece = torch.arange(len(some)) * 2 // len(some)
-            waiting += [part[piece == p] for p in piece.unique()]
+            # Fill pieces from the shortest to the longest, as if bundles shared no rows.
+            piece, count, rows = [], 0, 0
+            for cost, length in zip(self.cost[some].tolist(), longest[some].tolist(), strict=True):
+                rows += math.ceil(cost / length)
+                if rows * length > max_tokens:
+                    count, rows = count + 1, math.ceil(cost / length)
+                piece.append(count)
+            if piece[0] == piece[-1]:  # they would fit, but padding takes more than that
+                piece = [2 * i // len(some) for i in range(len(some))]
+            waiting += [part[torch.tensor(piece) == p] for p in dict.fromkeys(piece)]
         return [bundles[part] for part in sorted(parts, key=lambda part: int(part[0]))]
 
     @cached_property

@@ -24,7 +24,7 @@ from poad.agent.build import load_agent
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
-from poad.config import Config
+from poad.config import Config, PromptConfig
 from poad.errors import ModelError
 from poad.envs.registry import make
 from poad.lm.model import LanguageModel
@@ -427,6 +427,36 @@ def test_passes_of_bounded_size_act_the_same(zoo: Zoo, scheme):
     for one, other in zip(*acted, strict=True):
         assert (one.text, one.token_ids, one.choice) == (other.text, other.token_ids, other.choice)
         assert one.logprob == pytest.approx(other.logprob, abs=EXACT)
+
+
+# --- the limit of the context -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thinking", [0, 8])
+@pytest.mark.parametrize("scheme", ["trie", "word", "free"])
+def test_prompt_thoughts_and_action_fit_into_the_context(zoo: Zoo, scheme, thinking):
+    """Also thoughts that had to be closed, and offers longer than a written action may be."""
+    model = zoo.load("gpt2")
+    limit = model.context_length
+    assert limit == 128
+    if scheme == "word" and thinking:
+        return  # whole-action scores take no thoughts
+    prompt = PromptConfig(thinking=thinking)
+    acting = replace(SCHEMES["trie" if scheme == "free" else scheme], max_action_tokens=6)
+    policy = Policy(model, acting, prompt)
+    offered = None if scheme == "free" else tuple(f"{a} {'qzxy ' * 12}{a}" for a in ACTIONS)
+    observation = Observation("xyzq " * 60 + "You", offered)
+    ids = policy.prompt_ids(observation)
+    for seed in range(3):
+        action = act(policy, observation, seed)
+        assert len(ids) + len(action.token_ids) - 1 <= limit  # the last one is never read
+        batch, decision, option = policy.decisions([Turn(ids, action, 0.0)])
+        mine = decision >= 0
+        found = policy.evaluate(batch).logprob[decision[mine], option[mine]]
+        assert_same(found, torch.tensor(action.logprob)[torch.tensor(action.choice)])
+    if offered:  # the prompt is no shorter than it must be
+        longest = max(len(policy.codec.action(each)) for each in offered)
+        assert len(ids) + longest >= limit - thinking - 12
 
 
 # --- models that are broken -------------------------------------------------------------------

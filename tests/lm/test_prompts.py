@@ -212,6 +212,27 @@ def test_a_prompt_that_is_too_long_by_itself_is_truncated_and_reported() -> None
     assert "too long" in talk.note
     with pytest.raises(PromptError, match=r"no room for a prompt: lower prompt\.thinking"):
         Dialogue(codec, config, max_tokens=0)
+    talk = Dialogue(codec, config, max_tokens=12, action_tokens=3)
+    with pytest.raises(PromptError, match=r"up to \d\d tokens.*offer shorter actions"):
+        talk.first_prompt("Well?", ["one", "xyz " * 15])
+
+
+def test_long_offers_leave_less_room_for_the_prompt():
+    """What the prompt and the longest offered action take together is what the model reads."""
+    config = PromptConfig()
+    codec = codec_for(byte_level(), config)
+    text = "A long story without an end " * 3
+    whole = codec.prompt(text)
+    talk = Dialogue(codec, config, max_tokens=40, action_tokens=8)
+    for words in (1, 3, 6):
+        offered = ["look", "xyz" * words]
+        longest = max(8, max(len(codec.action(each)) for each in offered))
+        for ids in (
+            talk.first_prompt(text, offered),
+            talk.next_prompt(letter_by_letter(codec, "look"), text, offered),
+        ):
+            assert ids == whole[-(48 - longest) :]
+    assert talk.first_prompt(text, ["look"]) == talk.first_prompt(text) == whole[-40:]
 
 
 def test_only_the_last_turns_are_shown() -> None:

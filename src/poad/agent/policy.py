@@ -46,14 +46,19 @@ class Policy:
     def dialogue(self) -> Dialogue:
         """Return a maker of prompts for one stream."""
         # The prompt, the thoughts and the action share the model's context.
-        room = self.model.context_length
+        room, longest = self.model.context_length, self.acting.max_action_tokens
         if room is not None:
-            room -= self.acting.max_action_tokens + self.prompt.thinking
-        return Dialogue(self.codec, self.prompt, room)
+            room -= longest
+            if self.prompt.thinking:
+                closing = self.codec.closing_tokens(self.prompt.thinking_close)
+                room -= self.prompt.thinking + closing
+        return Dialogue(self.codec, self.prompt, room, longest)
 
     def prompt_ids(self, observation: Observation) -> TokenIds:
         """Return the prompt that the model reads."""
-        return observation.prompt_ids or self.dialogue().first_prompt(observation.prompt)
+        if observation.prompt_ids:
+            return observation.prompt_ids
+        return self.dialogue().first_prompt(observation.prompt, observation.admissible_actions)
 
     def act(
         self,

@@ -150,10 +150,10 @@ class _NoPrompts:
 
     note: str | None = None
 
-    def first_prompt(self, observation: str) -> TokenIds:
+    def first_prompt(self, *_: object) -> TokenIds:
         return ()
 
-    def next_prompt(self, action: Action, observation: str) -> TokenIds:
+    def next_prompt(self, *_: object) -> TokenIds:
         return ()
 
 

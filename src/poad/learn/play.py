@@ -26,11 +26,13 @@ class Prompts(Protocol):
 
     note: str | None
 
-    def first_prompt(self, observation: str) -> TokenIds:
+    def first_prompt(self, observation: str, offered: Sequence[str] | None = None) -> TokenIds:
         """Begin an episode."""
         ...
 
-    def next_prompt(self, action: Action, observation: str) -> TokenIds:
+    def next_prompt(
+        self, action: Action, observation: str, offered: Sequence[str] | None = None
+    ) -> TokenIds:
         """Go on after an action."""
         ...
 
@@ -127,7 +129,7 @@ class WorldStream:
         self.actions: list[Action] = []
         shown = self.world.reset(world_seed(seed))
         with self.world.placed():
-            prompt_ids = self.prompts.first_prompt(shown.prompt)
+            prompt_ids = self.prompts.first_prompt(shown.prompt, shown.actions)
         self.observation = Observation(shown.prompt, shown.actions, prompt_ids)
         self.generator = np.random.default_rng(seed)
         self.notes = tuple(shown.info.get("notes", ()))
@@ -143,7 +145,7 @@ class WorldStream:
         self.actions.append(action)
         happened = self.world.step(action.text)
         with self.world.placed():
-            prompt_ids = self.prompts.next_prompt(action, happened.prompt)
+            prompt_ids = self.prompts.next_prompt(action, happened.prompt, happened.actions)
         self.observation = Observation(happened.prompt, happened.actions, prompt_ids)
         return Step(
             stream,

@@ -57,20 +57,23 @@ class Dialogue:
         config: the form of the prompts.
         max_tokens: the length of the longest prompt that leaves room for an action; None for no
             limit.
+        action_tokens: the length of the longest action that it leaves room for. Where longer ones
+            are offered, prompts are shorter.
 
     Raises:
         PromptError: there is no room for a prompt at all.
     """
 
     def __init__(
-        self, codec: TextCodec, config: PromptConfig, max_tokens: int | None = None
+        self,
+        codec: TextCodec,
+        config: PromptConfig,
+        max_tokens: int | None = None,
+        action_tokens: int = 0,
     ) -> None:
-        if max_tokens is not None and max_tokens < 1:
-            raise PromptError(
-                "The model reads no more tokens than an action and its thoughts may have, so there "
-                "is no room for a prompt: lower prompt.thinking or acting.max_action_tokens."
-            )
-        self._codec, self._config, self._max_tokens = codec, config, max_tokens
+        self._codec, self._config = codec, config
+        self._most, self._action_tokens = max_tokens, action_tokens
+        self._max_tokens = self._room(None)
         self._turns: list[tuple[str, str]] = []
         self._observation = self._text = ""
         self._ids: TokenIds = ()
@@ -78,22 +81,34 @@ class Dialogue:
         """A sentence about something unexpected in these prompts, for the user; None if all is
         well."""
 
-    def first_prompt(self, observation: str) -> TokenIds:
+    def first_prompt(self, observation: str, offered: Sequence[str] | None = None) -> TokenIds:
         """Begin an episode and return its first prompt.
 
         Args:
             observation: the text that the world shows.
+            offered: the actions it offers, None to write freely.
+
+        Raises:
+            PromptError: the offered actions leave no room for a prompt.
         """
+        self._max_tokens = self._room(offered)
         self._turns = []
         return self._begin_segment(observation)
 
-    def next_prompt(self, action: Action, observation: str) -> TokenIds:
+    def next_prompt(
+        self, action: Action, observation: str, offered: Sequence[str] | None = None
+    ) -> TokenIds:
         """Return the prompt after an action.
 
         Args:
             action: the action that was written behind the last prompt.
             observation: the text that the world shows now.
+            offered: the actions it offers, None to write freely.
+
+        Raises:
+            PromptError: the offered actions leave no room for a prompt.
         """
+        self._max_tokens = self._room(offered)
         if self._config.history == "none":
             return self._begin_segment(observation)
         self._turns.append((self._observation, self._answer(action)))
@@ -119,6 +134,21 @@ class Dialogue:
         if self._is_too_long(self._ids):
             return self._begin_segment(observation)
         return self._ids
+
+    def _room(self, offered: Sequence[str] | None) -> int | None:
+        """Return the length of the longest prompt that leaves room for any offered action."""
+        if self._most is None:
+            return None
+        longest = max((len(self._codec.action(text)) for text in offered or ()), default=0)
+        room = self._most - max(0, longest - self._action_tokens)
+        if room < 1:
+            action = max(longest, self._action_tokens)
+            raise PromptError(
+                f"The model reads no more tokens than an action (here up to {action} tokens) and "
+                "its thoughts may have, so there is no room for a prompt: lower prompt.thinking or "
+                "acting.max_action_tokens, or let the world offer shorter actions."
+            )
+        return room
 
     def _begin_segment(self, observation: str) -> TokenIds:
         """Encode a whole prompt; as long as it is too long, leave out the oldest turns."""

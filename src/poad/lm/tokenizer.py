@@ -96,6 +96,13 @@ class TextCodec:
                 return tuple(joined[len(anchor) :])
         return tuple(encode(text))
 
+    def closing_tokens(self, close: str) -> int:
+        """Bound the number of tokens that close thoughts for an agent that has not done so."""
+        # An agent that wrote the mark itself may lack the whitespace behind it, or some of it.
+        space = close[len(close.rstrip()) :]
+        missing = (close, *(space[i:] for i in range(len(space))))
+        return max(len(self.continuation(text)) for text in missing)
+
     def action(self, text: str) -> TokenIds:
         """Encode an action as it follows a prompt, closed by the end-of-action token.
 

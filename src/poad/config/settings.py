@@ -88,6 +88,9 @@ class PromptConfig:
     growing sequence, whose beginning is computed only once."""
     last: Annotated[int, Above(0)] = 4
     """Number of earlier turns in the prompt if history is `last`."""
+    control_tokens: bool = False
+    """Let names of control tokens in a world's text, such as `<|im_end|>`, become these tokens. If
+    not, they are spelled out, so that a world cannot end its turn or speak for the agent."""
     thinking: Annotated[int, AtLeast(0)] = 0
     """Number of tokens that the agent may write before each action. They are trained like the
     tokens of the action."""

@@ -45,7 +45,11 @@ def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
     if config.thinking:
         action_prefix = "" if config.thinking_close[-1].isspace() else " "
     return TextCodec(
-        tokenizer, action_prefix=action_prefix, answer_prefix=answer_prefix, end_id=end_id
+        tokenizer,
+        action_prefix=action_prefix,
+        answer_prefix=answer_prefix,
+        end_id=end_id,
+        control_tokens=config.control_tokens,
     )
 
 
@@ -93,6 +97,7 @@ class Dialogue:
         """
         self._max_tokens = self._room(offered)
         self._turns = []
+        observation = self._codec.escape(observation)
         return self._begin_segment(observation)
 
     def next_prompt(
@@ -109,6 +114,7 @@ class Dialogue:
             PromptError: the offered actions leave no room for a prompt.
         """
         self._max_tokens = self._room(offered)
+        observation = self._codec.escape(observation)
         if self._config.history == "none":
             return self._begin_segment(observation)
         self._turns.append((self._observation, self._answer(action)))

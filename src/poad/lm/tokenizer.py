@@ -2,17 +2,24 @@
 
 The tokens of an action are those that follow the tokens of the prompt if the action prefix (a
 space, in plain prompts) and the action are written behind it. Prompt and action are never tokenized
-together, so no token straddles the border. One end-of-action token closes every action.
+tokenized together, so no token straddles the border. One end-of-action token closes every action.
+
+A world's text must not become control tokens, such as those that end the turns of a chat: a world
+could end its own turn and speak for the agent. Their names are spelled out in ordinary tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from poad.errors import ModelError
 from poad.trie import ActionTrie
 from poad.turns import TokenIds
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Around the number of a control token whose name a text holds. Unicode has no such characters."""
 
 _ANCHORS = (":", "\n")
 """Texts to encode a continuation behind; at least one does not merge with what follows it."""
@@ -29,6 +36,7 @@ class TextCodec:
         answer_prefix: the text between an observation and the agent's answer, which begins with its
             thoughts if it has any.
         end_id: the token that closes an action; by default the tokenizer's end of text.
+        control_tokens: let the names of control tokens in a world's text become control tokens.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, and no ``end_id`` is given.
@@ -41,6 +49,7 @@ class TextCodec:
         action_prefix: str = " ",
         answer_prefix: str = " ",
         end_id: int | None = None,
+        control_tokens: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.action_prefix, self.answer_prefix = action_prefix, answer_prefix
@@ -49,6 +58,10 @@ class TextCodec:
         self.pad_id: int = self.end_id if pad is None else pad
         self.vocabulary: int | None = None
         """Number of tokens that the model knows, once there is one."""
+        self._controls = {} if control_tokens else _control_tokens(tokenizer)
+        names = [*self._controls, _OPEN, _CLOSE]
+        self._names = sorted(names, key=len, reverse=True)  # the longest that fits is meant
+        self._named = re.compile("|".join(map(re.escape, self._names)))
         self._prompts: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._rendered: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._actions: _Cache[str, TokenIds] = _Cache(cache_bytes)
@@ -62,9 +75,7 @@ class TextCodec:
         """
         ids = self._prompts.get(text)
         if ids is None:
-            ids = tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-            if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
-                ids = ids[:-1]  # some tokenizers close every text, but this one goes on
+            ids = self._spelled_out(text, self._open)
             if not ids:
                 raise ValueError(
                     f"The observation {text!r} has no tokens; a world must show some text."
@@ -76,7 +87,7 @@ class TextCodec:
         """Encode a prompt that already contains its special tokens, as chat templates make it."""
         ids = self._rendered.get(text)
         if ids is None:
-            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = self._spelled_out(text, self._encode)
             self._rendered.remember(text, ids, len(text), len(ids))
         return ids
 
@@ -86,15 +97,15 @@ class TextCodec:
         Some tokenizers put a space before every text. So the text is encoded behind an anchor, and
         the tokens of the anchor are removed, provided that they do not merge with the text.
         """
+        return self._spelled_out(text, self._continue)
 
-        def encode(piece: str) -> list[int]:
-            return list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+    def escape(self, text: str) -> str:
+        """Mark the names of control tokens in a world's text, so that they will be spelled out."""
 
-        for mark in _ANCHORS:
-            anchor, joined = encode(mark), encode(mark + text)
-            if joined[: len(anchor)] == anchor:
-                return tuple(joined[len(anchor) :])
-        return tuple(encode(text))
+        def mark(found: re.Match[str]) -> str:
+            return f"{_OPEN}{self._names.index(found[0])}{_CLOSE}"
+
+        return self._named.sub(mark, text)
 
     def closing_tokens(self, close: str) -> int:
         """Bound the number of tokens that close thoughts for an agent that has not done so."""
@@ -112,7 +123,8 @@ class TextCodec:
         """
         ids = self._actions.get(text)
         if ids is None:
-            written = self.continuation(self.action_prefix + text) if text.strip() else ()
+            shown = self.action_prefix + self.escape(text)
+            written = self.continuation(shown) if text.strip() else ()
             if not written:
                 raise ValueError(
                     f"The action {text!r} has no tokens; a world must offer actions with words in "
@@ -135,6 +147,44 @@ class TextCodec:
             trie = ActionTrie.build([self.action(text) for text in key], key)
             self._tries.remember(key, trie, sum(map(len, key)), 5 * len(trie.tokens))
         return trie
+
+    def _encode(self, text: str) -> TokenIds:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _open(self, text: str) -> TokenIds:
+        """Encode the beginning of a prompt."""
+        ids = tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        if ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
+            ids = ids[:-1]  # some tokenizers close every text, but this one goes on
+        return ids
+
+    def _continue(self, text: str) -> TokenIds:
+        """Encode a text as it follows another one."""
+        for mark in _ANCHORS:
+            anchor, joined = self._encode(mark), self._encode(mark + text)
+            if joined[: len(anchor)] == anchor:
+                return joined[len(anchor) :]
+        return self._encode(text)
+
+    def _spelled_out(self, text: str, encode: Callable[[str], TokenIds]) -> TokenIds:
+        """Encode a text in which `escape` marked names; its beginning by the given function."""
+        if _OPEN not in text:
+            return encode(text)
+        first, *rest = re.split(f"{_OPEN}(\\d+){_CLOSE}", text)
+        ids = encode(first)
+        for number, behind in zip(rest[::2], rest[1::2], strict=True):
+            ids += self._spell(self._names[int(number)])
+            ids += self._continue(behind) if behind else ()
+        return ids
+
+    def _spell(self, name: str) -> TokenIds:
+        """Encode the name of a control token in ordinary tokens."""
+        ids = self._continue(name)
+        if not {*ids} & {*self._controls.values()}:
+            return ids
+        # Cut apart, it is not recognized. A name of one character cannot be spelled, so it is left
+        # out.
+        return self._spell(name[:1]) + self._spell(name[1:]) if len(name) > 1 else ()
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode the tokens of an action, without special tokens and surrounding space."""
@@ -180,6 +230,22 @@ class _Cache(dict[_K, _V]):
             self._size = 0
         self._size += size
         self[key] = value
+
+
+def _control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Find the tokens that mean something to the model apart from what they spell, by name.
+
+    These are the special ones, and what else the tokenizer was given for its chat template.
+    """
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    special = {*getattr(tokenizer, "all_special_ids", ())}
+    return {
+        token.content: number
+        for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if number in special
+        or token.special
+        or (token.content.strip() and token.content.strip() in template)
+    }
 
 
 def _end_token(tokenizer: Any) -> int:

@@ -25,8 +25,8 @@ from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
 from poad.config import Config, PromptConfig
-from poad.errors import ModelError
 from poad.envs.registry import make
+from poad.errors import ModelError
 from poad.lm.model import LanguageModel
 from poad.trie import ActionTrie
 from poad.turns import Action, Observation, TokenIds, Turn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tiny_worlds import settings as small
 from tolerance import EXACT
 
 from poad.agent.build import Agent, load_agent
-from poad.config import Config, PromptConfig
+from poad.config import Config, PromptConfig, load
 from poad.envs.registry import make
 from poad.errors import ConfigError, ModelError, PromptError
 from poad.learn.ppo import PPO
@@ -455,3 +457,44 @@ def test_every_control_token_can_be_spelled(tokenizer: str) -> None:
         ids = codec.prompt(codec.escape(f"a {name} b"))
         plain = codec.prompt("a b")
         assert controls(codec, ids) == controls(codec, plain)
+
+
+# --- templates that tell the date -------------------------------------------------------------
+
+
+# As of Llama 3, and as of others.
+LLAMA = """{%- if not date_string is defined %}{%- if strftime_now is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}{%- endif %}"""
+ASKING = (LLAMA, "{%- set date_string = strftime_now ( format = '%d %b %Y' ) -%}")
+
+
+@pytest.mark.parametrize("asks", ASKING)
+@pytest.mark.parametrize("shown", ["2024-07-26", "1999-12-31"])
+def test_the_date_of_a_template_is_a_setting(shown: str, asks: str) -> None:
+    """So a run is the same tomorrow."""
+    config = PromptConfig(format="chat", date=shown)
+    tokenizer = chatting("marked")
+    tokenizer.chat_template = asks + "Today is {{ date_string }}.\n" + tokenizer.chat_template
+    talk = Dialogue(codec_for(tokenizer, config), config)
+    text = tokenizer.decode(talk.first_prompt("What day is it?"))
+    assert text.startswith(f"Today is {date.fromisoformat(shown):%d %b %Y}.")
+
+
+@pytest.mark.parametrize("wrong", ["today", "2024-13-01", "20240726", ""])
+def test_a_date_is_a_date(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"prompt\.date.*such as 2024-07-26"):
+        Config(prompt=PromptConfig(date=wrong))
+
+
+def test_a_date_in_a_file_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("prompt: {date: 1999-12-31}")
+    assert load(path).prompt.date == "1999-12-31"
+
+
+def test_a_template_whose_clock_cannot_be_set_is_refused() -> None:
+    tokenizer = chatting("marked")
+    tokenizer.chat_template = "{%- set f = '%d' -%}{{ strftime_now(f) }}" + TEMPLATES["marked"]
+    with pytest.raises(PromptError, match=r"today's date.*prompt\.format = plain"):
+        codec_for(tokenizer, PromptConfig(format="chat"))

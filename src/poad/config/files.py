@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
@@ -218,6 +219,8 @@ def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
         pass
     if isinstance(hint, type) and type(value) is hint:
         return value
+    if hint is str and type(value) is date:  # YAML's own reading of 2024-07-26
+        return value.isoformat()
     wanted = {tuple: "a list, such as [a, b]", dict: "a mapping, such as {a: 1}"}.get(
         origin, getattr(hint, "__name__", str(hint))
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os.path
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from poad.config.ranges import Above, AtLeast, Between, out_of_range
@@ -88,6 +89,9 @@ class PromptConfig:
     growing sequence, whose beginning is computed only once."""
     last: Annotated[int, Above(0)] = 4
     """Number of earlier turns in the prompt if history is `last`."""
+    date: str = "2024-07-26"
+    """Date that chat templates show as today's, as year-month-day, so that a run is the same
+    tomorrow. The default is what Llama's templates show where there is no clock."""
     control_tokens: bool = False
     """Let names of control tokens in a world's text, such as `<|im_end|>`, become these tokens. If
     not, they are spelled out, so that a world cannot end its turn or speak for the agent."""
@@ -311,6 +315,17 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "ppo.importance_cap: requires ppo.recompute_logprob, which computes the probabilities "
             "that it compares.",
         ),
+        (
+            not _is_date(c.prompt.date),
+            f"prompt.date = {c.prompt.date}: must be a date such as 2024-07-26.",
+        ),
         (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
     ]
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -10,7 +10,9 @@ the template makes now.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from poad.config import PromptConfig
@@ -19,6 +21,8 @@ from poad.lm.packing import common_prefix_length
 from poad.lm.tokenizer import TextCodec
 from poad.turns import Action, TokenIds
 
+_CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
+"""A template's call of the one clock it has, with a literal format."""
 _PLACEHOLDER = "open"
 """A word that no template changes."""
 
@@ -198,7 +202,8 @@ class Dialogue:
         """Write examples, earlier turns and the observation as the text of one prompt."""
         turns = [*self._config.examples, *self._turns]
         if self._config.format == "chat":
-            text = _chat(self._codec.tokenizer, _messages(self._config.system, turns, observation))
+            messages = _messages(self._config.system, turns, observation)
+            text = _chat(self._codec.tokenizer, messages, self._config.date)
         else:
             system = [] if self._config.system is None else [self._config.system]
             history = [f"{seen}{_gap(seen, answer)}{answer}" for seen, answer in turns]
@@ -262,13 +267,18 @@ def _messages(
     return messages
 
 
-def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _chat(tokenizer: Any, messages: list[dict[str, str]], date: str) -> str:
     """Render messages by the chat template; begin an answer if the user spoke last."""
     from jinja2 import TemplateError
 
     asks = messages[-1]["role"] == "user"
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        template: dict[str, str] = {}
+        if "strftime_now" in str(tokenizer.chat_template):
+            template["chat_template"] = _without_clock(tokenizer.get_chat_template(), date)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=asks, **template
+        )
     except (TemplateError, ValueError) as error:
         system = any(message["role"] == "system" for message in messages)
         hint = " Perhaps it takes no system message: leave prompt.system out." if system else ""
@@ -276,6 +286,26 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
             f"The model's chat template rejects these messages: {error}{hint} "
             "prompt.format = plain needs no template."
         ) from error
+
+
+def _without_clock(template: str, date: str) -> str:
+    """Write a date into a chat template, wherever it asks for today's.
+
+    Raises:
+        PromptError: it asks in a way that we do not understand.
+    """
+
+    def written(call: re.Match[str]) -> str:
+        return repr(datetime.fromisoformat(date).strftime(call["format"]))
+
+    fixed = _CLOCK.sub(written, template)
+    if "strftime_now(" in re.sub(r"\s", "", fixed):
+        raise PromptError(
+            "The model's chat template shows today's date, in a way in which prompt.date cannot "
+            "replace it, so a run would differ from day to day. Replace strftime_now in the "
+            "template, or use prompt.format = plain."
+        )
+    return fixed
 
 
 def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
@@ -286,8 +316,8 @@ def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
             "model, or prompt.format = plain."
         )
     turns = [*config.examples, (_PLACEHOLDER, _PLACEHOLDER)]
-    asked = _chat(tokenizer, _messages(config.system, turns[:-1], _PLACEHOLDER))
-    answered = _chat(tokenizer, _messages(config.system, turns, None))
+    asked = _chat(tokenizer, _messages(config.system, turns[:-1], _PLACEHOLDER), config.date)
+    answered = _chat(tokenizer, _messages(config.system, turns, None), config.date)
     if answered.startswith(asked):
         before, _, behind = answered[len(asked) :].partition(_PLACEHOLDER)
         return before, behind

@@ -578,6 +578,17 @@ def test_a_cache_changes_nothing_and_saves_every_pass(zoo: Zoo, scheme):
         assert_same(one.logprob, other.logprob)
 
 
+def test_a_cache_forgets_when_prompts_never_repeat(zoo: Zoo, monkeypatch):
+    monkeypatch.setattr("poad.agent.sampling._CACHED_TOKENS", 200)
+    policy, cache = policy_of(zoo.load()), ActingCache()
+    for day in range(30):
+        seen = [Observation(f"Day {day}, room {room}.", ("open", "look")) for room in range(3)]
+        acted = policy.act(seen, [rng(day) for _ in seen], cache=cache)
+        assert sum(len(prompt) for prompt, _, _ in cache.node_choices) <= 200
+        assert acted == policy.act(seen, [rng(day) for _ in seen])
+    assert cache.node_choices
+
+
 def test_probabilities_are_remembered_too(zoo: Zoo):
     policy = policy_of(zoo.load())
     cache = ActingCache()

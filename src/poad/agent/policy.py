@@ -118,6 +118,7 @@ class Policy:
         if self.prompt.thinking:
             thoughts = actor.think(prompts, self.prompt)
             prompts = [(*p, *t.token_ids) for p, t in zip(prompts, thoughts, strict=True)]
+        cache.admit(prompts)
         offers: list[Offer] = [
             (prompt, None if offered is None else self.codec.trie(offered))
             for prompt, offered in zip(

@@ -53,6 +53,10 @@ SINGLE_OPTION = Categorical([0.0], [1.0])
 """The distribution where only one action is offered; it takes no forward pass."""
 
 
+_CACHED_TOKENS = 2**23
+"""About 300 MB of prompts."""
+
+
 @dataclass
 class ActingCache:
     """Everything that acting computes and can use again while the weights do not change.
@@ -73,6 +77,25 @@ class ActingCache:
     """Remembers rows from turn to turn, where prompts grow."""
     engine_generator: np.random.Generator | None = None
     """The source of the seeds of another engine, if one writes; set by each call of the policy."""
+    prompts: set[TokenIds] = field(default_factory=set)
+    """The prompts that something was computed for."""
+    tokens: int = 0
+    """The number of tokens in these prompts."""
+
+    def admit(self, prompts: Sequence[TokenIds]) -> None:
+        """Note prompts before they are used; forget all others when there are too many tokens.
+
+        A long evaluation where no prompt repeats would otherwise fill the memory.
+        """
+        new = {*prompts} - self.prompts
+        self.tokens += sum(map(len, new))
+        self.prompts |= new
+        if self.tokens > _CACHED_TOKENS:
+            for known in (self.node_choices, self.action_choices, self.token_logprobs):
+                known.clear()
+            self.probabilities.clear()
+            self.prompts = {*prompts}
+            self.tokens = sum(map(len, self.prompts))
 
 
 @dataclass

@@ -125,7 +125,7 @@ class CountingModel:
     def write_to_the_end(self) -> None:
         """Never draw the token that ends an action, so that free writing fills its budget."""
         self._row = self._row[:_WRITING_VOCABULARY].clone()
-        self._row[self.codec.end_id : self.codec.end_id + 1] = -math.inf
+        self._row[self.codec.end_id : self.codec.end_id + 1] = -1e4  # finite, as of real models
 
     def count(self) -> tuple[int, int]:
         """Return the tokens and forward passes since the last call, padding not included."""

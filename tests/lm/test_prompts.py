@@ -481,10 +481,12 @@ def test_the_date_of_a_template_is_a_setting(shown: str, asks: str) -> None:
     assert text.startswith(f"Today is {date.fromisoformat(shown):%d %b %Y}.")
 
 
-@pytest.mark.parametrize("wrong", ["today", "2024-13-01", "20240726", ""])
+@pytest.mark.parametrize("wrong", ["today", "2024-13-01", "20240726"])
 def test_a_date_is_a_date(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"prompt\.date.*such as 2024-07-26"):
-        Config(prompt=PromptConfig(date=wrong))
+    tokenizer = chatting("marked")
+    tokenizer.chat_template = "{{ strftime_now('%d') }}" + TEMPLATES["marked"]
+    with pytest.raises(PromptError, match=rf"prompt\.date = {wrong}: .*such as 2024-07-26"):
+        codec_for(tokenizer, PromptConfig(format="chat", date=wrong))
 
 
 def test_a_date_in_a_file_needs_no_quotes(tmp_path: Path) -> None:

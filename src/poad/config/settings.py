@@ -9,7 +9,6 @@ from __future__ import annotations
 import os.path
 import re
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Annotated, Any, Literal
 
 from poad.config.ranges import Above, AtLeast, Between, out_of_range
@@ -315,17 +314,6 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "ppo.importance_cap: requires ppo.recompute_logprob, which computes the probabilities "
             "that it compares.",
         ),
-        (
-            not _is_date(c.prompt.date),
-            f"prompt.date = {c.prompt.date}: must be a date such as 2024-07-26.",
-        ),
         (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
     ]
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False

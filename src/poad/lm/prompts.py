@@ -292,11 +292,15 @@ def _without_clock(template: str, date: str) -> str:
     """Write a date into a chat template, wherever it asks for today's.
 
     Raises:
-        PromptError: it asks in a way that we do not understand.
+        PromptError: it asks in a way that we do not understand, or the date is none.
     """
+    try:
+        day = datetime.strptime(date, "%Y-%m-%d")
+    except ValueError as error:
+        raise PromptError(f"prompt.date = {date}: it must be a date such as 2024-07-26.") from error
 
     def written(call: re.Match[str]) -> str:
-        return repr(datetime.fromisoformat(date).strftime(call["format"]))
+        return repr(day.strftime(call["format"]))
 
     fixed = _CLOCK.sub(written, template)
     if "strftime_now(" in re.sub(r"\s", "", fixed):

@@ -44,7 +44,7 @@ class TextLake(gymnasium.Env[str, str]):
         self.steps += 1
         info: dict[str, Any] = {"admissible_actions": MOVES}
         if terminated or truncated:
-            info["episode"] = {"r": float(reward), "l": self.steps, "success": reward > 0}
+            info["episode"] = {"r": float(reward), "l": self.steps, "success": float(reward) > 0}
         return self._show(int(place)), float(reward), terminated, truncated, info
 
     @staticmethod
@@ -55,7 +55,7 @@ class TextLake(gymnasium.Env[str, str]):
 
 def settings(model: str, seed: int, limit: float, steps: int) -> Config:
     if WORLD not in gymnasium.registry:
-        gymnasium.register(WORLD, entry_point=TextLake, order_enforce=False)
+        gymnasium.register(WORLD, entry_point=lambda: TextLake(), order_enforce=False)
     ppo = {"kl_limit": limit, "anneal": False}  # annealing hides the collapse late in a run
     run = {"env": WORLD, "seed": seed, "steps": steps, "model": {"name": model}, "ppo": ppo}
     return from_dict(run)

@@ -80,6 +80,8 @@ def test_the_order_desk_is_a_text_world_and_never_repeats(iteration):
         ("iteration --worlds poad/TomatoSalad-v0 --times 1 --steps 2 --width 32", "| rival |"),
         ("offered_actions --times 1 --batch 2 --width 32 --sentences 1", "| 50 |"),
         ("startup --times 1", "| poad --help |"),
+        ("action_length --lengths 16 32 --turns 1", "exponent: "),
+        ("frozen_lake --seeds 0 --steps 1 --limits 0.2", "/1 "),
         ("large_models --small --tasks kitchen --steps 1", "| small | kitchen | ours |"),
         ("large_models --small --tasks programs --steps 1 --action-tokens 3", "| ours |"),
         pytest.param(

@@ -170,3 +170,13 @@ def test_the_untrained_model_is_kept_through_training(zoo: Zoo, kind: str, tunin
             weight.add_(0.1)
     torch.testing.assert_close(model.frozen_logits(model.read_frozen(packed)), expected)
     assert not torch.allclose(model.logits(model.read(packed)), expected, atol=0.1)
+
+
+def test_weights_that_are_no_numbers_are_named_when_a_model_is_loaded(zoo: Zoo) -> None:
+    model = zoo.load()
+    with torch.no_grad():
+        model.module.get_parameter("model.layers.0.mlp.up_proj.weight")[3, 5] = torch.nan
+    with pytest.raises(
+        ModelError, match=r"1 of the 1536 weights in model\.layers\.0\.mlp\.up_proj"
+    ):
+        LanguageModel(model.module, model.codec)

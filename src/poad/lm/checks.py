@@ -39,8 +39,7 @@ def check_halves(model: LanguageModel) -> None:
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state
     if not expected.isfinite().all():
         raise ModelError(
-            f"The logits of {type(whole).__name__} are not finite. Its weights are damaged, or too "
-            "large for model.dtype; bfloat16 has a wider range than float16."
+            f"The logits of {type(whole).__name__} are not finite: {model.explain_nan()}"
         )
     text = whole.config.get_text_config()
     softcaps = (getattr(text, "final_logit_softcapping", None), None)

@@ -28,7 +28,7 @@ class TextLake(gymnasium.Env[str, str]):
 
     observation_space = action_space = Text(max_length=200, min_length=0)
 
-    def __init__(self) -> None:
+    def __init__(self, **_: object) -> None:
         self.lake = gymnasium.make("FrozenLake-v1", is_slippery=False)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -55,7 +55,7 @@ class TextLake(gymnasium.Env[str, str]):
 
 def settings(model: str, seed: int, limit: float, steps: int) -> Config:
     if WORLD not in gymnasium.registry:
-        gymnasium.register(WORLD, entry_point=lambda: TextLake(), order_enforce=False)
+        gymnasium.register(WORLD, entry_point=TextLake, order_enforce=False)
     ppo = {"kl_limit": limit, "anneal": False}  # annealing hides the collapse late in a run
     run = {"env": WORLD, "seed": seed, "steps": steps, "model": {"name": model}, "ppo": ppo}
     return from_dict(run)

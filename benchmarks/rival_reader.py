@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poad.lm import LanguageModel, Packed, pack
 from poad.trie import ROOT, ActionTrie
-from poad.turns import TokenIds, Turn
+from poad.turns import Position, TokenIds, Turn
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Savings:
     soon after the prompt together with it."""
 
 
-Line = tuple[TokenIds, TokenIds]
+Line = Position
 """A row: a prompt and the beginning of an action. All of its positions can be read."""
 Question = tuple[int, list[tuple[int, int]]]
 """A decision: the number of tokens before it, and a line and a token for each option."""

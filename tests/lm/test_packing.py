@@ -36,7 +36,9 @@ beginnings = st.lists(st.integers(6, 8), max_size=4).map(tuple)
 def crowds(draw: st.DrawFn) -> list[Position]:
     """Draw positions in any order, some repeated, several behind each prompt."""
     some = draw(st.lists(prompts, min_size=1, max_size=3))
-    crowd = st.lists(st.tuples(st.sampled_from(some), beginnings), min_size=1, max_size=12)
+    crowd: st.SearchStrategy[list[Position]] = st.lists(
+        st.tuples(st.sampled_from(some), beginnings), min_size=1, max_size=12
+    )
     return draw(crowd)
 
 

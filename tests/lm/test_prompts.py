@@ -475,9 +475,9 @@ def test_the_date_of_a_template_is_a_setting(shown: str, asks: str) -> None:
     """So a run is the same tomorrow."""
     config = PromptConfig(format="chat", date=shown)
     tokenizer = chatting("marked")
-    tokenizer.chat_template = asks + "Today is {{ date_string }}.\n" + tokenizer.chat_template
+    tokenizer.chat_template = f"{asks}Today is {{{{ date_string }}}}.\n{tokenizer.chat_template}"
     talk = Dialogue(codec_for(tokenizer, config), config)
-    text = tokenizer.decode(talk.first_prompt("What day is it?"))
+    text = str(tokenizer.decode(list(talk.first_prompt("What day is it?"))))
     assert text.startswith(f"Today is {date.fromisoformat(shown):%d %b %Y}.")
 
 

@@ -128,9 +128,11 @@ class DecisionTable:
         """Add the decision between the children of a trie node; return its number."""
         key = (prompt, trie, node)
         if key not in self._index:
-            position: Position = (prompt, trie.token_path(node))
+            position = (prompt, trie.token_path(node))
             children = trie.children[node + 1]
-            paths = [[(position, trie.tokens[child])] for child in children]
+            paths: list[list[tuple[Position, int]]] = [
+                [(position, trie.tokens[child])] for child in children
+            ]
             self._add(key, _Decision(paths, [1.0] * len(children), renormalize=True))
         return self._index[key]
 

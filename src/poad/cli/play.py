@@ -150,10 +150,10 @@ class _NoPrompts:
 
     note: str | None = None
 
-    def first_prompt(self, *_: object) -> TokenIds:
+    def first_prompt(self, observation: str, offered: object = None) -> TokenIds:
         return ()
 
-    def next_prompt(self, *_: object) -> TokenIds:
+    def next_prompt(self, action: Action, observation: str, offered: object = None) -> TokenIds:
         return ()
 
 

@@ -110,7 +110,7 @@ class Decoder:
         return self.read(chunks, range(len(chunks)) if self._tokens else None)
 
     @torch.no_grad()
-    def read(self, chunks: Sequence[TokenIds], parents: Sequence[int] | None = None) -> Tensor:
+    def read(self, chunks: Sequence[Sequence[int]], parents: Sequence[int] | None = None) -> Tensor:
         """Append tokens to rows and read the last hidden state of each.
 
         Args:

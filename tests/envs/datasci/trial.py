@@ -468,7 +468,7 @@ def widen() -> None:
         found = whole(isolation)
         return replace(found, settings=found.settings.replace('"apart": true', '"apart": false'))
 
-    sandbox_module.setup = shared
+    sandbox_module.setup = shared  # pyright: ignore[reportPrivateImportUsage]
 
 
 def main() -> None:

@@ -38,7 +38,9 @@ def test_the_rival_gives_our_losses_and_gradients_whatever_it_saves(iteration, w
 def test_no_savings_is_every_row_and_all_savings_are_ours(iteration):
     """Counted in tokens through the model, which is what the savings are about."""
     codec = TextCodec(AutoTokenizer.from_pretrained(iteration.TOKENIZER))
-    config = iteration.settings(iteration.WORLDS[0], micro_batch=10**6, epochs=1, minibatches=1)
+    config = iteration.settings(
+        iteration.WORLDS[0], micro_batch=10**6, epochs=1, minibatches=1, kl_limit=None
+    )
     ours = iteration.build(iteration.million(width=32), codec, config, None)
     rollout = iteration.collect(ours, config, seed=0)
 

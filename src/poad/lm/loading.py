@@ -251,13 +251,17 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, An
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
+    # A filter and not a level: at a level above its default, transformers reports more.
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -313,7 +313,6 @@ def solve(code: bytes, arrays: io.BytesIO, classes: int, seed: int) -> tuple[int
 
     x_train, y_train, x_test = (numpy.load(arrays, allow_pickle=False) for _ in range(3))
     wanted = (len(x_test), classes)
-    fix_entropy(code + str(seed).encode())
     random.seed(seed)
     numpy.random.seed(seed)
     module = types.ModuleType("program")
@@ -386,6 +385,7 @@ def child(
     os.write(3, CONFINED)
     length, size, classes, seed = JOB.unpack(read_exactly(3, JOB.size))
     code, arrays = read_exactly(3, length), io.BytesIO(read_exactly(3, size))
+    fix_entropy(code + str(seed).encode())
     status, result = solve(code, arrays, classes, seed)
     if status == ANSWERED:
         header, body = FRAME.pack(status, *result.shape), result.astype("<f8").tobytes()

@@ -284,7 +284,7 @@ class Published:
         trie = turn.action.trie
         if trie is None:
             return [(turn.prompt_ids, turn.action.token_ids)]
-        return [(turn.prompt_ids, trie.token_path(leaf)) for leaf in trie.leaves]
+        return [(turn.prompt_ids, trie.token_path(leaf)) for leaf in trie.all_leaves()]
 
     def _batches(self, turns: Sequence[Turn]) -> Iterator[list[Turn]]:
         """Yield batches of turns for the model."""

@@ -75,7 +75,9 @@ class Actor:
         if cache is not self._cache or not self.savings.memo:
             self._cache, self._known = cache, {}
         walkers = [
-            _Walker(i, self.codec.prompt(o.prompt), self.codec.trie(o.admissible_actions or ()))
+            _Walker(
+                i, self.codec.prompt(o.prompt), self.codec.trie(tuple(o.admissible_actions or ()))
+            )
             for i, o in enumerate(observations)
         ]
         while waiting := [w for w in walkers if not self._walk(w, generator)]:

@@ -131,7 +131,7 @@ class Reader:
     def ask(self, turn: Turn, lines: list[Line]) -> Iterator[tuple[int, Question, int]]:
         """Yield the column, question and answer of each decision of a turn; appends its lines."""
         trie, action = turn.action.trie, turn.action
-        assert trie is not None
+        assert isinstance(trie, ActionTrie)
         if self.savings.skip_forced and not any(action.choice):
             return
         beginnings, through, _ = trie_lines(trie, self.savings.skip_forced)
@@ -148,9 +148,10 @@ class Reader:
 
     def critic_line(self, turn: Turn) -> Line:
         """Return the line of a turn that the critic reads."""
-        assert turn.action.trie is not None
-        beginnings, _, _ = trie_lines(turn.action.trie, self.savings.skip_forced)
-        k = turn.action.trie.leaves.index(turn.action.nodes[-1])
+        trie = turn.action.trie
+        assert isinstance(trie, ActionTrie)
+        beginnings, _, _ = trie_lines(trie, self.savings.skip_forced)
+        k = trie.leaves.index(turn.action.nodes[-1])
         return turn.prompt_ids, beginnings[k]
 
 

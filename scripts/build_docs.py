@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from poad.envs import known_worlds, make, world_arguments
+from poad.envs import Form, known_worlds, make, world_arguments
 
 TARGET = Path(__file__).parent.parent / "docs" / "environments.md"
 HEAD = """\
@@ -37,6 +37,7 @@ def manual(kind: type, names: list[str]) -> str:
     env.close()
     taken = ", ".join(f"`{name}`" for name in world_arguments(names[0]))
     offered = info.get("admissible_actions", ())
+    offered = (offered,) if isinstance(offered, Form) else offered
     scene = "\n".join([prompt.rstrip("\n"), *(f"  {action}" for action in offered)])
     worlds = ", ".join(f"`{name}`" for name in names)
     return "\n".join(

@@ -85,6 +85,26 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
         steps=4000,
         gradually=True,
     ),
+    Recipe(
+        "tiny-order",
+        ("poad/Order-v0",),
+        arguments=tuple(
+            {"choices": 2**k, "words": 2**n, "turns": 3}
+            # First forms of two words per choice, where most can be learned from the prompt.
+            for n, k in sorted(
+                ((n, k) for n in range(1, 8) for k in range(1, min(n, 4) + 1)),
+                key=lambda size: (size[0] - size[1] != 1, size),
+            )
+            for _ in range(1 + (n == 7))  # the longest are harder to spell, so they come twice
+        ),
+        episodes=60,
+        vocabulary=800,
+        width=64,
+        inner=160,
+        steps=4500,
+        batch=24,
+        gradually=True,
+    ),
     CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
 
@@ -176,8 +196,10 @@ def card(making: dict[str, Any], folder: Path) -> str:
     recipe = making["recipe"]
     weights = (folder / "model.safetensors").stat().st_size / 1e6
     worlds = ", ".join(f"`{world}`" for world in recipe["worlds"])
-    with_each = [f"`{name}={value}`" for a in recipe["arguments"] for name, value in a.items()]
-    opened = f" with each of {', '.join(with_each)}" if with_each else ""
+    used = [f"`{name}={value}`" for a in recipe["arguments"] for name, value in a.items()]
+    count = len({str(arguments) for arguments in recipe["arguments"]})
+    ways = f"{count} combinations" if len(used) > count else "each"
+    opened = f" with {ways} of {', '.join(dict.fromkeys(used))}" if used else ""
     gradually = " of actions, short ones first" if recipe["gradually"] else ""
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "

@@ -149,7 +149,7 @@ def test_worlds_know_gymnasium_numpy_and_nothing_of_learning():
     known = sys.stdlib_module_names | {"gymnasium", "numpy"}
     for path in sources("envs"):
         for name in imported(outside_functions(path)):
-            at_home = name.startswith(("poad.envs", "poad.errors"))
+            at_home = name.startswith(("poad.envs", "poad.errors", "poad.trie"))
             assert at_home or name.partition(".")[0] in known, f"{path} imports {name}"
         for name in imports(path):
             assert name.partition(".")[0] not in {"torch", "transformers", "peft"}, str(path)

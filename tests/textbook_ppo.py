@@ -60,7 +60,7 @@ class Textbook:
                 siblings = sorted(
                     {
                         tokens[j]
-                        for text in action.trie.texts
+                        for text in action.trie.offer
                         if (tokens := self.agent.model.codec.action(text))[:j]
                         == action.token_ids[:j]
                     }
@@ -74,7 +74,7 @@ class Textbook:
         acting, trie = self.agent.config.acting, turn.action.trie
         assert trie is not None
         scores = []
-        for text in trie.texts:
+        for text in trie.offer:
             tokens = self.agent.model.codec.action(text)
             logprob = self.logits(turn.prompt_ids, tokens).log_softmax(-1)
             count = len(tokens) - (not acting.score_end)
@@ -82,7 +82,7 @@ class Textbook:
             by = {"word": len(text.split()), "token": count, "sum": 1}[acting.score]
             scores.append(total / by / acting.temperature)
         logprob = log_softmax(scores)
-        return logprob[trie.texts.index(turn.action.text)], -(logprob.exp() * logprob).sum()
+        return logprob[tuple(trie.offer).index(turn.action.text)], -(logprob.exp() * logprob).sum()
 
     def values(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Tensor:
         """[n] the critic before each token."""

@@ -20,6 +20,7 @@ from gymnasium.spaces import Text
 
 from poad.config import Config, from_dict
 from poad.envs.registry import FreeText
+from poad.trie import Form
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Rules:
     """A world: a prompt, the offered actions (none: write freely), and what an action does."""
 
     prompt: Callable[[State], str]
-    offer: Callable[[State], tuple[str, ...] | None]
+    offer: Callable[[State], tuple[str, ...] | Form | None]
     act: Callable[[State, str], Outcome]
     limit: int = 6
     """Turns until truncation."""
@@ -135,6 +136,7 @@ def fall_over(state: State, action: str) -> Outcome:
 
 BOXES = ("take the red box", "take the blue box")
 TWO = ("walk on", "stay here")
+MANY = Form((("take",), *((f" a red {i}", f" a blue {i}") for i in range(20))))
 WORLDS: dict[str, Rules] = {
     # Optimal values are powers of γ: γ^(2·(3 − place) − 2)·1 at each place, two steps per walk.
     "Chain": Rules(at_place, lambda s: TWO, walk("walk on", duration=2)),
@@ -177,6 +179,12 @@ WORLDS: dict[str, Rules] = {
         lambda s: "What now?",
         lambda s: ("walk on", f"wait {s.turn} days"),
         lambda s, a: Outcome(0, 0.1 * s.turn, s.turn == 3),
+    ),
+    # More actions than anyone could list; red ones are good, one box after another.
+    "Forms": Rules(
+        at_place,
+        lambda s: MANY,
+        lambda s, a: Outcome(s.place, a.count("red") / 20 - 0.5, s.turn == 2),
     ),
     # Offers actions at first and none later.
     "Mixed": Rules(at_place, lambda s: TWO if s.turn < 2 else None, lambda s, a: Outcome(s.place)),

@@ -1,26 +1,196 @@
-"""The offered actions of one state as a token tree.
+"""Offered actions as a token tree, listed one by one or as a form.
 
 An action is a path from the root to a leaf. A node with several children is a choice; after a node
-with one child the next token is forced. The trie policy samples along this path, so its cost
-depends on the length of the path and not on the number of offered actions.
+with one child the next token is forced. The policy samples along this path, so its cost depends on
+the length of the path and not on the number of offered actions. A `Form` offers more actions than
+anyone could list, and its tree grows only where it is walked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from math import prod
+from typing import TypeVar
 
 ROOT = -1
 """The node before the first token. It stands for the end of the prompt."""
+MAX_LISTED = 4096
+"""A form with more actions than this is never listed, so these have no probabilities as a whole."""
+
+Text = TypeVar("Text", str, tuple[int, ...])
+
+
+@dataclass(frozen=True)
+class Form:
+    """An offer of actions that are made of parts: one alternative of each part, written together.
+
+    A form takes the place of the tuple in ``info["admissible_actions"]``. It is a sequence of
+    actions that knows its length, and which texts it holds, without listing them. The last part
+    changes fastest. For example, four actions::
+
+        Form((("small", "large"), (" dough",), (" rye", " wheat")))
+
+    Begin a part with a space rather than end one with it: tokenizers cut texts before spaces, so
+    the parts then have the same tokens together as each by itself.
+
+    Raises:
+        ValueError: a part is no tuple of strings or is empty; an action is blank; or one text can
+            be written in two ways.
+    """
+
+    parts: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        for number, part in enumerate(self.parts, 1):
+            good = isinstance(part, tuple) and all(isinstance(text, str) for text in part)
+            if not (good and part):
+                raise ValueError(
+                    f"Part {number} of a form is {part!r}; it must be a tuple of one or more texts."
+                )
+        if not any(all(text.strip() for text in part) for part in self.parts):
+            raise ValueError("A form needs a part whose alternatives all hold words.")
+        if _can_repeat(self.parts):
+            raise ValueError(
+                f"Some text can be written in two ways in the form {self}; "
+                "an offer must not repeat an action."
+            )
+
+    @cached_property
+    def size(self) -> int:
+        """The number of actions. `len` fails where this exceeds `sys.maxsize`."""
+        return prod(map(len, self.parts))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, text: object) -> bool:
+        if not isinstance(text, str):
+            return False
+        read = {0}  # how many characters the parts so far can have read
+        for part in self.parts:
+            read = {at + len(each) for at in read for each in part if text.startswith(each, at)}
+        return len(text) in read
+
+    def __getitem__(self, index: int) -> str:
+        if not -self.size <= index < self.size:
+            raise IndexError(f"action {index} of a form with {self.size:,}")
+        index %= self.size
+        chosen: list[str] = []
+        for part in reversed(self.parts):  # the digits of the index, lowest first
+            index, digit = divmod(index, len(part))
+            chosen.append(part[digit])
+        return "".join(reversed(chosen))
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through all actions.
+
+        Raises:
+            ValueError: there are more than `MAX_LISTED`.
+        """
+        if self.size > MAX_LISTED:
+            raise ValueError(
+                f"A form with {self.size:,} actions is not listed; the limit is {MAX_LISTED:,}. "
+                "Ask for single actions with form[index] or `text in form`."
+            )
+        return map("".join, product(*self.parts))
+
+    def __str__(self) -> str:
+        """Write the form compactly: ``(small|large) dough( rye| wheat)``."""
+        return "".join(
+            part[0] if len(part) == 1 else f"({'|'.join(part[:8])}{'|...' * (len(part) > 8)})"
+            for part in self.parts
+        )
+
+    def __repr__(self) -> str:
+        return f"<Form of {self.size:,} actions: {self}>"
+
+
+class TokenTree(ABC):
+    """The offered actions as a tree of numbered nodes with one token each.
+
+    Parents have smaller numbers than their children. Trees are compared and hashed by identity:
+    build one per distinct offer and reuse it.
+    """
+
+    @property
+    @abstractmethod
+    def offer(self) -> tuple[str, ...] | Form:
+        """The actions as the world offers them."""
+
+    @abstractmethod
+    def options(self, node: int) -> tuple[int, ...]:
+        """The children of a node; none if it is a leaf."""
+
+    @abstractmethod
+    def token(self, node: int) -> int:
+        """The token of a node."""
+
+    @abstractmethod
+    def parent(self, node: int) -> int:
+        """The node before another one, or `ROOT`."""
+
+    @abstractmethod
+    def text(self, leaf: int) -> str:
+        """The action that ends in a leaf."""
+
+    @abstractmethod
+    def all_leaves(self) -> Sequence[int]:
+        """The last node of each action, in the order of the offer.
+
+        Raises:
+            ValueError: there are more than `MAX_LISTED` actions in a form.
+        """
+
+    @property
+    def choices(self) -> tuple[tuple[int, ...], int] | None:
+        """The nodes with several children, and the number of tokens on the paths to all of them.
+
+        None if the tree is too large to be searched.
+        """
+        return None
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the first token to `node`, including it."""
+        nodes = []
+        while node != ROOT:
+            nodes.append(node)
+            node = self.parent(node)
+        return tuple(reversed(nodes))
+
+    def token_path(self, node: int) -> tuple[int, ...]:
+        """The tokens from the root to `node`, including its own; empty for the root."""
+        return tuple(self.token(n) for n in self.path(node))
+
+    def is_choice(self, node: int) -> bool:
+        """True if the node's token has an alternative."""
+        return len(self.options(self.parent(node))) > 1
+
+    def walk(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The nodes that some tokens lead through from the root.
+
+        Raises:
+            ValueError: no action begins with these tokens.
+        """
+        nodes: list[int] = []
+        for token in tokens:
+            here = nodes[-1] if nodes else ROOT
+            node = next((n for n in self.options(here) if self.token(n) == token), None)
+            if node is None:
+                raise ValueError(f"No offered action begins with the tokens {list(tokens)}.")
+            nodes.append(node)
+        return tuple(nodes)
 
 
 @dataclass(frozen=True, eq=False)
-class ActionTrie:
-    """K token sequences merged into a tree of M nodes, with one token each.
-
-    Tries are compared and hashed by identity: build one per distinct offer and reuse it.
-    """
+class ActionTrie(TokenTree):
+    """K token sequences merged into a tree of M nodes, with one token each."""
 
     tokens: tuple[int, ...]
     """[M] the token of each node. Parents come before their children."""
@@ -73,27 +243,40 @@ class ActionTrie:
         trie._check_unambiguous()
         return trie
 
-    def path(self, leaf: int) -> tuple[int, ...]:
-        """The nodes from the first token to `leaf`."""
-        nodes = []
-        while leaf != ROOT:
-            nodes.append(leaf)
-            leaf = self.parents[leaf]
-        return tuple(reversed(nodes))
+    @property
+    def offer(self) -> tuple[str, ...]:
+        """The actions as the world offers them."""
+        return self.texts
 
-    def token_path(self, node: int) -> tuple[int, ...]:
-        """The tokens from the root to `node`, including its own; empty for the root."""
-        return tuple(self.tokens[n] for n in self.path(node))
+    def options(self, node: int) -> tuple[int, ...]:
+        """The children of a node; none if it is a leaf."""
+        return self.children[node + 1]  # the root is -1, so its entry is 0
 
-    @cached_property
+    def token(self, node: int) -> int:
+        """The token of a node."""
+        return self.tokens[node]
+
+    def parent(self, node: int) -> int:
+        """The node before another one, or `ROOT`."""
+        return self.parents[node]
+
+    def text(self, leaf: int) -> str:
+        """The action that ends in a leaf."""
+        return self.texts[self.leaves.index(leaf)]
+
+    def all_leaves(self) -> tuple[int, ...]:
+        """The last node of each action, in the order of the offer."""
+        return self.leaves
+
+    @property
     def choices(self) -> tuple[tuple[int, ...], int]:
         """The nodes with several children, and the number of tokens on the paths to all of them."""
+        return self._choices
+
+    @cached_property
+    def _choices(self) -> tuple[tuple[int, ...], int]:
         nodes = tuple(n for n in range(ROOT, len(self.tokens)) if len(self.children[n + 1]) > 1)
         return nodes, len({step for node in nodes for step in self.path(node)})
-
-    def is_choice(self, node: int) -> bool:
-        """True if the node's token has an alternative."""
-        return len(self.children[self.parents[node] + 1]) > 1
 
     def _check_unambiguous(self) -> None:
         first: dict[int, str] = {}
@@ -112,3 +295,131 @@ class ActionTrie:
                     f"Action {name!r} is a prefix of another action; "
                     "append an end-of-action token to every action."
                 )
+
+
+class FormTree(TokenTree):
+    """The actions of a form as a tree whose nodes appear as it is walked.
+
+    Each part has its tokens by itself, whatever comes before it. An action's tokens are those of
+    its parts, and the end-of-action token. Where alternatives of a part begin with the same tokens,
+    these are one node.
+
+    Args:
+        form: the offer.
+        spelled: the tokens of each alternative of each part.
+        end: the end-of-action token.
+
+    Raises:
+        ValueError: two actions have the same tokens.
+    """
+
+    def __init__(self, form: Form, spelled: Sequence[Sequence[tuple[int, ...]]], end: int) -> None:
+        if _can_repeat(spelled):
+            raise ValueError(
+                f"Two actions of the form {form} have the same tokens, so the agent cannot tell "
+                "them apart. Rename some of its words."
+            )
+        self._form = form
+        self._spelled = (*map(tuple, spelled), ((end,),))
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._options: dict[int, tuple[int, ...]] = {}
+        self._places: dict[int, list[_Place]] = {ROOT: self._enter(0)}
+        self._leaves: tuple[int, ...] = ()
+
+    @property
+    def grown(self) -> int:
+        """The number of nodes that have appeared."""
+        return len(self._tokens)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of tokens of the longest action."""
+        return sum(max(map(len, part)) for part in self._spelled)
+
+    @property
+    def offer(self) -> Form:
+        """The actions as the world offers them."""
+        return self._form
+
+    def options(self, node: int) -> tuple[int, ...]:
+        """The children of a node; none if it is a leaf. They appear when they are asked for."""
+        if node not in self._options:
+            after: dict[int, list[_Place]] = {}
+            for part, alternative, read in self._places.pop(node):
+                tokens = self._spelled[part][alternative]
+                on = [(part, alternative, read + 1)]
+                after.setdefault(tokens[read], []).extend(
+                    on if read + 1 < len(tokens) else self._enter(part + 1)
+                )
+            first = len(self._tokens)
+            self._options[node] = tuple(range(first, first + len(after)))
+            self._places.update(enumerate(after.values(), first))
+            self._tokens += after
+            self._parents += [node] * len(after)
+        return self._options[node]
+
+    def token(self, node: int) -> int:
+        """The token of a node."""
+        return self._tokens[node]
+
+    def parent(self, node: int) -> int:
+        """The node before another one, or `ROOT`."""
+        return self._parents[node]
+
+    def text(self, leaf: int) -> str:
+        """The action that ends in a leaf."""
+        tokens = self.token_path(leaf)
+        # From a number of tokens to the text that the parts so far can have written with them.
+        written = {0: ""}
+        for part, spelled in zip(self._form.parts, self._spelled, strict=False):
+            written = {
+                at + len(ids): before + text
+                for at, before in written.items()
+                for text, ids in zip(part, spelled, strict=True)
+                if tokens[at : at + len(ids)] == ids
+            }
+        return written[len(tokens) - 1]  # all but the end-of-action token
+
+    def all_leaves(self) -> tuple[int, ...]:
+        """The last node of each action, in the order of the offer.
+
+        Raises:
+            ValueError: there are more than `MAX_LISTED`.
+        """
+        if not self._leaves:
+            iter(self._form)  # refuses a form that is too large
+            self._leaves = tuple(self.walk(sum(way, ()))[-1] for way in product(*self._spelled))
+        return self._leaves
+
+    def _enter(self, part: int) -> list[_Place]:
+        """The places where a part can begin; those of the next part too, where it can be empty."""
+        places: list[_Place] = []
+        if part == len(self._spelled):
+            return places
+        for alternative, tokens in enumerate(self._spelled[part]):
+            places += [(part, alternative, 0)] if tokens else self._enter(part + 1)
+        return places
+
+
+_Place = tuple[int, int, int]
+"""A part, one of its alternatives, and the number of its tokens that have been read."""
+
+
+def _can_repeat(parts: Sequence[Sequence[Text]]) -> bool:
+    """Check whether two ways of taking an alternative of each part write the same."""
+    ahead: set[Text] = set()  # by what one of two different ways can be ahead of the other
+    for part in parts:
+        # Two ways may differ here for the first time, or go on after they differed before.
+        ahead = {rest for i, one in enumerate(part) for rest in _rest(one, part[:i])} | {
+            rest for lead in ahead for one in part for rest in _rest(lead + one, part)
+        }
+    return any(not lead for lead in ahead)
+
+
+def _rest(text: Text, others: Sequence[Text]) -> Iterator[Text]:
+    """By what a text and each of some others differ in length, where one begins the other."""
+    for other in others:
+        short, long = sorted((text, other), key=len)
+        if long[: len(short)] == short:
+            yield long[len(short) :]

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-from poad.trie import ActionTrie
+from poad.trie import Form, TokenTree
 
 TokenIds = tuple[int, ...]
 
@@ -61,7 +61,7 @@ class Observation:
     """The text that a world shows, and the actions it offers."""
 
     prompt: str
-    admissible_actions: tuple[str, ...] | None = None
+    admissible_actions: tuple[str, ...] | Form | None = None
     """None lets the agent write freely."""
     prompt_ids: TokenIds = ()
     """The prompt as the model reads it. If empty, it is encoded as the first of an episode."""
@@ -78,7 +78,7 @@ class Action:
     """[n] True where the token had an alternative; forced tokens earn no credit."""
     logprob: tuple[float, ...]
     """[n] natural log of the probability it was sampled with; 0 at forced tokens."""
-    trie: ActionTrie | None = None
+    trie: TokenTree | None = None
     """The offered actions it was chosen from; None if it was written freely."""
     nodes: tuple[int, ...] = ()
     """[n] its path in the trie, with -1 at thoughts; empty if it was written freely."""

@@ -156,7 +156,7 @@ def test_probabilities_equal_brute_force(zoo: Zoo, architecture, tokenizer, tuni
             found = torch.tensor(policy.probabilities(observation))
             prompt, texts = policy.codec.prompt(observation.prompt), observation.admissible_actions
             with torch.no_grad():
-                assert_same(found.log(), plain.offered(prompt, texts or ()))
+                assert_same(found.log(), plain.offered(prompt, tuple(texts or ())))
             assert_same(found.sum(), 1.0)
 
 
@@ -214,7 +214,7 @@ def test_recorded_logprobs_equal_brute_force(zoo: Zoo, scheme):
                 counted = torch.tensor(action.choice)
                 assert_same(torch.tensor(action.logprob), expected.where(counted, torch.zeros(())))
             else:
-                expected = plain.offered(prompt, offered)[offered.index(action.text)]
+                expected = plain.offered(prompt, tuple(offered))[tuple(offered).index(action.text)]
                 assert_same(sum(action.logprob), expected)
 
 
@@ -723,14 +723,14 @@ def expected_terms(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of the decision at a turn's token j, by brute force."""
     prompt, action, policy = turn.prompt_ids, turn.action, plain.policy
     if action.trie is not None and policy.acting.scheme == "score":
-        distribution = plain.offered(prompt, action.trie.texts)
-        taken = action.trie.texts.index(action.text)
+        texts = tuple(action.trie.offer)
+        distribution, taken = plain.offered(prompt, texts), texts.index(action.text)
     else:
         logits = plain.logits(*prompt, *action.token_ids[:j]) / policy.acting.temperature
         distribution, taken = logits.log_softmax(-1), action.token_ids[j]
         if action.trie is not None and policy.acting.scheme == "trie":
-            siblings = action.trie.children[action.trie.parents[action.nodes[j]] + 1]
-            tokens = [action.trie.tokens[node] for node in siblings]
+            siblings = action.trie.options(action.trie.parent(action.nodes[j]))
+            tokens = [action.trie.token(node) for node in siblings]
             distribution, taken = logits[tokens].log_softmax(-1), tokens.index(taken)
     return distribution[taken], -(distribution.exp() * distribution).sum()
 

@@ -276,6 +276,21 @@ def test_play_an_untrained_model_and_as_a_person(
     assert "You left after 0 turns" in capsys.readouterr().out
 
 
+def test_a_form_is_shown_and_filled_in_by_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = ["poad/Order-v0", "--env-args", "choices=16", "words=16"]
+    form = "(small|large)( wheat| rye)( round| square)"
+    assert main(["envs", *world]) == 0
+    assert form in capsys.readouterr().out.replace("\n", "")
+    monkeypatch.setattr("builtins.input", lambda _: "small wheat cake")
+    assert main(["play", world[0], "--human", *world[1:]]) == 0
+    out = capsys.readouterr().out
+    assert form in out.replace("\n", "")
+    assert "'small wheat cake' is not one of the offered actions" in out
+    assert "after 1 turns" in out
+
+
 def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs"]) == 0
     assert "poad/TomatoSalad-v0" in capsys.readouterr().out

@@ -202,6 +202,15 @@ def test_each_turn_shows_what_was_offered_written_and_thought(tmp_path: Path):
     assert page.classes.count("token forced") == 2
 
 
+def test_a_form_is_shown_compactly_above_what_was_written(tmp_path: Path):
+    run = Run.create(tmp_path / "run", Config())
+    form = "(small|large)( rye| wheat) bread"
+    shown = turn(offered=None, form=form, action="large rye bread")
+    run.add_episodes([episode(turns=[shown])])
+    text = page_of(run).text
+    assert f"{form} large rye bread" in text.split("Turn 1 ")[1]
+
+
 def test_many_offered_actions_fold_and_the_written_one_stays_in_sight(tmp_path: Path):
     offered = (*((f"go to room {i}", 0.033) for i in range(30)), ("chop the tomato", 0.01))
     run = Run.create(tmp_path / "run", Config())

@@ -20,7 +20,7 @@ PLAYABLE = [
     pytest.param(env_id, marks=needs_sandbox if env_id == PROGRAMS else ())
     for env_id, _ in known_worlds()
 ]
-LIMITS = {PROGRAMS: "tries"}
+LIMITS = {PROGRAMS: "tries", "poad/Order-v0": "turns"}
 """What an episode's length is called, where it is not `max_steps`."""
 
 MODULE = """
@@ -97,7 +97,8 @@ def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_number
     if isinstance(env, TextWorld):
         numbers = env.numeric_observation()
         assert {type(number) for number in numbers} == {int}
-    assert env.reset(seed=1)[0] == first  # a seed changes nothing
+    if env_id != "poad/Order-v0":  # whose seed draws who orders
+        assert env.reset(seed=1)[0] == first  # a seed changes nothing
     env.close()
 
 
@@ -105,7 +106,7 @@ def test_our_worlds_have_a_manual_page_and_those_with_states_show_them_as_number
 def test_our_worlds_never_go_on_after_an_end(env_id: str):
     env = make(env_id, **{LIMITS.get(env_id, "max_steps"): 1})
     env.reset()
-    assert env.step("hum a tune")[3] is True
+    assert True in env.step("hum a tune")[2:4]
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step("hum a tune")
     env.close()

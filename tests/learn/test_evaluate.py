@@ -18,6 +18,7 @@ from poad.envs.registry import make
 from poad.learn.evaluate import evaluate
 from poad.runs import EpisodeRecord, Evaluation, decode, encode, plain, summarize
 from poad.stats import wilson_interval
+from poad.trie import Form
 from poad.turns import Episode
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -59,7 +60,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-WORLDS = ["Chain", "Lottery", "Diary", "Corridor", "Novel", "Mixed", "Prefixes"]
+WORLDS = ["Chain", "Lottery", "Diary", "Corridor", "Novel", "Mixed", "Prefixes", "Forms"]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -83,10 +84,11 @@ def test_a_record_tells_what_happened(agent: Agent, world: str) -> None:
         for turn in record.turns:
             offered = info.get("admissible_actions")
             assert turn.prompt == prompt
-            assert (turn.offered is None) == (offered is None)
+            assert (turn.offered is None) == (offered is None or isinstance(offered, Form))
+            assert turn.form == (str(offered) if isinstance(offered, Form) else "")
+            assert offered is None or turn.action in offered
             if offered is not None and turn.offered is not None:
                 assert tuple(action for action, _ in turn.offered) == offered
-                assert turn.action in offered
             prompt, reward, terminated, truncated, info = env.step(turn.action)
             assert (turn.reward, turn.duration) == (reward, info["duration"])
             assert turn.invalid is ("invalid_action" in info)
@@ -114,7 +116,7 @@ def test_a_turn_tells_what_the_agent_thought(agent: Agent, world: str) -> None:
         forced = [x for x, choice in zip(turn.logprob, turn.choice, strict=True) if not choice]
         assert not any(forced)
         if turn.offered is None:
-            assert all(turn.choice)
+            assert all(turn.choice) or sum(turn.choice) == 20 * bool(turn.form)
             continue
         assert "".join(turn.pieces[:-1]).strip() == turn.action
         chances = dict(turn.offered)

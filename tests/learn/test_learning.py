@@ -48,6 +48,16 @@ def test_poad_learns_the_tomato_salad(seed: int, record_property: Any) -> None:
     assert success(trainer.agent, 300) >= 0.95
 
 
+@pytest.mark.parametrize("recipe", ["order", "order_free"])
+def test_poad_learns_to_fill_in_forms(recipe: str) -> None:
+    trainer = Trainer(replace(load(CONFIGS / f"{recipe}.yaml"), seed=11))
+    before = success(trainer.agent, 200)
+    assert before < 0.15  # by chance 2^-8 and 2^-4
+    *_, last = trainer.train()
+    assert last["world/right"] > 0.9
+    assert success(trainer.agent, 200) > 0.75
+
+
 def test_poad_learns_the_tomato_lettuce_salad(record_property: Any) -> None:
     before, trainer = learned("tomato_lettuce_salad", 11, record_property)
     assert before < 0.1

@@ -629,8 +629,8 @@ def divergence(agent: Agent, home: Agent, turn: Turn) -> list[Tensor]:
         now, before = (next_token_logits(one.model, *row) for one in (agent, home))
         if action.trie is not None:
             trie = action.trie
-            siblings = trie.children[trie.parents[action.nodes[j]] + 1]
-            admissible = [trie.tokens[child] for child in siblings]
+            siblings = trie.options(trie.parent(action.nodes[j]))
+            admissible = [trie.token(child) for child in siblings]
             now, before = now[admissible], before[admissible]
         p, q = now.softmax(-1), before.softmax(-1).detach()
         found.append((p * (p / q).log()).sum())

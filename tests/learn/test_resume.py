@@ -40,6 +40,13 @@ CASES: dict[str, dict[str, Any]] = {
     "adapters": {"world": "Chain", "model": {"name": "tiny-kitchen", "tuning": "lora"}},
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}},
+    "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},
+    "forms, history": {"world": "Forms", "prompt": {"history": "episode"}},
+    "reinforce, forms and thoughts": {
+        "world": "Forms",
+        "credit": {"method": "reinforce"},
+        "prompt": {"thinking": 3},
+    },
     "reinforce, free": {"world": "Mixed", "credit": {"method": "reinforce"}},
     "reinforce, published": {
         "world": "Prefixes",

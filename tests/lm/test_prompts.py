@@ -24,6 +24,7 @@ from poad.learn.rollout import Collector
 from poad.learn.train import Trainer
 from poad.lm.prompts import Dialogue, codec_for
 from poad.lm.tokenizer import TextCodec
+from poad.trie import Form
 from poad.turns import Action, TokenIds
 
 TEXTS = ("You see a door.", "It is dark.\nNow what?", "A tomato!")
@@ -234,6 +235,14 @@ def test_long_offers_leave_less_room_for_the_prompt():
             talk.next_prompt(letter_by_letter(codec, "look"), text, offered),
         ):
             assert ids == whole[-(48 - longest) :]
+        fields = (("go", "xy" * words), *((" a", " b") for _ in range(3)), ("",))
+        form = Form(fields[: words + 1])
+        longest = max(8, max(len(codec.action(each)) for each in form))
+        assert talk.first_prompt(text, form) == whole[-(48 - longest) :]
+    # The longest action of a form is known without a list of all actions.
+    huge = Form((*((" a", " bc") for _ in range(100)),))
+    with pytest.raises(PromptError, match=r"up to \d\d\d tokens.*offer shorter actions"):
+        talk.first_prompt(text, huge)
     assert talk.first_prompt(text, ["look"]) == talk.first_prompt(text) == whole[-40:]
 
 
@@ -360,7 +369,7 @@ def test_thoughts_are_decisions_and_their_closing_is_not(zoo: Zoo) -> None:
         assert sum(action.choice[: action.thought]) <= config.prompt.thinking
         assert action.trie is not None
         behind = action.token_ids[action.thought :]
-        assert action.text in action.trie.texts
+        assert action.text in action.trie.offer
         assert behind == agent.model.codec.action(action.text)
         assert len(action.nodes) == len(action.token_ids) == len(action.logprob)
 
@@ -445,6 +454,19 @@ def test_offered_actions_hold_no_control_tokens() -> None:
     trie = codec.trie(("say stop", f"say stop{end}", "say stop<|turn|>"))
     for leaf, text in zip(trie.leaves, trie.texts, strict=True):
         *written, last = trie.token_path(leaf)
+        assert last == codec.end_id
+        assert controls(codec, tuple(written)) == []
+        assert codec.tokenizer.decode(written).strip() == text
+
+
+def test_the_parts_of_a_form_hold_no_control_tokens() -> None:
+    codec = codec_for(chatting("marked"), PromptConfig())
+    end = codec.tokenizer.decode([codec.end_id])
+    # A name can stand in a part, or in two parts that are written one behind the other.
+    form = Form((("say", f"say{end}"), (" stop", f" stop{end[:3]}"), (end[3:], "<|turn|>")))
+    tree = codec.trie(form)
+    for leaf, text in zip(tree.all_leaves(), form, strict=True):
+        *written, last = tree.token_path(leaf)
         assert last == codec.end_id
         assert controls(codec, tuple(written)) == []
         assert codec.tokenizer.decode(written).strip() == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from tiny_models import ACTIONS, PROMPTS, TOKENIZERS, byte_level, sentencepiece_
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from poad.errors import ModelError
 from poad.lm.tokenizer import TextCodec
+from poad.trie import ROOT, Form, FormTree
 
 STRANGE = ("open the wormhole", "drop 3 eggs!", "say 'naïve'", 'print("a")')
 """Actions the tokenizers were not trained on."""
@@ -142,6 +145,24 @@ def test_a_full_cache_is_cleared_and_answers_the_same():
     assert codec.trie(ACTIONS[:3]).tokens == roomy.trie(ACTIONS[:3]).tokens
 
 
+def test_what_the_trees_of_forms_have_grown_counts_in_the_cache():
+    codec = TextCodec(byte_level(), cache_bytes=500_000)
+    choose = random.Random(0)
+    forms = [Form(tuple((f" no {n}{i}", f" yes {i}") for i in range(30))) for n in range(7)]
+    told: dict[Form, tuple[FormTree, int]] = {}
+    forgotten = 0
+    for form in forms * 40:
+        tree = codec.trie(form)
+        forgotten += form in told and told[form][0] is not tree
+        told[form] = tree, tree.grown
+        held = sum(told[each][1] for each in codec._forms)
+        assert held <= 500_000 / 240 or len(codec._forms) == 1
+        node = ROOT
+        while options := tree.options(node):
+            node = choose.choice(options)
+    assert 0 < forgotten < 280
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 
@@ -170,6 +191,19 @@ def test_an_action_of_unknown_characters_only_is_rejected():
     assert len(codec.action("look")) > 1
     with pytest.raises(ValueError, match="'日本' has no tokens"):
         codec.action("日本")
+    with pytest.raises(ValueError, match=r"An action of the form .*日本.* has no tokens"):
+        codec.trie(Form((("look", "日本"), ("", "look"))))
+    tree = codec.trie(Form((("look", "日本"), ("look",))))
+    assert tree.token_path(tree.all_leaves()[1]) == codec.action("look")
+
+
+def test_a_form_with_a_token_that_the_model_lacks_is_rejected(codec: TextCodec):
+    form = Form((("go",), (" tomato", " wait")))
+    codec.vocabulary = max(token for action in form for token in codec.action(action))
+    with pytest.raises(ModelError, match="Use the model's own tokenizer"):
+        codec.trie(form)
+    codec.vocabulary += 1
+    assert len(codec.trie(form).all_leaves()) == 2
 
 
 def test_actions_that_mean_the_same_tokens_are_rejected_by_name(codec: TextCodec):

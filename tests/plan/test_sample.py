@@ -96,6 +96,7 @@ CASES: dict[str, Callable[[], Config]] = {
     "thinking": lambda: tiny("Lottery", prompt={"thinking": 6}),
     "whole turns": lambda: tiny("Prefixes", credit={"method": "turn_ppo"}, ppo={"ratio": "turn"}),
     "few choices": lambda: tiny("Corridor"),
+    "forms": lambda: tiny("Forms"),
     "no choice": lambda: tiny("Rail"),
     "thinking and writing": lambda: tiny(
         PAGE, acting={"stop": []}, prompt={"thinking": 3, "history": "episode"}

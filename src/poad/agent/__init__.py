@@ -2,7 +2,7 @@
 
 from poad.agent.build import Agent, Tensors, in_threads, load_agent, torch_threads
 from poad.agent.critic import Critic, FrozenFeatures
-from poad.agent.decisions import DecisionBatch
+from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting, CreditSettings, Settings, refuse_free_writing, resolve
@@ -14,11 +14,13 @@ __all__ = [
     "CreditSettings",
     "Critic",
     "DecisionBatch",
+    "DecisionTable",
     "FrozenFeatures",
     "Policy",
     "Settings",
     "Tensors",
     "in_threads",
+    "listed_leaves",
     "load_agent",
     "refuse_free_writing",
     "resolve",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poad.agent.continuous_batching import write_with_transformers
-from poad.agent.decisions import DecisionBatch, DecisionTable
+from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.likelihood import find_decisions, option_logprobs
 from poad.agent.sampling import (
     SINGLE_OPTION,
@@ -23,13 +23,13 @@ from poad.agent.sampling import (
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.lm import LanguageModel
-from poad.trie import ActionTrie
+from poad.trie import TokenTree
 from poad.turns import Action, TokenIds, Turn
 
 PREFETCHED_TOKENS = 8
 """An offer is computed together with its prompt if at most so many tokens lead to all choices."""
 
-Offer = tuple[TokenIds, ActionTrie | None]
+Offer = tuple[TokenIds, TokenTree | None]
 """A prompt and the offered actions; None writes freely."""
 
 
@@ -101,7 +101,7 @@ class Actor:
         decoder = self.cache.decoder
         return write(self.model, self.acting, prompts, self.generators, self.greedy, decoder)
 
-    def _choose(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> list[Action]:
+    def _choose(self, offers: Sequence[tuple[TokenIds, TokenTree]]) -> list[Action]:
         """Choose among offered actions."""
         if self.acting.scheme == "trie":
             if self.cache.decoder is None:
@@ -117,7 +117,7 @@ class Actor:
         acting = self.acting
         return option_logprobs(self.model, batch, acting.temperature, acting.pass_tokens)
 
-    def _prefetch(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> None:
+    def _prefetch(self, offers: Sequence[tuple[TokenIds, TokenTree]]) -> None:
         """Compute all decisions of an offer in one pass where they lie close behind the prompt.
 
         A walk needs a forward pass for each choice on its way, and another one when a later walk
@@ -125,9 +125,9 @@ class Actor:
         prompt costs less.
         """
         table = DecisionTable()
-        found: dict[tuple[TokenIds, ActionTrie, int], int] = {}
+        found: dict[tuple[TokenIds, TokenTree, int], int] = {}
         for prompt, trie in offers:
-            choices, tokens = trie.choices
+            choices, tokens = trie.choices or ((), 0)
             known = all((prompt, trie, node) in self.cache.node_choices for node in choices)
             if not known and tokens <= PREFETCHED_TOKENS:
                 found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
@@ -136,24 +136,24 @@ class Actor:
             logprob = self._read(batch)  # [Q, K]
             for (prompt, trie, node), q in found.items():
                 # [Q, K] -> the node's own options, without the padding of its row
-                options = logprob[q, : len(trie.children[node + 1])]
+                options = logprob[q, : len(trie.options(node))]
                 known = Categorical.from_logprob(options).checked(self.model, prompt)
                 self.cache.node_choices[prompt, trie, node] = known
 
-    def _choose_whole(self, offers: Sequence[tuple[TokenIds, ActionTrie]]) -> list[Action]:
+    def _choose_whole(self, offers: Sequence[tuple[TokenIds, TokenTree]]) -> list[Action]:
         """Choose by the softmax over normalized scores of all offered actions."""
         acting, cache = self.acting, self.cache
         table = DecisionTable()
         unknown = {
             (prompt, trie): table.between_actions(prompt, trie, acting.score, acting.score_end)
             for prompt, trie in offers
-            if len(trie.leaves) > 1 and (prompt, trie) not in cache.action_choices
+            if len(listed_leaves(trie)) > 1 and (prompt, trie) not in cache.action_choices
         }
         if unknown:
             batch = table.batch(self.model.codec.pad_id)
             logprob = self._read(batch)  # [Q, K]
             for (prompt, trie), q in unknown.items():
-                options = logprob[q, : len(trie.leaves)]
+                options = logprob[q, : len(trie.all_leaves())]
                 known = Categorical.from_logprob(options).checked(self.model, prompt)
                 cache.action_choices[prompt, trie] = known
         actions = []
@@ -205,15 +205,15 @@ def with_thoughts(thought: Action, action: Action) -> Action:
     )
 
 
-def _whole_action(trie: ActionTrie, option: int, logprob: float) -> Action:
+def _whole_action(trie: TokenTree, option: int, logprob: float) -> Action:
     """Make an action that was one decision, recorded at its first token."""
-    nodes = trie.path(trie.leaves[option])
-    tokens = tuple(trie.tokens[n] for n in nodes)
+    leaves = trie.all_leaves()
+    nodes = trie.path(leaves[option])
     rest = len(nodes) - 1
-    choice = len(trie.leaves) > 1
+    choice = len(leaves) > 1
     return Action(
-        trie.texts[option],
-        tokens,
+        trie.text(nodes[-1]),
+        trie.token_path(nodes[-1]),
         (choice, *(False,) * rest),
         (logprob if choice else 0.0, *(0.0,) * rest),
         trie,

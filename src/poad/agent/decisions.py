@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from poad.errors import ConfigError
 from poad.lm import Bundles, Packed, pack, renumber
-from poad.trie import ActionTrie
+from poad.trie import MAX_LISTED, Form, TokenTree
 from poad.turns import Beginning, Position, TokenIds
 
 
@@ -113,6 +114,21 @@ class _Decision:
     renormalize: bool
 
 
+def listed_leaves(trie: TokenTree) -> Sequence[int]:
+    """Return the last node of each offered action, where whole actions are to be scored.
+
+    Raises:
+        ConfigError: a form offers more actions than are ever listed.
+    """
+    if isinstance(trie.offer, Form) and trie.offer.size > MAX_LISTED:
+        raise ConfigError(
+            f"Whole actions are scored one by one, but a form offers {trie.offer.size:,} of them, "
+            f"more than {MAX_LISTED:,}. Use a method that decides token by token, such as poad or "
+            "turn_ppo, with acting.scheme = trie."
+        )
+    return trie.all_leaves()
+
+
 class DecisionTable:
     """Collects distinct decisions and numbers them in the order in which they were first added."""
 
@@ -124,20 +140,20 @@ class DecisionTable:
     def __len__(self) -> int:
         return len(self._decisions)
 
-    def at_node(self, prompt: TokenIds, trie: ActionTrie, node: int) -> int:
+    def at_node(self, prompt: TokenIds, trie: TokenTree, node: int) -> int:
         """Add the decision between the children of a trie node; return its number."""
         key = (prompt, trie, node)
         if key not in self._index:
             position = (prompt, trie.token_path(node))
-            children = trie.children[node + 1]
+            children = trie.options(node)
             paths: list[list[tuple[Position, int]]] = [
-                [(position, trie.tokens[child])] for child in children
+                [(position, trie.token(child))] for child in children
             ]
             self._add(key, _Decision(paths, [1.0] * len(children), renormalize=True))
         return self._index[key]
 
     def between_actions(
-        self, prompt: TokenIds, trie: ActionTrie, score: str, score_end: bool
+        self, prompt: TokenIds, trie: TokenTree, score: str, score_end: bool
     ) -> int:
         """Add the decision between whole actions; return its number.
 
@@ -151,8 +167,8 @@ class DecisionTable:
         key = (prompt, trie)
         if key not in self._index:
             paths, divisor = [], []
-            for leaf, text in zip(trie.leaves, trie.texts, strict=True):
-                tokens = trie.token_path(leaf)
+            for leaf in listed_leaves(trie):
+                tokens, text = trie.token_path(leaf), trie.text(leaf)
                 # Token j is predicted at the position behind the j tokens before it. Every path
                 # begins at (prompt, ()), the position behind the prompt.
                 counted = tokens if score_end else tokens[:-1]

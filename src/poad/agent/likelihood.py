@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poad.agent.decisions import DecisionBatch, DecisionTable
+from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.settings import Acting
 from poad.lm import LanguageModel
-from poad.trie import ActionTrie
+from poad.trie import TokenTree
 from poad.turns import Position, TokenIds, Turn
 
 
@@ -164,20 +164,21 @@ def _decisions_of(
         if trie is None or acting.scheme == "published" or j < action.thought:
             yield j, *table.of_vocabulary((prompt, action.beginnings[j]), action.token_ids[j])
         elif acting.scheme == "trie":
-            parent = trie.parents[action.nodes[j]]
-            option = trie.children[parent + 1].index(action.nodes[j])
+            parent = trie.parent(action.nodes[j])
+            option = trie.options(parent).index(action.nodes[j])
             yield j, table.at_node(after_thoughts, trie, parent), option
         else:  # the whole action is one decision, recorded at its first token
             q = table.between_actions(prompt, trie, acting.score, acting.score_end)
-            yield j, q, trie.leaves.index(action.nodes[-1])
+            yield j, q, trie.all_leaves().index(action.nodes[-1])
 
 
 @torch.no_grad()
 def offered_probabilities(
-    model: LanguageModel, acting: Acting, prompt: TokenIds, trie: ActionTrie
+    model: LanguageModel, acting: Acting, prompt: TokenIds, trie: TokenTree
 ) -> list[float]:
     """Compute the probability of each offered action, in the order offered. [K]."""
-    if len(trie.leaves) == 1:
+    leaves = listed_leaves(trie)
+    if len(leaves) == 1:
         return [1.0]
     read = partial(
         option_logprobs, model, temperature=acting.temperature, pass_tokens=acting.pass_tokens
@@ -187,7 +188,8 @@ def offered_probabilities(
         table.between_actions(prompt, trie, acting.score, acting.score_end)
         batch = table.batch(model.codec.pad_id)
         return read(batch)[0].exp().tolist()
-    nodes, _ = trie.choices
+    above = dict.fromkeys(trie.parent(n) for leaf in leaves for n in trie.path(leaf))
+    nodes = [node for node in above if len(trie.options(node)) > 1]
     for node in nodes:  # which the table numbers 0, 1, 2, ...
         table.at_node(prompt, trie, node)
     batch = table.batch(model.codec.pad_id)
@@ -196,9 +198,9 @@ def offered_probabilities(
     taken = {
         child: logprob[q][k]
         for q, node in enumerate(nodes)
-        for k, child in enumerate(trie.children[node + 1])
+        for k, child in enumerate(trie.options(node))
     }
-    return [math.exp(sum(taken.get(n, 0.0) for n in trie.path(leaf))) for leaf in trie.leaves]
+    return [math.exp(sum(taken.get(n, 0.0) for n in trie.path(leaf))) for leaf in leaves]
 
 
 def categorical_kl(logprob: Tensor, reference: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from poad.agent.settings import Acting
 from poad.errors import ModelError
 from poad.lm import Decoder, LanguageModel
-from poad.trie import ROOT, ActionTrie
+from poad.trie import ROOT, TokenTree
 from poad.turns import Action, TokenIds
 
 
@@ -65,13 +65,13 @@ class ActingCache:
     token ids. Tries are compared by identity; the codec returns the same one for the same offer.
     """
 
-    node_choices: dict[tuple[TokenIds, ActionTrie, int], Categorical] = field(default_factory=dict)
+    node_choices: dict[tuple[TokenIds, TokenTree, int], Categorical] = field(default_factory=dict)
     """By prompt, trie and node: the distribution over the children of the node."""
-    action_choices: dict[tuple[TokenIds, ActionTrie], Categorical] = field(default_factory=dict)
+    action_choices: dict[tuple[TokenIds, TokenTree], Categorical] = field(default_factory=dict)
     """By prompt and trie: the distribution over whole actions, where the agent scores those."""
     token_logprobs: dict[tuple[TokenIds, TokenIds], tuple[float, ...]] = field(default_factory=dict)
     """By prompt and action: the log-probability of each token over the whole vocabulary."""
-    probabilities: dict[tuple[TokenIds, ActionTrie], list[float]] = field(default_factory=dict)
+    probabilities: dict[tuple[TokenIds, TokenTree], list[float]] = field(default_factory=dict)
     """By prompt and trie: the probability of each offered action, under any scheme."""
     decoder: Decoder | None = None
     """Remembers rows from turn to turn, where prompts grow."""
@@ -103,7 +103,7 @@ class _Walker:
     """One walk through a trie, from the root to a leaf."""
 
     prompt: TokenIds
-    trie: ActionTrie
+    trie: TokenTree
     generator: np.random.Generator
     node: int = ROOT
     nodes: list[int] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Walker:
 
     def advance(self, greedy: bool, cache: ActingCache) -> bool:
         """Walk on as long as the distributions are known; return whether a leaf was reached."""
-        while children := self.trie.children[self.node + 1]:  # the root is -1, so its entry is 0
+        while children := self.trie.options(self.node):
             if len(children) == 1:
                 self._step(children[0], 0.0, choice=False)
                 continue
@@ -131,7 +131,7 @@ class _Walker:
     def action(self) -> Action:
         """Return the action at the leaf."""
         return Action(
-            self.trie.texts[self.trie.leaves.index(self.node)],
+            self.trie.text(self.node),
             tuple(self.tokens),
             tuple(self.choice),
             tuple(self.logprob),
@@ -142,7 +142,7 @@ class _Walker:
     def _step(self, node: int, logprob: float, choice: bool) -> None:
         self.node = node
         self.nodes.append(node)
-        self.tokens.append(self.trie.tokens[node])
+        self.tokens.append(self.trie.token(node))
         self.logprob.append(logprob)
         self.choice.append(choice)
 
@@ -150,7 +150,7 @@ class _Walker:
 def walk(
     model: LanguageModel,
     acting: Acting,
-    offers: Sequence[tuple[TokenIds, ActionTrie]],
+    offers: Sequence[tuple[TokenIds, TokenTree]],
     generators: Sequence[np.random.Generator],
     greedy: bool,
     cache: ActingCache,
@@ -205,7 +205,7 @@ def _read_nodes(
             w.row, w.read = row, len(w.tokens)
             key = (w.prompt, w.trie, w.node)
             if key not in cache.node_choices:
-                tokens = [w.trie.tokens[c] for c in w.trie.children[w.node + 1]]
+                tokens = [w.trie.token(c) for c in w.trie.options(w.node)]
                 logprob = (logits[row, tokens] / temperature).log_softmax(-1)  # [K]
                 cache.node_choices[key] = Categorical.from_logprob(logprob).checked(model, w.prompt)
 

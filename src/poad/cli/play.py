@@ -19,6 +19,7 @@ from poad.config import Config
 from poad.display import Screen, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
+from poad.trie import Form
 from poad.turns import Action, Observation, TokenIds
 
 
@@ -173,9 +174,12 @@ class _Person:
             answer = self._ask(observation.prompt, observation.admissible_actions or ())
             yield i, Action(answer, (), (), ())
 
-    def _ask(self, prompt: str, offered: Sequence[str]) -> str:
+    def _ask(self, prompt: str, offered: Sequence[str] | Form) -> str:
         """Ask for the next action."""
         self._console.print(Text(prompt))
+        if isinstance(offered, Form):
+            self._console.print(f"  {offered}", highlight=False, markup=False)
+            offered = ()
         for number, action in enumerate(offered, 1):
             self._console.print(f"  {number:2d}  {action}", highlight=False, markup=False)
         try:

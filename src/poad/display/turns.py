@@ -95,6 +95,7 @@ def turn_in_terminal(turn: TurnRecord, index: int, console: Console) -> Renderab
     parts: list[RenderableType] = [
         rule(console, Text.assemble((heading, "bold"), f"  {value}")),
         _indented(Text(printable(turn.prompt))),
+        *([_indented(Text(printable(turn.form), style="dim"), 4)] if turn.form else []),
         _offers_in_terminal(turn, console)
         if turn.offered
         else _indented(Text(printable(turn.action), style="bold green"), 4),
@@ -176,7 +177,8 @@ def turn_in_html(turn: TurnRecord, index: int) -> Html:
         summary = f"{len(more)} more offered actions, together {percent(_total(more))}"
         folded = tag("div", *_offers_in_html(more), cls="offer")
         bars.append(tag("details", tag("summary", summary), folded))
-    written = [] if turn.offered else [tag("pre", turn.action)]
+    written = [tag("pre", turn.form)] * bool(turn.form)
+    written += [] if turn.offered else [tag("pre", turn.action)]
     reward = tag("b", f"{turn.reward:+.3g}", cls=_color(turn.reward, "gain", "loss"))
     invalid = [tag("b", " The world did not offer this action.", cls="loss")] * turn.invalid
     return tag(

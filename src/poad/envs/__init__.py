@@ -14,11 +14,13 @@ from poad.envs.registry import (
     unseen_worlds,
     world_arguments,
 )
+from poad.trie import Form
 
 __all__ = [
     "RULES",
     "BestWork",
     "CheckedWorld",
+    "Form",
     "FreeText",
     "Work",
     "check_env",

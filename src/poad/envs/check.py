@@ -14,6 +14,7 @@ from gymnasium.error import ResetNeeded
 from poad.envs.contract import LONGEST, answer_of, catching_exits, check_extras, is_text, short
 from poad.envs.registry import make
 from poad.errors import WorldError
+from poad.trie import Form
 
 World: TypeAlias = gymnasium.Env[str, str]
 Choose: TypeAlias = Callable[[int, dict[str, Any]], str | None]
@@ -50,8 +51,8 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         REPEATS: "Draw all randomness from self.np_random after super().reset(seed=seed), and let "
         "no state survive reset or be shared between copies.",
         PROMPTS: "Widen observation_space (its max_length or charset), or change the prompt.",
-        TUPLE: "Return a tuple of distinct strings as info['admissible_actions'], or leave the key "
-        "out to let the agent write freely.",
+        TUPLE: "Return a tuple of distinct strings, or a Form, as info['admissible_actions'], or "
+        "leave the key out to let the agent write freely.",
         OFFERS: "Widen action_space (its max_length or charset), or rename the action.",
         FUNCTION: "Mention in the prompt what the offered actions depend on. If the world hides it "
         "on purpose, call check_env(..., aliased=True) or `poad envs ID --check --aliased`.",
@@ -144,7 +145,8 @@ def _play_twice(
         actions = info.get("admissible_actions")
         if actions is None and turn < turns:
             return first.action_space.sample()
-        return rng.choice(actions) if actions and turn < turns else None
+        # Not rng.choice, since a form can have more actions than `len` can tell.
+        return actions[rng.randrange(_size(actions))] if actions and turn < turns else None
 
     for played, seed in enumerate(seeds):
         watch(played)
@@ -156,6 +158,17 @@ def _play_twice(
                 seen = f"seed {seed}, turn {turn}: {_difference(one, other)}"
                 check.expect(REPEATS, False, seen)
                 break
+
+
+def _size(offer: tuple[str, ...] | Form) -> int:
+    return offer.size if isinstance(offer, Form) else len(offer)
+
+
+def _extremes(form: Form) -> tuple[str, ...]:
+    """Give a few actions of a form with every alternative among them, and the longest action."""
+    rows = range(max(map(len, form.parts)))
+    some = ("".join(part[row % len(part)] for part in form.parts) for row in rows)
+    return (*some, "".join(max(part, key=len) for part in form.parts))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -264,11 +277,13 @@ class _Check:
         self.expect(PROMPTS, good and some and prompt in world.observation_space, prompt)
         actions = info.get("admissible_actions")
         if actions is not None:
-            texts = isinstance(actions, tuple) and all(map(is_text, actions))
-            distinct = texts and 0 < len(actions) == len(set(actions))
-            self.expect(TUPLE, distinct and all(each.strip() for each in actions), actions)
+            some = _extremes(actions) if isinstance(actions, Form) else actions
+            texts = isinstance(some, tuple) and all(map(is_text, some))
+            # A form itself refuses actions that are blank or repeated.
+            distinct = texts and 0 < len(some) == len(set(some)) and all(a.strip() for a in some)
+            self.expect(TUPLE, distinct or isinstance(actions, Form), actions)
             if texts:
-                inside = all(action in world.action_space for action in actions)
+                inside = all(action in world.action_space for action in some)
                 self.expect(OFFERS, inside, actions)
         if ended or not good:  # the last prompt is not acted on
             return

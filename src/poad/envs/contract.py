@@ -16,11 +16,12 @@ import gymnasium
 
 from poad.envs.registry import full_name
 from poad.errors import WorldError
+from poad.trie import Form
 
 LONGEST: Final = 1_000_000
 """The largest duration of an action, in primitive steps."""
 
-Offers = tuple[str, ...] | None
+Offers = tuple[str, ...] | Form | None
 
 
 class Shown(NamedTuple):
@@ -122,7 +123,7 @@ class CheckedWorld:
 
     def _note(self, *shown: object) -> None:
         before = self.seen[-1] if self.seen else ""
-        text = json.dumps([before, *shown])
+        text = json.dumps([before, *shown], default=lambda form: form.parts)
         self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _refuse_change(self) -> None:
@@ -216,8 +217,8 @@ def _prompt(prompt: object) -> str:
 
 def _offers(info: Mapping[str, Any]) -> Offers:
     actions = info.get("admissible_actions")
-    if actions is None:
-        return None
+    if actions is None or isinstance(actions, Form):
+        return actions
     if not isinstance(actions, tuple | list) and getattr(actions, "ndim", None) != 1:
         why = ", because the order of a set changes" if isinstance(actions, set | frozenset) else ""
         raise WorldError(
@@ -272,7 +273,7 @@ def _check_texts(prompt: str, actions: Offers) -> None:
     """Check what an agent is to read, and the actions that it is to choose from."""
     if not prompt:
         raise WorldError("An observation is empty; a world must show some text.")
-    if actions is None:
+    if actions is None or isinstance(actions, Form):  # a form checks itself
         return
     if not actions:
         raise WorldError(

@@ -114,18 +114,18 @@ class LengthEnv(TextWorld[State]):
 
 
 def _spell(words: int, room: str, first: int, second: int) -> str:
-    spelled = [_number(place) for place in range(1, words + 1)]
+    spelled = [spell_number(place) for place in range(1, words + 1)]
     spelled[words // 2 - 1] = room
     spelled[0], spelled[words // 2] = WORDS[0][first], WORDS[1][second]
     return " ".join(spelled)
 
 
-def _number(number: int) -> str:
+def spell_number(number: int) -> str:
     """Spell a whole number as one word."""
     for size, name in ((1000, "thousand"), (100, "hundred")):
         if number >= size:
-            rest = _number(number % size) if number % size else ""
-            return _number(number // size) + name + rest
+            rest = spell_number(number % size) if number % size else ""
+            return spell_number(number // size) + name + rest
     if number >= len(ONES):
         return TENS[number // 10] + (ONES[number % 10] if number % 10 else "")
     return ONES[number]
@@ -140,4 +140,4 @@ def _bits(action: str) -> tuple[int, int]:
 def _prompt(state: State, words: int) -> str:
     if state.room == len(ROOMS):
         return "You are out."
-    return f"You have {_number(words)} words to leave the {ROOMS[state.room]}"
+    return f"You have {spell_number(words)} words to leave the {ROOMS[state.room]}"

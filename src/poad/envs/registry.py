@@ -75,6 +75,12 @@ _WORLDS = (
         "Measurement: four decisions, spelled in as many words as you like.",
     ),
     _World(
+        "poad/Order-v0",
+        "poad.envs.order:OrderEnv",
+        {},
+        "Measurement: forms with up to sixteen decisions in each action, offered or written.",
+    ),
+    _World(
         "poad/DataScience-v0",
         "poad.envs.datasci.env:DataScienceEnv",
         {},

@@ -16,6 +16,7 @@ from poad.agent import ActingCache
 from poad.config import world_seed
 from poad.envs import CheckedWorld
 from poad.errors import WorldError
+from poad.trie import Form
 from poad.turns import Action, Episode, Observation, TokenIds, Turn
 
 MakeEnv = Callable[[], gymnasium.Env[str, str]]
@@ -26,12 +27,14 @@ class Prompts(Protocol):
 
     note: str | None
 
-    def first_prompt(self, observation: str, offered: Sequence[str] | None = None) -> TokenIds:
+    def first_prompt(
+        self, observation: str, offered: Sequence[str] | Form | None = None
+    ) -> TokenIds:
         """Begin an episode."""
         ...
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Sequence[str] | None = None
+        self, action: Action, observation: str, offered: Sequence[str] | Form | None = None
     ) -> TokenIds:
         """Go on after an action."""
         ...

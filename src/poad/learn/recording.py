@@ -7,7 +7,7 @@ from dataclasses import replace
 from poad.agent import ActingCache, Agent
 from poad.learn.play import Step
 from poad.runs import TurnRecord
-from poad.trie import ActionTrie
+from poad.trie import Form, TokenTree
 from poad.turns import TokenIds
 
 
@@ -25,7 +25,7 @@ class TurnRecorder:
     def __init__(self, agent: Agent, cache: ActingCache) -> None:
         self._agent = agent
         self._cache = cache
-        self._known: dict[tuple[TokenIds, ActionTrie, TokenIds], TurnRecord] = {}
+        self._known: dict[tuple[TokenIds, TokenTree, TokenIds], TurnRecord] = {}
 
     def record(self, step: Step) -> TurnRecord:
         """Build the record of one turn."""
@@ -52,10 +52,12 @@ class TurnRecorder:
         # Thoughts come before the action, so its probabilities are those after the thoughts.
         decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
         value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
-        offered = None
-        if observation.admissible_actions is not None:
+        actions, offered, form = observation.admissible_actions, None, ""
+        if isinstance(actions, Form):
+            form = str(actions)
+        elif actions is not None:
             chances = policy.probabilities(decided, self._cache)
-            offered = tuple(zip(observation.admissible_actions, chances, strict=True))
+            offered = tuple(zip(actions, chances, strict=True))
         return TurnRecord(
             prompt=observation.prompt,
             offered=offered,
@@ -69,4 +71,5 @@ class TurnRecorder:
             reward=0.0,
             duration=1,
             invalid=False,
+            form=form,
         )

@@ -13,6 +13,7 @@ from poad.agent import Agent, Tensors
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.lm import TextCodec
+from poad.trie import Form
 from poad.turns import Action, Turn
 
 
@@ -70,7 +71,7 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
     action = turn.action
     return {
         "prompt_ids": turn.prompt_ids,
-        "offered": None if action.trie is None else action.trie.texts,
+        "offered": None if action.trie is None else _offer_to_json(action.trie.offer),
         "text": action.text,
         "token_ids": action.token_ids,
         "choice": action.choice,
@@ -82,6 +83,14 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
     }
 
 
+def _offer_to_json(offer: tuple[str, ...] | Form) -> Any:
+    return {"parts": offer.parts} if isinstance(offer, Form) else offer
+
+
+def _offer_from_json(saved: Any) -> tuple[str, ...] | Form:
+    return Form(tuple(map(tuple, saved["parts"]))) if isinstance(saved, dict) else tuple(saved)
+
+
 def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
     action = Action(
         saved["text"],
@@ -91,9 +100,8 @@ def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
         thought=saved["thought"],
     )
     if saved["offered"] is not None:
-        trie = codec.trie(saved["offered"])
-        leaf = trie.leaves[trie.texts.index(action.text)]
-        nodes = (*(-1 for _ in range(action.thought)), *trie.path(leaf))
+        trie = codec.trie(_offer_from_json(saved["offered"]))
+        nodes = (*(-1,) * action.thought, *trie.walk(action.token_ids[action.thought :]))
         action = replace(action, trie=trie, nodes=nodes)
     return Turn(
         tuple(saved["prompt_ids"]),

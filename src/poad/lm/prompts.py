@@ -19,6 +19,7 @@ from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.lm.packing import common_prefix_length
 from poad.lm.tokenizer import TextCodec
+from poad.trie import Form
 from poad.turns import Action, TokenIds
 
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
@@ -89,7 +90,9 @@ class Dialogue:
         """A sentence about something unexpected in these prompts, for the user; None if all is
         well."""
 
-    def first_prompt(self, observation: str, offered: Sequence[str] | None = None) -> TokenIds:
+    def first_prompt(
+        self, observation: str, offered: Sequence[str] | Form | None = None
+    ) -> TokenIds:
         """Begin an episode and return its first prompt.
 
         Args:
@@ -105,7 +108,7 @@ class Dialogue:
         return self._begin_segment(observation)
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Sequence[str] | None = None
+        self, action: Action, observation: str, offered: Sequence[str] | Form | None = None
     ) -> TokenIds:
         """Return the prompt after an action.
 
@@ -145,11 +148,11 @@ class Dialogue:
             return self._begin_segment(observation)
         return self._ids
 
-    def _room(self, offered: Sequence[str] | None) -> int | None:
+    def _room(self, offered: Sequence[str] | Form | None) -> int | None:
         """Return the length of the longest prompt that leaves room for any offered action."""
         if self._most is None:
             return None
-        longest = max((len(self._codec.action(text)) for text in offered or ()), default=0)
+        longest = 0 if offered is None else self._codec.longest(offered)
         room = self._most - max(0, longest - self._action_tokens)
         if room < 1:
             action = max(longest, self._action_tokens)

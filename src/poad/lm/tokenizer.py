@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeVar, overload
 
 from poad.errors import ModelError
-from poad.trie import ActionTrie
+from poad.trie import ActionTrie, Form, FormTree, TokenTree
 from poad.turns import TokenIds
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a control token whose name a text holds. Unicode has no such characters."""
 
+MAX_NODES = 20_000
+"""A form's tree with more nodes is not used again: over a long run it would fill the memory."""
 _ANCHORS = (":", "\n")
 """Texts to encode a continuation behind; at least one does not merge with what follows it."""
 
@@ -66,6 +69,7 @@ class TextCodec:
         self._rendered: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._actions: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._tries: _Cache[tuple[str, ...], ActionTrie] = _Cache(cache_bytes)
+        self._forms: _Cache[Form, FormTree] = _Cache(cache_bytes)
 
     def prompt(self, text: str) -> TokenIds:
         """Encode an observation, with the special tokens that the model expects before it.
@@ -135,18 +139,60 @@ class TextCodec:
             self._actions.remember(text, ids, len(text), len(ids))
         return ids
 
-    def trie(self, offered: Sequence[str]) -> ActionTrie:
+    @overload
+    def trie(self, offered: Sequence[str]) -> ActionTrie: ...
+
+    @overload
+    def trie(self, offered: Form) -> FormTree: ...
+
+    def trie(self, offered: Sequence[str] | Form) -> TokenTree:
         """Merge the offered actions into one token tree, the same object for the same offer.
+
+        The parts of a form are encoded one by one, each as it continues what is before it, and the
+        first behind the action prefix. These are the tokens of the whole action where no token of
+        it crosses a border between parts. The tree of a form grows as it is walked, and a new one
+        is begun where it has grown too large to keep.
 
         Raises:
             ValueError: there is no action, a blank one, or two with the same text or tokens.
         """
+        if isinstance(offered, Form):
+            return self._form_tree(offered)
         key = tuple(offered)
         trie = self._tries.get(key)
         if trie is None:
             trie = ActionTrie.build([self.action(text) for text in key], key)
             self._tries.remember(key, trie, sum(map(len, key)), 5 * len(trie.tokens))
         return trie
+
+    def longest(self, offered: Sequence[str] | Form) -> int:
+        """Return the number of tokens of the longest offered action; 0 if there is none."""
+        if isinstance(offered, Form):
+            return self._form_tree(offered).longest
+        return max((len(self.action(text)) for text in offered), default=0)
+
+    def _form_tree(self, form: Form) -> FormTree:
+        tree = self._forms.get(form)
+        if tree is None or tree.grown > MAX_NODES:
+            tree = FormTree(form, self._spell_form(form), self.end_id)
+        # It grew since it was last remembered, so its size is told again.
+        self._forms.remember(form, tree, sum(map(len, chain(*form.parts))), 6 * tree.grown)
+        return tree
+
+    def _spell_form(self, form: Form) -> list[list[TokenIds]]:
+        """Encode each alternative of each part of a form, as `action` does a whole action."""
+        before = (self.action_prefix, *("" for _ in form.parts))
+        spelled = [
+            [self.continuation(prefix + self.escape(text)) for text in part]
+            for prefix, part in zip(before, form.parts, strict=False)
+        ]
+        if all(() in part for part in spelled):
+            raise ValueError(
+                f"An action of the form {form} has no tokens; a world must offer actions with "
+                "words in them that the tokenizer knows."
+            )
+        self.check_known([token for part in spelled for ids in part for token in ids])
+        return spelled
 
     def _encode(self, text: str) -> TokenIds:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -221,14 +267,20 @@ class _Cache(dict[_K, _V]):
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit, self._size = limit, 0
+        self._sizes: dict[_K, int] = {}
 
     def remember(self, key: _K, value: _V, characters: int, numbers: int) -> None:
-        """Add a value that holds, with its key, about so many characters and whole numbers."""
-        size = 200 + characters + 40 * numbers  # a number is an object and a pointer to it
-        if self._size + size > self._limit:
+        """Add a value that holds, with its key, about so many characters and whole numbers.
+
+        A value that has grown is added again.
+        """
+        size = 300 + characters + 40 * numbers  # a number is an object and a pointer to it
+        if self._size - self._sizes.get(key, 0) + size > self._limit:
             self.clear()
+            self._sizes.clear()
             self._size = 0
-        self._size += size
+        self._size += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
         self[key] = value
 
 

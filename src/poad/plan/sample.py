@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.agent import DecisionBatch, FrozenFeatures, Policy, Settings
+from poad.agent import DecisionBatch, FrozenFeatures, Policy, Settings, listed_leaves
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import make
 from poad.learn import Collector, lay_out
@@ -36,6 +36,7 @@ from poad.lm import (
     resolve_model,
 )
 from poad.plan.shape import describe
+from poad.trie import Form
 from poad.turns import Position, Rollout
 
 _TURNS = 2048
@@ -306,7 +307,7 @@ def _world(config: Config) -> Any:
 
 
 def _affordable(
-    config: Config, model: CountingModel, offer: Sequence[str] | None
+    config: Config, model: CountingModel, offer: Sequence[str] | Form | None
 ) -> tuple[int, int]:
     """Choose how many streams and turns to play, so that planning takes seconds."""
     written, rows = config.prompt.thinking, 0
@@ -314,7 +315,8 @@ def _affordable(
         written += config.acting.max_action_tokens or 0
         model.write_to_the_end()
     elif config.acting.scheme != "trie":  # it normalizes logits along every offered action
-        rows = len(model.codec.trie(tuple(offer)).tokens)
+        trie = model.codec.trie(offer)
+        rows = len({node for leaf in listed_leaves(trie) for node in trie.path(leaf)})
     turns = min(_TURNS, _WRITTEN // max(1, written))
     rows += written
     turns = max(1, min(turns, _LOGITS // (model.vocabulary * max(1, rows))))

@@ -23,7 +23,8 @@ class TurnRecord:
 
     prompt: str
     offered: tuple[tuple[str, float], ...] | None
-    """(action, probability) in the order offered; None when the action was written freely."""
+    """(action, probability) in the order offered; None where they were not listed: written freely,
+    or offered as a form."""
     action: str
     token_ids: tuple[int, ...]
     """[n] the sampled tokens, the end-of-action token included."""
@@ -42,6 +43,9 @@ class TurnRecord:
     """Primitive steps that the action took."""
     invalid: bool
     """Whether the world did not offer the action."""
+    form: str = ""
+    """The form that was offered, with the alternatives of a part in brackets: ``(small|large)
+    dough( rye| wheat)``. Empty if none was."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from trajectories import Trajectory
 
 from poad.agent import CreditSettings
 from poad.credit import METHODS
-from poad.learn.experience import TokenRows, lay_out
+from poad.learn.experience import PLACES, TokenRows, ValueTerms, accuracy, lay_out
 from poad.turns import Action, Position, Turn
 
 Streams = list[list[Turn]]
@@ -204,3 +204,44 @@ def trajectory_of(streams: Streams, rows: TokenRows, value: torch.Tensor) -> Tra
             ends["cut"][n, t] = ends["ended"][n, t] or t + 1 == len(stream)
             column += length
     return Trajectory(**three, **flags, **turnwise, **ends)
+
+
+# --- the critic, by place in the action ---
+
+
+@given(ragged, slot_rules)
+@settings(deadline=None)
+def test_the_place_of_a_reading_follows_from_the_choices_before_it(
+    streams: Streams, slots: str
+) -> None:
+    rows = lay_out(streams, credit_settings("poad", slots))
+    for n, tokens in enumerate(tokens_of(streams)):
+        for column, (turn, _, j) in enumerate(tokens):
+            made, choices = sum(turn.action.choice[:j]), sum(turn.action.choice)
+            expected = (
+                "root"
+                if made == 0
+                else "second"
+                if made == 1
+                else "last"
+                if made == choices - 1
+                else "later"
+            )
+            assert PLACES[rows.place[n, column]] == expected
+
+
+def test_accuracy_is_measured_place_by_place() -> None:
+    place = torch.tensor([0, 0, 1, 1, 3])
+    value = torch.tensor([1.0, 2.0, 0.5, 0.5, 4.0])
+    target = torch.tensor([1.0, 2.0, 0.0, 2.0, 3.0])
+    found = accuracy(ValueTerms(torch.arange(5), target, value, place))
+    assert found == pytest.approx(
+        {
+            "explained_variance_root": 1.0,
+            "value_bias_root": 0.0,
+            "explained_variance_second": 0.0,  # a constant explains nothing
+            "value_bias_second": -0.5,
+            "explained_variance_last": 0.0,  # of one reading there is nothing to explain
+            "value_bias_last": 1.0,
+        }
+    )

@@ -38,6 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel"},
     "shared body": {"world": "Chain", "critic": {"body": "shared"}},
     "adapters": {"world": "Chain", "model": {"name": "tiny-kitchen", "tuning": "lora"}},
+    "critic that reads more": {
+        "world": "Novel",
+        "critic": {"standardize": True, "root": True, "codes": 4},
+    },
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}},
     "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},

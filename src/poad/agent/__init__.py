@@ -1,7 +1,7 @@
 """The agent: a policy over tokens or actions, and its critic."""
 
 from poad.agent.build import Agent, Tensors, in_threads, load_agent, torch_threads
-from poad.agent.critic import Critic, FrozenFeatures
+from poad.agent.critic import Critic, FrozenFeatures, critic_width
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Settings",
     "Tensors",
+    "critic_width",
     "in_threads",
     "listed_leaves",
     "load_agent",

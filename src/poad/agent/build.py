@@ -81,8 +81,12 @@ def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
         keep_reference=config.ppo.kl_reference > 0,
     )
     policy = Policy(model, settings.acting, config.prompt)
-    critic = Critic(model.width, config.critic.hidden, config.seed).to(model.device)
-    features = FrozenFeatures(model, config.ppo.micro_batch_tokens) if frozen else None
+    features = (
+        FrozenFeatures(model, config.ppo.micro_batch_tokens, config.critic) if frozen else None
+    )
+    width = model.width if features is None else features.width
+    standardize = frozen and config.critic.standardize
+    critic = Critic(width, config.critic.hidden, config.seed, standardize).to(model.device)
     agent = Agent(settings, model, policy, critic, features)
     if tensors is not None:
         agent.load(tensors)

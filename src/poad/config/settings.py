@@ -169,6 +169,15 @@ class CriticConfig:
     trained model, and its gradient trains that model too."""
     hidden: tuple[Annotated[int, Above(0)], ...] = (256,)
     """Widths of the hidden layers (paper: 1024 512)."""
+    standardize: bool = False
+    """Shift and scale each dimension of what the critic reads to mean 0 and variance 1, by
+    statistics over all rollouts so far. Only with a frozen body."""
+    root: bool = False
+    """Read the hidden state at the root of the action beside the one at the position. Only with a
+    frozen body."""
+    codes: Annotated[int, AtLeast(0)] = 0
+    """Dimensions of random codes that tell the critic which tokens of the action are written
+    already; 64 is plenty for short texts, and 0 leaves them out. Only with a frozen body."""
     lr: Annotated[float, Above(0)] = 1e-3
     """Learning rate of the critic (paper, 7B model: 1e-5 to 5e-5)."""
     coefficient: Annotated[float, AtLeast(0)] = 0.5

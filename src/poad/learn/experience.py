@@ -22,6 +22,10 @@ from poad.learn.losses import explained_variance, masked_moments, normalize_adva
 from poad.lm import pack
 from poad.turns import Position, Turn
 
+PLACES = ("root", "second", "later", "last")
+"""The places of a reading in its action: before any choice, after the first one, later, and before
+the last of three or more choices."""
+
 Streams = Sequence[Sequence[Turn]]
 """N streams of turns in time order."""
 
@@ -53,6 +57,8 @@ class TokenRows:
     """Float32. γ after the token's turn."""
     ended: Tensor
     """Bool. Whether the token's turn ended its episode."""
+    place: Tensor
+    """Int64. Where in its action the reading before the token stands; see `PLACES`."""
 
     def values(self, value: Tensor, at: Tensor) -> Tensor:
         """Look readings [U] up where they belong; 0 where nothing was read. [N, L]."""
@@ -107,6 +113,8 @@ class ValueTerms:
     """[W] float32: the value that the critic should have read."""
     old_value: Tensor
     """[W] float32, as read before the update."""
+    place: Tensor
+    """[W] int64, see `PLACES`."""
 
     def __len__(self) -> int:
         return len(self.reading)
@@ -143,7 +151,8 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         return index.setdefault(position, len(index))
 
     turns = [turn for stream in streams for turn in stream]
-    rows: list[list[tuple[int, float, bool, int]]] = []  # (turn, reward, choice, reading) per token
+    # (turn, reward, choice, reading, place) per token
+    rows: list[list[tuple[int, float, bool, int, int]]] = []
     facts: list[tuple[int, float, bool]] = []  # (episode, discount, ended) per turn so far
     goes_on: list[bool] = []  # whether a value follows the turn that is not its successor's root
     for stream in streams:
@@ -151,11 +160,13 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         episode = 0
         for t, turn in enumerate(stream):
             prompt, before = turn.prompt_ids, turn.action.beginnings
+            made, choices = 0, sum(turn.action.choice)
             for j, choice in enumerate(turn.action.choice):
                 reads = j == 0 or every or (per_token and choice)
                 read = number((prompt, before[j])) if reads else -1
                 reward = turn.reward if j + 1 == len(before) else 0.0
-                rows[-1].append((len(facts), reward, choice, read))
+                rows[-1].append((len(facts), reward, choice, read, _place(made, choices)))
+                made += choice
             ended = turn.terminated or turn.truncated
             duration = turn.duration if settings.by_duration else 1
             facts.append((episode, settings.rates.gamma**duration, ended))
@@ -168,9 +179,9 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
     # Rows of tokens -> [N, L] columns. With n turns, padding belongs to an extra turn of number n.
     # Facts about turns, [n + 1], are copied to the tokens by indexing: [n + 1][N, L] -> [N, L].
     length = max(map(len, rows))
-    blank = (len(turns), 0.0, False, -1)
+    blank = (len(turns), 0.0, False, -1, 0)
     padded = chain.from_iterable(row + [blank] * (length - len(row)) for row in rows)
-    turn_ids, reward, choice, read = (
+    turn_ids, reward, choice, read, place = (
         torch.tensor(column).reshape(len(rows), length) for column in zip(*padded, strict=True)
     )
     episode_ids, discount, ended = (
@@ -187,7 +198,17 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         episode_ids=episode_ids,
         discount=discount,
         ended=ended,
+        place=place,
     )
+
+
+def _place(made: int, choices: int) -> int:
+    """Name the place of a reading after some of an action's choices, as an index of `PLACES`."""
+    if made == 0:
+        return 0
+    if made == 1:
+        return 1
+    return 3 if made == choices - 1 else 2
 
 
 def gather(
@@ -228,8 +249,7 @@ def gather(
     if frozen is None:
         value = read_values(policy, critic, batch, ppo.micro_batch_tokens)
     else:
-        with torch.no_grad():
-            value = critic(frozen).cpu()  # [U, H] -> [U]; credit is computed on the CPU
+        value = critic.observe(frozen).cpu()  # [U, F] -> [U]; credit is computed on the CPU
     judged = rows.credit(value, credit)
     refuse_overflow(streams, value, judged)
     _, std = masked_moments(judged.advantage, judged.mask)
@@ -242,14 +262,36 @@ def gather(
     terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), decided, ppo.std_floor)
     if ppo.kl_reference:
         batch = replace(batch, reference=read_reference(policy, batch, ppo.micro_batch_tokens))
+    learned = _value_terms(rows, judged, value)
+    metrics = {"explained_variance": float(explained), "advantage_std": float(std)}
     return Experience(
         batch=batch,
         readings=len(rows.positions),
         features=frozen,
         policy=terms,
-        value=_value_terms(rows, judged, value),
-        metrics={"explained_variance": float(explained), "advantage_std": float(std)},
+        value=learned,
+        metrics=metrics | accuracy(learned),
     )
+
+
+def accuracy(terms: ValueTerms) -> dict[str, float]:
+    """Measure the critic by place in the action, on a rollout that it has not learned from.
+
+    Returns:
+        For each of `PLACES` that occurs, `explained_variance_PLACE`, the share of the targets'
+        variance that the critic explains, and `value_bias_PLACE`, the mean of value - target.
+    """
+    found: dict[str, float] = {}
+    for i, name in enumerate(PLACES):
+        here = terms.place == i
+        if here.any():
+            explained = explained_variance(terms.old_value, terms.target, here)
+            bias = (terms.old_value - terms.target)[here].mean()
+            found |= {
+                f"explained_variance_{name}": float(explained),
+                f"value_bias_{name}": float(bias),
+            }
+    return found
 
 
 def _policy_terms(
@@ -301,7 +343,12 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
         # Every turn has a slot, so the first slot at or after a root lies in the root's own turn.
         target[roots] = target[slots[torch.searchsorted(slots, roots)]]
         slot = slot | root
-    return ValueTerms(reading=read[slot], target=target[slot], old_value=value[read[slot]])
+    return ValueTerms(
+        reading=read[slot],
+        target=target[slot],
+        old_value=value[read[slot]],
+        place=rows.place[rows.mask][slot],
+    )
 
 
 @torch.no_grad()

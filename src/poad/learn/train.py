@@ -18,6 +18,7 @@ from poad.agent import Agent, load_agent, refuse_free_writing, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import BestWork, Work, make
 from poad.learn.evaluate import evaluate
+from poad.learn.experience import PLACES
 from poad.learn.ppo import PPO
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
@@ -246,6 +247,7 @@ LEARNED = (
     "policy_loss",
     "value_loss",
     "explained_variance",
+    *(f"{what}_{place}" for what in ("explained_variance", "value_bias") for place in PLACES),
     "advantage_std",
     "grad_norm",
     "kl_reference",

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from poad.agent import resolve
+from poad.agent import critic_width, resolve
 from poad.config import Config, from_dict, nested
 from poad.display import Screen, Table
 from poad.errors import HardwareError
@@ -139,10 +139,12 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     yield Part("Adam moments", 2 * trained * width, note="two per trained weight")
     if kind == "cpu" and config.ppo.kl_limit is not None:
         yield Part("trust region", trained * width, note="the trained weights before an update")
-    sizes = (shape.width, *config.critic.hidden, 1)
+    frozen = config.critic.body == "frozen"
+    read = critic_width(shape.width, config.critic) if frozen else shape.width
+    sizes = (read, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
-    # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, width].
-    features = sample.critic_positions * shape.width * 4 if config.critic.body == "frozen" else 0
+    # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, read].
+    features = sample.critic_positions * read * 4 if frozen else 0
     yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and its input")
     name = "libraries" if kind == "cpu" else "CUDA context"
     yield Part(name, OVERHEAD[kind], note="Python, torch, transformers and poad")

@@ -273,7 +273,7 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
         _read(config, policy, batch, _minibatches(config, batch))
     updating, updates = model.count()
     if config.critic.body == "frozen" and positions:
-        FrozenFeatures(policy.model, config.ppo.micro_batch_tokens)(positions)
+        FrozenFeatures(policy.model, config.ppo.micro_batch_tokens, config.critic)(positions)
     elif batch is not None:
         _read(config, policy, batch, [None])
     features, _ = model.count()

@@ -154,3 +154,20 @@ def test_a_generator_runs_in_its_threads_and_its_user_in_their_own() -> None:
     one.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert closed == [True, True]
     assert torch.get_num_threads() == before
+
+
+def test_a_shared_critic_reads_in_passes_of_bounded_size() -> None:
+    """However long an episode is, recording its values takes no more memory at once."""
+    values = {}
+    for tokens in (16_384, 4):
+        config = settings("Novel", critic={"body": "shared"}, ppo={"micro_batch_tokens": tokens})
+        agent, sizes = load_agent(config), []
+        torch.nn.init.constant_(agent.critic.layers[-1].weight, 0.1)  # pyright: ignore
+        agent.model._body.register_forward_pre_hook(
+            lambda _, __, given, sizes=sizes: sizes.append(given["input_ids"].numel()),
+            with_kwargs=True,
+        )
+        values[tokens] = agent.values([*POSITIONS, ((40,), ()), ((41, 42, 43, 44), ())])
+        assert len(sizes) == {16_384: 1, 4: 3}[tokens]
+    assert values[4] == pytest.approx(values[16_384], rel=1e-4)
+    assert len(set(values[4])) == 5

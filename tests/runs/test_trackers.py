@@ -38,7 +38,7 @@ def test_a_missing_package_is_named_with_its_cure(
     without(monkeypatch, module)
     with pytest.raises(TrackerError) as error:
         open_trackers([name], tmp_path, "id", {}, 1)
-    assert f'pip install "poad[{name}]"' in str(error.value)
+    assert f"pip install {name}`" in str(error.value)
 
 
 def test_a_service_that_refuses_is_an_error_at_the_start(

@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from poad.agent.critic import Critic, FrozenFeatures
+from poad.agent.critic import Critic, FrozenFeatures, read_hidden
 from poad.agent.policy import Policy
 from poad.agent.settings import Settings, resolve
 from poad.config import Config
-from poad.lm import LanguageModel, load_model, pack
+from poad.lm import LanguageModel, load_model
 from poad.turns import Position
 
 T = TypeVar("T")
@@ -43,8 +43,8 @@ class Agent:
         """Read V(o, w_<j) at some positions, in their order."""
         if self.features is not None:
             return self.critic(self.features(positions)).tolist()
-        packed = pack(positions, self.model.codec.pad_id)
-        return self.critic(self.model.read(packed)).tolist()
+        hidden = read_hidden(self.model, self.model.read, positions, self.policy.acting.pass_tokens)
+        return self.critic(hidden).tolist()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all trained weights; these are the live tensors, not copies."""

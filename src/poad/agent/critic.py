@@ -6,7 +6,7 @@ once per rollout. Those of a shared body come with the policy's own forward pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poad.config import CriticConfig
-from poad.lm import Bundles, LanguageModel, pack, seeded
+from poad.lm import Bundles, LanguageModel, Packed, pack, seeded
 from poad.turns import Beginning, Position, TokenIds
 
 
@@ -149,13 +149,35 @@ class FrozenFeatures:
 
     def _hidden(self, positions: Sequence[Position]) -> Tensor:
         """Read the hidden states. [Q, H]."""
-        features = torch.zeros(len(positions), self._model.width, device=self._model.device)
-        bundles = Bundles.divide(positions, branching=self._model.branching)
-        for run in bundles.micro_batches(self._micro_batch_tokens):
-            part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
-            packed = pack(part.positions, self._model.codec.pad_id)
-            features[kept.to(features.device)] = self._model.read_frozen(packed).float()
-        return features
+        model = self._model
+        return read_hidden(model, model.read_frozen, positions, self._micro_batch_tokens)
+
+
+@torch.no_grad()
+def read_hidden(
+    model: LanguageModel,
+    read: Callable[[Packed], Tensor],
+    positions: Sequence[Position],
+    pass_tokens: int,
+) -> Tensor:
+    """Read hidden states at Q positions, in passes of bounded size.
+
+    Args:
+        model: the language model.
+        read: its trained or its frozen body.
+        positions: Q positions.
+        pass_tokens: tokens per forward pass.
+
+    Returns:
+        [Q, H] float32 on the model's device, without gradient.
+    """
+    hidden = torch.zeros(len(positions), model.width, device=model.device)
+    bundles = Bundles.divide(positions, branching=model.branching)
+    for run in bundles.micro_batches(pass_tokens):
+        part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
+        packed = pack(part.positions, model.codec.pad_id)
+        hidden[kept.to(hidden.device)] = read(packed).float()
+    return hidden
 
 
 def critic_width(hidden: int, config: CriticConfig) -> int:

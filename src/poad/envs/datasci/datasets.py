@@ -133,7 +133,7 @@ def require_extra() -> None:
     if missing:
         raise DataError(
             f"Data-science coding needs {' and '.join(missing)}. "
-            "Install them with: pip install 'poad[datasci]'"
+            f"Install what is missing with: pip install {' '.join(missing)}"
         )
 
 

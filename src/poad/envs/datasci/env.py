@@ -32,7 +32,7 @@ class DataScienceEnv(gymnasium.Env[str, str]):
     text. This is the data-science coding of POAD (arXiv 2405.15821), in our own wording. The score
     depends only on the table and the program, and the seed has no effect.
 
-    `poad/DataScience-v0` needs `pip install 'poad[datasci]'`. docs/data-science.md has more about
+    `poad/DataScience-v0` needs `pip install -e '.[datasci]'`. docs/data-science.md has more about
     tables and programs. `poad sandbox check` prints how this machine is protected from programs.
 
     ## Actions

@@ -92,7 +92,7 @@ define install
 		{ echo "poad needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V). Name another: make demo PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time, most of it for torch ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c constraints.txt -e "$(1)"
+	@$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e "$(1)"
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -169,7 +169,14 @@ def test_watching_an_evaluation_changes_nothing_but_the_screen():
     assert "3/3" in output(console)
     console = piped()
     assert list(watch(iter(records), 3, "sampled", console=console)) == records
-    assert output(console) == ""
+    assert output(console) == ""  # it took no time
+
+
+def test_a_long_evaluation_is_counted_where_there_is_no_terminal():
+    records, console = [episode(i) for i in range(3)], piped()
+    assert list(watch(iter(records), 3, "sampled", console, pause=0)) == records
+    lines = output(console).splitlines()
+    assert [line.strip() for line in lines] == [f"sampled: {i} of 3 episodes" for i in (1, 2)]
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b6n\x1bP\x7f\u202ecod\u2066\r[bold]plain[/]"

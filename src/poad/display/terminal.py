@@ -194,8 +194,21 @@ def can_be_live(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal and not console.quiet
 
 
-def watch(records: Iterable[T], total: int, label: str, console: Console) -> Iterator[T]:
-    """Pass on evaluation episodes while a progress bar counts them (on a terminal only)."""
+def watch(
+    records: Iterable[T], total: int, label: str, console: Console, pause: float = 10.0
+) -> Iterator[T]:
+    """Pass on evaluation episodes while a progress bar counts them.
+
+    Without a terminal, a plain line counts them instead, every `pause` seconds at most.
+    """
+    if not console.is_terminal:
+        shown = time.monotonic()
+        for i, record in enumerate(records, 1):
+            if time.monotonic() - shown >= pause and i < total:
+                console.print(f"  {label}: {i:,} of {total:,} episodes")
+                shown = time.monotonic()
+            yield record
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
@@ -203,8 +216,7 @@ def watch(records: Iterable[T], total: int, label: str, console: Console) -> Ite
         TextColumn("episodes,"),
         TimeRemainingColumn(),
     )
-    hidden = console.quiet or not console.is_terminal
-    with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Bar(*columns, console=console, transient=True, disable=console.quiet) as bar:
         yield from bar.track(records, total=total, description=label)
 
 

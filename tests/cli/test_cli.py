@@ -422,6 +422,7 @@ gymnasium.register("Large-v0", entry_point=Undescribed)
         (("train", "--env-args", "max_steps=[1],[2]"), "is not a YAML value"),
         (("eval",), "RUN is missing."),
         (("eval", "one", "two"), "too many arguments: two."),
+        (("train", "--ppo.anneal", "False"), "takes no value: write --ppo.anneal or --ppo.no-"),
         (("export", "run"), "--to is missing."),
         (("study",), "Name a study file"),
         (("study", "--compare", "one"), "--compare needs 2 values."),

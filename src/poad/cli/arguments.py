@@ -295,7 +295,10 @@ def _sentence(error: str) -> str:
     ):
         return f"{match[1]} needs {'a value' if match[2] == '1' else f'{match[2]} values'}."
     if match := re.match(r"Unrecognized options: (.*)", text):
-        return f"There are too many arguments: {match[1]}."
+        hint = ""
+        if match[1].lower() in ("true", "false"):
+            hint = " A switch takes no value: write --ppo.anneal or --ppo.no-anneal, for example."
+        return f"There are too many arguments: {match[1]}.{hint}"
     return text.removeprefix("Error parsing ")
 
 

@@ -146,10 +146,6 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
     per_token = settings.method.decision == "token"
     every = per_token and settings.rates.slots == "tokens"
     index: dict[Position, int] = {}
-
-    def number(position: Position) -> int:
-        return index.setdefault(position, len(index))
-
     turns = [turn for stream in streams for turn in stream]
     # (turn, reward, choice, reading, place) per token
     rows: list[list[tuple[int, float, bool, int, int]]] = []
@@ -160,20 +156,19 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         episode = 0
         for t, turn in enumerate(stream):
             prompt, before = turn.prompt_ids, turn.action.beginnings
-            made, choices = 0, sum(turn.action.choice)
+            places = _places(turn.action.choice)
             for j, choice in enumerate(turn.action.choice):
                 reads = j == 0 or every or (per_token and choice)
-                read = number((prompt, before[j])) if reads else -1
+                read = index.setdefault((prompt, before[j]), len(index)) if reads else -1
                 reward = turn.reward if j + 1 == len(before) else 0.0
-                rows[-1].append((len(facts), reward, choice, read, _place(made, choices)))
-                made += choice
+                rows[-1].append((len(facts), reward, choice, read, places[j]))
             ended = turn.terminated or turn.truncated
             duration = turn.duration if settings.by_duration else 1
             facts.append((episode, settings.rates.gamma**duration, ended))
             goes_on.append(not turn.terminated and (ended or t + 1 == len(stream)))
             episode += ended
     after = [
-        number((turn.next_prompt_ids, ())) if reads else -1
+        index.setdefault((turn.next_prompt_ids, ()), len(index)) if reads else -1
         for turn, reads in zip(turns, goes_on, strict=True)
     ]
     # Rows of tokens -> [N, L] columns. With n turns, padding belongs to an extra turn of number n.
@@ -202,13 +197,13 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
     )
 
 
-def _place(made: int, choices: int) -> int:
-    """Name the place of a reading after some of an action's choices, as an index of `PLACES`."""
-    if made == 0:
-        return 0
-    if made == 1:
-        return 1
-    return 3 if made == choices - 1 else 2
+def _places(choice: Sequence[bool]) -> list[int]:
+    """Find the place of the reading before each token of an action, as an index of `PLACES`."""
+    total, made, places = sum(choice), 0, []
+    for chosen in choice:
+        places.append(3 if 2 <= made == total - 1 else min(made, 2))
+        made += chosen
+    return places
 
 
 def gather(
@@ -253,8 +248,7 @@ def gather(
     judged = rows.credit(value, credit)
     refuse_overflow(streams, value, judged)
     _, std = masked_moments(judged.advantage, judged.mask)
-    before = rows.values(value, rows.read)
-    explained = explained_variance(before, judged.target, judged.value_mask)
+    explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
     fresh = [
         t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
     ]

@@ -288,7 +288,7 @@ def test_both_halves_are_checked():
 
 def test_the_scorer_needs_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(DataError, match=r"pip install 'poad\[datasci\]'"):
+    with pytest.raises(DataError, match=r"pip install pandas"):
         Scorer(small(20, 20), InProcess())
 
 

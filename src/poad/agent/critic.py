@@ -150,7 +150,7 @@ class FrozenFeatures:
     def _hidden(self, positions: Sequence[Position]) -> Tensor:
         """Read the hidden states. [Q, H]."""
         model = self._model
-        return read_hidden(model, model.read_frozen, positions, self._micro_batch_tokens)
+        return read_hidden(model, model.read_frozen, positions, self._micro_batch_tokens).float()
 
 
 @torch.no_grad()
@@ -169,15 +169,17 @@ def read_hidden(
         pass_tokens: tokens per forward pass.
 
     Returns:
-        [Q, H] float32 on the model's device, without gradient.
+        [Q, H] in the model's precision and on its device, without gradient.
     """
-    hidden = torch.zeros(len(positions), model.width, device=model.device)
+    if not positions:
+        return torch.zeros(0, model.width, device=model.device)
+    parts, order = [], []
     bundles = Bundles.divide(positions, branching=model.branching)
     for run in bundles.micro_batches(pass_tokens):
         part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
-        packed = pack(part.positions, model.codec.pad_id)
-        hidden[kept.to(hidden.device)] = read(packed).float()
-    return hidden
+        parts.append(read(pack(part.positions, model.codec.pad_id)))
+        order.append(kept)
+    return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
 
 
 def critic_width(hidden: int, config: CriticConfig) -> int:

@@ -14,12 +14,18 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from poad.agent import CreditSettings, Critic, DecisionBatch, FrozenFeatures, Policy
+from poad.agent import (
+    CreditSettings,
+    Critic,
+    DecisionBatch,
+    FrozenFeatures,
+    Policy,
+    read_hidden,
+)
 from poad.config import PPOConfig
 from poad.credit import Credit, token_credit
 from poad.learn.divergence import refuse_overflow
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
-from poad.lm import pack
 from poad.turns import Position, Turn
 
 PLACES = ("root", "second", "later", "last")
@@ -249,13 +255,13 @@ def gather(
     refuse_overflow(streams, value, judged)
     _, std = masked_moments(judged.advantage, judged.mask)
     explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
-    fresh = [
-        t >= old for stream, old in zip(streams, stale, strict=True) for t in range(len(stream))
-    ]
+    fresh = [t >= old for row, old in zip(streams, stale, strict=True) for t in range(len(row))]
     decided = decision, option
     terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), decided, ppo.std_floor)
     if ppo.kl_reference:
-        batch = replace(batch, reference=read_reference(policy, batch, ppo.micro_batch_tokens))
+        frozen_read, at = policy.model.read_frozen, batch.positions
+        reference = read_hidden(policy.model, frozen_read, at, ppo.micro_batch_tokens)
+        batch = replace(batch, reference=reference)
     learned = _value_terms(rows, judged, value)
     metrics = {"explained_variance": float(explained), "advantage_std": float(std)}
     return Experience(
@@ -358,20 +364,3 @@ def read_values(policy: Policy, critic: Critic, batch: DecisionBatch, tokens: in
         hidden = policy.model.read(part.packed)[part.extra_readings]  # [R', H] -> [U', H]
         value[kept] = critic(hidden).cpu()
     return value
-
-
-def read_reference(policy: Policy, batch: DecisionBatch, tokens: int) -> Tensor:
-    """Read all positions of a batch by the untrained model, in micro-batches of so many tokens.
-
-    The states are kept instead of distributions, which would hold the whole vocabulary where the
-    agent writes freely.
-
-    Returns:
-        [R, H] on the model's device.
-    """
-    model, parts, order = policy.model, [], []
-    for run in batch.bundles.micro_batches(tokens):
-        part, kept = batch.bundles.select(run)  # [R'] the readings in this micro-batch
-        parts.append(model.read_frozen(pack(part.positions, model.codec.pad_id)))
-        order.append(kept)
-    return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]

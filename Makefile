@@ -92,7 +92,11 @@ define install
 		{ echo "poad needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V). Name another: make demo PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time, most of it for torch ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e "$(1)"
+	@while sleep 15 >/dev/null 2>&1; do \
+		echo "  still installing, $$(du -sh $(VENV) | cut -f1) so far ..."; \
+	done & beat=$$!; \
+	$(BIN)/python -m pip install -qq $(PIP_ARGS) -c constraints.txt -e "$(1)"; status=$$?; \
+	kill $$beat; exit $$status
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt

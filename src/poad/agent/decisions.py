@@ -58,8 +58,8 @@ class DecisionBatch:
     extra_readings: Tensor
     """[E] int64: readings of further positions, for a critic that shares the body."""
     reference: Tensor | None = None
-    """[R, H] what the untrained model reads, if the policy is compared with it. States are kept, not
-    distributions, which would hold the whole vocabulary where the agent writes freely."""
+    """[R, H] what the untrained model reads, if the policy is compared with it. These are states
+    and not distributions, which would hold the whole vocabulary where the agent writes freely."""
 
     @property
     def positions(self) -> tuple[Position, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from trajectories import Trajectory
 
 from poad.agent.build import Agent
+from poad.credit import Credit
 from poad.turns import Turn
 
 Streams = Sequence[Sequence[Turn]]
@@ -117,10 +118,10 @@ class Textbook:
                 bootstrap[s, t] = beyond if cut[s, t] and not turn.terminated else 0.0
         return Trajectory(reward, value, mask, choice, discount, cut, bootstrap, ended)
 
-    def loss(self, streams: Streams, before: Trajectory) -> Tensor:
-        """The whole loss now; `before` holds the values that the update began with."""
+    def credit(self, before: Trajectory) -> Credit:
+        """The credit of the turns by the values that the update began with."""
         config = self.agent.config
-        credit = naive_credit(
+        return naive_credit(
             before,
             config.credit.method,
             config.credit.gamma,
@@ -129,10 +130,14 @@ class Textbook:
             gamma_token=config.credit.gamma_token,
             slots=config.credit.slots,
         )
+
+    def policy_loss(self, streams: Streams, before: Trajectory) -> Tensor:
+        """The surrogate less the entropy bonus, now."""
+        config, credit = self.agent.config, self.credit(before)
         judged = credit.advantage[credit.mask]
-        spread = max(float(judged.std(unbiased=False)), config.ppo.std_floor)
+        spread = max(float(judged.std(unbiased=False)), float(config.ppo.std_floor))
         mean = float(judged.mean())
-        surrogate, entropies, value_losses = [], [], []
+        surrogate, entropies = [], []
         for s, stream in enumerate(streams):
             for t, turn in enumerate(stream):
                 decisions = self.decisions(turn)
@@ -147,21 +152,29 @@ class Textbook:
                     free = turn.action.trie is None or config.acting.scheme == "published"
                     weight = config.ppo.entropy_free if free else config.ppo.entropy
                     entropies.append(weight * entropy)
+        return average(surrogate) - average(entropies)
+
+    def value_loss(self, streams: Streams, before: Trajectory) -> Tensor:
+        """Half the squared error, now: the mean over roots and the mean over all other slots."""
+        clip, credit = self.agent.config.critic.clip, self.credit(before)
+        roots, others = [], []
+        for s, stream in enumerate(streams):
+            for t, turn in enumerate(stream):
                 value = self.values(turn.prompt_ids, turn.action.token_ids)
                 slots = credit.value_mask[s, t].nonzero().flatten().tolist()
                 for j in {0, *slots} if slots else ():
                     # A forced root is no slot, but what a bootstrap reads: it learns from the
                     # turn's first slot.
                     target = float(credit.target[s, t, j if j in slots else slots[0]])
-                    old, clip = float(before.value[s, t, j]), config.critic.clip
+                    old = float(before.value[s, t, j])
                     loss = (value[j] - target) ** 2
                     if clip is not None:
                         moved = old + (value[j] - old).clamp(-clip, clip)
                         loss = torch.maximum(loss, (moved - target) ** 2)
-                    value_losses.append(loss / 2)
+                    (others if j else roots).append(loss / 2)
+        return average(roots) + average(others)
 
-        def average(losses: list[Tensor]) -> Tensor:
-            return torch.stack(losses).mean() if losses else torch.zeros(())
 
-        policy = average(surrogate) - average(entropies)
-        return policy + config.critic.coefficient * average(value_losses)
+def average(losses: list[Tensor]) -> Tensor:
+    """The mean, or 0 of nothing."""
+    return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -45,7 +45,7 @@ def leaves(tree: Any) -> set[Any]:
 
 def test_what_is_said_stays_said() -> None:
     said = {
-        "credit": {"lam_token": 1.0, "gamma_token": 0.5, "slots": "tokens"},
+        "credit": {"lam_token": 1.0, "lam_actor": 1.0, "gamma_token": 0.5, "slots": "tokens"},
         "acting": {
             "scheme": "published",
             "score": "token",

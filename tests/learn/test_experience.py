@@ -234,7 +234,8 @@ def test_accuracy_is_measured_place_by_place() -> None:
     place = torch.tensor([0, 0, 1, 1, 3])
     value = torch.tensor([1.0, 2.0, 0.5, 0.5, 4.0])
     target = torch.tensor([1.0, 2.0, 0.0, 2.0, 3.0])
-    found = accuracy(ValueTerms(torch.arange(5), target, value, place))
+    root = torch.tensor([0, 1, 0, 1, 1])
+    found = accuracy(ValueTerms(torch.arange(5), target, value, place, root, value[root]))
     assert found == pytest.approx(
         {
             "explained_variance_root": 1.0,

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 TOKEN_METHODS = ("poad", "ntpo", "turn_ppo", "archer_adrl", "reinforce")
 # No step is held back: gradients are compared as they are.
+# The textbook's critic reads hidden states and nothing else.
+PLAIN = {"standardize": False, "root": False, "codes": 0}
 WIDE_OPEN = {"kl_stop": None, "drift_stop": None, "max_grad_norm": 1e9, "minibatches": 1}
 
 
@@ -126,9 +128,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice: where the update begins, and behind a step that clips ratios and values."""
+    """Twice: where the update begins, and behind a step that clips ratios and values.
+
+    A critic on frozen features has a learner of its own, see test_value.py.
+    """
     world, changes = CASES[case]
     config = settings(world, **changes, streams=2, horizon=6)
+    shared = config.critic.body == "shared"
+    config = replace(config, critic=replace(config.critic, **PLAIN))
     config = replace(
         config, ppo=replace(config.ppo, **WIDE_OPEN, entropy=0.3, entropy_free=0.3, clip=0.005)
     )
@@ -147,7 +154,9 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
         mine = gradient(agent)
         agent.model.module.zero_grad()
         agent.critic.zero_grad()
-        loss = textbook.loss(streams, before)
+        loss = textbook.policy_loss(streams, before)
+        if shared:
+            loss = loss + config.critic.coefficient * textbook.value_loss(streams, before)
         loss.backward()
         losses.append(loss.item())
         found.append((mine, gradient(agent)))
@@ -158,11 +167,9 @@ def test_loss_and_gradient_are_the_textbooks(case: str, monkeypatch: pytest.Monk
     assert len(steps) == metrics["passes"] == 2
     for mine, expected in found:
         assert_close(mine, expected)
-    loss = (
-        metrics["policy_loss"]
-        - config.ppo.entropy * metrics["entropy"]
-        + config.critic.coefficient * metrics["value_loss"]
-    )
+    loss = metrics["policy_loss"] - config.ppo.entropy * metrics["entropy"]
+    if shared:
+        loss += config.critic.coefficient * metrics["value_loss"]
     assert loss == pytest.approx(sum(losses) / 2, rel=EXACT, abs=EXACT)
     assert metrics["clip_fraction"] > 0
 
@@ -264,8 +271,17 @@ def test_learning_rates_fall_with_progress() -> None:
         config = settings("Chain", ppo={"anneal": anneal, "lr": 1e-3}, critic={"lr": 1e-2})
         _, learner, worlds = build(config)
         learner.update(worlds.collect(4, np.random.default_rng(1)), progress=0.75)
-        rates = [group["lr"] for group in learner.optimizer.param_groups]
-        assert rates == pytest.approx([1e-3 * share, 1e-2 * share])
+        assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * share)
+        assert learner.values is not None  # a critic with passes of its own is not annealed
+        assert learner.values.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_a_critic_on_the_policys_body_follows_its_learning_rate() -> None:
+    changes: dict[str, Any] = {"ppo": {"lr": 1e-3}, "critic": {"lr": 1e-2, "body": "shared"}}
+    _, learner, worlds = build(settings("Chain", **changes))
+    learner.update(worlds.collect(4, np.random.default_rng(1)), progress=0.75)
+    rates = [group["lr"] for group in learner.optimizer.param_groups]
+    assert rates == pytest.approx([1e-3 / 4, 1e-2 / 4])
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +426,7 @@ def test_a_rollout_without_any_choice_does_no_harm(method: str) -> None:
     assert torch.equal(weights(agent), before)
 
 
-def test_turns_without_choice_teach_the_critic_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_without_choice_teach_the_critic_only() -> None:
     """Beside one real choice of no consequence, all gradient is the critic's."""
     agent, learner, worlds = build(settings("Corridor", ppo={"entropy": 0.0}))
     rollout = worlds.collect(5, np.random.default_rng(1))
@@ -421,24 +437,18 @@ def test_turns_without_choice_teach_the_critic_only(monkeypatch: pytest.MonkeyPa
         (replace(choosing, reward=0.0, terminated=True),),
         (),
     )
-    policy, critic = len(agent.model.parameters()), []
-
-    def measure(_: int) -> None:
-        grads = [p.grad for p in parameters(agent)]
-        assert all(g is None or not g.any() for g in grads[:policy])
-        critic.append(any(g is not None and bool(g.any()) for g in grads[policy:]))
-
-    instead_of_steps(learner, monkeypatch, measure)
+    before, critic = weights(agent), sum(p.numel() for p in agent.critic.parameters())
     learner.update(Rollout(streams, ()))
-    assert critic
-    assert all(critic)
+    moved = weights(agent) != before
+    assert not moved[:-critic].any()
+    assert moved[-critic:].any()
 
 
 def test_a_forced_root_learns_because_a_bootstrap_reads_it() -> None:
     """All actions begin alike, so the choice is at a later token; the root must not stay behind."""
     config = settings(
         "Alike",
-        critic={"hidden": [256], "clip": None},
+        critic={"hidden": [256]},
         credit={"gamma": 0.5, "lam": 0.0},
         ppo={"epochs": 20, "minibatches": 1, "kl_stop": None},
     )
@@ -719,16 +729,16 @@ def test_one_ratio_an_action_is_the_product_of_its_tokens(
     ppo = WIDE_OPEN | {"ratio": "turn", "epochs": 1, "entropy": 0.0, "entropy_free": 0.0}
     ppo |= {"minibatches": minibatches}
     config = settings(world, credit={"method": "turn_ppo"}, ppo=ppo, horizon=8)
-    agent, learner, worlds = build(config)
+    agent, learner, worlds = build(replace(config, critic=replace(config.critic, **PLAIN)))
     rollout = worlds.collect(8, np.random.default_rng(2))
     push(agent, 1)
+    gathered = learner._gather(rollout.streams, [0] * len(rollout.streams))
     found: list[Tensor] = []
     instead_of_steps(learner, monkeypatch, lambda _: found.append(policy(agent)))
     learner.update(rollout)
     assert len(found) == minibatches or world != "Novel"
 
     turns = [turn for turn in rollout.turns if any(turn.action.choice)]
-    gathered = learner._gather(rollout.streams, [0] * len(rollout.streams))
     assert gathered is not None
     terms = gathered.policy
     judged = {int(t): float(a) for t, a in zip(terms.turn, terms.advantage, strict=True)}

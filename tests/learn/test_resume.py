@@ -120,10 +120,13 @@ def test_what_a_snapshot_holds() -> None:
     """Files of named tensors, and a state that needs no word that JSON has not."""
     trainer = Trainer(config_of("reinforce"))
     tensors, state = take(trainer)
-    assert tensors.keys() == {"policy", "critic", "optimizer", "random"}
+    assert tensors.keys() == {
+        *("policy", "critic", "optimizer", "random", "returns"),
+        *("critic_optimizer", "critic_memory"),
+    }
     assert not tensors["optimizer"]  # nothing was learned yet
     advance(trainer, 0.0)
     advance(trainer, 0.0)
     parameters = sum(len(group["params"]) for group in trainer.learner.optimizer.param_groups)
     assert len(take(trainer)[0]["optimizer"]) == 3 * parameters
-    assert state.keys() == {"generator", "collector", "waiting"}
+    assert state.keys() == {"generator", "collector", "updates", "waiting"}

@@ -1,7 +1,7 @@
 """The agent: a policy over tokens or actions, and its critic."""
 
 from poad.agent.build import Agent, Tensors, in_threads, load_agent, torch_threads
-from poad.agent.critic import Critic, FrozenFeatures, critic_width, read_hidden
+from poad.agent.critic import Critic, FrozenFeatures, Standardizer, critic_width, read_hidden
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
@@ -18,6 +18,7 @@ __all__ = [
     "FrozenFeatures",
     "Policy",
     "Settings",
+    "Standardizer",
     "Tensors",
     "critic_width",
     "in_threads",

@@ -62,7 +62,7 @@ class Standardizer(nn.Module):
         std = (self.spread / self.count).sqrt()
         # A dimension that hardly varies holds rounding errors; it must not be blown up.
         std = std.clamp(min=1e-3 * std.square().mean().sqrt() + 1e-12)
-        return ((rows.double() - self.mean) / std).float()
+        return (rows.float() - self.mean.float()) / std.float()
 
 
 class Critic(nn.Module):
@@ -126,7 +126,7 @@ class FrozenFeatures:
     ) -> None:
         self._model = model
         self._micro_batch_tokens = micro_batch_tokens
-        self._config = config or CriticConfig()
+        self._config = config or CriticConfig(root=False, codes=0)
 
     @property
     def width(self) -> int:

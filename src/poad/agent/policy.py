@@ -157,6 +157,20 @@ class Policy:
         """
         return option_logprobs(self.model, batch, self.acting.temperature, pass_tokens)
 
+    @torch.no_grad()
+    def entropies(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:
+        """Compute the entropy [Q] of each decision in nats, without gradient, on the CPU.
+
+        Args:
+            batch: the decisions.
+            pass_tokens: tokens per forward pass, padding included.
+        """
+        entropy = torch.zeros(len(batch.read))
+        for run in batch.bundles.micro_batches(pass_tokens):
+            part, kept, _ = batch.select(run)
+            entropy[kept] = self.evaluate(part).entropy.cpu()
+        return entropy
+
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None
     ) -> list[float]:

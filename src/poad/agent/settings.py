@@ -42,6 +42,8 @@ class CreditSettings:
     rates: Rates
     by_duration: bool
     """True raises γ to the power of the primitive steps that a turn took."""
+    fitted: tuple[str, ...] = ()
+    """The rates, of `beta` and `lam_actor`, that follow the critic's accuracy."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,31 @@ def resolve(config: Config) -> Settings:
     _refuse_contradictions(config, acting, method)
     credit = config.credit
     slots = None if credit.slots == "auto" else credit.slots
-    rates = method.rates(credit.gamma, credit.lam, credit.lam_token, credit.gamma_token, slots)
+    fitted = tuple(name for name in ("beta", "lam_actor") if getattr(credit, name) == "auto")
+    rates = method.rates(
+        credit.gamma,
+        credit.lam,
+        credit.lam_token,
+        credit.gamma_token,
+        slots,
+        None if credit.lam_actor == "auto" else credit.lam_actor,
+        credit.trace,
+        1.0 if credit.beta == "auto" else credit.beta,
+    )
     resolved = replace(
         config,
         acting=ActingConfig(**{k: v for k, v in vars(acting).items() if k != "pass_tokens"}),
         credit=replace(
-            credit, slots=rates.slots, lam_token=rates.lam_token, gamma_token=rates.gamma_token
+            credit,
+            slots=rates.slots,
+            lam_token=rates.lam_token,
+            gamma_token=rates.gamma_token,
+            lam_actor="auto" if "lam_actor" in fitted else rates.lam_actor,
         ),
         model=model,
     )
     by_duration = credit.discount == "duration"
-    return Settings(resolved, acting, CreditSettings(method, rates, by_duration))
+    return Settings(resolved, acting, CreditSettings(method, rates, by_duration, fitted))
 
 
 def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acting:

@@ -68,6 +68,8 @@ def out_of_range(value: Any, hint: Any = None, name: str = "") -> Iterator[str]:
     if value is None:
         return
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and arguments[0] is float and isinstance(value, str):
+        return  # a word that stands for a number
     if dataclasses.is_dataclass(value):
         for field_name, field_hint in _hints(type(value)).items():
             dotted = f"{name}.{field_name}" if name else field_name

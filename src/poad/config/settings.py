@@ -147,6 +147,16 @@ class CreditConfig:
     lam_token: Annotated[float | None, Between(0, 1)] = None
     """λ between the tokens of an action. None takes 1, so that credit does not depend on an
     action's length, or `lam` for methods that discount tokens (ntpo, archer_adrl)."""
+    lam_actor: Annotated[float, Between(0, 1)] | Literal["auto"] | None = None
+    """λ inside an action for the policy's advantages alone, while the critic's targets keep
+    `lam_token`. None takes `lam_token`. `auto` takes 1 - β, with β as fitted below: the better the
+    critic knows the inside of actions, the more it decides. Only for methods that credit tokens."""
+    trace: Literal["token", "bit"] = "token"
+    """`lam_actor` acts once per decision (`token`), or once per bit of the decision's entropy
+    (`bit`), so that decisions that are nearly made already cost nothing."""
+    beta: Annotated[float, Between(0, 1)] | Literal["auto"] = 1.0
+    """Share β of the critic's inner values: the policy's advantages use
+    V(o) + β·(V(o, w_<j) - V(o)). `auto` fits it on the other half of the streams."""
     gamma_token: Annotated[float | None, Between(0, 1)] = None
     """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
     ntpo."""
@@ -167,22 +177,32 @@ class CriticConfig:
     body: Literal["frozen", "shared"] = "frozen"
     """`frozen` reads the last hidden state of the untrained model (paper). `shared` reads the
     trained model, and its gradient trains that model too."""
-    hidden: tuple[Annotated[int, Above(0)], ...] = (256,)
+    hidden: tuple[Annotated[int, Above(0)], ...] = (64,)
     """Widths of the hidden layers (paper: 1024 512)."""
-    standardize: bool = False
+    standardize: bool = True
     """Shift and scale each dimension of what the critic reads to mean 0 and variance 1, by
     statistics over all rollouts so far. Only with a frozen body."""
-    root: bool = False
+    root: bool = True
     """Read the hidden state at the root of the action beside the one at the position. Only with a
     frozen body."""
-    codes: Annotated[int, AtLeast(0)] = 0
+    codes: Annotated[int, AtLeast(0)] = 64
     """Dimensions of random codes that tell the critic which tokens of the action are written
     already; 64 is plenty for short texts, and 0 leaves them out. Only with a frozen body."""
-    lr: Annotated[float, Above(0)] = 1e-3
+    lr: Annotated[float, Above(0)] = 2e-3
     """Learning rate of the critic (paper, 7B model: 1e-5 to 5e-5)."""
+    replay: Annotated[int, Above(0)] = 8
+    """Rollouts, the newest included, that the critic learns from. Only with a frozen body."""
+    epochs: Annotated[int, Above(0)] = 16
+    """How many times the readings of a rollout are drawn from those remembered. These passes are
+    the critic's own: the policy's KL stop does not end them, and its annealing does not slow them
+    down. A shared body learns in the policy's passes instead."""
+    minibatches: Annotated[int, Above(0)] = 1
+    """Gradient steps per pass over the cached features of a frozen body."""
+    warmup: Annotated[int, AtLeast(0)] = 0
+    """Iterations at the beginning in which only the critic learns."""
     coefficient: Annotated[float, AtLeast(0)] = 0.5
-    """Weight of the value loss (paper: 0.5)."""
-    clip: Annotated[float | None, Above(0)] = 0.2
+    """Weight of the value loss (paper: 0.5). Only with a shared body."""
+    clip: Annotated[float | None, Above(0)] = None
     """Largest change of a value in one update that still lowers the loss (PPO's value clipping).
     None turns clipping off."""
 
@@ -205,7 +225,8 @@ class PPOConfig:
     """Distance from 1 at which the gradient of a probability ratio stops (paper: 0.2)."""
     ratio: Literal["token", "turn"] = "token"
     """`token` forms one ratio per decision, `turn` one per action, as the product over its
-    decisions. `turn` needs a method with one advantage per action, such as turn_ppo."""
+    decisions. Entropy, divergences and their limits are then those of whole actions, too. `turn`
+    needs a method with one advantage per action, such as turn_ppo."""
     kl_stop: Annotated[float | None, Above(0)] = 0.05
     """End an update when its approximate KL divergence exceeds this (paper: 0.02). None never
     does."""
@@ -221,6 +242,9 @@ class PPOConfig:
     std_floor: Annotated[float, Above(0)] = 0.1
     """Advantages are divided by their standard deviation, or by this if it is larger. The floor
     keeps nearly constant returns from being amplified to noise."""
+    return_floor: Annotated[float, AtLeast(0)] = 1.0
+    """The same with this multiple of the standard deviation of all returns so far. At 1, a better
+    critic makes advantages smaller, and not the entropy bonus worth less."""
     max_grad_norm: Annotated[float, Above(0)] = 0.5
     """Clip the gradient norm of the policy, and that of the critic, to this (paper: 0.5)."""
     micro_batch_tokens: Annotated[int, Above(0)] = 16_384

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from poad.credit.recursion import Credit, recursion
-from poad.credit.slots import Slots, TokenStream, sequences, turn_sum
+from poad.credit.slots import Slots, TokenStream, per_bit, sequences, turn_sum
 from poad.errors import ConfigError, did_you_mean
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From reward, value, next value, discount and trace to advantage and target; all [N, L]."""
+
+
+Trace = Literal["token", "bit"]
+"""What λ inside an action counts: decisions, or bits of their entropy."""
 
 
 class Rates(NamedTuple):
@@ -36,6 +40,19 @@ class Rates(NamedTuple):
     """λ inside an action."""
     slots: Slots
     """Which tokens are decisions."""
+    lam_actor: float | Tensor
+    """λ inside an action for advantages alone; a number, or [N], one for each row."""
+    trace: Trace = "token"
+    """What `lam_actor` counts."""
+    beta: float | Tensor = 1.0
+    """Share of the values inside actions in advantages; a number, or [N]."""
+
+    @property
+    def splits(self) -> bool:
+        """True if advantages follow another recursion than the critic's targets."""
+        fixed = not isinstance(self.beta, Tensor) and not isinstance(self.lam_actor, Tensor)
+        same = fixed and self.beta == 1 and self.lam_actor == self.lam_token
+        return not (same and (self.trace == "token" or self.lam_token == 1))
 
 
 @dataclass(frozen=True)
@@ -74,16 +91,19 @@ class Method:
         lam_token: float | None = None,
         gamma_token: float | None = None,
         slots: Slots | None = None,
+        lam_actor: float | Tensor | None = None,
+        trace: Trace = "token",
+        beta: float | Tensor = 1.0,
     ) -> Rates:
         """Replace every None by this method's default.
 
         `gamma_token` defaults to the method's own, and None there means γ. `lam_token` defaults to
         1 for methods that do not discount inside an action, so that the trace does not depend on
         the action's length, and to λ for those that do (ntpo, archer_adrl). The published code of
-        POAD uses λ at every token.
+        POAD uses λ at every token. `lam_actor` defaults to `lam_token`.
 
         Raises:
-            ValueError: a rate outside [0, 1], or unknown slots.
+            ValueError: a rate outside [0, 1], or unknown slots or traces.
         """
         fades = self.gamma_token is None
         if gamma_token is None:
@@ -93,9 +113,16 @@ class Method:
         slots = self.slots if slots is None else slots
         if slots not in get_args(Slots):
             raise ValueError(f"Unknown slots {slots!r}; there are {', '.join(get_args(Slots))}.")
-        rates = Rates(gamma, lam, gamma_token, lam_token, slots)
+        if trace not in get_args(Trace):
+            raise ValueError(f"Unknown trace {trace!r}; there are {', '.join(get_args(Trace))}.")
+        if lam_actor is None:
+            lam_actor = lam_token
+        rates = Rates(gamma, lam, gamma_token, lam_token, slots, lam_actor, trace, beta)
         for name, rate in rates._asdict().items():
-            if name != "slots" and not 0 <= rate <= 1:
+            if isinstance(rate, str):
+                continue
+            inside = (rate >= 0) & (rate <= 1)
+            if not (bool(inside.all()) if isinstance(inside, Tensor) else inside):
                 raise ValueError(f"{name} is {rate}; it must lie in [0, 1].")
         return rates
 
@@ -103,20 +130,34 @@ class Method:
     def credit(self, stream: TokenStream, rates: Rates) -> Credit:
         """Compute the credit of every decision of a stream, [N, L].
 
-        Methods without a critic ignore both λ. Methods that decide per turn ignore `lam_token` and
-        `gamma_token`, and always have the root as their slot.
+        Methods without a critic ignore every λ. Methods that decide per turn always have the root
+        as their slot, and ignore all rates inside actions.
         """
         dtype = stream.value.dtype
         stream = stream.in_working_precision()
-        lam, lam_token = rates.lam, rates.lam_token
-        if not self.uses_critic:
-            stream, lam, lam_token = stream.without_critic(), 1.0, 1.0
-
         per_turn = self.decision == "turn"
         slot = stream.roots() if per_turn else stream.token_slots(rates.slots)  # [N, L] bool
-        traces = {"gamma_token": rates.gamma_token, "lam": lam, "lam_token": lam_token}
-        five = sequences(stream, slot, next_value=self.next_value, **traces)
-        advantage, target = self.estimator(*five)
+        if not self.uses_critic:
+            stream = stream.without_critic()
+            rates = rates._replace(lam=1.0, lam_token=1.0, lam_actor=1.0, trace="token", beta=1.0)
+
+        def estimate(stream: TokenStream, inside: float | Tensor) -> tuple[Tensor, Tensor]:
+            five = sequences(
+                stream,
+                slot,
+                gamma_token=rates.gamma_token,
+                lam=rates.lam,
+                lam_token=inside,
+                next_value=self.next_value,
+            )
+            return self.estimator(*five)
+
+        advantage, target = estimate(stream, rates.lam_token)
+        if rates.splits and not per_turn:
+            inside = _by_row(rates.lam_actor)
+            if rates.trace == "bit":
+                inside = per_bit(inside, stream.bits, slot)
+            advantage, _ = estimate(stream.shrunk(rates.beta), inside)
 
         # The loss covers the choices. The critic is trained at the slots, even at forced tokens.
         mask, value_mask = stream.choice, slot
@@ -232,6 +273,11 @@ def _import_method(module: str, name: str) -> Method:
     return names[name]
 
 
+def _by_row(rate: float | Tensor) -> float | Tensor:
+    """Turn a rate for each row, [N], into a column [N, 1]; a number stays as it is."""
+    return rate[:, None] if isinstance(rate, Tensor) else rate
+
+
 def token_credit(
     reward: Tensor,
     value: Tensor,
@@ -244,6 +290,10 @@ def token_credit(
     lam_token: float | None = None,
     gamma_token: float | None = None,
     slots: Slots | None = None,
+    lam_actor: float | Tensor | None = None,
+    trace: Trace = "token",
+    beta: float | Tensor = 1.0,
+    bits: Tensor | None = None,
     choice: Tensor | None = None,
     discount: Tensor | None = None,
     bootstrap: Tensor | None = None,
@@ -267,6 +317,13 @@ def token_credit(
         lam_token: λ inside an action.
         gamma_token: discount inside an action.
         slots: which action tokens are decisions, "choices" or "tokens".
+        lam_actor: λ inside an action for the advantages alone, or [B], one for each row; the
+            targets keep `lam_token`. None: `lam_token`.
+        trace: whether `lam_actor` acts once per "token", or once per "bit" of entropy.
+        beta: share of the critic's inner values in the advantages: they are computed with
+            V(o) + β·(V(o, w_<j) - V(o)). Or [B], one for each row.
+        bits: [B, L] float. The entropy of the decision at each action token, in bits, as the policy
+            was when it sampled. Only trace "bit" needs it.
         choice: [B, L] bool. Action tokens that had an alternative. None: all of them.
         discount: [B, L] float. γₜ, read at a turn's last action token. None: `gamma` everywhere.
         bootstrap: [B] float, the value after the row's last turn, or [B, L], read at each episode's
@@ -279,7 +336,9 @@ def token_credit(
         ValueError, TypeError: impossible shapes, ids or rates; a wrong kind of dtype.
     """
     method = find_method(method)
-    rates = method.rates(gamma, lam, lam_token, gamma_token, slots)
+    rates = method.rates(gamma, lam, lam_token, gamma_token, slots, lam_actor, trace, beta)
+    if bits is None and trace == "bit" and method.decision == "token":
+        raise ValueError('trace = "bit" needs `bits`, the entropy of each decision, [B, L].')
     stream = TokenStream.from_rows(
         reward,
         value,
@@ -290,5 +349,6 @@ def token_credit(
         value.new_zeros(len(value)) if bootstrap is None else bootstrap,
         mask.new_ones(len(mask)) if ended is None else ended,
         torch.zeros_like(turn_ids) if episode_ids is None else episode_ids,
+        torch.zeros_like(value) if bits is None else bits,
     )
     return method.credit(stream, rates)

@@ -48,6 +48,8 @@ class TokenStream:
     """Float. The value after a cut."""
     ended: Tensor
     """Bool. At a cut: the episode is over."""
+    bits: Tensor
+    """Float. The entropy of the decision at the token, in bits."""
 
     @classmethod
     def from_rows(
@@ -61,6 +63,7 @@ class TokenStream:
         bootstrap: Tensor,
         ended: Tensor,
         episode_ids: Tensor,
+        bits: Tensor,
     ) -> TokenStream:
         """Check rows of conversation and number their turns; see `poad.token_credit`.
 
@@ -72,6 +75,7 @@ class TokenStream:
             TypeError: a wrong kind of dtype.
         """
         floats = {"reward": reward, "value": value, "discount": discount, "bootstrap": bootstrap}
+        floats["bits"] = bits
         ints = {"turn_ids": turn_ids, "episode_ids": episode_ids}
         expect_rows(float=floats, bool={"mask": mask, "choice": choice, "ended": ended}, int=ints)
         reject(choice & ~mask, "choice is True at {}, where mask is False.")
@@ -109,18 +113,30 @@ class TokenStream:
             cut=at_end((~same_episode).long()) > 0,
             bootstrap=at_end(bootstrap),
             ended=at_end(ended.long()) > 0,
+            bits=bits,
         )
 
     def in_working_precision(self) -> TokenStream:
         """Convert all floats to one dtype: that of the values, but at least float32."""
         dtype = torch.promote_types(self.value.dtype, torch.float32)
-        floats = ("reward", "value", "discount", "bootstrap")
+        floats = ("reward", "value", "discount", "bootstrap", "bits")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in floats})
 
     def without_critic(self) -> TokenStream:
         """Replace every value by 0, including those after a cut."""
         zero = torch.zeros_like(self.value)
         return replace(self, value=zero, bootstrap=zero)
+
+    def shrunk(self, beta: float | Tensor) -> TokenStream:
+        """Move the values inside actions towards the root's: V(o) + β·(V(o, w_<j) - V(o)).
+
+        Args:
+            beta: a number, or one for each row, [N]. 1 changes nothing; 0 leaves the roots alone.
+        """
+        if isinstance(beta, Tensor):
+            beta = beta.to(self.value.dtype)[:, None]
+        root = turn_sum(self.value.masked_fill(~self.roots(), 0), self.turn)  # [N, L] V(o)
+        return replace(self, value=torch.lerp(root, self.value.masked_fill(~self.mask, 0), beta))
 
     def roots(self) -> Tensor:
         """Mark each turn's first token, where the critic reads V(oₜ). [N, L] bool."""
@@ -155,14 +171,15 @@ def sequences(
     *,
     gamma_token: float,
     lam: float,
-    lam_token: float,
+    lam_token: float | Tensor,
     next_value: Literal["first", "last"] = "first",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Lay out the recursion's five sequences for the given slots: r, v, v′, γ′, λ′, each [N, L].
 
-    Inside a turn γ′ = `gamma_token` and λ′ = `lam_token`. A turn's last slot holds the turn's whole
-    reward; after it γ′ = γₜ and λ′ = `lam`. v′ is the next slot's value. After a turn that is the
-    value of the next turn's "first" or "last" slot; at a cut it is the bootstrap, and λ′ = 0.
+    Inside a turn γ′ = `gamma_token` and λ′ = `lam_token`, a number or [N, L]. A turn's last slot
+    holds the turn's whole reward; after it γ′ = γₜ and λ′ = `lam`. v′ is the next slot's value.
+    After a turn that is the value of the next turn's "first" or "last" slot; at a cut it is the
+    bootstrap, and λ′ = 0.
     Positions that are no slots become transparent.
     """
     last = last_of_turn(slot, stream.turn)  # [N, L] bool: each turn's last slot
@@ -175,7 +192,8 @@ def sequences(
     reward = turn_sum(stream.reward.masked_fill(~stream.mask, 0), stream.turn)
     inside = torch.full_like(value, gamma_token)
     # Later fills win: λ_token inside a turn, λ at its last slot, 0 at a cut, 1 where no slot is.
-    trace = torch.full_like(value, lam_token).masked_fill(last, lam).masked_fill(cut, 0)
+    inner = torch.zeros_like(value) + lam_token  # [N, L], from a number, a column or every token
+    trace = inner.masked_fill(last, lam).masked_fill(cut, 0)
     return (
         reward.masked_fill(~last, 0),
         value,
@@ -183,6 +201,22 @@ def sequences(
         torch.where(last, stream.discount, inside).masked_fill(~slot, 1),
         trace.masked_fill(~slot, 1),
     )
+
+
+def per_bit(lam: float | Tensor, bits: Tensor, slot: Tensor) -> Tensor:
+    """Compute the trace from each slot to the next one, λ to the power of the next one's bits.
+
+    The bits are the entropy of the next decision, which is known before it is made. So the trace
+    does not depend on what is chosen, exact values still give zero expected advantage, and a token
+    without an alternative is transparent: it changes nothing.
+
+    Args:
+        lam: a number in [0, 1], or [N, 1].
+        bits: [N, L] the entropy of each decision.
+        slot: [N, L] bool.
+    """
+    ahead = pick(bits.masked_fill(~slot, 0).clamp(min=0), following(slot), fill=0)
+    return (torch.zeros_like(ahead) + lam) ** ahead  # 0 ** 0 = 1
 
 
 def following(flags: Tensor) -> Tensor:

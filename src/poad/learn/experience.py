@@ -7,8 +7,10 @@ out: S policy terms (choices) and W value terms (readings of the critic).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -20,6 +22,7 @@ from poad.agent import (
     DecisionBatch,
     FrozenFeatures,
     Policy,
+    Standardizer,
     read_hidden,
 )
 from poad.config import PPOConfig
@@ -65,21 +68,30 @@ class TokenRows:
     """Bool. Whether the token's turn ended its episode."""
     place: Tensor
     """Int64. Where in its action the reading before the token stands; see `PLACES`."""
+    bits: Tensor | None = None
+    """Float32. The entropy of the decision at the token, in bits, if credit asks for it."""
 
     def values(self, value: Tensor, at: Tensor) -> Tensor:
         """Look readings [U] up where they belong; 0 where nothing was read. [N, L]."""
         # [U] -> [N, L]. An index of -1 picks the last reading, which the 0 then replaces.
         return torch.where(at >= 0, value[at], 0.0)
 
-    def credit(self, value: Tensor, settings: CreditSettings) -> Credit:
-        """Compute the credit of every token, [N, L], from the critic's readings [U]."""
+    def credit(self, value: Tensor, settings: CreditSettings, **rates: Tensor) -> Credit:
+        """Compute the credit of every token, [N, L], from the critic's readings [U].
+
+        Args:
+            value: [U].
+            settings: the method and its rates.
+            rates: what replaces some of these.
+        """
         return token_credit(
             self.reward,
             self.values(value, self.read),
             self.mask,
             self.turn_ids,
             method=settings.method,
-            **settings.rates._asdict(),
+            **settings.rates._asdict() | rates,
+            bits=self.bits,
             choice=self.choice,
             discount=self.discount,
             bootstrap=self.values(value, self.read_next),
@@ -121,6 +133,20 @@ class ValueTerms:
     """[W] float32, as read before the update."""
     place: Tensor
     """[W] int64, see `PLACES`."""
+    root: Tensor
+    """[W] int64: the reading at the root of the same action."""
+    root_value: Tensor
+    """[W] float32: the old value there."""
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """[W] float32: what each term weighs in the value loss.
+
+        Roots have a weight of 1 together, and all other readings as well. So the value of a prompt
+        is learned as fast under a method that reads inside actions as under one that does not.
+        """
+        root = self.reading == self.root
+        return torch.where(root, 1.0 / max(1, int(root.sum())), 1.0 / max(1, int((~root).sum())))
 
     def __len__(self) -> int:
         return len(self.reading)
@@ -221,6 +247,7 @@ def gather(
     features: FrozenFeatures | None,
     credit: CreditSettings,
     ppo: PPOConfig,
+    returns: Standardizer,
 ) -> Experience | None:
     """Turn a rollout into experience.
 
@@ -232,6 +259,7 @@ def gather(
         features: the frozen features that the critic reads; None if it reads the policy's body.
         credit: the method and its rates.
         ppo: the settings of the update.
+        returns: the moments of all returns so far; those of this rollout are added.
 
     Returns:
         The experience, or None if no turn held a choice.
@@ -251,19 +279,26 @@ def gather(
         value = read_values(policy, critic, batch, ppo.micro_batch_tokens)
     else:
         value = critic.observe(frozen).cpu()  # [U, F] -> [U]; credit is computed on the CPU
-    judged = rows.credit(value, credit)
+    if credit.rates.trace == "bit":
+        rows = replace(
+            rows, bits=_bits(rows, decision, policy.entropies(batch, ppo.micro_batch_tokens))
+        )
+    judged, reliance = rely(rows, value, credit)
     refuse_overflow(streams, value, judged)
     _, std = masked_moments(judged.advantage, judged.mask)
     explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
     fresh = [t >= old for row, old in zip(streams, stale, strict=True) for t in range(len(row))]
-    decided = decision, option
-    terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), decided, ppo.std_floor)
+    learned = _value_terms(rows, judged, value)
+    came = learned.target[learned.reading == learned.root]  # [turns] returns, as seen from roots
+    returns.observe((came if len(learned) else judged.advantage[judged.mask])[:, None])
+    scale = float((returns.spread / returns.count).sqrt())
+    floor = max(ppo.std_floor, ppo.return_floor * scale)
+    terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), (decision, option), floor)
     if ppo.kl_reference:
         frozen_read, at = policy.model.read_frozen, batch.positions
         reference = read_hidden(policy.model, frozen_read, at, ppo.micro_batch_tokens)
         batch = replace(batch, reference=reference)
-    learned = _value_terms(rows, judged, value)
-    metrics = {"explained_variance": float(explained), "advantage_std": float(std)}
+    metrics = {"explained_variance": float(explained), "advantage_std": float(std), **reliance}
     return Experience(
         batch=batch,
         readings=len(rows.positions),
@@ -272,6 +307,59 @@ def gather(
         value=learned,
         metrics=metrics | accuracy(learned),
     )
+
+
+def _bits(rows: TokenRows, decision: Tensor, entropy: Tensor) -> Tensor:
+    """Write the entropy of the decision at each token, in bits; 0 where there is none. [N, L].
+
+    Args:
+        rows: M tokens.
+        decision: [M] int64: the decision at each token, -1 for none.
+        entropy: [Q] of each decision, in nats.
+    """
+    each = torch.where(decision >= 0, entropy[decision] / math.log(2), 0.0)  # [M]
+    return torch.zeros(rows.mask.shape).masked_scatter(rows.mask, each)
+
+
+def rely(rows: TokenRows, value: Tensor, credit: CreditSettings) -> tuple[Credit, dict[str, float]]:
+    """Compute credit, with β and λ as far as the critic has earned them.
+
+    β is the slope of a regression, through the origin, of what a turn brought beyond V(o) on what
+    the critic said inside the action beyond V(o). It is 1 for exact values. Independent errors of
+    the critic lower it: it is the share of the inner values' variance that is not error. The critic
+    has not learned from these turns yet, and the fit for one half of the streams uses the other
+    half alone, so that no advantage depends on its own outcome.
+
+    Args:
+        rows: N streams.
+        value: [U] the critic's readings.
+        credit: the method and its rates, and which of them are fitted.
+
+    Returns:
+        The credit, and the mean β as a metric, unless nothing is fitted.
+    """
+    judged = rows.credit(value, credit)
+    if not credit.fitted or credit.method.decision == "turn":
+        return judged, {}
+    read = rows.values(value, rows.read)  # [N, L]
+    # [N, L] V(o) at every token of its turn. Turns are numbered over all streams, so a table of
+    # values by turn can be filled at first tokens and read at all of them.
+    first = rows.turn_ids.diff(dim=1, prepend=-torch.ones(len(read), 1).long()) != 0
+    by_turn = read.new_zeros(int(rows.turn_ids.max()) + 1)
+    by_turn[rows.turn_ids[first & rows.mask]] = read[first & rows.mask]
+    root = by_turn[rows.turn_ids]
+    inner = judged.value_mask & (rows.place > 0)
+    said = (read - root).masked_fill(~inner, 0)
+    came = (judged.target - root).masked_fill(~inner, 0)
+    half = torch.arange(len(read)) % 2  # [N]
+    beta = torch.zeros(len(read))
+    for mine in (0, 1):
+        other = half != mine
+        power = (said[other] ** 2).sum()
+        if power > 0:
+            beta[half == mine] = ((said * came)[other].sum() / power).clamp(0, 1)
+    rates = {name: beta if name == "beta" else 1 - beta for name in credit.fitted}
+    return rows.credit(value, credit, **rates), {"beta": float(beta.mean())}
 
 
 def accuracy(terms: ValueTerms) -> dict[str, float]:
@@ -334,20 +422,24 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
     read, target = rows.read[rows.mask], judged.target[rows.mask]  # [M]
     slot, turn = judged.value_mask[rows.mask], rows.turn_ids[rows.mask]
     slots = slot.nonzero().squeeze(1)  # [number of slots], ascending
+    root = torch.ones_like(slot)
+    root[1:] = turn[1:] != turn[:-1]  # the first of the M tokens is a root as well
+    roots = root.nonzero().squeeze(1)  # [turns], ascending
     if len(slots):
         # A bootstrap reads a root, so a root that is no slot (a forced token) learns the target of
         # its turn's first slot.
-        root = torch.ones_like(slot)
-        root[1:] = turn[1:] != turn[:-1]  # the first of the M tokens is a root as well
-        roots = root.nonzero().squeeze(1)  # [turns], ascending
         # Every turn has a slot, so the first slot at or after a root lies in the root's own turn.
         target[roots] = target[slots[torch.searchsorted(slots, roots)]]
         slot = slot | root
+    # [turns] -> [M] -> [W]; tokens count their turns by the roots up to them
+    at_root = read[roots][root.cumsum(0) - 1][slot]
     return ValueTerms(
         reading=read[slot],
         target=target[slot],
         old_value=value[read[slot]],
         place=rows.place[rows.mask][slot],
+        root=at_root,
+        root_value=value[at_root],
     )
 
 

@@ -53,25 +53,23 @@ def approx_kl(logprob: Tensor, old_logprob: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def turn_surrogate(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, turn: Tensor, clip: float
-) -> Tensor:
-    """Compute the PPO policy loss with one ratio per turn, the product over its choices.
+def by_turn(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Join the choices of each turn, so that the ratio is that of whole actions.
 
     Args:
         logprob: [S] of each choice.
         old_logprob: [S].
         advantage: [S]; all choices of a turn carry the turn's advantage.
         turn: [S] int64, any numbers.
-        clip: how far a ratio may leave 1.
 
     Returns:
-        [number of distinct turns].
+        The three, each [number of distinct turns], in ascending order of turns.
     """
     each, place = turn.unique(return_inverse=True)  # place [S]: which of the distinct turns
     new, old = (one.new_zeros(len(each)).index_add(0, place, one) for one in (logprob, old_logprob))
-    judged = advantage.new_zeros(len(each)).index_copy(0, place, advantage)
-    return clipped_surrogate(new, old, judged, clip)
+    return new, old, advantage.new_zeros(len(each)).index_copy(0, place, advantage)
 
 
 def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:

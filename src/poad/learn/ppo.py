@@ -13,18 +13,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poad.agent import Agent, CreditSettings, Critic, FrozenFeatures, Policy, refuse_free_writing
+from poad.agent import (
+    Agent,
+    CreditSettings,
+    Critic,
+    FrozenFeatures,
+    Policy,
+    Standardizer,
+    refuse_free_writing,
+)
 from poad.config import CriticConfig, PPOConfig
 from poad.learn.divergence import diverged
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, Streams, gather
 from poad.learn.losses import (
     approx_kl,
+    by_turn,
     clipped_surrogate,
     clipped_value_loss,
-    turn_surrogate,
 )
 from poad.learn.trust import TrustRegion
+from poad.learn.value import ValueLearner
 from poad.lm import renumber
 from poad.turns import Rollout, Turn
 
@@ -69,8 +78,14 @@ class PPO:
     ) -> None:
         self.policy, self.critic, self._features = policy, critic, features
         self.credit, self.ppo, self.value = credit, ppo, value
-        self._groups = [policy.model.parameters(), list(critic.parameters())]
-        self._rates = (ppo.lr, value.lr)
+        self._groups, self._rates = [policy.model.parameters()], [ppo.lr]
+        self.values: ValueLearner | None = None
+        """Trains a critic on frozen features. One on the policy's body learns with the policy."""
+        if features is None:
+            self._groups.append(list(critic.parameters()))
+            self._rates.append(value.lr)
+        else:
+            self.values = ValueLearner(critic, value, ppo.max_grad_norm, seed)
         self.optimizer = torch.optim.Adam(
             [
                 {"params": group, "lr": lr}
@@ -82,6 +97,10 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         self.waiting: list[tuple[Turn, ...]] = [() for _ in range(streams)]
         """Turns of each stream that wait for the end of their episode (methods without critic)."""
+        self.returns = Standardizer(1)
+        """Moments of all returns so far, which tell how small a spread of advantages is."""
+        self.updates = 0
+        """Rollouts learned from, in which the critic alone warms up at first."""
         self._drift: Drift | None = None
 
     @classmethod
@@ -120,14 +139,26 @@ class PPO:
         experience = self._gather(streams, stale)
         if experience is None:
             return {"passes": 0.0}
+        self.updates += 1
+        metrics = {"passes": 0.0}
+        if self.updates > self.value.warmup:
+            metrics = self._improve(experience)
+        if self.values is not None:
+            metrics |= self.values.fit(experience)._asdict()
+        return experience.metrics | metrics
+
+    def _improve(self, experience: Experience) -> dict[str, float]:
+        """Improve the policy, and a critic that shares its body, and keep it within bounds."""
         if self.ppo.recompute_logprob or self.policy.model.has_dropout:
             experience, self._drift = recompute(self.policy, experience, self.ppo)
         limit, tokens = self.ppo.kl_limit, self.ppo.micro_batch_tokens
-        region = None if limit is None else TrustRegion(self.policy, limit, tokens)
+        region = None
+        if limit is not None:
+            region = TrustRegion(self.policy, limit, tokens, self.ppo.ratio == "turn")
         passes = [self._one_pass(experience)]
         while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
             passes.append(self._one_pass(experience))
-        metrics = experience.metrics | _means([step for steps in passes for step in steps])
+        metrics = _means([step for steps in passes for step in steps])
         if region is not None:
             metrics["kept"], metrics["kl_after"] = region.keep(experience)
         if self._drift is not None:
@@ -165,6 +196,7 @@ class PPO:
             features=self._features,
             credit=self.credit,
             ppo=self.ppo,
+            returns=self.returns,
         )
 
     def _too_far(self, step: _Step) -> bool:
@@ -175,20 +207,15 @@ class PPO:
         """Use every term once, in minibatches of bundles; stop early on the approximate KL."""
         bundles = len(experience.batch.bundles.cost)
         parts = min(self.ppo.minibatches, bundles)
-        # Bundles (of decisions) and readings (of the critic) are divided independently. The second
-        # division matters only with frozen features; a shared body reads its critic's positions in
-        # the rows of the bundles.
-        chosen = torch.randperm(bundles, generator=self.generator).tensor_split(parts)
-        readings = torch.randperm(experience.readings, generator=self.generator)
         steps: list[_Step] = []
-        for some, read in zip(chosen, readings.tensor_split(parts), strict=True):
-            steps.append(self._step(experience, some, read, share=1.0 / parts))
+        for some in torch.randperm(bundles, generator=self.generator).tensor_split(parts):
+            steps.append(self._step(experience, some, share=1.0 / parts))
             if self._too_far(steps[-1]):
                 break
         return steps
 
-    def _step(self, experience: Experience, bundles: Tensor, read: Tensor, share: float) -> _Step:
-        """Make one gradient step on some bundles and, with a frozen body, on some readings.
+    def _step(self, experience: Experience, bundles: Tensor, share: float) -> _Step:
+        """Make one gradient step on some bundles.
 
         Sums are divided by the minibatch's expected number of terms, not by its own, so that a turn
         weighs the same whichever minibatch its row falls into.
@@ -196,22 +223,17 @@ class PPO:
         Args:
             experience: the whole rollout.
             bundles: [S'] int64: the bundles of this minibatch.
-            read: [U'] int64: the readings of this minibatch.
             share: of the rollout's terms that a minibatch holds on average.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
         compared: list[tuple[Tensor, Tensor]] = []
-        value_loss = torch.zeros(())
-        if experience.features is not None:
-            value = self.critic(experience.features[read])  # [U, H] -> [U', H] -> [U']
-            value_loss, totals[1] = self._value_loss(experience, read, value, share)
-        # Gradients of the micro-batches add up. The value loss joins the first backward pass.
+        # Gradients of the micro-batches add up.
         micro_batches = experience.batch.bundles.micro_batches(self.ppo.micro_batch_tokens, bundles)
-        for i, some in enumerate(micro_batches):
+        for some in micro_batches:
             with self.policy.model.dropout(self.generator):
                 loss, sums, pair = self._loss(experience, some, share)
-                (loss + value_loss if i == 0 else loss).backward()
+                loss.backward()
             totals += sums
             compared.append(pair)
         if self._drift is None:  # before the first step the policy is still the one that sampled
@@ -222,9 +244,8 @@ class PPO:
         ]
         step = _Step._make([*totals.tolist(), float(norms[0])])
         if not all(norm.isfinite() for norm in norms):
-            raise diverged(
-                step._asdict(), {"ppo.lr": self.policy.model.module, "critic.lr": self.critic}
-            )
+            shared = {"critic.lr": self.critic} if self.values is None else {}
+            raise diverged(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
         if not self._too_far(step):
             self.optimizer.step()
         return step
@@ -251,13 +272,12 @@ class PPO:
         # [Q', K] -> [S'] and [Q'] -> [S']: a decision counts once for each term that reached it.
         logprob, entropy = new.logprob[decision, option], new.entropy[decision]
 
-        count = max(1.0, len(terms) * share)
+        # The unit of the loss is a choice, or an action with the probability of all its choices.
+        joined, count = (logprob, old, advantage), max(1.0, len(terms) * share)
         if ppo.ratio == "turn":
-            surrogate = turn_surrogate(
-                logprob, old, advantage, terms.turn[mine].to(device), ppo.clip
-            ).sum() / max(1.0, len(terms.turn.unique()) * share)
-        else:
-            surrogate = clipped_surrogate(logprob, old, advantage, ppo.clip).sum() / count
+            joined = by_turn(*joined, terms.turn[mine].to(device))
+            count = max(1.0, len(terms.turn.unique()) * share)
+        surrogate = clipped_surrogate(*joined, ppo.clip).sum() / count
         weight = torch.where(batch.renormalize, ppo.entropy, ppo.entropy_free).to(device)
         loss = surrogate - (weight[decision] * entropy).sum() / count
         penalty = value_total = logprob.new_zeros(())
@@ -269,8 +289,8 @@ class PPO:
             value_loss, value_total = self._value_loss(experience, kept_extra, value, share)
             loss = loss + value_loss
         with torch.no_grad():
-            kl = approx_kl(logprob, old).sum() / count
-            clipped = (((logprob - old).exp() - 1).abs() > ppo.clip).sum() / count
+            kl = approx_kl(*joined[:2]).sum() / count
+            clipped = (((joined[0] - joined[1]).exp() - 1).abs() > ppo.clip).sum() / count
             parts = (surrogate, value_total, entropy.sum() / count, kl, clipped, penalty)
             fresh = terms.fresh[mine].to(device)
             sums = torch.stack(parts).cpu()  # one transfer from a GPU, not one for each part
@@ -279,15 +299,16 @@ class PPO:
     def _value_loss(
         self, experience: Experience, read: Tensor, value: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the weighted value loss at some readings [U'], and its unweighted mean."""
+        """Compute the value loss at some readings [U'], weighted and not, for a shared body."""
         terms = experience.value
         # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
         place = renumber(read, experience.readings)[terms.reading]
         mine = place >= 0  # [W] bool
         new = value[place[mine].to(value.device)]
-        old, target = terms.old_value[mine].to(new), terms.target[mine].to(new)
-        count = max(1.0, len(terms) * share)
-        loss = clipped_value_loss(new, old, target, self.value.clip).sum() / count
+        old, target, weight = (
+            each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
+        )
+        loss = (weight * clipped_value_loss(new, old, target, self.value.clip)).sum() / share
         return self.value.coefficient * loss, loss.detach()
 
 

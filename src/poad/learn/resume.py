@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from poad.agent import Agent, Tensors
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
+from poad.learn.value import Readings
 from poad.lm import TextCodec
 from poad.trie import Form
 from poad.turns import Action, Turn
@@ -24,19 +26,23 @@ def take_snapshot(
 
     The tensors are the live ones: write or copy them before training goes on.
     """
-    optimizer = learner.optimizer.state_dict()
-    moments = {
-        f"{index}.{name}": tensor
-        for index, slots in optimizer["state"].items()
-        for name, tensor in slots.items()
-    }
     tensors = agent.tensors() | {
-        "optimizer": moments,
+        "optimizer": _moments(learner.optimizer),
+        "returns": dict(learner.returns.state_dict()),
         "random": {"learner": learner.generator.get_state()},
     }
+    if learner.values is not None:
+        tensors["critic_optimizer"] = _moments(learner.values.optimizer)
+        tensors["random"]["critic"] = learner.values.generator.get_state()
+        tensors["critic_memory"] = {
+            f"{i}.{name}": tensor
+            for i, readings in enumerate(learner.values.memory)
+            for name, tensor in readings._asdict().items()
+        }
     state = {
         "generator": generator.bit_generator.state,
         "collector": collector.state(),
+        "updates": learner.updates,
         "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting],
     }
     return tensors, state
@@ -52,19 +58,47 @@ def restore_snapshot(
 ) -> None:
     """Restore what `take_snapshot` returned."""
     agent.load(tensors)
-    optimizer = learner.optimizer.state_dict()
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors["optimizer"].items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = tensor
-    learner.optimizer.load_state_dict(optimizer | {"state": moments})
+    _restore(learner.optimizer, tensors["optimizer"])
     learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))
+    learner.returns.load_state_dict(dict(tensors["returns"]))
+    learner.updates = int(state["updates"])
+    if learner.values is not None:
+        _restore(learner.values.optimizer, tensors["critic_optimizer"])
+        learner.values.generator.set_state(tensors["random"]["critic"].to(torch.uint8))
+        device = agent.model.device
+        learner.values.memory = [
+            Readings(**{name: tensor.to(device) for name, tensor in readings.items()})
+            for _, readings in sorted(_by_number(tensors["critic_memory"]).items())
+        ]
     generator.bit_generator.state = state["generator"]
     collector.load_state(state["collector"])
     codec = agent.model.codec
     learner.waiting = [
         tuple(_turn_from_json(turn, codec) for turn in turns) for turns in state["waiting"]
     ]
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer remembers, as "NUMBER OF THE WEIGHT.NAME"."""
+    return {
+        f"{index}.{name}": tensor
+        for index, slots in optimizer.state_dict()["state"].items()
+        for name, tensor in slots.items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Restore what `_moments` returned."""
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": _by_number(moments)})
+
+
+def _by_number(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Group tensors that are named "NUMBER.NAME" by their number."""
+    groups: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        groups.setdefault(int(number), {})[name] = tensor
+    return groups
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:

@@ -248,6 +248,7 @@ LEARNED = (
     "value_loss",
     "explained_variance",
     *(f"{what}_{place}" for what in ("explained_variance", "value_bias") for place in PLACES),
+    "beta",
     "advantage_std",
     "grad_norm",
     "kl_reference",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poad.agent import Policy
 from poad.learn.experience import Experience
-from poad.learn.losses import approx_kl
+from poad.learn.losses import approx_kl, by_turn
 
 _HALVINGS = 20
 """More do not happen unless the policy was outside before its first step; then it goes back."""
@@ -37,10 +37,14 @@ class TrustRegion:
         policy: its trained weights are copied, to the CPU's memory.
         limit: the largest approximate KL divergence.
         micro_batch_tokens: tokens per forward pass.
+        per_turn: whether the divergence is that of whole actions, as with one ratio per action.
     """
 
-    def __init__(self, policy: Policy, limit: float, micro_batch_tokens: int) -> None:
+    def __init__(
+        self, policy: Policy, limit: float, micro_batch_tokens: int, per_turn: bool = False
+    ) -> None:
         self._policy, self._limit, self._tokens = policy, limit, micro_batch_tokens
+        self._per_turn = per_turn
         self._start: Sequence[Tensor] = [
             weight.detach().to("cpu", copy=True) for weight in policy.model.parameters()
         ]
@@ -65,6 +69,10 @@ class TrustRegion:
         """Measure it where the current policy sampled; terms of older policies are left out."""
         terms = experience.policy
         each = self._policy.logprobs(experience.batch, self._tokens)  # [Q, K]
-        logprob = each[terms.decision, terms.option]  # [S]
-        apart = approx_kl(logprob, terms.old_logprob)[terms.fresh]
+        fresh = terms.fresh
+        logprob = each[terms.decision, terms.option][fresh]  # [S'] of the fresh terms
+        old = terms.old_logprob[fresh]
+        if self._per_turn:
+            logprob, old, _ = by_turn(logprob, old, terms.advantage[fresh], terms.turn[fresh])
+        apart = approx_kl(logprob, old)
         return float(apart.mean()) if len(apart) else 0.0

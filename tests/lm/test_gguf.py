@@ -166,6 +166,21 @@ def test_a_run_on_it_is_evaluated_and_exported_as_an_ordinary_model(
         assert tuple(words(text)["input_ids"]) == loaded.agent.model.codec.prompt(text)
 
 
+@pytest.mark.filterwarnings("always:tiny.gguf has")
+def test_a_training_on_it_says_what_it_holds_and_is_resumed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(file.parent)
+    small = ["--streams", "2", "--horizon", "8", "--eval.episodes", "0", "--quiet"]
+    start = ["train", "--model.name", file.name, *small, "--run", str(tmp_path / "run")]
+    assert main([*start, "--steps", "16"]) == 0
+    assert "note: tiny.gguf has 21 tensors" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "run", "--steps", "32", "--quiet"]) == 0
+    assert "dequantized to float32" in capsys.readouterr().err
+    assert [m["env_steps"] for m in Run.open(tmp_path / "run").metrics()] == [16, 32]
+
+
 def test_adapters_find_their_base_in_the_file(file: Path, tmp_path: Path):
     model = {"name": str(file), "tuning": "lora", "device": "cpu"}
     run = run_of(tmp_path / "run", settings(KITCHEN, model=model))

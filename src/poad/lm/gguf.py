@@ -197,8 +197,8 @@ def with_own_splits(tokenizer: Any, contents: Contents) -> Any:
     from tokenizers import pre_tokenizers
 
     cut: Any = pre_tokenizers
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    plain = backend is not None and isinstance(backend.pre_tokenizer, cut.ByteLevel)
+    backend = tokenizer.backend_tokenizer
+    plain = isinstance(backend.pre_tokenizer, cut.ByteLevel)
     if plain and contents.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
         digits = cut.Digits(individual_digits=True)
         backend.pre_tokenizer = cut.Sequence([digits, cut.ByteLevel(add_prefix_space=False)])

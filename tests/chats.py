@@ -33,6 +33,12 @@ TEMPLATES = {
 {%- endfor -%}""",
     # As of models that think: what was thought in earlier turns is cut out.
     "forgetful": _MARKED.replace("CONTENT", "m.content.split('</think>')[-1] | trim"),
+    # As of SmolLM2: a system message of its own comes first where none is given.
+    "helpful": """\
+{%- if messages[0].role != "system" -%}<|turn|>system
+You help.<|over|>
+{% endif -%}"""
+    + _MARKED.replace("CONTENT", "m.content"),
     # Asks with words that it leaves out of what it asked before.
     "pretending": _MARKED.replace("CONTENT", "m.content").replace(
         "assistant\n{% endif", "assistant\n<think></think>\n\n{% endif"

@@ -73,6 +73,19 @@ def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
     assert shown.count("usage: poad train") == 2
 
 
+def test_what_transformers_logs_does_not_break_the_live_table(tmp_path: Path) -> None:
+    code = """if True:
+        from poad.cli.main import main
+        main(["models"])
+        from transformers.utils import logging
+        logging.get_logger("transformers.any").warning("in the middle of a table")
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "tiny-kitchen" in done.stdout
+    assert done.stderr == ""
+
+
 def test_refusals_load_no_torch(tmp_path: Path) -> None:
     Run.create(tmp_path / "taken", config.Config()).log({"iteration": 1})
     for name, file in (("cut", "versions.json"), ("short", "config.yaml")):

@@ -36,6 +36,7 @@ from transformers.utils import logging
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
+from poad.lm.known import KNOWN
 from poad.lm.loading import (
     _attention_projections,
     embedded_models,
@@ -157,8 +158,10 @@ def rejection(name: Path | str, **settings: Any) -> str:
 def test_a_name_that_is_neither_here_nor_reachable_is_rejected(name):
     message = rejection(name)
     assert f"Cannot load the model {name!r}: there is no such directory" in message
-    known = ", ".join(embedded_models())
-    assert f"Expected an embedded model ({known}), a directory, or a hub name." in message
+    assert f"Expected an embedded model ({', '.join(embedded_models())}), one that" in message
+    assert (
+        f"poad fetches ({', '.join(KNOWN)}), a directory, a .gguf file, or a hub name." in message
+    )
 
 
 def test_a_directory_that_is_not_a_whole_causal_model_is_rejected(zoo: Zoo, tmp_path: Path):

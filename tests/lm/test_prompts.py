@@ -22,7 +22,7 @@ from poad.errors import ConfigError, ModelError, PromptError
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.learn.train import Trainer
-from poad.lm.prompts import Dialogue, codec_for
+from poad.lm.prompts import Dialogue, codec_for, describe_own_system
 from poad.lm.tokenizer import TextCodec
 from poad.trie import Form
 from poad.turns import Action, TokenIds
@@ -90,6 +90,66 @@ def test_system_and_examples_come_first() -> None:
     talk, codec = dialogue(**shown)
     expected = chat("marked", "It rains.", "wait", "Go on?", system="Be brief.")
     assert codec.tokenizer.decode(talk.first_prompt("Go on?")) == expected
+
+
+# --- a system message that nobody asked for ---------------------------------------------------
+
+
+@pytest.mark.parametrize("begin", ["", "<s>", "<|turn|>"])
+def test_an_empty_system_message_leaves_out_the_templates_own(begin: str) -> None:
+    """A token that begins every text stays, unless every turn begins with it."""
+    tokenizer: Any = chatting("helpful")
+    if begin:
+        tokenizer.bos_token = begin
+    if begin == "<s>":
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+
+    def prompts(**rest: Any) -> list[str]:
+        config = PromptConfig(format="chat", history="episode", **rest)
+        codec = codec_for(tokenizer, config)
+        talk = Dialogue(codec, config)
+        shown = talk.first_prompt("It rains.")
+        action = letter_by_letter(codec, "wait")
+        both = (shown, talk.next_prompt(action, "Still."))
+        assert talk.note is None  # the growing prompt did not break
+        return [codec.tokenizer.decode(ids) for ids in both]
+
+    first = "<s>" if begin == "<s>" else ""
+    own, rest = "<|turn|>system\nYou help.<|over|>\n", "<|turn|>user\nIt rains.<|over|>\n"
+    assert [text.partition(rest)[0] for text in prompts()] == [first + own] * 2
+    assert [text.partition(rest)[0] for text in prompts(system="")] == [first] * 2
+    other = own.replace("You help.", "Be brief.")
+    assert [t.partition(rest)[0] for t in prompts(system="Be brief.")] == [first + other] * 2
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_templates_own_system_message_is_told_if_it_is_used(template: str) -> None:
+    tokenizer = chatting(template)
+    used = describe_own_system(tokenizer, PromptConfig(format="chat"))
+    assert [("'You help.'" in note, "prompt.system" in note) for note in used] == (
+        [(True, True)] if template == "helpful" else []
+    )
+    for config in (PromptConfig(), PromptConfig(format="chat", system="")):
+        assert describe_own_system(tokenizer, config) == ()
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "helpful"])
+def test_an_empty_system_message_is_none_where_the_template_has_none(template: str) -> None:
+    config = PromptConfig(format="chat", system="")
+    talk = Dialogue(codec_for(chatting(template), config), config)
+    none, _ = dialogue(template)
+    assert talk.first_prompt(TEXTS[0]) == none.first_prompt(TEXTS[0])
+    talk, codec = plain(system="")
+    assert codec.tokenizer.decode(talk.first_prompt("Go on?")) == "Go on?"
+
+
+def test_a_system_message_that_cannot_be_cut_out_is_an_error() -> None:
+    tokenizer: Any = chatting("helpful")
+    counted = "{% if m.role == 'user' %}{{ loop.revindex }}{% endif %}{{ m.content"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.content", counted)
+    config = PromptConfig(format="chat", system="")
+    with pytest.raises(PromptError, match=r"'You help\.'.*Write another into prompt\.system"):
+        Dialogue(codec_for(tokenizer, config), config)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 import traceback
 import warnings
@@ -22,6 +23,7 @@ COMMANDS = {
     "plan": ("poad.cli.plan", "predict the memory and time of a training"),
     "study": ("poad.cli.study", "train with many methods and seeds, and compare them"),
     "verify": ("poad.cli.verify", "check the theory on problems with exact answers"),
+    "models": ("poad.cli.models", "list the models poad knows, or fetch one of them"),
     "envs": ("poad.cli.envs", "list the worlds, describe one, or check your own"),
     "sandbox": ("poad.cli.sandbox", "check how safely this machine can run programs"),
 }
@@ -95,6 +97,8 @@ def _overview() -> str:
 
 def _prepare_process() -> None:
     warnings.showwarning = _show_warning
+    # What transformers logs is meant for developers, too, and would break the live table.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.excepthook = _show_crash
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a narrow encoding must not end a training

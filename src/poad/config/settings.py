@@ -36,8 +36,9 @@ class ModelConfig:
     """The language model that acts."""
 
     name: str = "auto"
-    """An embedded model (`auto` selects the one for the world), a local directory, or a model name
-    on the Hugging Face hub. `~` stands for your home directory."""
+    """An embedded model (`auto` selects the one for the world), a model that `poad models` lists, a
+    local directory or .gguf file, or a model name on the Hugging Face hub. `~` stands for your home
+    directory."""
     tuning: Literal["full", "lora"] = "full"
     """`full` trains every weight. `lora` trains low-rank adapters on frozen weights."""
     lora_rank: Annotated[int, Above(0)] = 8
@@ -80,7 +81,7 @@ class PromptConfig:
     """`plain` uses the text of the world as it is. `chat` applies the model's chat template."""
     system: str | None = None
     """Text before everything else: the system message of a chat, or the first lines of a plain
-    prompt."""
+    prompt. None leaves a chat template its own, which some have; an empty text removes that."""
     examples: tuple[tuple[str, str], ...] = ()
     """Example turns before the first real one. Each is a pair of an observation and an action."""
     history: Literal["none", "last", "episode"] = "none"

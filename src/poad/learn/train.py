@@ -76,7 +76,7 @@ class Trainer:
         if any(o.admissible_actions is None for o in self.collector.observations):
             refuse_free_writing(self.agent.settings.credit.method, f"the world {config.env}")
         self._check_discount()
-        for note in self.collector.notes:
+        for note in (*self.agent.model.notes, *self.collector.notes):
             warnings.warn(note, stacklevel=2)
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0

@@ -1,13 +1,17 @@
 """Language models: loading, prompts, packing and forward passes."""
 
 from poad.lm.cache import Decoder
+from poad.lm.gguf import is_gguf, what_is_missing
+from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
 from poad.lm.loading import (
     ASSETS,
     embedded_models,
     find_source,
+    is_path,
     load_model,
     load_tokenizer,
     model_source,
+    own_names,
     resolve_model,
     with_adapters,
     without_progress_bars,
@@ -25,25 +29,34 @@ from poad.lm.tokenizer import TextCodec
 
 __all__ = [
     "ASSETS",
+    "KNOWN",
+    "SOURCE",
     "Bundles",
     "Decoder",
     "Dialogue",
+    "Known",
     "LanguageModel",
     "Packed",
     "TextCodec",
+    "Wheel",
+    "cache_directory",
     "codec_for",
     "context_length",
     "embedded_models",
     "find_source",
+    "is_gguf",
+    "is_path",
     "load_model",
     "load_tokenizer",
     "model_source",
+    "own_names",
     "pack",
     "packed_tokens",
     "renumber",
     "resolve_model",
     "seeded",
     "text_body",
+    "what_is_missing",
     "with_adapters",
     "without_progress_bars",
 ]

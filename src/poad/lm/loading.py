@@ -1,4 +1,4 @@
-"""Loading language models: embedded ones, directories and hub names, with or without adapters.
+"""Loading language models: by name, from directories, .gguf files and hubs; with adapters.
 
 This is the only module that imports peft.
 """
@@ -6,12 +6,13 @@ This is the only module that imports peft.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,18 @@ from torch import nn
 
 from poad.config import ModelConfig, PromptConfig
 from poad.errors import ModelError, did_you_mean
+from poad.lm.gguf import (
+    Contents,
+    as_ordinary,
+    is_gguf,
+    loading_options,
+    read_contents,
+    source_options,
+    with_own_splits,
+)
+from poad.lm.known import KNOWN, fetched
 from poad.lm.model import LanguageModel, seeded, text_body
-from poad.lm.prompts import codec_for
+from poad.lm.prompts import codec_for, describe_own_system
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The directory of the embedded models."""
@@ -45,26 +56,43 @@ def model_card(name: str) -> dict[str, Any]:
 def resolve_model(name: str, env: str) -> str:
     """Replace ``auto`` by the name of the embedded model that was made for a world.
 
-    The path of a directory becomes absolute, since a run is opened from other directories, too.
+    The path of a directory or a .gguf file becomes absolute, since a run is opened from other
+    directories, too.
 
     Raises:
         ModelError: there is none for this world.
     """
     if name != "auto":
-        is_folder = name not in embedded_models() and os.path.isdir(name)
-        return os.path.abspath(name) if is_folder else name
+        return os.path.abspath(name) if is_path(name) else name
     for embedded in embedded_models():
         if env in model_card(embedded)["recipe"]["worlds"]:
             return embedded
     raise ModelError(
         f"No embedded model knows the words of {env!r}. Name a model with --model.name: a "
-        f"directory, a hub name, or one of {', '.join(embedded_models())}."
+        f"directory, a .gguf file, a hub name, or one of {', '.join(own_names())}."
     )
 
 
+def own_names() -> list[str]:
+    """List the names of models that are poad's own: embedded ones, and those it can fetch."""
+    return [*embedded_models(), *KNOWN]
+
+
+def is_path(name: str) -> bool:
+    """Return True for a directory or a .gguf file that is here, False for any other name.
+
+    A name of poad's own is no path, whatever lies in the current directory.
+    """
+    return name not in own_names() and (os.path.isdir(name) or os.path.isfile(name))
+
+
 def model_source(name: str) -> str:
-    """Return what transformers loads a model from: a directory, or the hub name as it is."""
-    return str(ASSETS / name) if name in embedded_models() else name
+    """Return what transformers loads a model from: a directory, or the hub name as it is.
+
+    Raises:
+        ModelError: it is a known model that has not been fetched.
+    """
+    return str(ASSETS / name if name in embedded_models() else fetched(name) or name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,16 +140,17 @@ def load_model(
     """
     device = resolve_device(config.device)
     with seeded(seed, device):
-        causal, tokenizer = _from_pretrained(config, device)
+        causal, tokenizer, *notes = _from_pretrained(config, device)
         if config.quantize == "none":  # a quantized model is loaded onto its device
             causal.to(device)
         if config.tuning == "lora":
             causal = with_adapters(causal, config)
+    prompt = prompt or PromptConfig()
     try:
-        codec = codec_for(tokenizer, prompt or PromptConfig())
+        codec = codec_for(tokenizer, prompt)
     except ValueError as error:
         raise ModelError(f"The tokenizer of {config.name!r} cannot be used: {error}") from error
-    return LanguageModel(
+    model = LanguageModel(
         causal,
         codec,
         keep_frozen,
@@ -129,6 +158,8 @@ def load_model(
         branching=config.attention != "flash_attention_2",
         gradient_checkpointing=config.gradient_checkpointing,
     )
+    model.notes = (*notes, *describe_own_system(tokenizer, prompt))
+    return model
 
 
 @dataclass(frozen=True)
@@ -141,6 +172,8 @@ class Source:
     """An adapter of PEFT on the base: a directory or a hub name."""
     options: dict[str, Any]
     """Keyword arguments for ``from_pretrained`` of configurations, tokenizers and models."""
+    gguf: Contents | None = None
+    """What the base says of itself, if it is a .gguf file."""
 
 
 def find_source(config: ModelConfig) -> Source:
@@ -150,6 +183,9 @@ def find_source(config: ModelConfig) -> Source:
         ModelError: there is no such model, or it is an adapter whose base is not there.
     """
     source = model_source(config.name)
+    trusted = {"trust_remote_code": config.trust_remote_code}
+    if is_gguf(source):
+        return _in_file(config, source, None, trusted)
     if os.path.isdir(source) and not any(
         os.path.isfile(os.path.join(source, file)) for file in (_ADAPTER, "config.json")
     ):
@@ -157,14 +193,15 @@ def find_source(config: ModelConfig) -> Source:
             f"Cannot load the model {config.name!r}: the directory holds no model. It has neither "
             f"a config.json nor an {_ADAPTER}."
         )
-    options = _hub_options(config.name, source) | {"trust_remote_code": config.trust_remote_code}
+    options = _hub_options(config.name, source) | trusted
     with _explained(config, config.name):
         base = _base_of_adapter(source, options)
     if base is None:
         return Source(source, None, options)
-    options |= _hub_options(base, base)
+    if not is_gguf(base):
+        options |= _hub_options(base, base)
     with _explained(config, base):
-        stacked = _base_of_adapter(base, options) is not None
+        stacked = not is_gguf(base) and _base_of_adapter(base, options) is not None
     if stacked:
         raise ModelError(
             f"The model {config.name!r} is an adapter on the adapter {base!r}. Merge that one into "
@@ -175,7 +212,23 @@ def find_source(config: ModelConfig) -> Source:
             f"The model {config.name!r} is an adapter, which cannot be merged into a base in "
             f"{config.quantize}. Merge the two and save the result, or set model.quantize = none."
         )
+    if is_gguf(base):
+        return _in_file(config, base, source, options)
     return Source(base, source, options)
+
+
+def _in_file(
+    config: ModelConfig, file: str, adapter: str | None, options: Mapping[str, Any]
+) -> Source:
+    """Describe a model in a .gguf file."""
+    contents = read_contents(file)
+    if config.quantize != "none":
+        raise ModelError(
+            f"The model {file!r} is quantized already, and is dequantized when it is loaded. Set "
+            "model.quantize = none, or make a directory of it with `poad models convert`."
+        )
+    folder = os.path.dirname(os.path.abspath(file))
+    return Source(folder, adapter, {**options, **source_options(file)}, contents)
 
 
 def _hub_options(name: str, source: str) -> dict[str, Any]:
@@ -195,7 +248,7 @@ def _hub_options(name: str, source: str) -> dict[str, Any]:
         reason = "has none that you may read" if valid else "takes no such name"
         raise ModelError(
             f"Cannot load the model {name!r}: there is no such directory, and the hub {reason}. "
-            f"{did_you_mean(name, embedded_models(), 1)}{_expected()}"
+            f"{did_you_mean(name, own_names(), 1)}{_expected()}"
         ) from error
     except Exception:  # whatever the client of the hub raises where there is no network
         return {"local_files_only": True}
@@ -218,7 +271,7 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     if not os.path.isdir(name) and beside.is_dir():
         return str(beside)
     # A hub name has at most one slash.
-    if (name[0] in "/.~" or name.count("/") > 1) and not os.path.isdir(name):
+    if (name[0] in "/.~" or name.count("/") > 1) and not is_path(name):
         raise ModelError(
             f"The base model {name!r} of the adapter {source!r} is not there. Correct "
             f"base_model_name_or_path in its {_ADAPTER}."
@@ -226,27 +279,37 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     return model_source(name)
 
 
-def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
-    """Load the model and the tokenizer of transformers; explain what went wrong."""
+def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, ...]:
+    """Load the model and the tokenizer of transformers; explain what went wrong.
+
+    Returns:
+        The model, the tokenizer, and sentences for the user.
+    """
     from transformers import AutoModelForCausalLM
 
     source = find_source(config)
     options = source.options | _loading_options(config, device)
+    options |= {} if source.gguf is None else loading_options()
     # Downloads from the hub keep their progress bars. What transformers reports on many lines about
     # missing weights, `_check_complete` says in one.
     local = os.path.isdir(source.base)
     name = config.name if source.adapter is None else source.base
     with without_progress_bars(local), _without_load_report(), _explained(config, name):
         tokenizer = load_tokenizer(source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.base, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with redirect_stderr(io.StringIO()) if source.gguf else nullcontext():  # another bar
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.base, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
         causal, info = loaded
     _check_complete(causal, info, config.name)
     _check_vocabulary(causal, tokenizer, config.name)
+    notes = []
+    if source.gguf is not None:
+        notes = [source.gguf.describe(options["gguf_file"], config.dtype)]
+        causal = as_ordinary(causal)
     if source.adapter is not None:
         causal = _merged_with(causal, source.adapter, config.name)
-    return causal, tokenizer
+    return causal, tokenizer, *notes
 
 
 @contextmanager
@@ -269,11 +332,13 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     if source.adapter is not None:
+        options = {k: v for k, v in source.options.items() if k != "gguf_file"}
         try:
-            return AutoTokenizer.from_pretrained(source.adapter, **source.options)
+            return AutoTokenizer.from_pretrained(source.adapter, **options)
         except (OSError, ValueError):  # most adapters are saved without one
             pass
-    return AutoTokenizer.from_pretrained(source.base, **source.options)
+    tokenizer = AutoTokenizer.from_pretrained(source.base, **source.options)
+    return tokenizer if source.gguf is None else with_own_splits(tokenizer, source.gguf)
 
 
 @contextmanager
@@ -288,7 +353,7 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
             f"Cannot load the model {name!r} with model.attention = {config.attention} and "
             f"model.quantize = {config.quantize}: {_in_a_line(error)}"
         ) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         said = _in_a_line(error)
@@ -301,9 +366,9 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
             said = "its tokenizer is missing or cannot be read; it belongs into the same directory."
         if "in the cached files" in said:
             said = "it cannot be reached, and the model has not been downloaded before."
-        is_local = os.path.isdir(model_source(name))
+        is_local = os.path.exists(model_source(name))
         place = "" if is_local else "there is no such directory, and from the hub: "
-        hint = did_you_mean(name, embedded_models(), 1)
+        hint = did_you_mean(name, own_names(), 1)
         raise ModelError(
             f"Cannot load the model {name!r}: {place}{said} {hint}{_expected()}"
         ) from error
@@ -311,7 +376,8 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
 
 def _expected() -> str:
     return (
-        f"Expected an embedded model ({', '.join(embedded_models())}), a directory, or a hub name."
+        f"Expected an embedded model ({', '.join(embedded_models())}), one that poad fetches "
+        f"({', '.join(KNOWN)}), a directory, a .gguf file, or a hub name."
     )
 
 

@@ -64,6 +64,7 @@ class LanguageModel:
         causal_lm: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
         self.causal_lm = causal_lm
         """The model of transformers, with any adapters inside."""
+        self.notes: tuple[str, ...] = ()  # sentences that the user should read before training
         self._body, self._head = text_body(causal_lm), causal_lm.get_output_embeddings()
         self._softcap: float | None = None
         self._scale = 1.0

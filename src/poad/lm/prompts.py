@@ -24,8 +24,8 @@ from poad.turns import Action, TokenIds
 
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
 """A template's call of the one clock it has, with a literal format."""
-_PLACEHOLDER = "open"
-"""A word that no template changes."""
+_PLACEHOLDER, _SYSTEM = "open", "hush"
+"""Words that no template changes."""
 
 
 def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
@@ -70,7 +70,8 @@ class Dialogue:
             are offered, prompts are shorter.
 
     Raises:
-        PromptError: there is no room for a prompt at all.
+        PromptError: there is no room for a prompt at all, or the chat template's own system message
+            cannot be left out.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Dialogue:
         self._codec, self._config = codec, config
         self._most, self._action_tokens = max_tokens, action_tokens
         self._max_tokens = self._room(None)
+        self._opening = self._kept = ""
+        if config.format == "chat" and config.system == "":
+            self._opening, self._kept = _opening_to_cut(codec.tokenizer, config.date)
         self._turns: list[tuple[str, str]] = []
         self._observation = self._text = ""
         self._ids: TokenIds = ()
@@ -207,8 +211,9 @@ class Dialogue:
         if self._config.format == "chat":
             messages = _messages(self._config.system, turns, observation)
             text = _chat(self._codec.tokenizer, messages, self._config.date)
+            text = self._kept + text.removeprefix(self._opening)
         else:
-            system = [] if self._config.system is None else [self._config.system]
+            system = [self._config.system] if self._config.system else []
             history = [f"{seen}{_gap(seen, answer)}{answer}" for seen, answer in turns]
             text = "\n\n".join([*system, *history, observation])
         if not self._config.thinking:
@@ -261,7 +266,7 @@ def _gap(seen: str, answer: str) -> str:
 def _messages(
     system: str | None, turns: Sequence[tuple[str, str]], observation: str | None
 ) -> list[dict[str, str]]:
-    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages = [{"role": "system", "content": system}] if system else []
     for seen, answer in turns:
         messages.append({"role": "user", "content": seen})
         messages.append({"role": "assistant", "content": answer})
@@ -289,6 +294,65 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]], date: str) -> str:
             f"The model's chat template rejects these messages: {error}{hint} "
             "prompt.format = plain needs no template."
         ) from error
+
+
+def describe_own_system(tokenizer: Any, config: PromptConfig) -> tuple[str, ...]:
+    """Say that a chat template adds a system message of its own, if prompts have it."""
+    if config.format != "chat" or config.system is not None:
+        return ()
+    message, _ = _own_system(tokenizer, config.date)
+    if not message:
+        return ()
+    return (
+        f"The model's chat template puts a system message of its own first: {message!r}. Another "
+        "text in prompt.system replaces it, and an empty one leaves it out.",
+    )
+
+
+def _own_system(tokenizer: Any, date: str) -> tuple[str, str]:
+    """Find the system message that a chat template adds where none is given.
+
+    Returns:
+        The message, empty if there is none; and what a chat begins with because of it, empty if
+        that is not known.
+    """
+    seen, system = _PLACEHOLDER, _SYSTEM
+
+    def chat(*arguments: Any) -> str:
+        return _chat(tokenizer, _messages(*arguments), date)
+
+    try:
+        alone, told = chat(None, (), seen), chat(system, (), seen)
+        answered, again = (chat(system, [(seen, seen)], more) for more in (None, seen))
+    except PromptError:  # the template takes no system message
+        return "", ""
+    before, found, behind = told.partition(system)
+    length = len(alone) - len(before) - len(behind)
+    if not found or length <= 0 or not (alone.startswith(before) and alone.endswith(behind)):
+        return "", ""
+    message = alone[len(before) :][:length]
+    turn = again.removeprefix(answered)  # of the user, and what asks for an answer
+    known = turn != again and behind.endswith(turn)
+    return message, alone.removesuffix(turn) if known else ""
+
+
+def _opening_to_cut(tokenizer: Any, date: str) -> tuple[str, str]:
+    """Return what a chat begins with because of its own system message, and what of it stays.
+
+    Raises:
+        PromptError: it is not known where the system message ends.
+    """
+    message, opening = _own_system(tokenizer, date)
+    if message and not opening:
+        raise PromptError(
+            f"The chat template's own system message, {message!r}, cannot be left out. Write "
+            "another into prompt.system."
+        )
+    # A text begins with this token, unless every turn does.
+    begin = tokenizer.bos_token or ""
+    turn = _chat(tokenizer, _messages(None, (), _PLACEHOLDER), date)[len(opening) :]
+    stays = bool(begin) and opening.startswith(begin) and not turn.startswith(begin)
+    return opening, begin if stays else ""
 
 
 def _without_clock(template: str, date: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError, did_you_mean
-from poad.lm import embedded_models, find_source, resolve_model, text_body, with_adapters
+from poad.lm import find_source, own_names, resolve_model, text_body, with_adapters
 
 _COUNTED = 67
 """Tokens sent through a model without memory. No size of a model is this number."""
@@ -91,10 +91,10 @@ def describe(config: ModelConfig, env: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source.base, **source.options)
     except (OSError, ValueError, KeyError) as error:
-        hint = did_you_mean(name, embedded_models(), 1)
+        hint = did_you_mean(name, own_names(), 1)
         raise ModelError(
-            f"Cannot find the configuration of the model {name!r}. {hint}Expected an embedded "
-            f"model ({', '.join(embedded_models())}), a directory with a config.json, or a hub "
+            f"Cannot find the configuration of the model {name!r}. {hint}Expected one of "
+            f"{', '.join(own_names())}, a directory with a config.json, a .gguf file, or a hub "
             f"name: {str(error).splitlines()[0]}"
         ) from error
 

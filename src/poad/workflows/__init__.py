@@ -1,7 +1,8 @@
-"""Workflows on whole runs: train, resume, load, evaluate, export and generalize."""
+"""Workflows on whole runs: train, resume, load, evaluate, export, generalize; and fetch models."""
 
 from poad.workflows.evaluate import evaluate_run
 from poad.workflows.export import export_run
+from poad.workflows.fetch import convert_gguf, fetch_model
 from poad.workflows.generalize import generalize_run
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
@@ -12,10 +13,12 @@ __all__ = [
     "LoadedRun",
     "Weights",
     "check_world",
+    "convert_gguf",
     "evaluate_run",
     "evaluate_tasks",
     "evaluate_text",
     "export_run",
+    "fetch_model",
     "generalize_run",
     "load_weights",
     "resume_run",

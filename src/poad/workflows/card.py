@@ -6,7 +6,7 @@ from pathlib import Path
 
 from poad.config import ModelConfig, PromptConfig, dump
 from poad.display import evaluation_table
-from poad.lm import embedded_models
+from poad.lm import KNOWN, embedded_models, is_gguf, is_path
 from poad.runs import Run, versions
 from poad.workflows.load import LoadedRun
 
@@ -47,8 +47,9 @@ world.
 
 def base_name(name: str) -> str:
     """The name of a base model in an export, which is read from other directories."""
-    is_folder = name not in embedded_models() and Path(name).is_dir()
-    return str(Path(name).resolve()) if is_folder else name
+    if name in KNOWN:
+        return str(KNOWN[name].folder)
+    return str(Path(name).resolve()) if is_path(name) else name
 
 
 def _front_matter(base: str, adapter: bool) -> str:
@@ -56,7 +57,9 @@ def _front_matter(base: str, adapter: bool) -> str:
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
     ]
-    if base not in embedded_models() and not Path(base).is_dir():
+    if base in KNOWN:
+        lines += [f"base_model: {KNOWN[base].hub}", f"license: {KNOWN[base].tag}"]
+    elif base not in embedded_models() and not is_path(base):
         lines.append(f"base_model: {base}")
     return "\n".join(["---", *lines, "tags: [poad, reinforcement-learning, language-agent]", "---"])
 
@@ -100,7 +103,10 @@ def _usage(model: ModelConfig, name: str, adapter: bool) -> str:
         lines.insert(0, "from peft import PeftModel")
         if embedded:
             lines.insert(1, "from poad.lm import ASSETS")
-        base = f'ASSETS / "{model.name}"' if embedded else f'"{base_name(model.name)}"'
+        path = base_name(model.name)
+        base = f'ASSETS / "{model.name}"' if embedded else f'"{path}"'
+        if is_gguf(path):
+            base = f'"{Path(path).parent}", gguf_file="{Path(path).name}"'
         lines += [
             f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="{model.dtype}")',
             f'model = PeftModel.from_pretrained(base, "{name}")',

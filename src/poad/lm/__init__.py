@@ -12,11 +12,12 @@ from poad.lm.loading import (
     with_adapters,
     without_progress_bars,
 )
-from poad.lm.model import LanguageModel, context_length, seeded, text_body
+from poad.lm.model import LanguageModel, computed_twice, context_length, seeded, text_body
 from poad.lm.packing import (
     Bundles,
     Packed,
     pack,
+    pack_in_passes,
     packed_tokens,
     renumber,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Packed",
     "TextCodec",
     "codec_for",
+    "computed_twice",
     "context_length",
     "embedded_models",
     "find_source",
@@ -39,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "model_source",
     "pack",
+    "pack_in_passes",
     "packed_tokens",
     "renumber",
     "resolve_model",

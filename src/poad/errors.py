@@ -16,7 +16,8 @@
     └── SandboxError            programs cannot be run safely here
 
 Every message says what is wrong, where, and what to do about it, so the command line prints the
-message alone. Anything else that is raised is a bug, in poad or in a world, and shows a traceback.
+message alone. It tells what a world raised in one message as well, by the `WorldNote` on it.
+Anything else that is raised is a bug and shows a traceback.
 """
 
 from __future__ import annotations
@@ -52,6 +53,23 @@ class WorldError(PoadError, AssertionError):
     def __init__(self, message: str, findings: Mapping[str, object] | None = None) -> None:
         self.findings = dict(findings or {})
         super().__init__(message)
+
+
+class WorldNote(str):
+    """The note on whatever a world raised: it names the world, the seed and the turn.
+
+    Args:
+        text: the note.
+        line: the last line of the world's own code that was running; empty if there was none.
+    """
+
+    line: str
+
+    def __new__(cls, text: str, line: str) -> WorldNote:
+        """Make a string that also holds the line."""
+        note = super().__new__(cls, text)
+        note.line = line
+        return note
 
 
 class DivergenceError(PoadError, ArithmeticError):

@@ -101,6 +101,7 @@ class Dialogue:
 
         Raises:
             PromptError: the offered actions leave no room for a prompt.
+            ValueError: a text has no tokens, or two offered actions have the same.
         """
         self._max_tokens = self._room(offered)
         self._turns = []
@@ -119,6 +120,7 @@ class Dialogue:
 
         Raises:
             PromptError: the offered actions leave no room for a prompt.
+            ValueError: a text has no tokens, or two offered actions have the same.
         """
         self._max_tokens = self._room(offered)
         observation = self._codec.escape(observation)
@@ -149,7 +151,13 @@ class Dialogue:
         return self._ids
 
     def _room(self, offered: Sequence[str] | Form | None) -> int | None:
-        """Return the length of the longest prompt that leaves room for any offered action."""
+        """Return the length of the longest prompt that leaves room for any offered action.
+
+        Raises:
+            ValueError: offered actions that have no tokens, or the same.
+        """
+        if offered is not None:
+            self._codec.trie(offered)
         if self._most is None:
             return None
         longest = 0 if offered is None else self._codec.longest(offered)

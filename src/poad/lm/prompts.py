@@ -11,6 +11,7 @@ the template makes now.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -314,13 +315,28 @@ def _without_clock(template: str, date: str) -> str:
         return repr(day.strftime(call["format"]))
 
     fixed = _CLOCK.sub(written, template)
-    if "strftime_now(" in re.sub(r"\s", "", fixed):
+    # A template may ask whether there is a clock, but must not read it by another name.
+    if "strftime_now" in re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", fixed):
         raise PromptError(
             "The model's chat template shows today's date, in a way in which prompt.date cannot "
             "replace it, so a run would differ from day to day. Replace strftime_now in the "
             "template, or use prompt.format = plain."
         )
     return fixed
+
+
+def _note_own_code(tokenizer: Any) -> None:
+    """Warn of a tokenizer that makes chats by code of its own, whose clock nobody can set."""
+    from transformers import PreTrainedTokenizerBase
+
+    kind = type(tokenizer)
+    usual = PreTrainedTokenizerBase.apply_chat_template
+    if getattr(kind, "apply_chat_template", usual) is not usual:
+        warnings.warn(
+            f"The tokenizer {kind.__name__} makes chat prompts by code of its own. If that code "
+            "shows today's date, prompt.date cannot replace it, and a run differs from day to day.",
+            stacklevel=2,
+        )
 
 
 def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
@@ -330,6 +346,7 @@ def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
             "prompt.format = chat: this model's tokenizer has no chat template. Use an instruct "
             "model, or prompt.format = plain."
         )
+    _note_own_code(tokenizer)
     turns = [*config.examples, (_PLACEHOLDER, _PLACEHOLDER)]
     asked = _chat(tokenizer, _messages(config.system, turns[:-1], _PLACEHOLDER), config.date)
     answered = _chat(tokenizer, _messages(config.system, turns, None), config.date)

@@ -108,6 +108,35 @@ class SandboxError(PoadError, RuntimeError):
     """Programs cannot be run safely here; the message says what is missing and how to get it."""
 
 
+TRACEBACK = "POAD_TRACEBACK"
+"""The environment variable that shows the traceback of an error which is told without one."""
+
+
+def explained(error: Exception) -> str | None:
+    """Say in one message what is wrong and where; None if nothing but the traceback tells.
+
+    Args:
+        error: of poad or, with a `WorldNote`, of a world.
+    """
+    # The notes say where in a world this happened.
+    notes: list[str] = getattr(error, "__notes__", [])
+    if isinstance(error, PoadError):
+        return " ".join([str(error), *notes])
+    place = next((note for note in notes if isinstance(note, WorldNote)), None)
+    if place is None or not place.line:
+        return None
+    try:
+        text = str(error)
+    except Exception:  # of a class of the world's own
+        text = "an error without words"
+    text = text if len(text) <= 500 else f"{text[:500]} ... ({len(text):,} characters)"
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"The world raised {what} ({place.line}). {place} With {TRACEBACK}=1 in the environment, "
+        "poad shows the traceback."
+    )
+
+
 _ELSEWHERE = {
     "learning_rate": "lr",
     "lambda": "lam",

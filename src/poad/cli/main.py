@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from poad.errors import ConfigError, PoadError, WorldNote, did_you_mean
+from poad.errors import TRACEBACK, ConfigError, did_you_mean, explained
 
 COMMANDS = {
     "train": ("poad.cli.train", "train an agent in a text world"),
@@ -27,9 +27,6 @@ COMMANDS = {
     "sandbox": ("poad.cli.sandbox", "check how safely this machine can run programs"),
 }
 """The module of each command, and what the command does."""
-
-TRACEBACK = "POAD_TRACEBACK"
-"""The environment variable that shows the traceback of an error which is told without one."""
 
 _EXAMPLES = """\
 Examples:
@@ -67,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nInterrupted. Everything written so far is intact.\n")
         return 130
     except Exception as error:
-        told = _told(error)
+        told = explained(error)
         if told is None and isinstance(error, BrokenPipeError):  # `poad ... | head`
             sys.stdout = None
             return 0
@@ -75,27 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _complain(f"poad: {told}\n")
         return 2
-
-
-def _told(error: Exception) -> str | None:
-    """Say in one message what is wrong and where; None if nothing but the traceback tells."""
-    # The notes say where in a world this happened.
-    notes: Sequence[str] = getattr(error, "__notes__", ())
-    if isinstance(error, PoadError):
-        return " ".join([str(error), *notes])
-    place = next((note for note in notes if isinstance(note, WorldNote)), None)
-    if place is None or not place.line:
-        return None
-    try:
-        text = str(error)
-    except Exception:  # of a class of the world's own
-        text = "an error without words"
-    text = text if len(text) <= 500 else f"{text[:500]} ... ({len(text):,} characters)"
-    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return (
-        f"The world raised {what} ({place.line}). {place} With {TRACEBACK}=1 in the environment, "
-        "poad shows the traceback."
-    )
 
 
 def _run(name: str, *arguments: str) -> int:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from poad.config import load
-from poad.errors import PoadError, RunError
+from poad.display import printable
+from poad.errors import TRACEBACK, PoadError, RunError, explained
 from poad.runs import (
     UNTRAINED,
     Generalization,
@@ -245,8 +246,11 @@ def _run_task(task: Task) -> None:
     start = time.process_time()
     try:
         status = _train(task) or _evaluate_unseen(task)
-    except PoadError as error:
-        sys.stderr.write(f"{error}\n")
+    except Exception as error:
+        told = explained(error)
+        if told is None or os.environ.get(TRACEBACK):
+            raise
+        sys.stderr.write(f"{printable(told)}\n")
         status = 2
     finally:
         expense = Expense(task.path.name, time.process_time() - start)

@@ -449,6 +449,28 @@ def test_a_thousand_offers_of_one_prompt_keep_to_the_budget(zoo: Zoo):
     assert acted[0] == acted[1]
 
 
+def test_what_the_backward_pass_of_many_offers_keeps_is_bounded(zoo: Zoo):
+    """With four times as many offers, a pass of the same size keeps hardly more."""
+    policy, kept = policy_of(zoo.load(), "word"), []
+    for count in (100, 400):
+        offers = tuple(f"open door number {i} and look" for i in range(count))
+        observation = Observation(PROMPTS[1], offers)
+        batch, _, _ = policy.decisions([turn_of(policy, observation, act(policy, observation))])
+        for tokens in (300, 10**6):
+            sizes: list[int] = []
+
+            def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+                sizes.append(tensor.numel())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                policy.evaluate(batch, tokens)
+            kept.append(sum(sizes))
+    few, few_at_once, many, many_at_once = kept
+    assert many < many_at_once / 20
+    assert many - few < (many_at_once - few_at_once) / 20
+
+
 # --- the limit of the context -----------------------------------------------------------------
 
 

@@ -50,7 +50,8 @@ def lay_everything_out(some: list[Turn]) -> Any:
     rows = lay_out([some], resolve(Config()).credit)
     model: Any = SimpleNamespace(codec=SimpleNamespace(pad_id=0), branching=True)
     batch, *_ = Policy(model).decisions(some)
-    return rows, batch, Bundles.divide(rows.positions), batch.packed, pack(rows.positions, 0)
+    packed = pack(batch.positions, 0), pack(rows.positions, 0)
+    return rows, batch, Bundles.divide(rows.positions), packed
 
 
 def measure(length: int, count: int) -> tuple[float, float]:

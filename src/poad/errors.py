@@ -16,7 +16,8 @@
     └── SandboxError            programs cannot be run safely here
 
 Every message says what is wrong, where, and what to do about it, so the command line prints the
-message alone. Anything else that is raised is a bug, in poad or in a world, and shows a traceback.
+message alone. It tells what a world raised in one message as well, by the `WorldNote` on it.
+Anything else that is raised is a bug and shows a traceback.
 """
 
 from __future__ import annotations
@@ -54,6 +55,23 @@ class WorldError(PoadError, AssertionError):
         super().__init__(message)
 
 
+class WorldNote(str):
+    """The note on whatever a world raised: it names the world, the seed and the turn.
+
+    Args:
+        text: the note.
+        line: the last line of the world's own code that was running; empty if there was none.
+    """
+
+    line: str
+
+    def __new__(cls, text: str, line: str) -> WorldNote:
+        """Make a string that also holds the line."""
+        note = super().__new__(cls, text)
+        note.line = line
+        return note
+
+
 class DivergenceError(PoadError, ArithmeticError):
     """Training diverged: a loss or gradient is not finite, or the sampler is another policy."""
 
@@ -88,6 +106,35 @@ class DataError(PoadError, ValueError):
 
 class SandboxError(PoadError, RuntimeError):
     """Programs cannot be run safely here; the message says what is missing and how to get it."""
+
+
+TRACEBACK = "POAD_TRACEBACK"
+"""The environment variable that shows the traceback of an error which is told without one."""
+
+
+def explained(error: Exception) -> str | None:
+    """Say in one message what is wrong and where; None if nothing but the traceback tells.
+
+    Args:
+        error: of poad or, with a `WorldNote`, of a world.
+    """
+    # The notes say where in a world this happened.
+    notes: list[str] = getattr(error, "__notes__", [])
+    if isinstance(error, PoadError):
+        return " ".join([str(error), *notes])
+    place = next((note for note in notes if isinstance(note, WorldNote)), None)
+    if place is None or not place.line:
+        return None
+    try:
+        text = str(error)
+    except Exception:  # of a class of the world's own
+        text = "an error without words"
+    text = text if len(text) <= 500 else f"{text[:500]} ... ({len(text):,} characters)"
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        f"The world raised {what} ({place.line}). {place} With {TRACEBACK}=1 in the environment, "
+        "poad shows the traceback."
+    )
 
 
 _ELSEWHERE = {

@@ -10,6 +10,7 @@ from tiny_models import tokens_seen
 from torch import Tensor
 
 from poad.agent.decisions import DecisionBatch, DecisionTable
+from poad.lm.packing import Packed, pack
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Position, TokenIds
 
@@ -27,13 +28,18 @@ offers = st.lists(
 )
 
 
+def laid_out(batch: DecisionBatch) -> Packed:
+    """The rows in which the readings lie."""
+    return pack(batch.positions, batch.pad_id)
+
+
 def described(batch: DecisionBatch, q: int) -> list[tuple[list[tuple[TokenIds, int]], float]]:
     """Describe one decision: for each option its (seen tokens, token) pairs and its divisor."""
     options = []
     for k in batch.option_mask[q].nonzero().squeeze(1).tolist():
         places = batch.token_mask[q, k].nonzero().squeeze(1).tolist()
         read, token = batch.read[q, k], batch.token[q, k]
-        path = [(tokens_seen(batch.packed, int(read[a])), int(token[a])) for a in places]
+        path = [(tokens_seen(laid_out(batch), int(read[a])), int(token[a])) for a in places]
         options.append((path, float(batch.divisor[q, k])))
     return options
 
@@ -136,14 +142,14 @@ def test_every_position_is_read_once_however_many_decisions_need_it():
     table.of_vocabulary((SHORT, (1,)), 2)
     batch = table.batch(PAD, extra_positions=[(SHORT, ()), (SHORT, (5,))])
     # The root, then behind 1, 1·2 and 5; the last tokens are predicted and never read.
-    assert sorted(tokens_seen(batch.packed, r)[2:] for r in range(len(batch.packed.row))) == [
+    assert sorted(tokens_seen(laid_out(batch), r)[2:] for r in range(len(laid_out(batch).row))) == [
         *((), (1,), (1, 2), (5,))
     ]
-    assert [tokens_seen(batch.packed, r) for r in batch.extra_readings.tolist()] == [
+    assert [tokens_seen(laid_out(batch), r) for r in batch.extra_readings.tolist()] == [
         SHORT,
         (*SHORT, 5),
     ]
-    assert batch.packed.token_ids.shape == (1, len(SHORT) + 3)
+    assert laid_out(batch).token_ids.shape == (1, len(SHORT) + 3)
 
 
 @settings(deadline=None)
@@ -156,8 +162,8 @@ def test_padding_is_masked_and_points_at_real_readings(made):
     assert batch.option_mask.shape == batch.divisor.shape == (q, k)
     assert torch.equal(batch.option_mask, batch.token_mask.any(2))
     assert batch.option_mask[:, 0].all()
-    assert int(batch.read.max()) < len(batch.packed.row)
-    assert [tokens_seen(batch.packed, r) for r in batch.extra_readings.tolist()] == [
+    assert int(batch.read.max()) < len(laid_out(batch).row)
+    assert [tokens_seen(laid_out(batch), r) for r in batch.extra_readings.tolist()] == [
         (*p, *b) for p, b in extra
     ]
 
@@ -199,7 +205,7 @@ def test_selected_bundles_hold_the_same_decisions(made, data):
         assert part.renormalize[q] == batch.renormalize[whole]
 
     def places(of: DecisionBatch, which: Tensor) -> list[TokenIds]:
-        return [tokens_seen(of.packed, reading) for reading in which.tolist()]
+        return [tokens_seen(laid_out(of), reading) for reading in which.tolist()]
 
     assert places(part, part.extra_readings) == places(batch, batch.extra_readings[kept_extra])
     seen = {q for b in range(count) for q in batch.select(torch.tensor([b]))[1].tolist()}

@@ -7,6 +7,7 @@ candidate, without cache, padding or neighbours.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tolerance import EXACT, drift, float32
 from torch import Tensor
 
 from poad.agent.build import load_agent
+from poad.agent.critic import read_hidden
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
@@ -28,6 +30,7 @@ from poad.config import Config, PromptConfig
 from poad.envs.registry import make
 from poad.errors import ModelError
 from poad.lm.model import LanguageModel
+from poad.lm.packing import pack
 from poad.trie import ActionTrie
 from poad.turns import Action, Observation, TokenIds, Turn
 
@@ -387,10 +390,10 @@ def test_a_decision_costs_its_path_up_to_the_last_choice(zoo: Zoo, count):
         else:  # close: all of them read at once
             assert sum(sizes) <= len(prompt) + 8
         batch, _, _ = policy.decisions([turn_of(policy, observation, action)])
-        assert batch.packed.tokens == len(prompt) + before_last_choice
+        assert pack(batch.positions, batch.pad_id).tokens == len(prompt) + before_last_choice
         with counting(policy.model) as sizes:
             policy.evaluate(batch)
-        assert sizes == [batch.packed.tokens]
+        assert sizes == [pack(batch.positions, batch.pad_id).tokens]
 
 
 def test_whole_actions_are_scored_in_one_pass_with_the_prompt_once(zoo: Zoo):
@@ -427,6 +430,45 @@ def test_passes_of_bounded_size_act_the_same(zoo: Zoo, scheme):
     for one, other in zip(*acted, strict=True):
         assert (one.text, one.token_ids, one.choice) == (other.text, other.token_ids, other.choice)
         assert one.logprob == pytest.approx(other.logprob, abs=EXACT)
+
+
+def test_a_thousand_offers_of_one_prompt_keep_to_the_budget(zoo: Zoo):
+    """The softmax runs over all of them, although no pass reads all."""
+    model = zoo.load()
+    offers = tuple(f"{a} the {b} {c}" for a in "abcdefghij" for b in range(10) for c in range(10))
+    observation, budget = Observation(PROMPTS[1], offers), 500
+    probabilities, acted = [], []
+    for tokens in (budget, 10**6):
+        policy = policy_of(model, "word", pass_tokens=tokens)
+        with counting(model) as sizes:
+            probabilities.append(policy.probabilities(observation))
+            acted.append(act(policy, observation).text)
+        assert max(sizes) <= budget or (tokens > budget and max(sizes) > 10 * budget)
+    assert_same(*map(torch.tensor, probabilities))
+    assert sum(probabilities[0]) == pytest.approx(1.0, abs=EXACT)
+    assert acted[0] == acted[1]
+
+
+def test_what_the_backward_pass_of_many_offers_keeps_is_bounded(zoo: Zoo):
+    """With four times as many offers, a pass of the same size keeps hardly more."""
+    policy, kept = policy_of(zoo.load(), "word"), []
+    for count in (100, 400):
+        offers = tuple(f"open door number {i} and look" for i in range(count))
+        observation = Observation(PROMPTS[1], offers)
+        batch, _, _ = policy.decisions([turn_of(policy, observation, act(policy, observation))])
+        for tokens in (300, 10**6):
+            sizes: list[int] = []
+
+            def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+                sizes.append(tensor.numel())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                policy.evaluate(batch, tokens)
+            kept.append(sum(sizes))
+    few, few_at_once, many, many_at_once = kept
+    assert many < many_at_once / 20
+    assert many - few < (many_at_once - few_at_once) / 20
 
 
 # --- the limit of the context -----------------------------------------------------------------
@@ -762,6 +804,50 @@ def test_entropies_and_gradients_equal_brute_force(zoo: Zoo, architecture, tunin
     assert float((gradient - brute).norm()) <= EXACT * float(brute.norm())
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("architecture", "rest"),
+    [
+        ("llama", {}),
+        ("qwen", {"gradient_checkpointing": True}),
+        ("gpt2", {"tuning": "lora"}),
+    ],
+    ids=["full", "checkpointed", "lora"],
+)
+def test_decisions_read_in_several_passes_are_the_same(zoo: Zoo, architecture, rest, scheme):
+    """Whatever a pass leaves out: probabilities, entropies, divergences and their gradients."""
+    model = zoo.load(architecture, keep_reference=True, **rest)
+    policy = policy_of(model, scheme, temperature=0.7)
+    offers = [f"{one} the {other} zygote" for one in ("open", "take", "chop") for other in "abcd"]
+    crowd = [Observation(PROMPTS[0], tuple(offers)), Observation(PROMPTS[0])]
+    crowd = crowd[: 2 if policy.acting.scheme == "trie" else 1]
+    turns = [turn_of(policy, o, act(policy, o, seed)) for o in crowd for seed in range(12)]
+    also = [(t.prompt_ids, t.action.beginnings[j]) for t in turns for j in (0, -1)]
+    batch, _, _ = policy.decisions(turns, also, divide=False)
+    assert len(batch.bundles.cost) == 1
+    frozen = read_hidden(model, model.read_frozen, batch.positions, sys.maxsize)
+    batch = replace(batch, reference=frozen)
+    longest = max(len(prompt) + len(beginning) for prompt, beginning in batch.positions)
+    found, gradients, columns = [], [], []
+    for tokens in (10**6, 1):
+        with counting(model) as sizes:
+            found.append(policy.evaluate(batch, tokens))
+            columns.append(list(sizes))
+            options = torch.exp(found[-1].logprob)
+            terms = torch.cat([part.flatten() for part in (options, *found[-1][1:])])
+            total = (terms * torch.linspace(1, 2, len(terms))).sum()
+            gradient = torch.autograd.grad(total, model.parameters())
+            gradients.append(torch.cat([part.flatten() for part in gradient]))
+            assert len(sizes) == len(columns[-1]) * (2 if tokens == 1 else 1)
+    assert len(columns[0]) == 1 < len(columns[1])
+    assert max(columns[1]) <= 2 * longest  # a single row is not divided
+    assert max(columns[1]) < columns[0][0]
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+    assert float(gradients[0].norm()) > 0.1
+    assert_same(gradients[1], gradients[0])
+
+
 def test_options_that_are_padding_are_impossible(zoo: Zoo):
     policy = policy_of(zoo.load())
     batch, _, _ = policy.decisions([turn_of(policy, *pair) for pair in acted(policy)])
@@ -770,7 +856,7 @@ def test_options_that_are_padding_are_impossible(zoo: Zoo):
     assert (evaluated.logprob[~batch.option_mask] == -math.inf).all()
     assert evaluated.logprob[batch.option_mask].isfinite().all()
     assert evaluated.entropy.isfinite().all()
-    assert evaluated.hidden.shape == (len(batch.positions), policy.model.width)
+    assert evaluated.extra_hidden.shape == (0, policy.model.width)
 
 
 def test_further_positions_are_read_in_the_same_pass(zoo: Zoo):
@@ -778,7 +864,7 @@ def test_further_positions_are_read_in_the_same_pass(zoo: Zoo):
     turn = turn_of(policy, OFFER, act(policy, OFFER))
     also = [(turn.prompt_ids, ()), (turn.prompt_ids, turn.action.token_ids[:2]), ((5, 6), ())]
     batch, _, _ = policy.decisions([turn], also)
-    hidden = policy.evaluate(batch).hidden[batch.extra_readings]
+    hidden = policy.evaluate(batch).extra_hidden
     for state, (prompt, rest) in zip(hidden, also, strict=True):
         with torch.no_grad():
             logits = policy.model.logits(state), next_token_logits(policy.model, *prompt, *rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -560,3 +561,97 @@ def test_an_option_that_does_not_apply_is_refused(
     message = error_of(capsys, *(a.format(run=trained) for a in arguments))
     assert "entry_point" not in message
     assert "kwargs" not in message
+
+
+# --- what a world raises ----------------------------------------------------------------------
+
+RAISING = """
+import gymnasium
+from gymnasium.spaces import Text
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+ERRORS = [
+    ZeroDivisionError("no"),
+    KeyError("x"),
+    BrokenPipeError(),
+    ValueError(chr(27) + "[2J"),
+    Wordless(),
+    RuntimeError("y" * 9999),
+]
+
+
+class Raising(gymnasium.Env):
+    observation_space = action_space = Text(200)
+
+    def __init__(self, error):
+        self.error = ERRORS[error]
+
+    def reset(self, *, seed=None, options=None):
+        self.turn = 0
+        return "You see a pot.", {"admissible_actions": ("chop", "wait")}
+
+    def step(self, action):
+        self.turn += 1
+        if self.turn == 2:
+            raise self.error  # here
+        return "You see a pot.", 0.0, False, False, {"admissible_actions": ("wait", "chop")}
+
+
+gymnasium.register("Raising-v0", entry_point=Raising, order_enforce=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def raising(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("worlds") / "raising_world.py"
+    file.write_text(RAISING)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    list(
+        enumerate(
+            [
+                "ZeroDivisionError: no",
+                "KeyError: 'x'",
+                "BrokenPipeError",
+                "ValueError: ␛[2J",
+                "Wordless: an error without words",
+                "RuntimeError: yyy",
+            ]
+        )
+    ),
+)
+def test_what_a_world_raises_is_told_in_one_message(
+    number: int,
+    says: str,
+    raising: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(raising.parent)
+    line = 1 + RAISING.splitlines().index("            raise self.error  # here")
+    run = ("train", "--env", "raising_world:Raising-v0", "--env-args", f"error={number}")
+    small = ("--model.name", "tiny-kitchen", "--streams", "2", "--eval.episodes", "0")
+    assert main([*run, *small, "--run", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert f"The world raised {says}" in told
+    assert f"({raising}, line {line}, in step)" in told
+    assert re.search(r"world 'Raising-v0', seed \d+, action 2 \('", told)
+    assert "Traceback" not in told
+    assert "POAD_TRACEBACK=1" in told
+    assert len(told) < 1500
+    monkeypatch.setenv("POAD_TRACEBACK", "1")
+    raised: Exception | None = None
+    try:
+        main([*run, *small, "--run", str(tmp_path / "again")])
+    except Exception as error:
+        raised = error
+    assert type(raised).__name__ == says.partition(":")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,18 @@ def test_a_long_evaluation_is_counted_where_there_is_no_terminal():
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b6n\x1bP\x7f\u202ecod\u2066\r[bold]plain[/]"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def test_no_control_character_reaches_a_terminal():
+    """Escapes of seven and of eight bits, what turns the direction of writing, other line ends."""
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    for character in map(chr, range(0x110000)):
+        commands = (
+            unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs")
+            or unicodedata.bidirectional(character) in turning
+        )
+        if commands and character not in "\t\n":
+            assert character not in printable(f"a{character}b")
 
 
 @given(st.text())

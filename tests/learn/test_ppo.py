@@ -13,7 +13,7 @@ import pytest
 import torch
 from naive_credit import ALL_METHODS
 from textbook_ppo import Streams, Textbook
-from tiny_models import Zoo, next_token_logits
+from tiny_models import Zoo, counted, next_token_logits
 from tiny_worlds import settings
 from tolerance import EXACT, drift, float32
 from torch import Tensor
@@ -209,12 +209,17 @@ def ended_turns(streams: Streams) -> Streams:
 
 
 @pytest.mark.parametrize("body", ["frozen", "shared"])
-@pytest.mark.parametrize("world", ["Novel", "Journal"])
-def test_parts_add_up_to_the_whole(world: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("world", "method"),
+    [("Novel", "poad"), ("Journal", "poad"), ("Novel", "twosome"), ("Novel", "turn_ppo")],
+)
+def test_parts_add_up_to_the_whole(
+    world: str, method: str, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Minibatches average to the whole batch; micro-batches change nothing but memory."""
     gradients = []
     for minibatches, tokens in ((1, 16_384), (3, 16_384), (1, 1)):
-        config = settings(world, critic={"body": body}, horizon=6)
+        config = settings(world, credit={"method": method}, critic={"body": body}, horizon=6)
         config = replace(
             config,
             ppo=replace(
@@ -229,8 +234,12 @@ def test_parts_add_up_to_the_whole(world: str, body: str, monkeypatch: pytest.Mo
         push(agent, 1)
         parts: list[Tensor] = []
         instead_of_steps(learner, monkeypatch, lambda _, a=agent, p=parts: p.append(gradient(a)))
+        sizes = counted(agent.model)
         learner.update(rollout)
         assert len(parts) == minibatches
+        texts = [(*t.prompt_ids, *t.action.token_ids) for t in rollout.turns]
+        longest = max(map(len, [*texts, *(t.next_prompt_ids for t in rollout.turns)]))
+        assert tokens > 1 or max(sizes) <= 2 * longest  # a single row is not divided
         gradients.append(torch.stack(parts).mean(0))
     for other in gradients[1:]:
         assert_close(other, gradients[0])

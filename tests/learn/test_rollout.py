@@ -15,6 +15,7 @@ import tiny_worlds
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_worlds import settings
+from tokenizers import normalizers
 
 from poad.agent.build import Agent, load_agent
 from poad.config import SEEDS_PER_RUN, world_seed
@@ -220,6 +221,46 @@ def test_a_world_that_raises_is_named(agent: Agent, generator: np.random.Generat
     assert "'tiny/Broken-v0'" in note
     assert "seed 10, action 3" in note
     assert f"`poad envs {tiny_worlds.name('Broken')} --check`" in note
+
+
+class Alike(gymnasium.Env[str, str]):
+    """Offers, from some turn on, two actions that a tokenizer of lower case cannot tell apart."""
+
+    observation_space = action_space = gymnasium.spaces.Text(200)
+
+    def __init__(self, turn: int) -> None:
+        self.wrong = turn
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.turn = 0
+        return "You see a pot.", {"admissible_actions": self.offers()}
+
+    def step(self, action: str) -> Any:
+        self.turn += 1
+        info: dict[str, Any] = {"admissible_actions": self.offers()}
+        if self.turn == 3:
+            info["episode"] = {"r": 0.0, "l": 3, "success": False}
+        return "You see a pot.", 0.0, self.turn == 3, False, info
+
+    def offers(self) -> tuple[str, ...]:
+        return ("chop", "Chop", "wait") if self.turn >= self.wrong else ("chop", "wait")
+
+
+@pytest.mark.parametrize(("turn", "place"), [(0, "reset"), (2, r"action 2 \('")])
+def test_offers_with_the_same_tokens_are_a_fault_of_the_world(turn: int, place: str) -> None:
+    agent = load_agent(settings("Chain"))
+    agent.policy.codec.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    streams = (lambda: Alike(turn)), agent.policy, 1, 10
+    says = rf"'chop' and 'Chop' have the same tokens.*world 'Alike', seed 10, {place}"
+    with pytest.raises(WorldError, match=says):
+        Collector(*streams).collect(5, np.random.default_rng(0))
+
+
+def test_what_is_offered_after_the_end_is_not_read() -> None:
+    agent = load_agent(settings("Chain"))
+    agent.policy.codec.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    streams = Collector(lambda: Alike(3), agent.policy, 1, 10)
+    assert len(streams.collect(5, np.random.default_rng(0)).turns) == 5
 
 
 def test_a_world_that_ends_silently_is_told_so(

@@ -11,7 +11,7 @@ from tolerance import EXACT
 from torch import Tensor, nn
 
 from poad.errors import ModelError
-from poad.lm.model import LanguageModel
+from poad.lm.model import LanguageModel, computed_twice
 from poad.lm.packing import pack
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -135,6 +135,18 @@ def test_a_window_and_a_kernel_without_masks_are_rejected(zoo: Zoo) -> None:
 
 
 # --- dropout and the untrained model ----------------------------------------------------------
+
+
+def test_what_is_computed_twice_drops_the_same_inputs_again(zoo: Zoo) -> None:
+    model = zoo.load(tuning="lora", lora_dropout=0.5)
+    packed, gradients = pack([((1, 2, 3), ())], 0), []
+    for call in (computed_twice, lambda compute, _: compute()):
+        with model.dropout(torch.Generator().manual_seed(3)):
+            logits = call(lambda: model.logits(model.read(packed)), model.device)
+            gradient = torch.autograd.grad(logits.square().sum(), model.parameters())
+        gradients.append(torch.cat([part.flatten() for part in gradient]))
+    assert float(gradients[1].norm()) > 0
+    torch.testing.assert_close(*gradients)
 
 
 def test_adapters_have_dropout_in_gradient_steps_only_and_the_same_for_a_seed(zoo: Zoo) -> None:

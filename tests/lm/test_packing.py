@@ -21,7 +21,7 @@ from tolerance import EXACT
 from torch import Tensor
 
 from poad.lm.model import LanguageModel
-from poad.lm.packing import Bundles, Packed, common_prefix_length, pack, renumber
+from poad.lm.packing import Bundles, Packed, common_prefix_length, pack, pack_in_passes, renumber
 from poad.turns import Beginning, Position, TokenIds
 
 PAD = 1
@@ -289,6 +289,21 @@ def test_micro_batches_keep_within_the_budget_and_leave_nothing_out(crowd, token
         assert columns <= tokens or len(part) == 1
     if pack(crowd, PAD, branching=branching).tokens <= tokens:
         assert [part.tolist() for part in parts] == [order.tolist()]
+
+
+@settings(deadline=None)
+@given(crowds(), st.integers(1, 60) | st.just(10**6), st.booleans())
+def test_passes_keep_within_the_budget_and_read_everything_once(crowd, tokens, branching):
+    """Even those of one bundle; only a row on its own may take more."""
+    passes = pack_in_passes(crowd, PAD, tokens, branching)
+    assert sorted(torch.cat([here for _, here in passes]).tolist()) == list(range(len(crowd)))
+    for packed, here in passes:
+        assert packed.tokens <= tokens or len(packed.token_ids) == 1
+        for reading, q in enumerate(here.tolist()):
+            prompt, beginning = crowd[q]
+            assert tokens_seen(packed, reading) == (*prompt, *beginning)
+    if pack(crowd, PAD, branching=branching).tokens <= tokens:
+        assert len(passes) == 1
 
 
 def test_a_long_prompt_is_not_padded_for_beside_short_ones():

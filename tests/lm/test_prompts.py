@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import PROMPTS, TOKENIZERS, Zoo, byte_level, counted
 from tiny_worlds import settings as small
 from tolerance import EXACT
+from transformers import PreTrainedTokenizerFast
 
 from poad.agent.build import Agent, load_agent
 from poad.config import Config, PromptConfig, load
@@ -577,8 +579,32 @@ def test_a_date_in_a_file_needs_no_quotes(tmp_path: Path) -> None:
     assert load(path).prompt.date == "1999-12-31"
 
 
-def test_a_template_whose_clock_cannot_be_set_is_refused() -> None:
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{%- set f = '%d' -%}{{ strftime_now(f) }}",
+        "{%- set now = strftime_now -%}{{ now('%d') }}",
+        "{{ [strftime_now] | map('string') | first }}",
+        "{%- if strftime_now is defined -%}{{ (strftime_now)('%d') }}{%- endif -%}",
+    ],
+)
+def test_a_template_whose_clock_cannot_be_set_is_refused(asks: str) -> None:
     tokenizer = chatting("marked")
-    tokenizer.chat_template = "{%- set f = '%d' -%}{{ strftime_now(f) }}" + TEMPLATES["marked"]
+    tokenizer.chat_template = asks + TEMPLATES["marked"]
     with pytest.raises(PromptError, match=r"today's date.*prompt\.format = plain"):
         codec_for(tokenizer, PromptConfig(format="chat"))
+
+
+class Clockwork(PreTrainedTokenizerFast):
+    """Shows the time by code of its own."""
+
+    def apply_chat_template(self, *args: Any, **rest: Any) -> Any:
+        return f"It is {time.time()}. {super().apply_chat_template(*args, **rest)}"
+
+
+def test_a_tokenizer_with_code_of_its_own_may_show_the_date_and_is_told() -> None:
+    plain = chatting("marked")
+    made = Clockwork(tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token)
+    made.chat_template = plain.chat_template
+    with pytest.warns(UserWarning, match=r"Clockwork makes chat prompts by code of its own"):
+        codec_for(made, PromptConfig(format="chat"))

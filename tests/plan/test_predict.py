@@ -20,6 +20,7 @@ from poad.cli.main import main
 from poad.config import Config, ModelConfig, PPOConfig, PromptConfig
 from poad.errors import HardwareError, ModelError
 from poad.learn.train import Trainer
+from poad.lm.packing import pack
 from poad.plan import predict as plan
 from poad.plan.hardware import matrix_speed, read_size
 from poad.plan.predict import Plan
@@ -170,7 +171,7 @@ def test_a_random_agent_computes_about_as_much_as_an_untrained_one() -> None:
     trainer = Trainer(config)
     turns = trainer.collector.collect(config.horizon, trainer.generator).turns
     batch, _, _ = trainer.agent.policy.decisions(turns)
-    real = int(batch.packed.mask.sum())
+    real = int(pack(batch.positions, batch.pad_id).mask.sum())
     assert found.turns == len(turns)
     assert 0.5 * real < found.update_tokens < 2 * real
     distinct = len({turn.prompt_ids for turn in turns})

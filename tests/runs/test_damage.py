@@ -8,6 +8,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ import pytest
 from tiny_worlds import settings
 
 from poad.errors import PoadError
-from poad.runs import Run
-from poad.workflows import Weights, load_weights, resume_run, train_run
+from poad.runs import Run, read_json
+from poad.study.workers import Task
+from poad.workflows import (
+    Weights,
+    evaluate_run,
+    generalize_run,
+    load_weights,
+    resume_run,
+    train_run,
+)
 
 CHANGES: dict[str, Any] = {"checkpoint_every": 2, "eval": {"episodes": 3, "every": 2}}
 OF_LINES = ("config.yaml", "versions.json", "metrics.jsonl", "episodes.jsonl", "summary.json")
@@ -98,10 +107,24 @@ BY_LINE: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def alter(file: Path, _: Path) -> None:
+    """Change one digit that is part of a number or a hash."""
+    content = bytearray(file.read_bytes())
+    digits = [i for i, byte in enumerate(content) if byte in b"0123456789"]
+    place = random.Random(file.name).choice(digits)
+    content[place] = ord("0") + (content[place] - ord("0") + 1) % 10
+    file.write_bytes(content)
+
+
 DAMAGE = {
     f"{file}, {name}": (file, do) for file in OF_LINES for name, do in (WHOLE | BY_LINE).items()
 }
 DAMAGE |= {f"{file}, {name}": (file, do) for file in OTHERS for name, do in WHOLE.items()}
+DAMAGE |= {
+    f"{file}, a digit changed": (file, alter)
+    for file in (*OF_LINES, *OTHERS)
+    if file not in ("config.yaml", "best.txt")  # some settings may change
+}
 del DAMAGE["best.txt, cut"], DAMAGE["best.txt, empty"]  # it is written anew, whatever it holds
 
 
@@ -171,8 +194,6 @@ def test_a_damaged_file_does_not_matter_to_a_reader_or_is_named(
     found, told = content(path), content(finished)
     for each in (found, told):  # readers count an episode once
         each["episodes"] = list(dict.fromkeys(map(repr, each["episodes"])))
-    if file == "summary.json":  # two free texts, which nothing reads
-        del found["summary"]["best"], told["summary"]["best"]
     assert found == told
 
 
@@ -215,3 +236,54 @@ def test_a_state_that_was_edited_is_noticed(finished: Path, tmp_path: Path):
     file.write_text(json.dumps(edited))
     with pytest.raises(PoadError, match=r"state.json was changed after it was written"):
         load_weights(Weights(path))
+
+
+def evaluated(run: Path, place: Path) -> Path:
+    """A finished run that was evaluated later, in its own world and in others."""
+    path = shutil.copytree(run, place)
+    config = Run.open(path).config
+    with warnings.catch_warnings(action="ignore"):
+        evaluate_run(Weights(path), replace(config, eval=replace(config.eval, seed=7)), quiet=True)
+        generalize_run(path, [], ["tiny_worlds:tiny/Diary-v0"], 2, quiet=True)
+    return path
+
+
+LATER = {name: do for name, do in (WHOLE | BY_LINE).items() if name != "another seed's"}
+
+
+@pytest.mark.parametrize("damage", [*LATER, "a digit changed", "a digit of its last line changed"])
+def test_episodes_that_were_added_later_are_sealed_as_well(
+    damage: str, finished: Path, tmp_path: Path
+):
+    path = evaluated(finished, tmp_path / "run")
+    file = path / "episodes.jsonl"
+    before = content(path)
+    assert len(before["episodes"]) > len(content(finished)["episodes"])
+    if damage == "a digit of its last line changed":
+        text = file.read_bytes()
+        place = text.rindex(b'"seed": ') + len(b'"seed": ')
+        file.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+    else:
+        (LATER | {"a digit changed": alter})[damage](file, file)
+    if damage == "with its last line twice":  # readers count an episode once
+        assert content(path)["metrics"] == before["metrics"]
+        return
+    assert "episodes.jsonl was damaged" in refusal(lambda: content(path))
+
+
+def test_damaged_lines_are_not_vouched_for_by_a_later_evaluation(finished: Path, tmp_path: Path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    alter(path / "episodes.jsonl", path)
+    with Run.open(path) as run:
+        run.add_episodes(list(Run.open(finished).episodes())[:1])
+    assert "episodes.jsonl was damaged" in refusal(lambda: content(path))
+
+
+def test_results_in_other_worlds_vouch_for_themselves(finished: Path, tmp_path: Path):
+    path = evaluated(finished, tmp_path / "run")
+    file = path / "generalization.json"
+    task = Task(path, ("tiny_worlds:tiny/Diary-v0",), 2)
+    assert task.evaluated_unseen
+    alter(file, file)
+    assert "generalization.json was changed" in refusal(lambda: read_json(file))
+    assert not task.evaluated_unseen  # so a study evaluates again

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from synthetic_run import episode, evaluation, metrics, run_of, summary
 
 from poad.config import Config, load
 from poad.errors import ConfigError, RunError
+from poad.runs.history import write_sealed
 from poad.runs.provenance import source_hash
 from poad.runs.run import Run
 from poad.study.comparable import versions_of
@@ -129,7 +131,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("poad.runs.run.write_json", fail)
+    monkeypatch.setattr("poad.runs.run.write_sealed", fail)
     with pytest.raises(RunError, match=r"Cannot create the run .*No space left"):
         Run.create(tmp_path / "run", Config())
     assert os.listdir(tmp_path) == []
@@ -329,3 +331,20 @@ def test_the_same_process_may_open_a_run_twice(tmp_path: Path):
     Run.open(tmp_path / "run").log({"iteration": 1})
     first.log({"iteration": 2})
     assert len(first.metrics()) == 2
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    Run.create(path, Config()).close()
+    stored = yaml.safe_load((path / "config.yaml").read_text())
+    del stored["ppo"]["kl_limit"], stored["critic"]["codes"], stored["threads"]
+    (path / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError, match=r"incomplete: it lacks .* If it was cut off, ") as caught:
+        Run.open(path)
+    assert "which may have settings" not in str(caught.value)
+    versions = json.loads((path / "versions.json").read_text())
+    write_sealed(path / "versions.json", versions | {"poad": "0.0.9", "source": "0123abcd"})
+    with pytest.raises(ConfigError, match=r"created by poad 0.0.9 \(source 0123abcd\)") as caught:
+        Run.open(path)
+    for name in ("ppo.kl_limit", "critic.codes", "threads", "this is poad ", "poad config "):
+        assert name in str(caught.value)

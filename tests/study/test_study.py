@@ -34,6 +34,7 @@ from poad.runs import (
     plain,
     read_lines,
     write_json,
+    write_sealed,
     write_text,
 )
 from poad.study.comparable import FORMAT, identify, incomparable
@@ -655,7 +656,7 @@ def test_versions_of_the_search_count_as_well(tmp_path: Path):
     (job,) = study.search
     pretend(study, job, [0.5])
     place = study.tasks[job.name].path / "versions.json"
-    write_json(place, json.loads(place.read_text()) | {"torch": "0.1"})
+    write_sealed(place, json.loads(place.read_text()) | {"torch": "0.1"})
     for reported in study.reported():
         pretend(study, reported, [0.5])
     assert {v["torch"] for v in study.results().identity.versions} >= {"0.1"}
@@ -730,9 +731,9 @@ def test_the_hash_follows_panel_and_versions_and_nothing_of_the_machine(study: S
     for job in jobs:  # a slower machine, and a commit that changed no source
         run = study.tasks[job.name].path
         versions = json.loads((run / "versions.json").read_text())
-        write_json(run / "versions.json", versions | {"git": "another", "platform": "a laptop"})
+        write_sealed(run / "versions.json", versions | {"git": "another", "platform": "a laptop"})
         summary = json.loads((run / "summary.json").read_text())
-        write_json(run / "summary.json", summary | {"cpu_seconds": 99.0})
+        write_sealed(run / "summary.json", summary | {"cpu_seconds": 99.0})
     assert study.results().identity.hash == told
     assert study.results().runs[0].cpu_seconds == 99
     for name in ("torch", "source", "python"):

@@ -132,7 +132,7 @@ class Actor:
             if not known and tokens <= PREFETCHED_TOKENS:
                 found |= {(prompt, trie, n): table.at_node(prompt, trie, n) for n in choices}
         if found:
-            batch = table.batch(self.model.codec.pad_id)
+            batch = table.batch(self.model.codec.pad_id, branching=self.model.branching)
             logprob = self._read(batch)  # [Q, K]
             for (prompt, trie, node), q in found.items():
                 # [Q, K] -> the node's own options, without the padding of its row
@@ -150,7 +150,7 @@ class Actor:
             if len(listed_leaves(trie)) > 1 and (prompt, trie) not in cache.action_choices
         }
         if unknown:
-            batch = table.batch(self.model.codec.pad_id)
+            batch = table.batch(self.model.codec.pad_id, branching=self.model.branching)
             logprob = self._read(batch)  # [Q, K]
             for (prompt, trie), q in unknown.items():
                 options = logprob[q, : len(trie.all_leaves())]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poad.config import CriticConfig
-from poad.lm import Bundles, LanguageModel, Packed, pack, seeded
+from poad.lm import Bundles, LanguageModel, Packed, pack_in_passes, seeded
 from poad.turns import Beginning, Position, TokenIds
 
 
@@ -177,8 +177,10 @@ def read_hidden(
     bundles = Bundles.divide(positions, branching=model.branching)
     for run in bundles.micro_batches(pass_tokens):
         part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
-        parts.append(read(pack(part.positions, model.codec.pad_id)))
-        order.append(kept)
+        passes = pack_in_passes(part.positions, model.codec.pad_id, pass_tokens, model.branching)
+        for packed, here in passes:
+            parts.append(read(packed))
+            order.append(kept[here])
     return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from poad.errors import ConfigError
-from poad.lm import Bundles, Packed, pack, renumber
+from poad.lm import Bundles, renumber
 from poad.trie import MAX_LISTED, Form, TokenTree
 from poad.turns import Beginning, Position, TokenIds
 
@@ -65,11 +64,6 @@ class DecisionBatch:
     def positions(self) -> tuple[Position, ...]:
         """[R] the positions to read; reading r belongs to position r."""
         return self.bundles.positions
-
-    @cached_property
-    def packed(self) -> Packed:
-        """The rows in which the readings lie."""
-        return pack(self.positions, self.pad_id)
 
     def select(self, bundles: Tensor) -> tuple[DecisionBatch, Tensor, Tensor]:
         """Select some bundles, with the decisions and further positions that lie in them.
@@ -241,6 +235,7 @@ class DecisionTable:
                     token_mask[q, k, a] = True
         positions = tuple(numbers)
         # A decision between whole actions reads all over its prompt, so it must stay in one bundle.
+        # Where a bundle is larger than a pass, `evaluate` divides the pass.
         whole_prompts = shape[2] > 1
         max_unshared = None if whole_prompts else 128 if divide else sys.maxsize
         return DecisionBatch(

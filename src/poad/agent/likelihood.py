@@ -6,8 +6,9 @@ Which tokens of a turn are decisions is decided once, in `_decisions_of`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.settings import Acting
-from poad.lm import LanguageModel
+from poad.lm import LanguageModel, Packed, computed_twice, pack_in_passes, renumber
 from poad.trie import TokenTree
 from poad.turns import Position, TokenIds, Turn
 
@@ -27,31 +28,41 @@ class Evaluated(NamedTuple):
     """[Q, K] log-probability of each option; -inf where there is none."""
     entropy: Tensor
     """[Q] in nats, over the options or the vocabulary, whichever the decision is between."""
-    hidden: Tensor
-    """[R, H] the hidden states that were read."""
+    extra_hidden: Tensor
+    """[E, H] the hidden states at the batch's further positions."""
     kl_reference: Tensor | None
     """[Q] KL(policy ‖ untrained model) in nats, over the same options as the entropy; None if the
     batch does not hold what the untrained model reads."""
 
 
-def evaluate(model: LanguageModel, batch: DecisionBatch, temperature: float) -> Evaluated:
+def evaluate(
+    model: LanguageModel, batch: DecisionBatch, temperature: float, pass_tokens: int = sys.maxsize
+) -> Evaluated:
     """Compute the log-probabilities and entropies of a batch of decisions.
 
     The score of an option is the sum of its tokens' log-probabilities over its divisor. The policy
-    is the softmax over the options (``renormalize``), or the vocabulary's own distribution.
+    is the softmax over the options (``renormalize``), or the vocabulary's own distribution. Both
+    are taken once the scores of all options are known, so an offer of many actions may be read in
+    several passes. Of these none keeps its activations: the backward pass computes them again.
 
     Args:
         model: the language model.
         batch: the decisions.
         temperature: divides the scores.
+        pass_tokens: columns of one forward pass, padding included. A longer row is a pass of its
+            own.
     """
-    hidden = model.read(batch.packed)
-    new = _distributions(batch, model.logits(hidden), temperature)
-    divergence = None
-    if batch.reference is not None:
-        old = _distributions(batch, model.frozen_logits(batch.reference), temperature)
-        divergence = new.between(categorical_kl, old)
-    return Evaluated(new.taken, new.between(_entropy), hidden, divergence)
+    passes = pack_in_passes(batch.positions, batch.pad_id, pass_tokens, model.branching)
+    once = len(passes) == 1 or not torch.is_grad_enabled()
+    each: list[_Sums] = []
+    extra = []  # [E'] the further positions that each pass reads
+    for packed, here in passes:
+        compute = partial(_read_pass, model, batch, temperature, packed, here)
+        each.append(compute() if once else computed_twice(compute, model.device))
+        place = renumber(here, len(batch.positions))[batch.extra_readings]
+        extra.append((place >= 0).nonzero().squeeze(1))
+    order = torch.cat(extra).argsort().to(model.device)
+    return _joined(batch, temperature, each, order)
 
 
 @torch.no_grad()
@@ -64,66 +75,111 @@ def option_logprobs(
         model: the language model.
         batch: the Q decisions.
         temperature: divides the scores.
-        pass_tokens: tokens per forward pass, padding included.
+        pass_tokens: columns of one forward pass, padding included.
 
     Returns:
         [Q, K] on the CPU; -inf where there is no option.
     """
-    runs = batch.bundles.micro_batches(pass_tokens)
-    if len(runs) == 1:
-        return evaluate(model, batch, temperature).logprob.cpu()
     logprob = torch.zeros(batch.option_mask.shape)
-    for run in runs:  # every decision lies in one of them, which fills its row
+    # Every decision lies in one of the micro-batches, which fills its row.
+    for run in batch.bundles.micro_batches(pass_tokens):
         part, kept, _ = batch.select(run)
-        logprob[kept] = evaluate(model, part, temperature).logprob.cpu()
+        logprob[kept] = evaluate(model, part, temperature, pass_tokens).logprob.cpu()
     return logprob
 
 
-class _Distributions(NamedTuple):
-    """The distributions of Q decisions."""
+class _Sums(NamedTuple):
+    """What Q decisions sum up over their readings, in one pass: 0 where another pass reads.
 
-    among: Tensor
-    """[Q, K] log-probabilities, normalized over the options."""
-    everything: Tensor | None
-    """[Q, V] those of the whole vocabulary; None if no decision needs them."""
-    among_options: Tensor
-    """[Q] bool: True where `among` is the policy, False where `everything` is."""
-    taken: Tensor
-    """[Q, K] the policy's log-probability of each option; -inf where there is none."""
+    The last three of the sums are None if no decision is between all tokens of the vocabulary. Each
+    of those that are has one reading.
+    """
 
-    def between(self, measure: Callable[..., Tensor], *others: _Distributions) -> Tensor:
-        """Apply a measure of distributions, such as the entropy, to every decision. [Q]."""
-        among = measure(self.among, *(other.among for other in others))
-        if self.everything is None:
-            return among
-        # Both kinds are computed for every decision; each takes its own.
-        everything = measure(self.everything, *(other.everything for other in others))
-        return torch.where(self.among_options, among, everything)
+    score: Tensor
+    """[Q, K] the logits or log-probabilities of the tokens of each option."""
+    old_score: Tensor | None
+    """[Q, K] the same of the untrained model; None if the batch does not hold its states."""
+    picked: Tensor | None
+    """[Q, K] log-probability of each option among all tokens."""
+    entropy: Tensor | None
+    """[Q] over all tokens."""
+    kl: Tensor | None
+    """[Q] from the untrained model, over all tokens; None without the untrained model as well."""
+    extra_hidden: Tensor
+    """[E', H] hidden states at those of the further positions that are read here. No sum."""
 
 
-def _distributions(batch: DecisionBatch, logits: Tensor, temperature: float) -> _Distributions:
-    """Turn logits [R, V] at the readings of a batch into the distributions of its decisions."""
-    device = logits.device
+def _read_pass(
+    model: LanguageModel, batch: DecisionBatch, temperature: float, packed: Packed, here: Tensor
+) -> _Sums:
+    """Read a share of a batch's positions, [R'], which are numbered by ``here``."""
+    hidden = model.read(packed)  # [R', H]
+    place = renumber(here, len(batch.positions))  # [R] -> [R'], -1 where another pass reads
+    at = place[batch.read]  # [Q, K, A]
+    logits = model.logits(hidden)
+    score, old_score = _token_sums(batch, at, logits), None
+    old_logits = None
+    if batch.reference is not None:
+        states = batch.reference[here.to(batch.reference.device)]
+        old_logits = model.frozen_logits(states)
+        old_score = _token_sums(batch, at, old_logits)
+    picked = entropy = divergence = None
+    if not bool(batch.renormalize.all()):
+        # [Q'] decisions over the vocabulary have one token per option, all read at one position.
+        free = (~batch.renormalize & (at[:, 0, 0] >= 0)).nonzero().squeeze(1)
+        reading, which = at[free, 0, 0].to(logits.device), free.to(logits.device)
+        everything = (logits[reading] / temperature).log_softmax(-1)  # [Q', V]
+        taken = everything.gather(1, batch.token[free, :, 0].to(logits.device))  # [Q', K]
+        picked = torch.zeros_like(score).index_copy(0, which, taken)
+        entropy = score.new_zeros(len(score)).index_copy(0, which, _entropy(everything))
+        if old_logits is not None:
+            old = (old_logits[reading] / temperature).log_softmax(-1)
+            divergence = categorical_kl(everything, old)
+            divergence = score.new_zeros(len(score)).index_copy(0, which, divergence)
+    extra = place[batch.extra_readings]
+    read = hidden[extra[extra >= 0].to(hidden.device)]
+    return _Sums(score, old_score, picked, entropy, divergence, read)
+
+
+def _joined(
+    batch: DecisionBatch, temperature: float, each: Sequence[_Sums], order: Tensor
+) -> Evaluated:
+    """Add up what the passes read; ``order`` [E] sorts their further positions."""
+    *sums, hidden = zip(*each, strict=True)
+    score, old, picked, entropy_free, kl_free = (
+        None if some[0] is None else reduce(torch.add, some) for some in sums
+    )
+    assert score is not None
+    among = _among_options(batch, score, temperature)  # [Q, K]
+    entropy, divergence = _entropy(among), None
+    if old is not None:
+        divergence = categorical_kl(among, _among_options(batch, old, temperature))
+    if picked is not None and entropy_free is not None:
+        chosen = batch.renormalize.to(score.device)  # [Q]
+        picked = picked.masked_fill(~batch.option_mask.to(score.device), -math.inf)
+        among = torch.where(chosen[:, None], among, picked)
+        entropy = torch.where(chosen, entropy, entropy_free)
+        if divergence is not None and kl_free is not None:
+            divergence = torch.where(chosen, divergence, kl_free)
+    return Evaluated(among, entropy, torch.cat(hidden)[order], divergence)
+
+
+def _token_sums(batch: DecisionBatch, at: Tensor, logits: Tensor) -> Tensor:
+    """Sum the logits [R', V] of each option's tokens, read at [Q, K, A] unless that is -1."""
     # The vocabulary's normalizer is the same for all options that are single tokens at one reading,
     # so there it cancels in the softmax over options. Elsewhere it is needed.
     if batch.read.shape[2] > 1 or bool((batch.divisor != 1).any()):
         logits = logits.log_softmax(-1)
-    read, token = batch.read.to(device), batch.token.to(device)
-    # Gather the logit of every token of every option, [R, V] -> [Q, K, A], and sum over the tokens:
-    # [Q, K, A] -> [Q, K].
-    score = logits[read, token].masked_fill(~batch.token_mask.to(device), 0.0).sum(2)
-    score = score / batch.divisor.to(device) / temperature
-    score = score.masked_fill(~batch.option_mask.to(device), -math.inf)
-    among = score.log_softmax(-1)  # [Q, K]
-    among_options = batch.renormalize.to(device)  # [Q]
-    if bool(batch.renormalize.all()):
-        return _Distributions(among, None, among_options, among)
-    # Decisions over the vocabulary have one token per option, all read at the same position.
-    everything = (logits[read[:, 0, 0]] / temperature).log_softmax(-1)  # [Q, V]
-    picked = everything.gather(1, token[:, :, 0])  # [Q, V] -> [Q, K]: the tokens that were taken
-    picked = picked.masked_fill(~batch.option_mask.to(device), -math.inf)
-    taken = torch.where(among_options[:, None], among, picked)
-    return _Distributions(among, everything, among_options, taken)
+    device, inside = logits.device, batch.token_mask & (at >= 0)
+    # [R', V] -> [Q, K, A] -> [Q, K]
+    each = logits[at.clamp(min=0).to(device), batch.token.to(device)]
+    return each.masked_fill(~inside.to(device), 0.0).sum(2)
+
+
+def _among_options(batch: DecisionBatch, score: Tensor, temperature: float) -> Tensor:
+    """Turn the sums of options into log-probabilities among the options. [Q, K]."""
+    score = score / batch.divisor.to(score.device) / temperature
+    return score.masked_fill(~batch.option_mask.to(score.device), -math.inf).log_softmax(-1)
 
 
 def find_decisions(
@@ -186,13 +242,13 @@ def offered_probabilities(
     table = DecisionTable()
     if acting.scheme != "trie":
         table.between_actions(prompt, trie, acting.score, acting.score_end)
-        batch = table.batch(model.codec.pad_id)
+        batch = table.batch(model.codec.pad_id, branching=model.branching)
         return read(batch)[0].exp().tolist()
     above = dict.fromkeys(trie.parent(n) for leaf in leaves for n in trie.path(leaf))
     nodes = [node for node in above if len(trie.options(node)) > 1]
     for node in nodes:  # which the table numbers 0, 1, 2, ...
         table.at_node(prompt, trie, node)
-    batch = table.batch(model.codec.pad_id)
+    batch = table.batch(model.codec.pad_id, branching=model.branching)
     logprob = read(batch).tolist()  # [Q, K]
     # The probability of an action is the product over the choices on its path.
     taken = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -144,9 +145,15 @@ class Policy:
         """
         return find_decisions(self.model, self.acting, turns, extra_positions, divide)
 
-    def evaluate(self, batch: DecisionBatch) -> Evaluated:
-        """Compute log-probabilities and entropies of a batch of decisions, with gradient."""
-        return evaluate(self.model, batch, self.acting.temperature)
+    def evaluate(self, batch: DecisionBatch, pass_tokens: int = sys.maxsize) -> Evaluated:
+        """Compute log-probabilities and entropies of a batch of decisions, with gradient.
+
+        Args:
+            batch: the decisions.
+            pass_tokens: columns of one forward pass, padding included; no limit by default. Several
+                passes take twice the time, and the memory of one.
+        """
+        return evaluate(self.model, batch, self.acting.temperature, pass_tokens)
 
     def logprobs(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:
         """Compute the log-probabilities [Q, K] of all options without gradient, on the CPU.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from poad.errors import ConfigError, PoadError, did_you_mean
+from poad.errors import TRACEBACK, ConfigError, did_you_mean, explained
 
 COMMANDS = {
     "train": ("poad.cli.train", "train an agent in a text world"),
@@ -64,12 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Everything written so far is intact.\n")
         return 130
-    except BrokenPipeError:  # `poad ... | head`
-        sys.stdout = None
-        return 0
-    except PoadError as error:
-        # A note says where in a world this happened.
-        _complain(" ".join([f"poad: {error}", *getattr(error, "__notes__", ())]) + "\n")
+    except Exception as error:
+        told = explained(error)
+        if told is None and isinstance(error, BrokenPipeError):  # `poad ... | head`
+            sys.stdout = None
+            return 0
+        if told is None or os.environ.get(TRACEBACK):
+            raise
+        _complain(f"poad: {told}\n")
         return 2
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -69,24 +69,24 @@ for _class in (_Loader, _Dumper):
 # Reading.
 
 
-def load(path: str | Path, base: Config | None = None, *, complete: bool = False) -> Config:
+def load(
+    path: str | Path, base: Config | None = None, *, complete: Callable[[], str] | None = None
+) -> Config:
     """Read a YAML file of settings.
 
     Args:
         path: the file.
         base: the settings that the file leaves out (default: ``Config()``).
-        complete: refuse a file that leaves out any setting, as one that was cut off does.
+        complete: refuse a file that leaves out any setting, as one that was cut off does, with the
+            advice that this returns.
 
     Raises:
         ConfigError: the file is missing or not YAML, or `from_dict` rejects its content.
     """
     data = read_yaml(path)
-    if complete and (missing := [*_left_out(to_dict(Config()), data)]):
-        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
-        raise ConfigError(
-            f"{path} is incomplete: it lacks {few}. Was it cut off, or written by another version "
-            "of poad? Restore it from a copy."
-        )
+    missing = [] if complete is None else [*_left_out(to_dict(Config()), data)]
+    if complete is not None and missing:
+        raise ConfigError(f"{path} is incomplete: it lacks {', '.join(missing)}. {complete()}")
     return from_dict(data, base, str(path))
 
 

@@ -7,15 +7,18 @@ fault is one error that names the world, the seed and the turn, and never a wron
 import hashlib
 import json
 import math
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import gymnasium
 
 from poad.envs.registry import full_name
-from poad.errors import WorldError
+from poad.errors import WorldError, WorldNote
 from poad.trie import Form
 
 LONGEST: Final = 1_000_000
@@ -145,7 +148,7 @@ class CheckedWorld:
         except WorldError as error:
             raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
         except Exception as error:
-            error.add_note(self.place())
+            error.add_note(WorldNote(self.place(), line_in(self.unwrapped, error)))
             raise
 
 
@@ -160,6 +163,25 @@ def catching_exits() -> Iterator[None]:
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise
         raise WorldError(f"The world raised {error!r}, which no world may do.") from error
+
+
+def line_in(world: object, error: BaseException) -> str:
+    """Find the last line of a world's own code that an exception came through, if there is one.
+
+    Its own is the package of its class, or else the directory of its file without those below.
+    """
+    module = sys.modules.get(type(world).__module__)
+    package, _, _ = (getattr(module, "__package__", None) or "").partition(".")
+    home = Path(getattr(sys.modules.get(package, module), "__file__", None) or "").resolve().parent
+    line = ""
+    called = False  # whether the frames so far include the call of the world, in this file
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename).resolve()
+        if file == Path(__file__).resolve():
+            called = frame.name in ("reset", "step", "prepare", "close")
+        elif called and (home in file.parents if package else home == file.parent):
+            line = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+    return line
 
 
 def answer_of(answer: object, method: str) -> tuple[Any, ...]:

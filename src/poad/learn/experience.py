@@ -276,7 +276,7 @@ def gather(
     extra = rows.positions if frozen is None else ()
     batch, decision, option = policy.decisions(turns, extra, divide=ppo.ratio != "turn")
     if frozen is None:
-        value = read_values(policy, critic, batch, ppo.micro_batch_tokens)
+        value = read_values(policy, critic, rows.positions, ppo.micro_batch_tokens)
     else:
         value = critic.observe(frozen).cpu()  # [U, F] -> [U]; credit is computed on the CPU
     if credit.rates.trace == "bit":
@@ -444,15 +444,8 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
 
 
 @torch.no_grad()
-def read_values(policy: Policy, critic: Critic, batch: DecisionBatch, tokens: int) -> Tensor:
-    """Read the critic on the policy's body, in micro-batches of about so many tokens.
-
-    Returns:
-        [U] float32 on the CPU, in the order of the batch's further positions.
-    """
-    value = torch.zeros(len(batch.extra_readings))
-    for run in batch.bundles.micro_batches(tokens):
-        part, _, kept = batch.select(run)
-        hidden = policy.model.read(part.packed)[part.extra_readings]  # [R', H] -> [U', H]
-        value[kept] = critic(hidden).cpu()
-    return value
+def read_values(
+    policy: Policy, critic: Critic, positions: Sequence[Position], tokens: int
+) -> Tensor:
+    """Read the critic on the policy's body, in passes of so many tokens. [U] on the CPU."""
+    return critic(read_hidden(policy.model, policy.model.read, positions, tokens)).cpu()

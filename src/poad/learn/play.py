@@ -6,6 +6,7 @@ Collecting, evaluating, watching, planning and playing by hand all go through `p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from poad.agent import ActingCache
 from poad.config import world_seed
 from poad.envs import CheckedWorld
-from poad.errors import WorldError
+from poad.errors import PoadError, WorldError
 from poad.trie import Form
 from poad.turns import Action, Episode, Observation, TokenIds, Turn
 
@@ -131,7 +132,7 @@ class WorldStream:
         self.seed = seed
         self.actions: list[Action] = []
         shown = self.world.reset(world_seed(seed))
-        with self.world.placed():
+        with _encoding(self.world):
             prompt_ids = self.prompts.first_prompt(shown.prompt, shown.actions)
         self.observation = Observation(shown.prompt, shown.actions, prompt_ids)
         self.generator = np.random.default_rng(seed)
@@ -147,8 +148,10 @@ class WorldStream:
         before = self.observation
         self.actions.append(action)
         happened = self.world.step(action.text)
-        with self.world.placed():
-            prompt_ids = self.prompts.next_prompt(action, happened.prompt, happened.actions)
+        ended = happened.terminated or happened.truncated
+        offered = None if ended else happened.actions  # nothing is chosen after the end
+        with _encoding(self.world):
+            prompt_ids = self.prompts.next_prompt(action, happened.prompt, offered)
         self.observation = Observation(happened.prompt, happened.actions, prompt_ids)
         return Step(
             stream,
@@ -196,6 +199,18 @@ class WorldStream:
         """The open world."""
         assert self._checked is not None, "this stream was closed"
         return self._checked
+
+
+@contextmanager
+def _encoding(world: CheckedWorld) -> Iterator[None]:
+    """Tell what has no tokens, or the same as something else, as a fault of the world."""
+    with world.placed():
+        try:
+            yield
+        except PoadError:
+            raise
+        except ValueError as error:
+            raise WorldError(str(error)) from error
 
 
 def play(

@@ -265,7 +265,7 @@ class PPO:
         # terms of this micro-batch are those that have one.
         place = renumber(kept, len(experience.batch.read))[terms.decision]
         mine = place >= 0  # [S] bool
-        new = self.policy.evaluate(batch)
+        new = self.policy.evaluate(batch, ppo.micro_batch_tokens)
         device = new.logprob.device
         decision, option = place[mine].to(device), terms.option[mine].to(device)
         old, advantage = terms.old_logprob[mine].to(device), terms.advantage[mine].to(device)
@@ -285,7 +285,7 @@ class PPO:
             penalty = new.kl_reference[decision].sum() / count
             loss = loss + ppo.kl_reference * penalty
         if experience.features is None:
-            value = self.critic(new.hidden[batch.extra_readings.to(device)])  # [R', H] -> [U']
+            value = self.critic(new.extra_hidden)  # [U', H] -> [U']
             value_loss, value_total = self._value_loss(experience, kept_extra, value, share)
             loss = loss + value_loss
         with torch.no_grad():

@@ -16,11 +16,12 @@ from poad.lm.loading import (
     with_adapters,
     without_progress_bars,
 )
-from poad.lm.model import LanguageModel, context_length, seeded, text_body
+from poad.lm.model import LanguageModel, computed_twice, context_length, seeded, text_body
 from poad.lm.packing import (
     Bundles,
     Packed,
     pack,
+    pack_in_passes,
     packed_tokens,
     renumber,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Wheel",
     "cache_directory",
     "codec_for",
+    "computed_twice",
     "context_length",
     "embedded_models",
     "find_source",
@@ -51,6 +53,7 @@ __all__ = [
     "model_source",
     "own_names",
     "pack",
+    "pack_in_passes",
     "packed_tokens",
     "renumber",
     "resolve_model",

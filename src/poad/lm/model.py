@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from poad.lm.checks import LONGEST_CHECK, check_halves, check_reading
 from poad.lm.masks import over_positions, window_of
 from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
+
+_Computed = TypeVar("_Computed")
 
 
 class LanguageModel:
@@ -374,6 +376,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         else:  # `torch.manual_seed` would also seed every GPU, whose states are not restored
             torch.default_generator.manual_seed(seed)
         yield
+
+
+def computed_twice(compute: Callable[[], _Computed], device: torch.device) -> _Computed:
+    """Call a function of a model on some device, and once more in the backward pass.
+
+    Its activations are not kept in between (arXiv 1604.06174). Dropout repeats itself.
+    """
+    # The argument only tells torch which device's random state it has to repeat.
+    place = torch.empty(0, device=device)
+    return checkpoint(lambda _: compute(), place, use_reentrant=False)
 
 
 def _layers(body: nn.Module) -> nn.ModuleList | None:

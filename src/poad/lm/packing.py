@@ -107,7 +107,42 @@ def pack(
     Returns:
         The rows. Reading q belongs to position q.
     """
-    trees, ends = _build_trees(positions, row_tokens, branching)
+    return _lay_out(*_build_trees(positions, row_tokens, branching), pad_id)
+
+
+def pack_in_passes(
+    positions: Sequence[Position], pad_id: int, max_tokens: int, branching: bool = True
+) -> list[tuple[Packed, Tensor]]:
+    """Lay positions out as :func:`pack` does, and divide the rows among several passes.
+
+    Args:
+        positions: Q positions; prompts must not be empty.
+        pad_id: the token in the padding.
+        max_tokens: columns of one pass, padding included. A longer row is a pass of its own.
+        branching: whether rows may be trees.
+
+    Returns:
+        For each pass its rows, and [Q'] int64: the positions that are read there, in ascending
+        order. Each position is read once.
+    """
+    trees, ends = _build_trees(positions, min(_ROW_TOKENS, max_tokens), branching)
+    starts, longest = [0], 0
+    for b, tree in enumerate(trees):
+        longest = max(longest, len(tree.tokens))
+        if b > starts[-1] and (b + 1 - starts[-1]) * longest > max_tokens:
+            starts.append(b)
+            longest = len(tree.tokens)
+    passes = []
+    row = torch.tensor([b for b, _ in ends])
+    for start, stop in pairwise([*starts, len(trees)]):
+        here = ((row >= start) & (row < stop)).nonzero().squeeze(1)
+        some = [(ends[q][0] - start, ends[q][1]) for q in here.tolist()]
+        passes.append((_lay_out(trees[start:stop], some, pad_id), here))
+    return passes
+
+
+def _lay_out(trees: Sequence[_Tree], ends: Sequence[tuple[int, int]], pad_id: int) -> Packed:
+    """Pad rows to one length; reading q lies at the (row, column) ``ends[q]``."""
     shape = len(trees), max(len(tree.tokens) for tree in trees)  # [B, L]
     token_ids = np.full(shape, pad_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)

@@ -11,6 +11,7 @@ the template makes now.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -105,6 +106,7 @@ class Dialogue:
 
         Raises:
             PromptError: the offered actions leave no room for a prompt.
+            ValueError: a text has no tokens, or two offered actions have the same.
         """
         self._max_tokens = self._room(offered)
         self._turns = []
@@ -123,6 +125,7 @@ class Dialogue:
 
         Raises:
             PromptError: the offered actions leave no room for a prompt.
+            ValueError: a text has no tokens, or two offered actions have the same.
         """
         self._max_tokens = self._room(offered)
         observation = self._codec.escape(observation)
@@ -153,7 +156,13 @@ class Dialogue:
         return self._ids
 
     def _room(self, offered: Sequence[str] | Form | None) -> int | None:
-        """Return the length of the longest prompt that leaves room for any offered action."""
+        """Return the length of the longest prompt that leaves room for any offered action.
+
+        Raises:
+            ValueError: offered actions that have no tokens, or the same.
+        """
+        if offered is not None:
+            self._codec.trie(offered)
         if self._most is None:
             return None
         longest = 0 if offered is None else self._codec.longest(offered)
@@ -370,13 +379,28 @@ def _without_clock(template: str, date: str) -> str:
         return repr(day.strftime(call["format"]))
 
     fixed = _CLOCK.sub(written, template)
-    if "strftime_now(" in re.sub(r"\s", "", fixed):
+    # A template may ask whether there is a clock, but must not read it by another name.
+    if "strftime_now" in re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", fixed):
         raise PromptError(
             "The model's chat template shows today's date, in a way in which prompt.date cannot "
             "replace it, so a run would differ from day to day. Replace strftime_now in the "
             "template, or use prompt.format = plain."
         )
     return fixed
+
+
+def _note_own_code(tokenizer: Any) -> None:
+    """Warn of a tokenizer that makes chats by code of its own, whose clock nobody can set."""
+    from transformers import PreTrainedTokenizerBase
+
+    kind = type(tokenizer)
+    usual = PreTrainedTokenizerBase.apply_chat_template
+    if getattr(kind, "apply_chat_template", usual) is not usual:
+        warnings.warn(
+            f"The tokenizer {kind.__name__} makes chat prompts by code of its own. If that code "
+            "shows today's date, prompt.date cannot replace it, and a run differs from day to day.",
+            stacklevel=2,
+        )
 
 
 def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
@@ -386,6 +410,7 @@ def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
             "prompt.format = chat: this model's tokenizer has no chat template. Use an instruct "
             "model, or prompt.format = plain."
         )
+    _note_own_code(tokenizer)
     turns = [*config.examples, (_PLACEHOLDER, _PLACEHOLDER)]
     asked = _chat(tokenizer, _messages(config.system, turns[:-1], _PLACEHOLDER), config.date)
     answered = _chat(tokenizer, _messages(config.system, turns, None), config.date)

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.agent import DecisionBatch, FrozenFeatures, Policy, Settings, listed_leaves
+from poad.agent import (
+    DecisionBatch,
+    FrozenFeatures,
+    Policy,
+    Settings,
+    listed_leaves,
+    read_hidden,
+)
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import make
 from poad.learn import Collector, lay_out
@@ -32,6 +39,7 @@ from poad.lm import (
     context_length,
     find_source,
     load_tokenizer,
+    pack_in_passes,
     packed_tokens,
     resolve_model,
 )
@@ -270,12 +278,12 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
     positions, batch = _readings(settings, policy, rollout)
     read = () if batch is None else batch.positions
     if batch is not None:
-        _read(config, policy, batch, _minibatches(config, batch))
+        _read(config, policy, batch)
     updating, updates = model.count()
     if config.critic.body == "frozen" and positions:
         FrozenFeatures(policy.model, config.ppo.micro_batch_tokens, config.critic)(positions)
-    elif batch is not None:
-        _read(config, policy, batch, [None])
+    else:
+        read_hidden(policy.model, policy.model.read, positions, config.ppo.micro_batch_tokens)
     features, _ = model.count()
     turns = rollout.turns
     prompts = {turn.prompt_ids for turn in turns}
@@ -363,10 +371,11 @@ def _minibatches(config: Config, batch: DecisionBatch) -> Sequence[Tensor]:
     return order.tensor_split(min(config.ppo.minibatches, count))
 
 
-def _read(
-    config: Config, policy: Policy, batch: DecisionBatch, minibatches: Sequence[Tensor | None]
-) -> None:
-    """Read a batch in micro-batches, minibatch after minibatch; None stands for all of it."""
-    for bundles in minibatches:
-        for run in batch.bundles.micro_batches(config.ppo.micro_batch_tokens, bundles):
-            policy.model.read(batch.select(run)[0].packed)
+def _read(config: Config, policy: Policy, batch: DecisionBatch) -> None:
+    """Read a batch as an update does, minibatch after minibatch."""
+    model, tokens = policy.model, config.ppo.micro_batch_tokens
+    for bundles in _minibatches(config, batch):
+        for run in batch.bundles.micro_batches(tokens, bundles):
+            part = batch.select(run)[0]
+            for packed, _ in pack_in_passes(part.positions, part.pad_id, tokens, model.branching):
+                model.read(packed)

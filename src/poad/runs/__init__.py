@@ -9,7 +9,7 @@ from poad.runs.files import (
     write_json,
     write_text,
 )
-from poad.runs.history import read_json, read_summary
+from poad.runs.history import read_json, read_summary, write_sealed
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
     EpisodeRecord,
@@ -58,5 +58,6 @@ __all__ = [
     "take_lock",
     "versions",
     "write_json",
+    "write_sealed",
     "write_text",
 ]

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from poad.errors import RunError
-from poad.runs.codec import plain
 from poad.runs.files import (
     atomic_directory,
     json_line,
@@ -26,7 +25,7 @@ from poad.runs.files import (
     remove_leftovers,
     write_text,
 )
-from poad.runs.seals import Seal, content_hash
+from poad.runs.seals import Seal, is_whole, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,10 +147,8 @@ def write_checkpoint(
                 name: _save(partial / f"{name}.safetensors", group)
                 for name, group in tensors.items()
             }
-            content = plain({"iteration": iteration, "sha256": hashes, "state": state})
-            content["seal"] = dict(seal or {})
-            content["seal"]["sha256"] = content_hash(content)
-            write_text(partial / "state.json", json_line(content))
+            content = {"iteration": iteration, "sha256": hashes, "state": state}
+            write_text(partial / "state.json", json_line(sealed(content | {"seal": seal or {}})))
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -178,8 +175,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"state.json is no JSON: {error}") from error
     if not isinstance(content, dict) or not {"iteration", "sha256", "state"} <= content.keys():
         raise ValueError("state.json lacks the keys of a checkpoint")
-    seal = content.get("seal", {})
-    if (expected := seal.pop("sha256", None)) and content_hash(content) != expected:
+    if not is_whole(content):
         raise ValueError("state.json was changed after it was written")
     return content
 

@@ -13,9 +13,17 @@ from poad.config import Config
 from poad.errors import RunError
 from poad.runs.checkpoint import Checkpoints
 from poad.runs.codec import decode, plain
-from poad.runs.files import numbered_lines, read_lines
+from poad.runs.files import numbered_lines, read_lines, write_json
 from poad.runs.records import EpisodeRecord, RunSummary
-from poad.runs.seals import Seal, check_beginning, kept_lines, measure, settings_hash
+from poad.runs.seals import (
+    Seal,
+    check_beginning,
+    is_whole,
+    kept_lines,
+    measure,
+    sealed,
+    settings_hash,
+)
 
 LINES = {"metrics.jsonl": "iteration", "episodes.jsonl": "checkpoint"}
 """The files that grow, with the key by which their lines belong to an iteration."""
@@ -72,6 +80,19 @@ class History:
                 f"anew by `poad train --resume {self._path}`."
             )
         return read_summary(self._path)
+
+    def renew_seal(self) -> None:
+        """Let summary.json vouch for the lines that were added since it was written.
+
+        Raises:
+            RunError: the lines before them are not as they were.
+        """
+        file = self._path / "summary.json"
+        content = read_json(file) or {}
+        if content.get("seal"):  # a run that goes on has none; its next checkpoint vouches
+            for name in LINES:
+                self._checked(name)
+            write_sealed(file, content | {"seal": self.new_seal()})
 
     def until(self, iteration: int) -> dict[str, bytes]:
         """Return the content of each file up to an iteration.
@@ -133,11 +154,16 @@ def read_summary(path: Path) -> RunSummary | None:
     return decode(RunSummary, content, str(file))
 
 
+def write_sealed(path: Path, value: Any) -> None:
+    """Write a record or mapping as an indented JSON file that vouches for itself."""
+    write_json(path, sealed(value))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None if the file is absent.
+    """Read a JSON object, with its seal if it has one; None if the file is absent.
 
     Raises:
-        RunError: the file cannot be read.
+        RunError: the file cannot be read, or was changed since it was sealed.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -147,4 +173,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"Cannot read {path}: {error}. Was it edited by hand?") from error
+    if not is_whole(content):
+        raise RunError(f"{path} was changed after it was written. Restore it from a copy.")
     return content

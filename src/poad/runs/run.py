@@ -24,7 +24,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,10 @@ from poad.runs.files import (
     append_line,
     take_lock,
     write_bytes,
-    write_json,
     write_text,
 )
-from poad.runs.history import History, read_json
-from poad.runs.provenance import environment, new_environment
+from poad.runs.history import History, read_json, write_sealed
+from poad.runs.provenance import environment, new_environment, source_hash, versions
 from poad.runs.records import EpisodeRecord, RunSummary
 from poad.runs.seals import (
     check_versions,
@@ -78,6 +77,7 @@ class Run:
         self._checkpoints = Checkpoints(path / "checkpoints")
         self._lock: int | None = None
         self._trackers: list[Tracker] | None = None
+        self._added = False  # whether there are episodes that the summary does not know
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> Run:
@@ -98,17 +98,14 @@ class Run:
         run._take_lock()
         check_new_run(path)  # another process may have been quicker
         if replaced:
-            warnings.warn(
-                f"{path} holds a run that stopped before its first iteration; it starts again.",
-                stacklevel=2,
-            )
+            _tell_of_restart(path)
         try:
             with _explained(f"create the run {path}"):
                 (path / "checkpoints").mkdir(exist_ok=True)
                 write_text(path / "config.yaml", dump(config))
                 created = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
                 seal = {"seal": {"config": settings_hash(config)}}
-                write_json(path / "versions.json", created | environment() | seal)
+                write_sealed(path / "versions.json", created | environment() | seal)
             run._open_trackers(first=1)
         except BaseException:
             run.close()
@@ -132,7 +129,7 @@ class Run:
         if missing:
             why = f"without {' and '.join(missing)}" if path.is_dir() else "no such directory"
             raise RunError(f"{path} is not a run: {why}. {_runs_nearby(path)}")
-        run = cls(path, load(path / "config.yaml", complete=True))
+        run = cls(path, load(path / "config.yaml", complete=partial(_advice, path)))
         check_versions(path / "versions.json", run.versions(), run._history.settings)
         return run
 
@@ -146,7 +143,10 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Close the trackers and release the lock."""
+        """Seal the episodes that were added, close the trackers and release the lock."""
+        if self._added:  # if earlier lines were damaged, the next reader tells
+            with contextlib.suppress(RunError), self._writing("summary.json"):
+                self._history.renew_seal()
         for tracker in self._trackers or ():
             tracker.close()
         self._trackers = None
@@ -170,14 +170,14 @@ class Run:
     def add_notes(self, notes: Sequence[str]) -> None:
         """Record the world's remarks about this machine in versions.json."""
         with self._writing("versions.json") as path:
-            write_json(path, self.versions() | {"notes": list(notes)})
+            write_sealed(path, self.versions() | {"notes": list(notes)})
 
     def record_versions(self) -> None:
         """Record the current versions in versions.json if no earlier session ran with the same."""
         recorded = self.versions()
         if (now := new_environment([recorded, *recorded.get("later", ())])) is not None:
             with self._writing("versions.json") as path:
-                write_json(path, recorded | {"later": [*recorded.get("later", ()), now]})
+                write_sealed(path, recorded | {"later": [*recorded.get("later", ()), now]})
 
     # Metrics, episodes and the outcome.
 
@@ -222,6 +222,7 @@ class Run:
         for record in records:
             with self._writing("episodes.jsonl", "write to") as path:
                 append_line(path, record)
+            self._added = True
 
     def episodes(self) -> Iterator[EpisodeRecord]:
         """Read the evaluation episodes in the order they were written."""
@@ -240,7 +241,7 @@ class Run:
     def write_summary(self, summary: RunSummary) -> None:
         """Write the outcome, replacing an earlier one."""
         with self._writing("summary.json") as path:
-            write_json(path, encode(summary) | {"seal": self._history.new_seal()})
+            write_sealed(path, encode(summary) | {"seal": self._history.new_seal()})
 
     def summary(self) -> RunSummary | None:
         """Read the outcome; None while the run is unfinished."""
@@ -319,6 +320,28 @@ def _explained(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
+
+
+def _advice(path: Path) -> str:
+    """Say what to do about a run whose configuration lacks settings."""
+    file = path / "config.yaml"
+    cut_off = "If it was cut off, restore it from a copy."
+    written, now = read_json(path / "versions.json") or {}, {**versions(), "source": source_hash()}
+    if all(written.get(name) == now[name] for name in ("poad", "source")):
+        return cut_off
+    then, today = (f"poad {e.get('poad')} (source {e.get('source')})" for e in (written, now))
+    return (
+        f"The run was created by {then}, and this is {today}, which may have settings that did not "
+        "exist then. poad does not guess what they were. To train anew, write them out by `poad "
+        f"config {file} > settings.yaml`, check those named here, and run `poad train --config "
+        "settings.yaml`. To go on with the run or its weights, use the version that created it. "
+        f"{cut_off}"
+    )
+
+
+def _tell_of_restart(path: Path) -> None:
+    text = f"{path} holds a run that stopped before its first iteration; it starts again."
+    warnings.warn(text, stacklevel=3)
 
 
 def _open_trackers(path: Path, created: object, config: Config, first: int) -> list[Tracker]:

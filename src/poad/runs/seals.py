@@ -1,11 +1,13 @@
 """Seals: what the files of a run say about each other, to notice damaged and foreign ones.
 
-    versions.json   the hash of the run's settings
-    state.json      the same, the hash of its own content, and how long the .jsonl files were
-    summary.json    the hash of the settings, and how long the .jsonl files were
+    versions.json          the hash of its own content and of the run's settings
+    state.json             the same, and how long the .jsonl files were
+    summary.json           the same
+    generalization.json    the hash of its own content; so has language.json
 
-The .jsonl files only grow, so their beginning must stay as it was. Files of earlier versions have
-no seals. A seal is no signature: whoever can write to a run can also write a seal that fits.
+The .jsonl files only grow, so their beginning must stay as it was. An evaluation that adds episodes
+to a run later renews the seal in summary.json. Files of earlier versions have no seals. A seal is
+no signature: whoever can write to a run can also write a seal that fits.
 """
 
 from __future__ import annotations
@@ -35,11 +37,28 @@ def settings_hash(config: Config) -> str:
     """Hash the settings that stay the same for the whole life of a run."""
     fixed = replace(config, **{name: getattr(Config(), name) for name in MAY_CHANGE})
     typed = to_dict(from_dict(to_dict(fixed)))  # 1 and 1.0 are the same rate
-    return content_hash(plain(typed))[:32]
+    return _content_hash(plain(typed))[:32]
 
 
-def content_hash(content: Mapping[str, Any]) -> str:
-    """Hash JSON values."""
+def sealed(value: Any) -> dict[str, Any]:
+    """Return what a JSON file is to hold of a record or mapping, with its hash in its seal."""
+    content: dict[str, Any] = plain(value)
+    content = {**content, "seal": {**content.get("seal", {})}}
+    content["seal"].pop("sha256", None)
+    content["seal"]["sha256"] = _content_hash(content)
+    return content
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Tell whether JSON values are as they were sealed, if they were."""
+    seal = content.get("seal", {})
+    if not isinstance(seal, dict) or "sha256" not in seal:
+        return True
+    rest = {**content, "seal": {name: value for name, value in seal.items() if name != "sha256"}}
+    return _content_hash(rest) == seal["sha256"]
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

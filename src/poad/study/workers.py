@@ -8,7 +8,6 @@ next attempt goes on from its checkpoint, or starts again if there is none yet.
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from poad.config import load
-from poad.errors import PoadError, RunError
+from poad.display import printable
+from poad.errors import TRACEBACK, PoadError, RunError, explained
 from poad.runs import (
     UNTRAINED,
     Generalization,
@@ -33,6 +33,7 @@ from poad.runs import (
     UnseenEvaluation,
     append_line,
     decode,
+    read_json,
     read_lines,
     read_summary,
     take_lock,
@@ -96,10 +97,13 @@ class Task:
         """Read the requested evaluations in unseen worlds, of the run and its untrained agent."""
         file = self.path / "generalization.json"
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
+            if content is None:
+                return [], []
+            content.pop("seal", None)
             results = decode(Generalization, content, str(file)).results
-        except (OSError, ValueError, RunError):
-            return [], []
+        except RunError:
+            return [], []  # damaged, so it is evaluated again
         requested = [
             each
             for each in results
@@ -242,8 +246,11 @@ def _run_task(task: Task) -> None:
     start = time.process_time()
     try:
         status = _train(task) or _evaluate_unseen(task)
-    except PoadError as error:
-        sys.stderr.write(f"{error}\n")
+    except Exception as error:
+        told = explained(error)
+        if told is None or os.environ.get(TRACEBACK):
+            raise
+        sys.stderr.write(f"{printable(told)}\n")
         status = 2
     finally:
         expense = Expense(task.path.name, time.process_time() - start)
@@ -267,7 +274,9 @@ def _train(task: Task) -> int:
 
     _wait_for_lock(task)
     if not (task.path / "config.yaml").is_file():
-        return train_run(load(task.sibling(".yaml"), complete=True), task.path, quiet=True)
+        return train_run(
+            load(task.sibling(".yaml"), complete=lambda: "Was it cut off?"), task.path, quiet=True
+        )
     if task.trained:
         return 0
     return resume_run(task.path, Run.open(task.path).config, quiet=True)

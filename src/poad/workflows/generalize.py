@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,7 +22,7 @@ from poad.runs import (
     Mode,
     Run,
     UnseenEvaluation,
-    write_json,
+    write_sealed,
     write_text,
 )
 from poad.workflows.evaluate import MODES, evaluate_mode
@@ -64,18 +65,19 @@ def generalize_run(
             f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
             "little can carry over. Choose worlds with --worlds."
         )
-    results = [
-        UnseenEvaluation(
-            contender.label,
-            contender.env_steps,
-            world,
-            mode,
-            _evaluate(contender, world, episodes, mode, console),
-        )
-        for contender in contenders
-        for world in worlds
-        for mode in MODES
-    ]
+    with contenders[0].run or nullcontext():
+        results = [
+            UnseenEvaluation(
+                contender.label,
+                contender.env_steps,
+                world,
+                mode,
+                _evaluate(contender, world, episodes, mode, console),
+            )
+            for contender in contenders
+            for world in worlds
+            for mode in MODES
+        ]
     for mode in MODES:
         table = _by_world([each for each in results if each.mode == mode], worlds)
         Screen().print(table.to_terminal(row_styles=[""] * len(worlds) + ["bold"]))
@@ -83,7 +85,7 @@ def generalize_run(
         console.print("Note: these agents did not train for the same number of steps.")
     file = path / "generalization.json"
     kept = _keep_earlier(file)
-    write_json(file, Generalization(tuple(results)))
+    write_sealed(file, Generalization(tuple(results)))
     write_text(file.with_suffix(".md"), _markdown(results, worlds))
     console.print(f"\nThe results are in {file} and .md.{kept}", soft_wrap=True)
     return 0

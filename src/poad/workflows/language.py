@@ -23,7 +23,7 @@ from poad.agent import torch_threads
 from poad.display import Screen, Table, number
 from poad.errors import LanguageError, did_you_mean
 from poad.lm import LanguageModel, Packed
-from poad.runs import Run, decode, read_json, write_json
+from poad.runs import Run, decode, read_json, write_sealed
 from poad.workflows.load import Weights, load_weights
 
 T = TypeVar("T")
@@ -346,7 +346,10 @@ def _saved(run: Path) -> LanguageReport:
     """The report that an earlier evaluation left in the run; empty if there is none."""
     file = run / "language.json"
     content = read_json(file)
-    return LanguageReport() if content is None else decode(LanguageReport, content, str(file))
+    if content is None:
+        return LanguageReport()
+    content.pop("seal", None)
+    return decode(LanguageReport, content, str(file))
 
 
 def _save(run: Path, report: LanguageReport, changes: Sequence[Change]) -> None:
@@ -364,7 +367,7 @@ def _save(run: Path, report: LanguageReport, changes: Sequence[Change]) -> None:
     ]
     screen, file = Screen(), run / "language.json"
     screen.print(Table(columns, rows, align="llrrr").to_terminal())
-    write_json(file, report)
+    write_sealed(file, report)
     screen.print(f"\n± is one standard error. The results are in {file}.", soft_wrap=True)
 
 

@@ -38,6 +38,7 @@ from hostile import ATTACKS
 from trial import SECRET, WIDE
 
 import poad
+from poad.envs.datasci.confinement import layers
 
 HERE = Path(__file__).parent
 SOURCE = Path(poad.__file__).parents[1]
@@ -241,10 +242,55 @@ def test_no_attack_wins_where_bubblewrap_is_refused(stage: Stage) -> None:
 def test_programs_reach_each_other_where_the_filter_is_wide(stage: Stage, design: str) -> None:
     """Else something other than the rules would stop them, or the attacks would be clumsy."""
     titles = [attack.title for attack in ATTACKS if attack.family == "between"]
-    outcomes = stage.attack(design, *titles, **{WIDE: "1"})["outcomes"]
+    outcomes = stage.attack(design, *titles, **{WIDE: "all"})["outcomes"]
     assert set(outcomes) == set(titles)
     lost = {name: o["message"] for name, o in outcomes.items() if not o["evidence"]}
     assert lost == {}
+
+
+RULES: dict[str, tuple[set[str], ...]] = {
+    "waking sleepers on a shared page": ({"futex"},),
+    "waking sleepers as a thread ends": ({"futex"}, {"set_tid_address"}),
+    "waking sleepers by a robust list": ({"futex"}, {"set_robust_list"}),
+    "counting processes": ({"apart"},),
+    "clocks of other processes": ({"clock_gettime"}, {"apart"}),
+    "resolution of another's clock": ({"clock_getres"}, {"apart"}),
+    "cores of other processes": ({"sched_getaffinity"}, {"apart"}),
+    "scheduling of other processes": ({"sched_getscheduler", "sched_getparam"}, {"apart"}),
+    "waiting for another process to end": ({"futex"}, {"apart"}),
+    "threads of the machine": ({"sysinfo"},),
+    "pages written to disk": ({"madvise"},),
+    "pages read from disk": ({"getrusage"},),
+    "large pages of the machine": ({"mmap"},),
+}
+"""The rules that stop an attack. Where there are two, either of them is enough."""
+
+
+def apart_here() -> bool:
+    """Whether this kernel gives each split namespaces of its own."""
+    return all(layer.there for layer in layers() if layer.name == "namespaces")
+
+
+def test_the_table_of_rules_is_whole() -> None:
+    assert {f"between: {name}" for name in RULES} == {
+        attack.title for attack in ATTACKS if attack.family == "between"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+def test_an_attack_wins_where_just_the_rules_against_it_are_lifted(name: str, stage: Stage) -> None:
+    """And not while one of them stands."""
+    rules = [rule for rule in RULES[name] if rule != {"apart"} or apart_here()]
+    if not rules:
+        pytest.skip("this kernel grants no namespaces, so nothing stops this attack here")
+    title = f"between: {name}"
+    for standing in ([], *rules) if len(rules) > 1 else ([],):
+        lifted = {each for rule in rules if rule is not standing for each in rule}
+        place = Stage(stage.line, stage.folder / f"without-{'-'.join(sorted(lifted))}")
+        place.folder.mkdir(mode=0o755)
+        outcomes = place.attack("process", title, **{WIDE: ",".join(lifted)})["outcomes"]
+        assert bool(outcomes[title]["evidence"]) is (standing == []), (lifted, outcomes)
 
 
 def harmless(result: Mapping[str, Any], design: str) -> None:

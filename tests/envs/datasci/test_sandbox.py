@@ -308,6 +308,22 @@ def test_a_message_says_nothing_of_the_labels(box: Sandbox, leak: str):
         assert answer.message != dealt or leak == "a signal", "else the program does not try"
 
 
+def test_without_a_decoy_a_message_would_tell_the_labels(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    """So it is the decoy that keeps them back."""
+    monkeypatch.setattr(Job, "decoy", lambda self: self)
+    source = building("import numpy as np", LEAKS["a number"])
+    one = job()
+    told = set()
+    for seed in range(3):
+        shuffled = np.random.RandomState(seed).permutation(one.y_train)
+        message = box.run(source, [replace(one, y_train=shuffled)]).message
+        assert "".join(map(str, shuffled))[:20] in message
+        told.add(message)
+    assert len(told) == 3
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.randoms())
 def test_a_decoy_depends_on_nothing_but_the_size_of_the_classes(labels: list[int], order: Random):
     x = np.zeros((len(labels), 1))
@@ -485,6 +501,14 @@ def test_the_kernel_ends_programs_before_the_trainer(box: Sandbox):
     for one in started_by(box):
         assert Path(f"/proc/{one}/oom_score_adj").read_text().strip() == "1000"
     assert Path("/proc/self/oom_score_adj").read_text().strip() != "1000"
+
+
+def test_without_its_wrapper_a_worker_would_outlast_the_trainer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(confinement, "killed_first", lambda command: list(command))
+    with Sandbox("process", workers=1) as box:
+        for one in started_by(box):
+            found = Path(f"/proc/{one}/oom_score_adj").read_text()
+            assert found == Path("/proc/self/oom_score_adj").read_text()
 
 
 def test_no_program_sees_how_many_threads_others_run():

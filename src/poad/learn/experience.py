@@ -76,21 +76,15 @@ class TokenRows:
         # [U] -> [N, L]. An index of -1 picks the last reading, which the 0 then replaces.
         return torch.where(at >= 0, value[at], 0.0)
 
-    def credit(self, value: Tensor, settings: CreditSettings, **rates: Tensor) -> Credit:
-        """Compute the credit of every token, [N, L], from the critic's readings [U].
-
-        Args:
-            value: [U].
-            settings: the method and its rates.
-            rates: what replaces some of these.
-        """
+    def credit(self, value: Tensor, settings: CreditSettings) -> Credit:
+        """Compute the credit of every token, [N, L], from the critic's readings [U]."""
         return token_credit(
             self.reward,
             self.values(value, self.read),
             self.mask,
             self.turn_ids,
             method=settings.method,
-            **settings.rates._asdict() | rates,
+            **settings.rates._asdict(),
             bits=self.bits,
             choice=self.choice,
             discount=self.discount,
@@ -358,8 +352,9 @@ def rely(rows: TokenRows, value: Tensor, credit: CreditSettings) -> tuple[Credit
         power = (said[other] ** 2).sum()
         if power > 0:
             beta[half == mine] = ((said * came)[other].sum() / power).clamp(0, 1)
-    rates = {name: beta if name == "beta" else 1 - beta for name in credit.fitted}
-    return rows.credit(value, credit, **rates), {"beta": float(beta.mean())}
+    fitted = {name: beta if name == "beta" else 1 - beta for name in credit.fitted}
+    credit = replace(credit, rates=credit.rates._replace(**fitted))
+    return rows.credit(value, credit), {"beta": float(beta.mean())}
 
 
 def accuracy(terms: ValueTerms) -> dict[str, float]:

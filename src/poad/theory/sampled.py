@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,8 +119,9 @@ class CreditEstimator:
         # Episodes of similar length are computed together, so that little is padded.
         for rows in np.array_split(np.argsort(turns), 16):
             part = played.select(rows, turns[rows].max())
+            tensors: dict[str, Any] = {**token_stream(mdp, part, values)}
             credit = token_credit(
-                **token_stream(mdp, part, values),
+                **tensors,
                 gamma=mdp.gamma,
                 lam=self.lam,
                 method=self.method,

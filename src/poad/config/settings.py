@@ -178,26 +178,26 @@ class CriticConfig:
     body: Literal["frozen", "shared"] = "frozen"
     """`frozen` reads the last hidden state of the untrained model (paper). `shared` reads the
     trained model, and its gradient trains that model too."""
-    hidden: tuple[Annotated[int, Above(0)], ...] = (64,)
+    hidden: tuple[Annotated[int, Above(0)], ...] = (256,)
     """Widths of the hidden layers (paper: 1024 512)."""
-    standardize: bool = True
+    standardize: bool = False
     """Shift and scale each dimension of what the critic reads to mean 0 and variance 1, by
     statistics over all rollouts so far. Only with a frozen body."""
-    root: bool = True
+    root: bool = False
     """Read the hidden state at the root of the action beside the one at the position. Only with a
     frozen body."""
-    codes: Annotated[int, AtLeast(0)] = 64
+    codes: Annotated[int, AtLeast(0)] = 0
     """Dimensions of random codes that tell the critic which tokens of the action are written
     already; 64 is plenty for short texts, and 0 leaves them out. Only with a frozen body."""
-    lr: Annotated[float, Above(0)] = 2e-3
+    lr: Annotated[float, Above(0)] = 1e-3
     """Learning rate of the critic (paper, 7B model: 1e-5 to 5e-5)."""
-    replay: Annotated[int, Above(0)] = 8
+    replay: Annotated[int, Above(0)] = 1
     """Rollouts, the newest included, that the critic learns from. Only with a frozen body."""
-    epochs: Annotated[int, Above(0)] = 16
+    epochs: Annotated[int, Above(0)] = 4
     """How many times the readings of a rollout are drawn from those remembered. These passes are
     the critic's own: the policy's KL stop does not end them, and its annealing does not slow them
     down. A shared body learns in the policy's passes instead."""
-    minibatches: Annotated[int, Above(0)] = 1
+    minibatches: Annotated[int, Above(0)] = 2
     """Gradient steps per pass over the cached features of a frozen body."""
     warmup: Annotated[int, AtLeast(0)] = 0
     """Iterations at the beginning in which only the critic learns."""
@@ -243,9 +243,10 @@ class PPOConfig:
     std_floor: Annotated[float, Above(0)] = 0.1
     """Advantages are divided by their standard deviation, or by this if it is larger. The floor
     keeps nearly constant returns from being amplified to noise."""
-    return_floor: Annotated[float, AtLeast(0)] = 1.0
-    """The same with this multiple of the standard deviation of all returns so far. At 1, a better
-    critic makes advantages smaller, and not the entropy bonus worth less."""
+    return_floor: Annotated[float, AtLeast(0)] = 0.0
+    """A floor relative to the standard deviation of all returns so far, of which the larger counts.
+    With a small `std_floor`, it suits any scale of rewards. At 1, a better critic makes advantages
+    smaller, where otherwise the entropy bonus would be worth less."""
     max_grad_norm: Annotated[float, Above(0)] = 0.5
     """Clip the gradient norm of the policy, and that of the critic, to this (paper: 0.5)."""
     micro_batch_tokens: Annotated[int, Above(0)] = 16_384

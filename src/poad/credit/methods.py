@@ -302,13 +302,11 @@ def token_credit(
 ) -> Credit:
     """Compute the credit of flat token tensors by any method, in place of a trainer's GAE.
 
-    A row is one conversation of L positions: prompt, action tokens, observations and padding. Only
-    action tokens count; the rest may hold anything.
+    A row is one conversation of L positions. Only action tokens count; the rest may hold anything.
 
     Args:
         reward: [B, L] float. The sum over a turn's action tokens is the turn's reward.
-        value: [B, L] float. The critic's reading *before* the token, from the hidden state that
-            predicts it: ``values.roll(1, dims=1)`` of a full forward pass.
+        value: [B, L] float. The critic *before* the token: a forward pass's ``.roll(1, dims=1)``.
         mask: [B, L] bool. Action tokens, those the policy sampled.
         turn_ids: [B, L] int. The turn of each action token; never decreasing.
         gamma: discount between actions.
@@ -317,13 +315,10 @@ def token_credit(
         lam_token: λ inside an action.
         gamma_token: discount inside an action.
         slots: which action tokens are decisions, "choices" or "tokens".
-        lam_actor: λ inside an action for the advantages alone, or [B], one for each row; the
-            targets keep `lam_token`. None: `lam_token`.
-        trace: whether `lam_actor` acts once per "token", or once per "bit" of entropy.
-        beta: share of the critic's inner values in the advantages: they are computed with
-            V(o) + β·(V(o, w_<j) - V(o)). Or [B], one for each row.
-        bits: [B, L] float. The entropy of the decision at each action token, in bits, as the policy
-            was when it sampled. Only trace "bit" needs it.
+        lam_actor: λ inside an action for advantages, or [B]. None: `lam_token`, as for targets.
+        trace: whether `lam_actor` acts once per "token" or once per "bit" of entropy.
+        beta: β, or [B]; advantages take V(o) + β·(V(o, w_<j) - V(o)) for inner values.
+        bits: [B, L] float. Entropy of the decision at each token in bits, for the trace "bit".
         choice: [B, L] bool. Action tokens that had an alternative. None: all of them.
         discount: [B, L] float. γₜ, read at a turn's last action token. None: `gamma` everywhere.
         bootstrap: [B] float, the value after the row's last turn, or [B, L], read at each episode's
@@ -337,18 +332,9 @@ def token_credit(
     """
     method = find_method(method)
     rates = method.rates(gamma, lam, lam_token, gamma_token, slots, lam_actor, trace, beta)
-    if bits is None and trace == "bit" and method.decision == "token":
-        raise ValueError('trace = "bit" needs `bits`, the entropy of each decision, [B, L].')
     stream = TokenStream.from_rows(
-        reward,
-        value,
-        mask,
-        turn_ids,
-        mask if choice is None else choice,
-        torch.full_like(value, gamma) if discount is None else discount,
-        value.new_zeros(len(value)) if bootstrap is None else bootstrap,
-        mask.new_ones(len(mask)) if ended is None else ended,
-        torch.zeros_like(turn_ids) if episode_ids is None else episode_ids,
-        torch.zeros_like(value) if bits is None else bits,
+        reward, value, mask, turn_ids, gamma, choice, discount, bootstrap, ended, episode_ids, bits
     )
+    if bits is None and trace == "bit":
+        raise ValueError('trace = "bit" needs `bits`, the entropy of each decision, [B, L].')
     return method.credit(stream, rates)

@@ -58,6 +58,45 @@ class TokenStream:
         value: Tensor,
         mask: Tensor,
         turn_ids: Tensor,
+        gamma: float,
+        choice: Tensor | None = None,
+        discount: Tensor | None = None,
+        bootstrap: Tensor | None = None,
+        ended: Tensor | None = None,
+        episode_ids: Tensor | None = None,
+        bits: Tensor | None = None,
+    ) -> TokenStream:
+        """Check rows of conversation, fill in defaults, and number their turns.
+
+        The arguments are those of `poad.token_credit`, all [B, L], except that `bootstrap` and
+        `ended` may be [B] and then hold for the last turn of each row.
+
+        Raises:
+            ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
+            TypeError: a wrong kind of dtype.
+        """
+        choice = mask if choice is None else choice
+        discount = torch.full_like(value, gamma) if discount is None else discount
+        bootstrap = value.new_zeros(len(value)) if bootstrap is None else bootstrap
+        ended = mask.new_ones(len(mask)) if ended is None else ended
+        episode_ids = torch.zeros_like(turn_ids) if episode_ids is None else episode_ids
+        bits = torch.zeros_like(value) if bits is None else bits
+        floats = {"reward": reward, "value": value, "discount": discount, "bits": bits}
+        floats["bootstrap"] = bootstrap
+        ints = {"turn_ids": turn_ids, "episode_ids": episode_ids}
+        expect_rows(float=floats, bool={"mask": mask, "choice": choice, "ended": ended}, int=ints)
+        reject(choice & ~mask, "choice is True at {}, where mask is False.")
+        return cls._numbered(
+            reward, value, mask, turn_ids, choice, discount, bootstrap, ended, episode_ids, bits
+        )
+
+    @classmethod
+    def _numbered(
+        cls,
+        reward: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        turn_ids: Tensor,
         choice: Tensor,
         discount: Tensor,
         bootstrap: Tensor,
@@ -65,20 +104,7 @@ class TokenStream:
         episode_ids: Tensor,
         bits: Tensor,
     ) -> TokenStream:
-        """Check rows of conversation and number their turns; see `poad.token_credit`.
-
-        All arguments are [B, L], except that `bootstrap` and `ended` may be [B] and then hold for
-        the last turn of each row.
-
-        Raises:
-            ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
-            TypeError: a wrong kind of dtype.
-        """
-        floats = {"reward": reward, "value": value, "discount": discount, "bootstrap": bootstrap}
-        floats["bits"] = bits
-        ints = {"turn_ids": turn_ids, "episode_ids": episode_ids}
-        expect_rows(float=floats, bool={"mask": mask, "choice": choice, "ended": ended}, int=ints)
-        reject(choice & ~mask, "choice is True at {}, where mask is False.")
+        """Number the turns of rows that are complete, and copy facts to all tokens of a turn."""
         # Compare each action token with the next one, however far ahead it lies: [B, L] each.
         ahead = following(mask)  # index of the next action token, L where there is none
         more = mask & (ahead < mask.shape[1])
@@ -94,10 +120,8 @@ class TokenStream:
         turn = ends.cumsum(-1) - ends.long()
 
         # [B] -> [B, L]. Facts about rows are those of the last turn; an earlier episode terminated.
-        if bootstrap.dim() == 1:
-            bootstrap = bootstrap[:, None].masked_fill(more, 0)
-        if ended.dim() == 1:
-            ended = ended[:, None] | more
+        bootstrap = bootstrap if bootstrap.dim() > 1 else bootstrap[:, None].masked_fill(more, 0)
+        ended = ended if ended.dim() > 1 else ended[:, None] | more
 
         def at_end(facts: Tensor) -> Tensor:
             """Copy what the turn's last token holds to all its tokens: a sum of zeros and that."""

@@ -250,10 +250,10 @@ def gather(
         stale: N counts. An older policy acted that many turns at the beginning of each stream.
         policy: the policy that acted.
         critic: the critic that reads the positions.
-        features: the frozen features that the critic reads; None if it reads the policy's body.
+        features: the frozen features that it reads; None if it reads the policy's body.
         credit: the method and its rates.
         ppo: the settings of the update.
-        returns: the moments of all returns so far; those of this rollout are added.
+        returns: the moments of all returns so far, to which this rollout's are added.
 
     Returns:
         The experience, or None if no turn held a choice.
@@ -274,33 +274,33 @@ def gather(
     else:
         value = critic.observe(frozen).cpu()  # [U, F] -> [U]; credit is computed on the CPU
     if credit.rates.trace == "bit":
-        rows = replace(
-            rows, bits=_bits(rows, decision, policy.entropies(batch, ppo.micro_batch_tokens))
-        )
+        entropy = policy.entropies(batch, ppo.micro_batch_tokens)
+        rows = replace(rows, bits=_bits(rows, decision, entropy))
     judged, reliance = rely(rows, value, credit)
     refuse_overflow(streams, value, judged)
-    _, std = masked_moments(judged.advantage, judged.mask)
-    explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
-    fresh = [t >= old for row, old in zip(streams, stale, strict=True) for t in range(len(row))]
     learned = _value_terms(rows, judged, value)
-    came = learned.target[learned.reading == learned.root]  # [turns] returns, as seen from roots
-    returns.observe((came if len(learned) else judged.advantage[judged.mask])[:, None])
-    scale = float((returns.spread / returns.count).sqrt())
-    floor = max(ppo.std_floor, ppo.return_floor * scale)
-    terms = _policy_terms(rows, judged, turns, torch.tensor(fresh), (decision, option), floor)
+    floor = _floor(ppo, returns, learned, judged)
+    terms = _policy_terms(rows, judged, streams, stale, (decision, option), floor)
     if ppo.kl_reference:
         frozen_read, at = policy.model.read_frozen, batch.positions
         reference = read_hidden(policy.model, frozen_read, at, ppo.micro_batch_tokens)
         batch = replace(batch, reference=reference)
-    metrics = {"explained_variance": float(explained), "advantage_std": float(std), **reliance}
     return Experience(
         batch=batch,
         readings=len(rows.positions),
         features=frozen,
         policy=terms,
         value=learned,
-        metrics=metrics | accuracy(learned),
+        metrics=_measure(rows, value, judged) | accuracy(learned) | reliance,
     )
+
+
+def _floor(ppo: PPOConfig, returns: Standardizer, learned: ValueTerms, judged: Credit) -> float:
+    """Find the smallest standard deviation to divide advantages by, and note the returns."""
+    came = learned.target[learned.reading == learned.root]  # [turns] returns, as seen from roots
+    returns.observe((came if len(learned) else judged.advantage[judged.mask])[:, None])
+    scale = float((returns.spread / returns.count).sqrt())
+    return max(ppo.std_floor, ppo.return_floor * scale)
 
 
 def _bits(rows: TokenRows, decision: Tensor, entropy: Tensor) -> Tensor:
@@ -357,6 +357,13 @@ def rely(rows: TokenRows, value: Tensor, credit: CreditSettings) -> tuple[Credit
     return rows.credit(value, credit), {"beta": float(beta.mean())}
 
 
+def _measure(rows: TokenRows, value: Tensor, judged: Credit) -> dict[str, float]:
+    """Measure credit, and the critic as a whole, before anything is learned from either."""
+    _, std = masked_moments(judged.advantage, judged.mask)
+    explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
+    return {"explained_variance": float(explained), "advantage_std": float(std)}
+
+
 def accuracy(terms: ValueTerms) -> dict[str, float]:
     """Measure the critic by place in the action, on a rollout that it has not learned from.
 
@@ -380,8 +387,8 @@ def accuracy(terms: ValueTerms) -> dict[str, float]:
 def _policy_terms(
     rows: TokenRows,
     judged: Credit,
-    turns: Sequence[Turn],
-    fresh: Tensor,
+    streams: Streams,
+    stale: Sequence[int],
     decided: tuple[Tensor, Tensor],
     std_floor: float,
 ) -> PolicyTerms:
@@ -390,13 +397,14 @@ def _policy_terms(
     Args:
         rows: the tokens.
         judged: their credit, [N, L].
-        turns: the turns, of M tokens together.
-        fresh: [number of turns] bool, True where the current policy acted.
+        streams: the turns, of M tokens together.
+        stale: N counts of turns, at the beginning of each stream, that an older policy acted.
         decided: the decision and the option at each token, both [M] int64.
         std_floor: the smallest standard deviation to divide advantages by.
     """
     advantage = normalize_advantages(judged.advantage, judged.mask, std_floor)
-    recorded = chain.from_iterable(turn.action.logprob for turn in turns)
+    recorded = chain.from_iterable(turn.action.logprob for row in streams for turn in row)
+    fresh = [t >= old for row, old in zip(streams, stale, strict=True) for t in range(len(row))]
     # Two selections. `rows.mask` picks all tokens, [N, L] -> [M], in the order of streams, turns
     # and tokens, which is that of the decisions and log-probabilities, too. `mask` then picks the
     # choices that have credit, [M] -> [S].
@@ -407,7 +415,7 @@ def _policy_terms(
         option=decided[1][mask],
         turn=turn,
         old_logprob=torch.tensor(list(recorded))[mask],
-        fresh=fresh[turn],  # [turns] -> [S]
+        fresh=torch.tensor(fresh)[turn],  # [turns] -> [S]
         advantage=advantage[rows.mask][mask],
     )
 

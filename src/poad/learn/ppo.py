@@ -30,10 +30,9 @@ from poad.learn.losses import (
     approx_kl,
     by_turn,
     clipped_surrogate,
-    clipped_value_loss,
 )
 from poad.learn.trust import TrustRegion
-from poad.learn.value import ValueLearner
+from poad.learn.value import ValueLearner, joint_value_loss
 from poad.lm import renumber
 from poad.turns import Rollout, Turn
 
@@ -286,8 +285,8 @@ class PPO:
             loss = loss + ppo.kl_reference * penalty
         if experience.features is None:
             value = self.critic(new.extra_hidden)  # [U', H] -> [U']
-            value_loss, value_total = self._value_loss(experience, kept_extra, value, share)
-            loss = loss + value_loss
+            value_total = joint_value_loss(experience, kept_extra, value, self.value.clip) / share
+            loss = loss + self.value.coefficient * value_total
         with torch.no_grad():
             kl = approx_kl(*joined[:2]).sum() / count
             clipped = (((joined[0] - joined[1]).exp() - 1).abs() > ppo.clip).sum() / count
@@ -295,21 +294,6 @@ class PPO:
             fresh = terms.fresh[mine].to(device)
             sums = torch.stack(parts).cpu()  # one transfer from a GPU, not one for each part
         return loss, sums, (logprob.detach()[fresh], old[fresh])
-
-    def _value_loss(
-        self, experience: Experience, read: Tensor, value: Tensor, share: float
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the value loss at some readings [U'], weighted and not, for a shared body."""
-        terms = experience.value
-        # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
-        place = renumber(read, experience.readings)[terms.reading]
-        mine = place >= 0  # [W] bool
-        new = value[place[mine].to(value.device)]
-        old, target, weight = (
-            each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
-        )
-        loss = (weight * clipped_value_loss(new, old, target, self.value.clip)).sum() / share
-        return self.value.coefficient * loss, loss.detach()
 
 
 def split_finished(

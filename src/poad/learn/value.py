@@ -1,4 +1,4 @@
-"""The critic's own learner: regression of frozen features on targets.
+"""The critic's learner: regression of frozen features on targets.
 
 Hidden states of a frozen body are computed once per rollout, so the critic can afford passes of its
 own, and can go on learning from rollouts that the policy has left behind. Its passes are neither
@@ -17,6 +17,8 @@ from poad.agent import Critic
 from poad.config import CriticConfig
 from poad.learn.divergence import diverged
 from poad.learn.experience import Experience
+from poad.learn.losses import clipped_value_loss
+from poad.lm import renumber
 
 
 class Readings(NamedTuple):
@@ -109,6 +111,28 @@ class ValueLearner:
             raise diverged({"value_loss": step.value_loss}, {"critic.lr": self.critic})
         self.optimizer.step()
         return step
+
+
+def joint_value_loss(
+    experience: Experience, read: Tensor, value: Tensor, clip: float | None
+) -> Tensor:
+    """Compute the part of the value loss that some readings of a shared body have, with gradient.
+
+    Args:
+        experience: the whole rollout.
+        read: [U'] int64: the readings.
+        value: [U'] the critic's values there, now.
+        clip: how far a value may move; see `clipped_value_loss`.
+    """
+    terms = experience.value
+    # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
+    place = renumber(read, experience.readings)[terms.reading]
+    mine = place >= 0  # [W] bool
+    new = value[place[mine].to(value.device)]
+    old, target, weight = (
+        each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
+    )
+    return (weight * clipped_value_loss(new, old, target, clip)).sum()
 
 
 def draws(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

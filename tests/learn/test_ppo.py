@@ -457,9 +457,9 @@ def test_a_forced_root_learns_because_a_bootstrap_reads_it() -> None:
     """All actions begin alike, so the choice is at a later token; the root must not stay behind."""
     config = settings(
         "Alike",
-        critic={"hidden": [256]},
+        critic={"hidden": [256], "epochs": 20, "minibatches": 1},
         credit={"gamma": 0.5, "lam": 0.0},
-        ppo={"epochs": 20, "minibatches": 1, "kl_stop": None},
+        ppo={"kl_stop": None},
     )
     agent, learner, worlds = build(config)
     generator = np.random.default_rng(1)

@@ -48,8 +48,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return st.sampled_from(arguments)
-    if origin is types.UnionType:
-        return st.none() | values(next(a for a in arguments if a is not type(None)))
+    if origin in (types.UnionType, typing.Union):
+        return st.one_of(st.none() if a is type(None) else values(a) for a in arguments)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return st.tuples(*map(values, arguments))
     if origin is tuple:

@@ -140,7 +140,10 @@ class Rival:
         self.target[:, :1] = self.target.gather(1, first)
         self.value_mask[:, 0] = True
         self.old_value = value[readings.at.clamp(min=0)]
-        self.terms, self.value_terms = int(credit.mask.sum()), int(self.value_mask.sum())
+        self.terms = int(credit.mask.sum())
+        roots, others = self.value_mask.clone(), self.value_mask.clone()
+        roots[:, 1:], others[:, 0] = False, False
+        self.value_weight = roots / roots.sum() + others / others.sum().clamp(min=1)  # [n, D]
 
     def _flat_credit(
         self, streams: Sequence[Sequence[Turn]], value: Tensor
@@ -224,11 +227,14 @@ class Rival:
             parts = {"policy_loss": float(surrogate.detach()) * scale}
             parts["entropy"] = float(entropy.detach()) * scale
         value, old, target = self._read_values(turns)
+        index = torch.tensor(turns)
+        mask = self.value_mask[index]
         error = (value - target) ** 2
         if critic.clip is not None:
             near = old + (value - old).clamp(-critic.clip, critic.clip)
             error = torch.maximum(error, (near - target) ** 2)
-        value_loss = 0.5 * error.sum() / (self.value_terms * share)
+        # Roots weigh as much as all other readings together, as in our learner.
+        value_loss = 0.5 * (error * self.value_weight[index][mask]).sum() / share
         parts["value_loss"] = float(value_loss.detach())
         return total + critic.coefficient * value_loss, parts
 

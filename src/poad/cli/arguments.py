@@ -187,9 +187,9 @@ def _placeholder(hint: Any, default: Any = None) -> str | None:
     if origin is Literal:
         return f"{{{','.join(map(str, args))}}}"
     if origin in (types.UnionType, typing.Union):
-        inner = next(arg for arg in args if arg is not type(None))
-        # None is worth typing where something else is the default.
-        return f"{_placeholder(inner)}{'' if default is None else '|None'}"
+        # None is worth typing where it is possible and something else is the default.
+        none = ["None"] if type(None) in args and default is not None else []
+        return "|".join([str(_placeholder(_inner(hint))), *_words(hint), *none])
     if origin is tuple:
         if args[-1] is not Ellipsis:
             return " ".join(str(_placeholder(arg)) for arg in args)
@@ -211,6 +211,16 @@ def _inner(hint: Any) -> Any:
     return hint
 
 
+def _words(hint: Any) -> list[str]:
+    """The words that may stand in place of a number, as in ``float | Literal["auto"]``."""
+    if typing.get_origin(hint) is Annotated:
+        return _words(typing.get_args(hint)[0])
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return []
+    literals = [each for each in typing.get_args(hint) if typing.get_origin(each) is Literal]
+    return [w for each in literals if each is not _inner(hint) for w in typing.get_args(each)]
+
+
 def _count(hint: Any) -> int | Literal["*"]:
     """The number of words that a value takes on the command line."""
     hint = _inner(hint)
@@ -225,11 +235,17 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
     inner = _inner(hint)
     if inner is not hint and [*words] == ["None"]:
         return None
+    if words and words[0] in _words(hint):
+        return words[0]
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is dict:
         return _named_values(words)
     if origin is not tuple:
-        return _read_one(inner, words[0])
+        try:
+            return _read_one(inner, words[0])
+        except ValueError as error:
+            also = " or ".join(_words(hint))
+            raise ValueError(f"{error} It may be {also}, too." if also else str(error)) from None
     if args[-1] is not Ellipsis:
         return tuple(_read(each, [word]) for each, word in zip(args, words, strict=True))
     size = _count(args[0])

@@ -96,13 +96,16 @@ class ValueLearner:
         known = Readings(*(torch.cat(column) for column in zip(*self.memory, strict=True)))
         parts, fresh = self.config.minibatches, len(self.memory[-1].target)
         some = draws(len(known.target), -(-fresh // parts), self.generator)
+        # The weights of a rollout do not depend on its size. A minibatch is a share of all.
+        scale = len(known.target) / len(self.memory)
+        known = known._replace(weight=known.weight * scale)
         steps = [self._step(known.select(next(some))) for _ in range(self.config.epochs * parts)]
         return Fitted(*(sum(column) / len(steps) for column in zip(*steps, strict=True)))
 
     def _step(self, some: Readings) -> Fitted:
         """Make one gradient step on some readings."""
         error = (self.critic(some.features) - some.target) ** 2
-        loss = 0.5 * (some.weight * error).sum() / some.weight.sum()
+        loss = 0.5 * (some.weight * error).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self._max_grad_norm)

@@ -144,7 +144,8 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     sizes = (read, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
     # Float32 weight, gradient and two moments are 16 bytes; frozen features are [values, read].
-    features = sample.critic_positions * read * 4 if frozen else 0
+    # Those of the rollout at hand, and copies of those that the critic remembers.
+    features = sample.critic_positions * read * 4 * (1 + config.critic.replay) if frozen else 0
     yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and its input")
     name = "libraries" if kind == "cpu" else "CUDA context"
     yield Part(name, OVERHEAD[kind], note="Python, torch, transformers and poad")

@@ -1,0 +1,103 @@
+"""Compare our own critic with exact values in order forms, to see what a perfect one would bring.
+
+Trains in `poad/Order-v0` with noisy pay, from the same seeds, by turn-level PPO, by POAD with our
+critic, and by POAD with exact values in its place. Prints the share of right fields over the run,
+and the paired differences from turn-level PPO with their 95 % bootstrap intervals.
+
+python benchmarks/order_oracle.py --seeds 0 1 2 3 4
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poad.agent import Critic, FrozenFeatures
+from poad.config import Config, from_dict
+from poad.learn import PPO, Trainer
+from poad.stats import bootstrap_interval
+from poad.theory import OrderOracle
+from poad.turns import Position
+
+WORLD = {"choices": 8, "words": 16, "noise": 0.4}
+CRITIC = {"standardize": True, "root": True, "codes": 64, "hidden": [64], "lr": 2e-3}
+CRITIC |= {"replay": 8, "epochs": 16, "minibatches": 1}
+RELIED = {"beta": "auto", "lam_actor": "auto", "trace": "bit"}
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "turn_ppo": ({"method": "turn_ppo"}, False),
+    "poad, own critic": (RELIED, False),
+    "poad, exact values, λ = 1": ({"lam_actor": 1.0}, True),
+    "poad, exact values, λ = .5 a bit": ({"lam_actor": 0.5, "trace": "bit"}, True),
+}
+
+
+class Exact(Critic):
+    """A critic that passes on the value it is given, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(1, (), seed=0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the values [...] from themselves, [..., 1]."""
+        return hidden.squeeze(-1) + 0.0 * self.layers(hidden).squeeze(-1)
+
+
+class ExactFeatures(FrozenFeatures):
+    """Exact values in place of hidden states."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        agent = trainer.agent
+        super().__init__(agent.model, agent.config.ppo.micro_batch_tokens)
+        self._oracle = OrderOracle(agent.policy, agent.config.credit.gamma, **WORLD)
+
+    def __call__(self, positions: Sequence[Position]) -> Tensor:
+        """Value Q positions. [Q, 1]."""
+        return torch.tensor(self._oracle(positions), dtype=torch.float32)[:, None]
+
+
+def run(credit: dict[str, Any], exact: bool, seed: int, steps: int) -> float:
+    """Train once; return the mean over the run of the share of right fields."""
+    settings = {"env": "poad/Order-v0", "env_args": WORLD, "streams": 16, "horizon": 8}
+    settings |= {"steps": steps, "seed": seed, "credit": credit, "critic": CRITIC, "threads": 1}
+    config: Config = from_dict(settings)
+    trainer = Trainer(config)
+    if exact:
+        agent = trainer.agent
+        trainer.learner = PPO(
+            agent.policy,
+            Exact(),
+            ExactFeatures(trainer),
+            credit=agent.settings.credit,
+            ppo=agent.config.ppo,
+            value=agent.config.critic,
+            streams=config.streams,
+            seed=seed,
+        )
+    return float(np.mean([metrics["world/right"] for metrics in trainer.train()]))
+
+
+def main() -> None:
+    """Train all variants, seed by seed, and print what each ended with."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=3072)
+    options = parser.parse_args()
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for seed in options.seeds:
+        for name, (credit, exact) in VARIANTS.items():
+            found[name].append(run(credit, exact, seed, options.steps))
+            print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
+    base = np.array(found["turn_ppo"])
+    for name, each in found.items():
+        gain = np.array(each) - base
+        low, high = bootstrap_interval([gain], lambda some: some.mean(-1))
+        print(f"{name}: {np.mean(each):.3f}, {gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+if __name__ == "__main__":
+    main()

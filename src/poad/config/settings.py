@@ -205,7 +205,7 @@ class CriticConfig:
     """Weight of the value loss (paper: 0.5). Only with a shared body."""
     clip: Annotated[float | None, Above(0)] = None
     """Largest change of a value in one update that still lowers the loss (PPO's value clipping).
-    None turns clipping off."""
+    None turns clipping off. Only with a shared body."""
 
 
 @dataclass(frozen=True)

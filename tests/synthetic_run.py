@@ -70,12 +70,13 @@ def episode(
     success: bool = True,
     turns: Sequence[TurnRecord] | None = None,
     env: str = "poad/TomatoSalad-v0",
+    env_args: dict[str, Any] | None = None,
 ) -> EpisodeRecord:
     """The record of one evaluation episode."""
     turns = turns if turns is not None else [turn(), turn("You hold a tomato.", -0.01)]
     return EpisodeRecord(
         env=env,
-        env_args={},
+        env_args=env_args or {},
         mode=mode,
         checkpoint=checkpoint,
         versions={"poad": "0.1.0", "torch": "2", "transformers": "5", "python": "3.11"},

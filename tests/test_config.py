@@ -249,11 +249,47 @@ def test_a_worlds_arguments_come_back_exactly_or_are_refused(args: dict[str, Any
         json.dumps(plain(back.env_args), allow_nan=False)  # records can hold them
 
 
-def test_arguments_that_contain_themselves_are_refused():
-    loop: list[Any] = []
-    loop.append(loop)
-    with pytest.raises(ConfigError, match="refers to itself"):
-        dump(Config(env_args={"x": loop}))
+def loops() -> dict[str, Any]:
+    """Values that contain themselves, at once or by a detour, in every kind of container."""
+    in_list: list[Any] = [1, 2, [3]]
+    in_list[2].append(in_list)
+    in_dict: dict[str, Any] = {"a": {}}
+    in_dict["a"]["b"] = in_dict
+    in_both: list[Any] = [0]
+    in_both.append({"a": [in_both]})
+    in_tuple: tuple[list[Any]] = ([],)
+    in_tuple[0].append(in_tuple)
+    return {"list": in_list, "dict": in_dict, "both": in_both, "tuple": in_tuple}
+
+
+@pytest.mark.parametrize("kind", loops())
+def test_arguments_that_contain_themselves_are_refused_in_a_line(kind: str):
+    with pytest.raises(ConfigError) as error:
+        dump(Config(env_args={"x": {"y": [loops()[kind], loops()[kind]]}}))
+    assert str(error.value) == "env_args refers to itself, which no file can hold."
+
+
+def test_arguments_may_share_a_value():
+    shared = [1]
+    assert from_dict(parse_value(dump(Config(env_args={"a": shared, "b": [shared]})))).env_args == {
+        "a": [1],
+        "b": [[1]],
+    }
+
+
+def test_arguments_that_are_nested_too_deeply_are_refused_in_a_line():
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match=r"^env_args is nested too deeply for a file\.$"):
+        dump(Config(env_args={"x": deep}))
+
+
+@pytest.mark.parametrize("args", [{"x": tuple(range(100_000))}, {"k" * 100_000: (1,)}])
+def test_a_refusal_of_large_arguments_is_short(args: dict[str, Any]):
+    with pytest.raises(ConfigError, match="would be read back") as error:
+        dump(Config(env_args=args))
+    assert len(str(error.value)) < 1_000
 
 
 @pytest.mark.parametrize(
@@ -395,10 +431,18 @@ def inner_arguments(hint: Any) -> list[Any]:
 def test_every_number_has_a_range_that_rejects_nan_and_something_else(name: str):
     group, _, key = name.rpartition(".")
     base = getattr(Config(), group) if group else Config()
-    for value in (math.nan, -1.0):
+    for value in (math.nan, -1.0, math.inf, -math.inf):
         item = (value,) if isinstance(getattr(base, key), tuple) else value
         (complaint,) = out_of_range(item, numbers()[name], name)
         assert complaint.startswith(f"{name} = {value}: must ")
+
+
+@pytest.mark.parametrize("written", [".inf", "inf", "-.inf", ".nan", "1e999"])
+@pytest.mark.parametrize("name", ["ppo.lr", "critic.lr", "ppo.max_grad_norm", "ppo.kl_stop"])
+def test_a_number_that_is_not_finite_is_refused_with_the_range(name: str, written: str):
+    group, key = name.split(".")
+    with pytest.raises(ConfigError, match=rf"{name} = [-a-z]+: must be above 0\."):
+        from_dict(parse_value(f"{group}: {{{key}: {written}}}"))
 
 
 def test_ranges_are_checked_wherever_they_stand():

@@ -129,12 +129,17 @@ def explained(error: Exception) -> str | None:
         text = str(error)
     except Exception:  # of a class of the world's own
         text = "an error without words"
-    text = text if len(text) <= 500 else f"{text[:500]} ... ({len(text):,} characters)"
+    text = beginning(text, 500)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return (
         f"The world raised {what} ({place.line}). {place} With {TRACEBACK}=1 in the environment, "
         "poad shows the traceback."
     )
+
+
+def beginning(text: str, most: int) -> str:
+    """Cut a text off behind so many characters, and say so."""
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"
 
 
 _ELSEWHERE = {

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from synthetic_run import episode, evaluation, summary, turn
 
 from poad.config import Config
-from poad.errors import RunError
+from poad.errors import ConfigError, RunError
 from poad.runs import EpisodeRecord, Run, RunSummary, decode, encode, stored
 
 
@@ -64,6 +66,49 @@ def through_json(record: Any) -> Any:
 )
 def test_a_record_reads_back_as_it_was_written(record: Any):
     assert through_json(record) == record
+
+
+KEYS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+ARGS = st.recursive(
+    KEYS | st.dates() | st.binary() | st.just({"yaml": "1"}),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYS, inner, max_size=3)
+        | st.sets(KEYS, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(st.text(max_size=4), ARGS, max_size=2))
+def test_the_arguments_of_a_world_read_back_as_they_were(args: dict[str, Any]):
+    back = through_json(episode(env_args=args, turns=[])).env_args
+    assert repr_of(back) == repr_of(args)
+
+
+def repr_of(value: Any) -> str:
+    """A text that tells values apart by their types, and does not depend on the order of sets."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {repr_of(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(repr_of, value)) + "]"
+    return repr(sorted(map(repr, value))) if isinstance(value, set) else repr(value)
+
+
+def test_arguments_that_json_would_merge_stay_apart():
+    args = {"rewards": {1: 2, "1": 3}, "penalty": math.inf, "size": 3}
+    stored = encode(episode(env_args=args, turns=[]))["env_args"]
+    assert stored == {
+        "rewards": {"yaml": "{1: 2, '1': 3}"},
+        "penalty": {"yaml": ".inf"},
+        "size": 3,
+    }
+
+
+def test_arguments_that_no_file_holds_are_refused():
+    with pytest.raises(ConfigError, match="would be read back"):
+        encode(episode(env_args={"size": (3, 4)}, turns=[]))
 
 
 def test_keys_stand_in_the_order_of_the_fields_and_defaults_are_left_out():

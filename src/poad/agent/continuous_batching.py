@@ -88,6 +88,7 @@ def _generate(
         top_p=1.0,
         eos_token_id=model.codec.end_id,
         pad_token_id=model.codec.pad_id,
+        suppress_tokens=model.codec.without_token(model.vocabulary) or None,
     )
     batching: dict[str, Any] = {"return_logprobs": True, "seed": seed}
     if model.device.type == "cpu":

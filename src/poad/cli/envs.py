@@ -16,7 +16,7 @@ from poad.cli.trust import trust
 from poad.config import Config
 from poad.display import Screen
 from poad.envs import CheckedWorld, check_env, docstring_of, known_worlds, make, world_arguments
-from poad.errors import WorldError
+from poad.errors import WorldError, beginning
 from poad.trie import Form
 
 LONGEST_TEXT = 2_000
@@ -87,19 +87,14 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     console.rule("First observation", align="left", style="dim")
     world = CheckedWorld(env)
     prompt, offered, _ = world.reset(0)
-    console.print(_beginning(prompt, LONGEST_TEXT), markup=False, highlight=False)
+    console.print(beginning(prompt, LONGEST_TEXT), markup=False, highlight=False)
     offered = (str(offered),) if isinstance(offered, Form) else offered
     for action in (offered or ())[:MOST_ACTIONS]:
-        console.print(f"  {_beginning(action, LONGEST_TEXT)}", markup=False, highlight=False)
+        console.print(f"  {beginning(action, LONGEST_TEXT)}", markup=False, highlight=False)
     if offered and len(offered) > MOST_ACTIONS:
         console.print(f"  and {len(offered) - MOST_ACTIONS:,} more actions", style="dim")
     world.close()
     return 0
-
-
-def _beginning(text: str, most: int) -> str:
-    """Cut a text off, and say so."""
-    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"
 
 
 def _reflowed(text: str) -> str:

@@ -10,6 +10,7 @@ from poad.config.files import (
     read_yaml,
     to_dict,
     whole_number,
+    write_value,
 )
 from poad.config.ranges import Above, AtLeast, Between, out_of_range
 from poad.config.settings import (
@@ -49,4 +50,5 @@ __all__ = [
     "to_dict",
     "whole_number",
     "world_seed",
+    "write_value",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -16,7 +17,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from poad.config.settings import Config
-from poad.errors import ConfigError, did_you_mean, own_name
+from poad.errors import ConfigError, beginning, did_you_mean, own_name
 
 _RENAMED = {"mirrors": "trackers"}
 """Former names of settings, with their present ones."""
@@ -27,6 +28,8 @@ _FLOAT_TEXT = re.compile(
     r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
 )
 _LARGEST_EXPONENT = 100
+_MOST_SHOWN = 200
+"""Characters of a value that an error shows."""
 _LINE_ENDS = "\x85\u2028\u2029"
 """Characters that YAML takes for line ends unless they are escaped."""
 
@@ -296,15 +299,7 @@ def dump(config: Config) -> str:
     """
     plain = to_dict(config)
     # Only a world's arguments are of arbitrary types, and reading all the rest would take 10 ms.
-    try:
-        changed = _changed_part("env_args", config.env_args)
-    except RecursionError:
-        raise ConfigError("env_args refers to itself, which no file can hold.") from None
-    if changed:
-        raise ConfigError(
-            f"{changed}. A configuration file holds text, numbers, true, false, null, dates, lists "
-            "and dicts, of Python's own types."
-        )
+    _check_kept("env_args", config.env_args)
     again = to_dict(from_dict(plain))
     for key, value in plain.items():
         if again[key] != value and key != "env_args":
@@ -315,11 +310,47 @@ def dump(config: Config) -> str:
         raise ConfigError(f"A setting is not of Python's own types: {error}") from error
 
 
-def _write(value: Any) -> str:
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def write_value(value: Any) -> str:
+    """Write a value as `parse_value` reads it.
+
+    Raises:
+        ConfigError: YAML would lose or change it.
+    """
+    _check_kept("a value", value)
+    text = _write(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _write(value: Any, **style: Any) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
     if any(mark in text for mark in _LINE_ENDS):
-        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
     return text
+
+
+def _check_kept(name: str, value: Any) -> None:
+    """Raise ConfigError unless YAML keeps a value exactly."""
+    try:
+        if _refers_to_itself(value):
+            raise ConfigError(f"{name} refers to itself, which no file can hold.")
+        changed = _changed_part(name, value)
+    except RecursionError:
+        raise ConfigError(f"{name} is nested too deeply for a file.") from None
+    if changed:
+        raise ConfigError(
+            f"{changed}. A configuration file holds text, numbers, true, false, null, dates, lists "
+            "and dicts, of Python's own types."
+        )
+
+
+def _refers_to_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
+    """Tell whether a value lies inside itself, or in what is ``above`` it, by identity."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    if id(value) in above:
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return any(_refers_to_itself(each, above | {id(value)}) for each in inner)
 
 
 def _changed_part(name: str, value: Any) -> str | None:
@@ -328,15 +359,24 @@ def _changed_part(name: str, value: Any) -> str | None:
         back = _parse(_write(value), name)
         if _same(back, value):
             return None
-        what = f"{name} = {value!r} would be read back from a configuration file as {back!r}"
+        given, read = _shown(value), _shown(back)
+        what = f"{_named(name)} = {given} would be read back from a configuration file as {read}"
     except (yaml.YAMLError, RecursionError, ConfigError):
-        what = f"{name} = {value!r} cannot be written to a configuration file"
+        what = f"{_named(name)} = {_shown(value)} cannot be written to a configuration file"
     inner: list[tuple[str, Any]] = []
     if type(value) is dict:
         inner = [(f"{name}.{key}", item) for key, item in value.items()]
     elif type(value) is list:
         inner = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
     return next(filter(None, (_changed_part(*part) for part in inner)), what)
+
+
+def _shown(value: Any) -> str:
+    return beginning(repr(value), _MOST_SHOWN)
+
+
+def _named(name: str) -> str:
+    return beginning(name, _MOST_SHOWN)
 
 
 def _same(a: Any, b: Any) -> bool:

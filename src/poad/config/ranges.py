@@ -1,12 +1,13 @@
 """Ranges as annotations: `lr: Annotated[float, Above(0)]`, and the walker that checks them.
 
-NaN is never in range.
+NaN and infinities are never in range.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -76,7 +77,11 @@ def out_of_range(value: Any, hint: Any = None, name: str = "") -> Iterator[str]:
             yield from out_of_range(getattr(value, field_name), field_hint, dotted)
     elif origin is Annotated:
         for marker in arguments[1:]:
-            if isinstance(marker, Between | Above | AtLeast) and value not in marker:
+            if not isinstance(marker, Between | Above | AtLeast):
+                continue
+            if value in (math.inf, -math.inf):
+                yield f"{name} = {value}: {marker} It must be finite, too."
+            elif value not in marker:
                 yield f"{name} = {value}: {marker}"
         yield from out_of_range(value, arguments[0], name)
     elif origin in (types.UnionType, typing.Union):

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from poad.config import dump
+from poad.config import dump, write_value
 from poad.display.html import Html, page, tag
 from poad.display.numbers import bounds, compact, number, percent
 from poad.display.plots import curve_svg
 from poad.display.tables import Table, evaluation_table
 from poad.display.turns import describe_ending, turn_in_html
 from poad.errors import RunError
-from poad.runs import EpisodeRecord, Evaluation, Mode, Run, plain, summarize, write_text
+from poad.runs import EpisodeRecord, Evaluation, Mode, Run, summarize, write_text
 from poad.turns import Episode
 
 MAX_TURNS = 40
@@ -80,7 +80,7 @@ def _evaluations(run: Run) -> tuple[list[_Evaluation], EpisodeRecord | None]:
     by its outcome.
     """
     found: dict[tuple[int | None, Mode, str], dict[int, Episode]] = {}
-    home = _world(run.config.env, plain(run.config.env_args))
+    home = _world(run.config.env, run.config.env_args)
     example, highest = None, None
     for record in run.episodes():
         world = _world(record.env, record.env_args)
@@ -98,7 +98,8 @@ def _evaluations(run: Run) -> tuple[list[_Evaluation], EpisodeRecord | None]:
 
 def _world(env: str, env_args: Mapping[str, Any]) -> str:
     """A world's name with its arguments, which make it another world."""
-    return " ".join([env, *(f"{name}={value}" for name, value in sorted(env_args.items()))])
+    told = (f"{name}={write_value(value)}" for name, value in sorted(env_args.items()))
+    return " ".join([env, *told])
 
 
 def _age(checkpoint: int | None) -> int:

@@ -75,11 +75,16 @@ def check_reading(model: LanguageModel) -> None:
     Rows that exceed the window of the model branch and are padded, and others grow token by token.
 
     Raises:
-        ModelError: no way reads right.
+        ModelError: no way reads right, or what is read is not finite.
     """
     positions = _positions(model)
     reason = ""
     alone = torch.cat([_alone(model, (*prompt, *rest)) for prompt, rest in positions])
+    if not alone.isfinite().all():
+        raise ModelError(
+            f"The hidden states of {type(model.causal_lm).__name__} are not finite: "
+            f"{model.explain_nan()}"
+        )
     # Some kernels take no trees, and some feed-forward layers need whole rows, as experts do.
     ways = product((True, False) if model.branching else (False,), (True, False))
     for model.branching, model._skips_unread in ways:

@@ -8,6 +8,7 @@ decision needs them. Next to the trained body stands the *frozen* one: the model
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -96,8 +97,11 @@ class LanguageModel:
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
         self._skips_unread = True
+        self._unwritable: Tensor | None = None
         check_halves(self)
         check_reading(self)
+        if without := codec.without_token(self.vocabulary):
+            self._unwritable = torch.tensor(without, device=self.device)
         if gradient_checkpointing:
             _checkpoint_layers(self)
 
@@ -160,7 +164,10 @@ class LanguageModel:
         return self._read(self._frozen, packed)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute next-token logits [..., V] in float32 from hidden states [..., H]."""
+        """Compute next-token logits [..., V] in float32 from hidden states [..., H].
+
+        They are -inf for ids that stand for no token, so the agent never writes one.
+        """
         return self._scaled(self._head(hidden).float())
 
     @torch.no_grad()
@@ -227,11 +234,13 @@ class LanguageModel:
                     module.eval()
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """Scale logits, and squash them into ±softcap (Gemma 2, arXiv 2408.00118), if need be."""
+        """Scale logits, squash them into ±softcap (Gemma 2, arXiv 2408.00118), and rule out ids."""
         if self._scale != 1.0:
             logits = logits * self._scale
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
+        if self._unwritable is not None:
+            logits = logits.index_fill(-1, self._unwritable, -math.inf)
         return logits
 
     def _check_readable(self, token_ids: Tensor, position_ids: Tensor) -> None:

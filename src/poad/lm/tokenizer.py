@@ -240,6 +240,22 @@ class TextCodec:
         """Decode each token by itself."""
         return [self.tokenizer.decode([token]) for token in token_ids]
 
+    def without_token(self, count: int) -> list[int]:
+        """List the ids below ``count`` that stand for no token.
+
+        Many models have more rows than tokens, so that their size is a round number.
+        """
+        known = {*self.tokenizer.get_vocab().values(), *self.tokenizer.added_tokens_decoder}
+        highest = max(known)
+        # Two tokens may share a name, so an id among the others is asked for by itself.
+        return [i for i in range(count) if i not in known and (i > highest or not self._has(i))]
+
+    def _has(self, token: int) -> bool:
+        try:
+            return self.tokenizer.convert_ids_to_tokens(token) is not None
+        except (LookupError, ValueError):  # of a slow tokenizer
+            return False
+
     def check_known(self, token_ids: Sequence[int]) -> None:
         """Check that the model knows some tokens.
 

@@ -2,7 +2,8 @@
 
 A record is written with one key per field, in the order of its fields. A field that has a default
 is left out while it equals that default. NaN and infinities become null, and null reads as NaN
-where a field is a ``float``. Reading is strict: a missing, unknown or wrong key is an error that
+where a field is a ``float``. A field that is stored exactly keeps what JSON cannot hold as YAML.
+Reading is strict: a missing, unknown or wrong key is an error that
 names the file and the key.
 """
 
@@ -16,21 +17,27 @@ from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from poad.errors import RunError
+from poad.config import parse_value, write_value
+from poad.errors import ConfigError, RunError
 
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
+_YAML = "yaml"
+"""The only key of a JSON object that holds another value as YAML."""
 
 
-def stored(key: str = "", *, flat: bool = False, null: float = math.nan) -> dict[str, Any]:
+def stored(
+    key: str = "", *, flat: bool = False, null: float = math.nan, exact: bool = False
+) -> dict[str, Any]:
     """Field metadata for :func:`dataclasses.field` that changes how a field is stored.
 
     Args:
         key: the key in the file; default: the name of the field.
         flat: store the fields of this nested record among those of the outer one.
         null: the number that null stands for in this field.
+        exact: store a value of any types as `exact` does.
     """
-    return {"key": key, "flat": flat, "null": null}
+    return {"key": key, "flat": flat, "null": null, "exact": exact}
 
 
 def plain(value: Any) -> Any:
@@ -63,6 +70,41 @@ def plain(value: Any) -> Any:
     raise TypeError(f"JSON cannot hold a {type(value).__name__}: {value!r}")
 
 
+def exact(value: Any) -> Any:
+    """Convert a value that YAML can hold to JSON, so that `from_exact` returns the same value.
+
+    What JSON would change, such as an infinity or a whole number as a key, becomes an object with
+    the single key ``yaml`` and the text that a configuration file would have.
+
+    Raises:
+        ConfigError: YAML would change the value, too.
+    """
+    if type(value) is dict and [*value] != [_YAML] and all(type(key) is str for key in value):
+        return {key: exact(item) for key, item in value.items()}
+    if type(value) is list:
+        return [exact(item) for item in value]
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    return {_YAML: write_value(value)}
+
+
+def from_exact(value: Any) -> Any:
+    """Return the value that `exact` converted.
+
+    Raises:
+        ConfigError: a text is no YAML.
+    """
+    if isinstance(value, list):
+        return [from_exact(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if [*value] == [_YAML] and isinstance(value[_YAML], str):
+        return parse_value(value[_YAML])
+    return {key: from_exact(item) for key, item in value.items()}
+
+
 def encode(record: Any) -> dict[str, Any]:
     """Convert a record to a dictionary of strict JSON values."""
     values: dict[str, Any] = {}
@@ -73,7 +115,7 @@ def encode(record: Any) -> dict[str, Any]:
         if spec.metadata.get("flat"):
             values |= encode(value)
         else:
-            values[_key(spec)] = plain(value)
+            values[_key(spec)] = exact(value) if spec.metadata.get("exact") else plain(value)
     return values
 
 
@@ -147,6 +189,8 @@ def _record_reader(kind: Any) -> Reader:
         readers[spec.name] = _reader(hint)
         if hint is float:
             readers[spec.name] = partial(_read_float, null=spec.metadata.get("null", math.nan))
+        if spec.metadata.get("exact"):
+            readers[spec.name] = partial(_read_exact, readers[spec.name])
         if spec.metadata.get("flat"):
             (nested,) = (each for each in (hint, *get_args(hint)) if is_dataclass(each))
             flat_keys[spec.name] = tuple(map(_key, fields(nested)))
@@ -194,6 +238,13 @@ def _read_exactly(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise _Mismatch(f"expected {kind.__name__}, found {_shown(value)}")
     return value
+
+
+def _read_exact(read: Reader, value: Any) -> Any:
+    try:
+        return from_exact(read(value))
+    except ConfigError as error:
+        raise _Mismatch(f"expected YAML, found {_shown(value)}") from error
 
 
 def _read_literal(choices: tuple[Any, ...], value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from poad.config import Config
 from poad.errors import RunError
 from poad.runs.checkpoint import Checkpoints
-from poad.runs.codec import decode, plain
+from poad.runs.codec import decode, exact
 from poad.runs.files import numbered_lines, read_lines, write_json
 from poad.runs.records import EpisodeRecord, RunSummary
 from poad.runs.seals import (
@@ -117,7 +117,7 @@ class History:
         """
         config = self._config
         seeds = range(config.eval.seed, config.eval.seed + config.eval.episodes)
-        played = {"env": config.env, "env_args": plain(config.env_args), "checkpoint": checkpoint}
+        played = {"env": config.env, "env_args": exact(config.env_args), "checkpoint": checkpoint}
         return kept_lines(
             self._path / "episodes.jsonl",
             self._seal_of(checkpoint),

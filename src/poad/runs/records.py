@@ -53,7 +53,7 @@ class EpisodeRecord:
     """One evaluation episode: a line of episodes.jsonl."""
 
     env: str
-    env_args: dict[str, Any]
+    env_args: dict[str, Any] = field(metadata=stored(exact=True))
     mode: Mode
     checkpoint: int | None
     """Training iteration of the agent; None if untrained."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from poad.config import Config, from_dict, to_dict
 from poad.errors import RunError
-from poad.runs.codec import plain
+from poad.runs.codec import exact, plain
 from poad.runs.files import json_line, numbered_lines, read_from_disk
 from poad.runs.provenance import PACKAGES
 
@@ -37,7 +37,7 @@ def settings_hash(config: Config) -> str:
     """Hash the settings that stay the same for the whole life of a run."""
     fixed = replace(config, **{name: getattr(Config(), name) for name in MAY_CHANGE})
     typed = to_dict(from_dict(to_dict(fixed)))  # 1 and 1.0 are the same rate
-    return _content_hash(plain(typed))[:32]
+    return _content_hash(exact(typed))[:32]
 
 
 def sealed(value: Any) -> dict[str, Any]:

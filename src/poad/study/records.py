@@ -226,7 +226,7 @@ class WorldIdentity:
     """A world that agents are trained in."""
 
     env: str
-    env_args: dict[str, Any]
+    env_args: dict[str, Any] = field(metadata=stored(exact=True))
     steps: int
     threshold: float
     source: str

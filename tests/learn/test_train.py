@@ -86,6 +86,18 @@ def test_a_run_counts_what_it_does() -> None:
     assert trainer.iteration == 4
 
 
+def test_a_run_records_what_it_trained_with(tmp_path: Path) -> None:
+    """Another directory would not find a relative path, and another version may resolve anew."""
+    told = config_of("poad", steps=15)
+    run = Run.create(tmp_path / "run", told)
+    trainer = Trainer(told, run)
+    list(trainer.train())
+    run.close()
+    assert trainer.config != told
+    assert Run.open(tmp_path / "run").config == trainer.config
+    assert list(train(trainer.config, Run.open(tmp_path / "run"), resume=True)) == []
+
+
 def test_the_metrics_are_means_over_the_last_hundred_episodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub.constants
 import pytest
 import torch
 from hypothesis import given, settings
@@ -295,6 +297,38 @@ def test_a_padding_token_without_a_row_changes_nothing(zoo: Zoo, tmp_path: Path,
     assert model.codec.pad_id == model.codec.end_id
     same = zoo.load(tokenizer="bytes_without_pad")
     assert torch.equal(model.read(packed), same.read(packed))
+
+
+def test_what_was_a_directory_is_never_looked_up_on_the_hub(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Packed
+):
+    """A run is opened from other directories, and its model may be gone by then."""
+    shutil.copytree(zoo.path(), tmp_path / "mine")
+    (tmp_path / "other").mkdir()
+    asked: list[Any] = []
+
+    def connect(*address: Any) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    written = ("mine", "./mine", str(Path("~", "mine")), str(Path("other", "..", "mine")))
+    names = {resolve_model(ModelConfig(name=name).name, "any/World-v0") for name in written}
+    assert names == {str(tmp_path / "mine")}
+    monkeypatch.chdir("other")
+    (name,) = names
+    model = load_model(ModelConfig(name=name, device="cpu"))
+    assert torch.equal(model.read(packed), zoo.load().read(packed))
+    shutil.rmtree(tmp_path / "mine")
+    assert "there is no such directory" in rejection(name)
+    assert asked == []
+    assert "cannot be reached" in rejection("owner/mine")  # a hub name is asked for
+    assert asked != []
 
 
 # --- code and hub -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -108,9 +109,9 @@ BY_LINE: dict[str, Callable[[Path, Path], None]] = {
 
 
 def alter(file: Path, _: Path) -> None:
-    """Change one digit that is part of a number or a hash."""
+    """Change one digit that is part of a number or a hash; not the last, which may be rounding."""
     content = bytearray(file.read_bytes())
-    digits = [i for i, byte in enumerate(content) if byte in b"0123456789"]
+    digits = [m.start() for m in re.finditer(rb"[0-9](?=[0-9])", content)]
     place = random.Random(file.name).choice(digits)
     content[place] = ord("0") + (content[place] - ord("0") + 1) % 10
     file.write_bytes(content)

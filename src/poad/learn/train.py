@@ -78,6 +78,8 @@ class Trainer:
         self._check_discount()
         for note in (*self.agent.model.notes, *self.collector.notes):
             warnings.warn(note, stacklevel=2)
+        if run is not None and not resume and run.config != config:
+            run.change_config(config)  # other directories and versions know no `auto`, for example
         self.generator = np.random.default_rng(config.seed)
         self.iteration = self.env_steps = self.episodes = self._saved = 0
         self.recent: deque[Episode] = deque(maxlen=RECENT_EPISODES)

@@ -100,8 +100,7 @@ class LanguageModel:
         self._unwritable: Tensor | None = None
         check_halves(self)
         check_reading(self)
-        if without := codec.without_token(self.vocabulary):
-            self._unwritable = torch.tensor(without, device=self.device)
+        self._unwritable = _without_token(self)
         if gradient_checkpointing:
             _checkpoint_layers(self)
 
@@ -164,10 +163,7 @@ class LanguageModel:
         return self._read(self._frozen, packed)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute next-token logits [..., V] in float32 from hidden states [..., H].
-
-        They are -inf for ids that stand for no token, so the agent never writes one.
-        """
+        """Compute next-token logits [..., V] in float32 from states [..., H]; -inf for no token."""
         return self._scaled(self._head(hidden).float())
 
     @torch.no_grad()
@@ -234,14 +230,7 @@ class LanguageModel:
                     module.eval()
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """Scale logits, squash them into ±softcap (Gemma 2, arXiv 2408.00118), and rule out ids."""
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        if self._unwritable is not None:
-            logits = logits.index_fill(-1, self._unwritable, -math.inf)
-        return logits
+        return _scaled(logits, self._scale, self._softcap, self._unwritable)
 
     def _check_readable(self, token_ids: Tensor, position_ids: Tensor) -> None:
         """Check tokens and positions on the CPU, before they index the embeddings.
@@ -318,6 +307,26 @@ def context_length(config: Any) -> int | None:
         # Llama 4 scales attention by column. A tree has up to twice the columns of a row.
         limits.append(text.floor_scale // 2)
     return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _without_token(model: LanguageModel) -> Tensor | None:
+    """Return the ids that stand for no token; None if there are none."""
+    ids = model.codec.without_token(model.vocabulary)
+    return torch.tensor(ids, device=model.device) if ids else None
+
+
+def _scaled(
+    logits: Tensor, scale: float, softcap: float | None, unwritable: Tensor | None
+) -> Tensor:
+    """Scale logits and squash them into ±softcap (Gemma 2, arXiv 2408.00118), if need be.
+
+    Ids that stand for no token get -inf, so that an agent never writes one.
+    """
+    if scale != 1.0:
+        logits = logits * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return logits if unwritable is None else logits.index_fill(-1, unwritable, -math.inf)
 
 
 def _train_what_is_read(model: LanguageModel) -> None:

@@ -154,12 +154,11 @@ class Run:
             os.close(self._lock)
             self._lock = None
 
-    # Configuration and versions.
-
     def change_config(self, config: Config) -> None:
         """Replace the configuration, for example by one with more steps."""
         with self._writing("config.yaml") as path:
             write_text(path, dump(config))
+            _reseal(path.with_name("versions.json"), config)
         self.config = config
         self.__dict__.pop("_history", None)
 
@@ -320,6 +319,13 @@ def _explained(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
+
+
+def _reseal(file: Path, config: Config) -> None:
+    """Let versions.json vouch for the settings of a run that has just begun."""
+    recorded, seal = read_json(file) or {}, {"config": settings_hash(config)}
+    if recorded.get("seal", seal)["config"] != seal["config"]:
+        write_sealed(file, recorded | {"seal": seal})
 
 
 def _advice(path: Path) -> str:

@@ -232,7 +232,16 @@ def test_a_run_without_a_checkpoint_is_no_dead_end(
     shutil.rmtree(path / "checkpoints")  # as a crash before the first checkpoint leaves it
     (path / "checkpoints").mkdir()
     (path / "summary.json").unlink()
-    assert "already holds a run" in error_of(capsys, "train", "--run", str(path))
+    crashed = shutil.copytree(path, tmp_path / "crashed")
+    assert main(["train", "--run", str(path), "--quiet", *SMALL]) == 0  # the same command
+    assert "stopped before its first checkpoint; it starts again" in capsys.readouterr().err
+    assert [m["entropy"] for m in Run.open(path).metrics()] == [m["entropy"] for m in first]
+    assert len(list(Run.open(path).episodes())) == len(list(Run.open(crashed).episodes()))
+    shutil.rmtree(path)
+    shutil.copytree(crashed, path)
+    other = ("train", "--run", str(path), *SMALL, "--seed", "7")
+    assert "already holds a run" in error_of(capsys, *other)
+    assert Run.open(path).metrics() == Run.open(crashed).metrics()
     assert main(["train", "--resume", str(path), "--quiet"]) == 0
     assert "no checkpoint yet; it starts again" in capsys.readouterr().err
     again = Run.open(path).metrics()

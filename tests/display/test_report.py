@@ -117,6 +117,21 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path):
     assert any("<b>world</b>" in text for text in page.texts)
 
 
+def test_nothing_that_is_hidden_or_obeyed_reaches_the_page(tmp_path: Path):
+    name = "my\x1b[2J\u202eevil\u2066\u200b\xad\U000e0041World"
+    hostile = turn(name, offered=((name, 0.9), ("b", 0.1)), action=name, pieces=(name, "b", "c"))
+    run = Run.create(tmp_path / "run", Config(env=name, env_args={name: name}))
+    run.log(metrics(1) | {f"world/{name}": 1.0})
+    run.add_episodes([episode(turns=[hostile], env=name), episode(env="other", seed=3)])
+    source = write_report(run).read_text(encoding="utf-8")
+    assert (
+        re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2066]", source)
+        == []
+    )
+    assert "\U000e0041" not in source
+    assert "my␛[2J�evil" in source
+
+
 def test_text_that_no_encoding_can_hold_is_written_all_the_same(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     run.add_episodes([episode(turns=[turn("lone \ud800 surrogate", pieces=("\x00", "é", "🍅"))])])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from synthetic_run import episode, metrics, turn
 
-from poad.display.clean import printable
+from poad.display.clean import in_a_line, printable
 from poad.display.tables import Table
 from poad.display.terminal import (
     Progress,
@@ -180,8 +180,19 @@ def test_a_long_evaluation_is_counted_where_there_is_no_terminal():
     assert [line.strip() for line in lines] == [f"sampled: {i} of 3 episodes" for i in (1, 2)]
 
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b6n\x1bP\x7f\u202ecod\u2066\r[bold]plain[/]"
-OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\x9b6n\x1bP\x7f\u202ecod\u2066\r\u200b\u2060\xad\U000e0041"
+    "ad\u200dmin[bold]plain[/]"
+)
+OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f\u2060\xad\U000e0041]"
+)
+
+
+# Signs of category Cf that can be seen.
+SHOWN = {
+    chr(i) for i in (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)
+} | {chr(i) for i in range(0x13430, 0x13460)}
 
 
 def test_no_control_character_reaches_a_terminal():
@@ -192,14 +203,30 @@ def test_no_control_character_reaches_a_terminal():
             unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs")
             or unicodedata.bidirectional(character) in turning
         )
-        if commands and character not in "\t\n":
+        hides = unicodedata.category(character) == "Cf" and character not in SHOWN
+        if (commands or hides) and character not in "\t\n":
             assert character not in printable(f"a{character}b")
+
+
+def test_joiners_stay_where_they_join():
+    for text in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f52c"):
+        assert printable(text) == text
+    assert printable("ad\u200dmin") == printable("ad\u200cmin") == "ad\ufffdmin"
+
+
+def test_a_name_stays_in_its_line():
+    assert in_a_line("a\nb\tc\x1b") == "a␊b␉c␛"
+    console = piped()
+    with Progress(64, console) as progress:
+        progress.update(metrics(1) | {"world/x\nTrained for 9 steps": 1.0})
+    console.print(Table(["a\nb"], [["c\nd"]]).to_terminal())
+    assert len(output(console).splitlines()) == 4
 
 
 @given(st.text())
 def test_printable_text_shows_everything_and_commands_nothing(text: str):
     clean = printable(text)
-    assert not OBEYED.search(clean)
+    assert not OBEYED.search(re.sub(r"[\u200c\u200d]", "", clean))
     assert len(clean) == len(text)
     assert printable(clean) == clean
     for before, after in zip(text, clean, strict=True):

@@ -63,7 +63,7 @@ def run(options: Options) -> int:
 
         return resume_run(options.resume, config, quiet=options.quiet)
     path = options.run or _free_path(config)
-    check_new_run(path)
+    check_new_run(path, config)
     check_trackers(config.trackers)
     trust(config, path)
     check_settings(config)

@@ -6,16 +6,25 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
+from poad.display.clean import printable
+
 
 class Html(str):
     """Markup that is already safe."""
 
 
 def tag(name: str, *children: str, cls: str = "", **attributes: str) -> Html:
-    """Build an HTML element; children and attributes that are not :class:`Html` are escaped."""
+    """Build an HTML element.
+
+    Attributes, and children that are not :class:`Html`, are made printable and escaped.
+    """
     attributes = {"class": cls, **attributes} if cls else attributes
-    written = "".join(f' {key}="{html.escape(value)}"' for key, value in attributes.items())
-    inner = "".join(c if isinstance(c, Html) else html.escape(c, quote=False) for c in children)
+    written = "".join(
+        f' {key}="{html.escape(printable(value))}"' for key, value in attributes.items()
+    )
+    inner = "".join(
+        c if isinstance(c, Html) else html.escape(printable(c), quote=False) for c in children
+    )
     return Html(f"<{name}{written}>{inner}</{name}>")
 
 

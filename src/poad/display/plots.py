@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from poad.display.clean import printable
 from poad.runs import Run
 from poad.stats import median_band
 
@@ -78,7 +79,7 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # ids must be unique within the page
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(printable(label))}"', 1)
     for drawn, shown in _THEME.items():
         svg = svg.replace(drawn, shown)
     return svg

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich import table as rich_table
 from rich.text import Text
 
+from poad.display.clean import in_a_line
 from poad.display.html import Html, tag
 from poad.display.numbers import bounds, number, percent
 from poad.runs import Evaluation, Mode
@@ -46,11 +47,14 @@ class Table:
         )
         for heading, letter in zip(self.columns, self.alignment, strict=True):
             found.add_column(
-                Text(heading), justify="right" if letter == "r" else "left", overflow="fold"
+                Text(in_a_line(heading)),
+                justify="right" if letter == "r" else "left",
+                overflow="fold",
             )
         for i, row in enumerate(self.rows):
             styles = [(column_styles or {}).get(j, "") for j in range(len(row))]
-            cells = [Text(cell, style=style) for cell, style in zip(row, styles, strict=True)]
+            pairs = zip(row, styles, strict=True)
+            cells = [Text(in_a_line(cell), style=style) for cell, style in pairs]
             found.add_row(*cells, style=row_styles[i] if row_styles else None)
         return found
 
@@ -58,7 +62,7 @@ class Table:
         """Render the table as Markdown, with its title as a heading and its note above the grid."""
         rules = ["---:" if letter == "r" else "---" for letter in self.alignment]
         grid = "\n".join(
-            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+            f"| {' | '.join(in_a_line(cell).replace('|', chr(92) + '|') for cell in row)} |"
             for row in (self.columns, rules, *self.rows)
         )
         return "\n\n".join(filter(None, (self.title and f"## {self.title}", self.note, grid)))
@@ -69,7 +73,7 @@ class Table:
 
         def line(kind: str, row: Sequence[str]) -> Html:
             cells = zip(row, classes, strict=True)
-            return tag("tr", *(tag(kind, cell, cls=cls) for cell, cls in cells))
+            return tag("tr", *(tag(kind, in_a_line(cell), cls=cls) for cell, cls in cells))
 
         rows = [line("th", self.columns), *(line("td", row) for row in self.rows)]
         grid = tag("div", tag("table", *rows), cls="scroll")

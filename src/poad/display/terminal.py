@@ -23,7 +23,7 @@ from rich.syntax import Syntax
 from rich.table import Table as Grid
 from rich.text import Text
 
-from poad.display.clean import printable
+from poad.display.clean import in_a_line, printable
 from poad.display.numbers import number, percent
 from poad.display.tables import Table, evaluation_table
 from poad.display.turns import can_draw, describe_ending, rule, turn_in_terminal
@@ -169,8 +169,10 @@ class Progress:
         found = dict.fromkeys(
             key for row in self._history for key in row if key.startswith(WORLD_PREFIX)
         )
-        names = [key.removeprefix(WORLD_PREFIX) for key in found][:2]
-        own = [(name, f"{WORLD_PREFIX}{name}", max(7, len(name)), ".3f") for name in names]
+        own = [
+            (name := in_a_line(key.removeprefix(WORLD_PREFIX)), key, max(7, len(name)), ".3f")
+            for key in [*found][:2]
+        ]
         if not own:
             return list(_COLUMNS)
         usual = [column for column in _COLUMNS if column[0] not in ("success", "expl.var")]

@@ -23,13 +23,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poad.config import Config, dump, load, to_dict
-from poad.errors import LockedError, RunError, WorldError
+from poad.errors import ConfigError, LockedError, RunError, WorldError
 from poad.runs.checkpoint import Checkpoints, Tensors
 from poad.runs.codec import encode
 from poad.runs.files import (
@@ -38,7 +39,7 @@ from poad.runs.files import (
     write_bytes,
     write_text,
 )
-from poad.runs.history import History, read_json, write_sealed
+from poad.runs.history import LINES, History, read_json, write_sealed
 from poad.runs.provenance import environment, new_environment, source_hash, versions
 from poad.runs.records import EpisodeRecord, RunSummary
 from poad.runs.seals import (
@@ -83,22 +84,23 @@ class Run:
     def create(cls, path: str | Path, config: Config) -> Run:
         """Start a new run in a directory that does not exist yet or is empty.
 
-        A run that stopped before its first iteration is replaced.
+        A run that stopped before its first iteration is replaced, and one that stopped before its
+        first checkpoint if it had the same settings.
 
         Raises:
             RunError: the directory is taken or cannot be written, or a tracker cannot be opened
                 (nothing is left behind then).
         """
         path = Path(path)
-        check_new_run(path)
+        check_new_run(path, config)
         replaced = (path / "config.yaml").is_file()
         run = cls(path, config)
         with _explained(f"create the run {path}"):
             path.mkdir(parents=True, exist_ok=True)
         run._take_lock()
-        check_new_run(path)  # another process may have been quicker
+        check_new_run(path, config)  # another process may have been quicker
         if replaced:
-            _tell_of_restart(path)
+            _begin_again(path)
         try:
             with _explained(f"create the run {path}"):
                 (path / "checkpoints").mkdir(exist_ok=True)
@@ -345,9 +347,13 @@ def _advice(path: Path) -> str:
     )
 
 
-def _tell_of_restart(path: Path) -> None:
-    text = f"{path} holds a run that stopped before its first iteration; it starts again."
+def _begin_again(path: Path) -> None:
+    """Remove what a run without a checkpoint has recorded, and say so."""
+    first = "checkpoint" if _has_begun(path) else "iteration"
+    text = f"{path} holds a run that stopped before its first {first}; it starts again."
     warnings.warn(text, stacklevel=3)
+    for name in LINES:
+        (path / name).unlink(missing_ok=True)
 
 
 def _open_trackers(path: Path, created: object, config: Config, first: int) -> list[Tracker]:
@@ -376,20 +382,54 @@ def _check_work_name(file: str, env: str) -> None:
         )
 
 
-def check_new_run(path: Path) -> None:
-    """Raise RunError unless a new run may start in this directory."""
+def check_new_run(path: Path, config: Config) -> None:
+    """Raise RunError unless a new run may start in this directory.
+
+    Args:
+        path: the directory.
+        config: the settings of the new run; they need not be resolved.
+    """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, and a run is a directory. Choose another name.")
     if (path / "config.yaml").is_file():
-        begun = (path / "metrics.jsonl", path / "summary.json", *path.glob("checkpoints/*"))
-        if not any(entry.exists() for entry in begun):
-            return  # stopped before its first iteration: there is nothing to lose
+        kept = any(
+            entry.exists() for entry in (path / "summary.json", *path.glob("checkpoints/[0-9]*"))
+        )
+        if not kept and (not _has_begun(path) or _has_settings(path, config)):
+            return  # there is nothing to lose: the same iterations are computed again
         raise RunError(
             f"{path} already holds a run. Go on with it by `poad train --resume {path}`, "
             "or choose another name for the new run."
         )
     if path.is_dir() and {entry.name for entry in path.iterdir()} - {".lock"}:
         raise RunError(f"{path} is neither empty nor a run. Choose another name.")
+
+
+def _has_begun(path: Path) -> bool:
+    """Tell whether a run has recorded an iteration."""
+    return (path / "metrics.jsonl").exists()
+
+
+def _has_settings(path: Path, config: Config) -> bool:
+    """Tell whether a run that has trained may be one of these settings."""
+    try:
+        stored = load(path / "config.yaml", complete=partial(_advice, path))
+    except ConfigError:
+        return False
+    if os.path.exists(config.model.name):
+        model = replace(config.model, name=os.path.abspath(config.model.name))
+        config = replace(config, model=model)
+    # Whatever trains is resolved.
+    resolved = stored.model.name != "auto"
+    return resolved and _agree(to_dict(stored), to_dict(config), to_dict(Config()))
+
+
+def _agree(stored: Any, wanted: Any, default: Any) -> bool:
+    """Tell whether settings may be what others resolve to."""
+    if isinstance(default, dict) and default:
+        return all(_agree(stored[name], wanted[name], default[name]) for name in default)
+    is_open = wanted == default and wanted in ("auto", None)
+    return is_open or stored == wanted
 
 
 def _runs_nearby(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -106,12 +107,40 @@ def test_refusals_load_no_torch(tmp_path: Path) -> None:
         "elsewhere is not a run": ["generalize", "elsewhere"],
         "gone is not a run": ["play", "gone"],
         "gone-too is not a run": ["train", "--resume", "gone-too"],
-        "damaged": ["train", "--resume", "cut"],
+        "versions.json was changed": ["train", "--resume", "cut"],
         "config.yaml is incomplete": ["eval", "short"],
         "no option --colour": ["study", "--colour", "red"],
     }
     shown = run_cheaply([(arguments, 2) for arguments in refused.values()], tmp_path)
     assert [message for message in refused if message not in shown] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "{}"],
+        ["play", "{}"],
+        ["train", "--resume", "{}"],
+        ["train", "--config", "{}"],
+        ["train", "--env", "{}"],
+        ["train", "--env", "{}:World-v0"],
+        ["train", "--credit.method", "{}"],
+        ["config", "{}"],
+        ["{}"],
+    ],
+)
+def test_errors_obey_and_hide_nothing_in_a_name(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "my\x1b[2J\x1b]0;owned\x07\u202eevil\u2066\u200b\xad\U000e0041World"
+    with contextlib.chdir(tmp_path):
+        assert main([word.format(name) for word in arguments]) == 2
+    printed = capsys.readouterr()
+    told = printed.out + printed.err
+    assert {
+        each for each in {*name} & {*told} if not each.isascii() or not each.isprintable()
+    } == set()
+    assert "World" in told
 
 
 @pytest.mark.parametrize("name", COMMANDS)

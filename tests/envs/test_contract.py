@@ -15,7 +15,7 @@ from gymnasium.spaces import Text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poad.envs import CheckedWorld, FreeText, check_env, make
+from poad.envs import BestWork, CheckedWorld, FreeText, check_env, make
 from poad.envs.contract import LONGEST, number
 from poad.errors import WorldError
 
@@ -163,6 +163,9 @@ EXTRAS = {
     "measures in a list": {"measures": [1.0]},
     "work of no worth": {"work": {"file": "a", "text": "a", "score": math.nan, "deviation": 0.0}},
     "work in words": {"work": "a poem"},
+    "work without a name": {"work": {"text": "a", "score": 1.0, "deviation": 0.0}},
+    "work with more": {"work": {"file": "a", "text": "a", "score": 1, "deviation": 0, "by": "me"}},
+    "work of bytes": {"work": {"file": "a", "text": b"a", "score": 1.0, "deviation": 0.0}},
     "seconds that ran backwards": {"cpu_seconds": -1.0},
 }
 RAISED = {
@@ -218,6 +221,11 @@ def faulty(**when: Answer) -> CheckedWorld:
     return CheckedWorld(make(f"{__name__}:Door-v0", **when))
 
 
+def watched(**when: Answer) -> CheckedWorld:
+    """As a training has it: the works are looked at first."""
+    return CheckedWorld(BestWork().watch(make(f"{__name__}:Door-v0", **when)))
+
+
 def check_is_told(world: CheckedWorld, why: str, place: str, fault: str) -> None:
     known = ZeroDivisionError if fault.endswith("an error") else WorldError
     with pytest.raises(known) as caught:
@@ -236,10 +244,11 @@ def test_a_fault_at_reset_is_told(fault: str) -> None:
     check_is_told(faulty(at_reset=bad), why, "reset", fault)
 
 
+@pytest.mark.parametrize("world", [faulty, watched])
 @pytest.mark.parametrize("fault", AT_STEP)
-def test_a_fault_in_a_turn_is_told(fault: str) -> None:
+def test_a_fault_in_a_turn_is_told(fault: str, world: Callable[..., CheckedWorld]) -> None:
     bad, why = AT_STEP[fault]
-    check_is_told(faulty(at_step=bad), why, "action 2 ('wait')", fault)
+    check_is_told(world(at_step=bad), why, "action 2 ('wait')", fault)
 
 
 @pytest.mark.parametrize("fault", AT_END)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
+from poad.envs.contract import answer_of, check_extras
+
 
 class Work(NamedTuple):
     """Something that an agent made, with its score."""
@@ -64,5 +66,7 @@ class _Watched(gymnasium.Wrapper[str, str, str, str]):
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
-        self._works.consider(result[4].get("work"))
+        info = answer_of(result, "step")[-1]
+        check_extras(info)  # before anybody else has looked at it
+        self._works.consider(info.get("work"))
         return result

@@ -319,16 +319,24 @@ def check_extras(info: Mapping[str, Any]) -> None:
         raise WorldError(f"info['cpu_seconds'] is {short(info['cpu_seconds'])}.")
     measures = info.get("measures", {})
     for name, value in measures.items() if isinstance(measures, Mapping) else [("", measures)]:
-        found = number(value)
-        if not isinstance(name, str) or found is None or not math.isfinite(found):
+        if not isinstance(name, str) or not _is_finite(value):
             raise WorldError(
                 f"info['measures'] is {short(measures)}; it must map names to finite numbers."
             )
     work = info.get("work")
     if work is not None:
-        score = number(work.get("score")) if isinstance(work, Mapping) else None
-        if score is None or not math.isfinite(score):
-            raise WorldError(f"info['work'] is {short(work)}; its score must be a finite number.")
+        known = {"file": is_text, "text": is_text, "score": _is_finite, "deviation": _is_finite}
+        whole = isinstance(work, Mapping) and work.keys() == known.keys()
+        if not whole or not all(holds(work[name]) for name, holds in known.items()):
+            raise WorldError(
+                f"info['work'] is {short(work)}; it must hold file and text, which are strings, "
+                "and score and deviation, which are finite numbers."
+            )
+
+
+def _is_finite(value: object) -> bool:
+    found = number(value)
+    return found is not None and math.isfinite(found)
 
 
 def short(value: object, limit: int = 80) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from torch import Tensor
 from poad.agent.decisions import DecisionBatch, DecisionTable
 from poad.lm.packing import Packed, pack
 from poad.trie import ROOT, ActionTrie
-from poad.turns import Position, TokenIds
+from poad.turns import Action, Position, TokenIds
 
 END, PAD = 9, 0
 SHORT, LONG = (11, 12), (13, 14, 15, 16, 17)
@@ -224,3 +226,20 @@ def test_bundles_that_hold_only_further_positions_hold_no_decision():
 def test_nothing_to_decide_is_an_error():
     with pytest.raises(ValueError, match="held a choice"):
         DecisionTable().batch(PAD)
+
+
+def test_a_long_action_costs_memory_in_proportion_to_its_length():
+    def peak(length: int) -> int:
+        tokens = tuple(range(1000, 1000 + length))
+        tracemalloc.start()
+        action = Action("", tokens, (True,) * length, (0.0,) * length)
+        table = DecisionTable()
+        for j, token in enumerate(tokens):
+            table.of_vocabulary((LONG, action.beginnings[j]), token)
+        table.batch(pad_id=0)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(64)  # what is loaded or cached at first
+    assert peak(2048) < 3 * peak(1024)

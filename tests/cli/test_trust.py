@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from poad.cli.trust import check_stored, trust
-from poad.config import Config, CreditConfig, load
+from poad.config import Config, CreditConfig, ModelConfig, load
 from poad.errors import ConfigError, WorldError
 from poad.runs import Run
 
@@ -102,6 +102,16 @@ def test_a_run_imports_nothing_that_nobody_trusts(folder: Path, setting: str) ->
         assert "--trust-code" in message
     assert not witness.exists()
     assert run.is_dir()
+
+
+def test_a_run_does_not_decide_to_run_the_code_of_a_model(folder: Path) -> None:
+    model = ModelConfig(name=str(folder / "model"), trust_remote_code=True)
+    strangers_run(folder / "runs" / "nice", model=model)
+    messages = refused(openings("runs/nice"))
+    assert len(messages) == len(openings("runs/nice"))
+    for message in messages:
+        assert f"the remote code of a model ({model.name})" in message
+        assert "--trust-code" in message
 
 
 def test_nothing_is_imported_from_inside_a_run_even_if_it_is_trusted(folder: Path) -> None:

@@ -49,7 +49,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (types.UnionType, typing.Union):
-        return st.one_of(st.none() if a is type(None) else values(a) for a in arguments)
+        return st.one_of([st.none() if a is type(None) else values(a) for a in arguments])
     if origin is tuple and arguments[-1] is not Ellipsis:
         return st.tuples(*map(values, arguments))
     if origin is tuple:

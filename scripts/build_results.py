@@ -23,7 +23,10 @@ TARGET = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 STUDIES = ROOT / "benchmarks" / "studies"
 SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
-ORDER = ("main", "length", "ablations", "generalization", "length_free", "actions")
+ORDER = (
+    *("main", "decompose", "length", "ablations"),
+    *("generalization", "length_free", "actions"),
+)
 """The order in which `make studies` runs them."""
 HEAD = """\
 # Results

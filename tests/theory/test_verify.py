@@ -130,7 +130,8 @@ def test_another_trace_or_share_breaks_the_identities(
     assert all(law.holds and law.cases for law in laws.identity_laws(problems, policies, 0))
 
     def off(**arguments: Any) -> Credit:
-        return token_credit(**arguments | {wrong: 0.9})
+        changed: dict[str, Any] = {**arguments, wrong: 0.9}
+        return token_credit(**changed)
 
     monkeypatch.setattr(laws, "token_credit", off)
     assert not any(law.holds for law in laws.identity_laws(problems, policies, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,6 @@ def test_the_first_gradient_is_the_textbooks(case: str, monkeypatch: pytest.Monk
     metrics = learner.update(rollout)
     agent.critic.zero_grad()
     loss = textbook.value_loss(rollout.streams, before)
-    # The textbook adds the mean over roots to that over readings inside; this is their mean.
-    inner = bool(textbook.credit(before).value_mask[..., 1:].any())
-    loss = loss / (1 + inner)
     loss.backward()
     expected = gradient(agent.critic)
     (mine,) = found
@@ -204,6 +202,31 @@ def test_the_newest_rollouts_are_remembered_and_no_others() -> None:
         for found, expected in zip(learner.memory, kept, strict=True):
             for mine, theirs in zip(found, expected, strict=True):
                 assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (6, 3), (3, 1)])
+def test_every_rollout_weighs_the_same_and_minibatches_are_shares(
+    sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one round through the memory, the mean gradient is that of the mean over rollouts."""
+    critic, learner = critic_and_learner(replay=2)
+    found: list[Tensor] = []
+    monkeypatch.setattr(learner.optimizer, "step", lambda: found.append(gradient(critic)))
+    whole = []
+    for k, size in enumerate(sizes):
+        learner.config = replace(learner.config, epochs=sum(sizes) // size)
+        experience = experience_of(range(size), [0] * size, seed=k)
+        found.clear()
+        learner.fit(experience)
+        value, features = experience.value, experience.features
+        assert features is not None
+        critic.zero_grad()
+        each = value.weight * (critic(features)[value.reading] - value.target) ** 2
+        (each.sum() / 2).backward()
+        whole.append(gradient(critic))
+    assert len(found) == sum(sizes) // sizes[1]  # minibatches of the newest rollout's size
+    expected = torch.stack(whole).mean(0)
+    torch.testing.assert_close(torch.stack(found).mean(0), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_method_without_a_critic_leaves_it_alone() -> None:

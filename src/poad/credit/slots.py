@@ -72,7 +72,7 @@ class TokenStream:
         `ended` may be [B] and then hold for the last turn of each row.
 
         Raises:
-            ValueError: a wrong shape, a choice outside the mask, bits below 0, or ids that decrease.
+            ValueError: a wrong shape, a choice outside the mask, bits below 0, falling ids.
             TypeError: a wrong kind of dtype.
         """
         choice = mask if choice is None else choice

@@ -391,7 +391,12 @@ def identity_laws(
         played = sample_episodes(mdp, mdp.tree.path_sum(policy), IDENTITY_EPISODES, rng, TURNS)
         numbers = rng.normal(size=len(mdp.tree.parent))
         tensors: dict[str, Any] = {**token_stream(mdp, played, TokenValues(numbers, numbers))}
-        rates: dict[str, Any] = {"gamma": mdp.gamma, "lam": TRACES[0][0], "lam_token": 1.0, "slots": "tokens"}
+        rates: dict[str, Any] = {
+            "gamma": mdp.gamma,
+            "lam": TRACES[0][0],
+            "lam_token": 1.0,
+            "slots": "tokens",
+        }
         turn, poad, shrunk = (
             token_credit(**tensors, method=METHODS[name], beta=beta, **rates)
             for name, beta in (("turn_ppo", 1.0), ("poad", 1.0), ("poad", 0.0))

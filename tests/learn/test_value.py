@@ -28,7 +28,7 @@ from poad.learn.experience import Experience, ValueTerms
 from poad.learn.ppo import PPO
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
-from poad.learn.train import Trainer
+from poad.learn.train import LEARNED, Trainer
 from poad.learn.value import Readings, ValueLearner, draws
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -324,6 +324,14 @@ def test_the_critics_rate_is_not_annealed() -> None:
         moved.append([p - old for p, old in zip(agent.critic.parameters(), values, strict=True)])
     assert all(map(torch.equal, *moved))
     assert any(bool(step.any()) for step in moved[0])
+
+
+def test_what_an_update_measures_is_written() -> None:
+    ppo = {"kl_limit": 1.0, "kl_reference": 0.1, "recompute_logprob": True}
+    credit = {"beta": "auto", "trace": "bit"}
+    _, learner, worlds = build(settings("Prefixes", ppo=ppo, credit=credit))
+    metrics = learner.update(worlds.collect(20, np.random.default_rng(1)))
+    assert {"beta", "critic_grad_norm", "kept"} <= metrics.keys() <= set(LEARNED)
 
 
 # --- warm-up ---

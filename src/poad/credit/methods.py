@@ -223,7 +223,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 name="reinforce",
-                summary="Critic-free return of finished episodes "
+                summary="Critic-free return of finished episodes, whose first turns an older "
+                "policy may have acted; what follows a truncation counts as 0 "
                 "(Machine Learning 8, 1992, 229-256).",
                 uses_critic=False,
             ),

@@ -87,7 +87,7 @@ def sampled_signal(flips: CoinFlips, turns: int, noise: float, **rates: Any) -> 
 )
 def test_the_closed_form_is_what_samples_show(noise: float, rates: dict[str, Any]) -> None:
     flips = CoinFlips(16, 4)
-    lam = rates.get("lam_actor", rates.get("lam_token"))
+    lam = rates.get("lam_actor", rates.get("lam_token", 1.0))
     rest = {name: rates[name] for name in ("trace", "beta") if name in rates}
     found = sampled_signal(flips, 60_000, noise, **rates)
     assert found == pytest.approx(flips.signal(lam, noise, **rest), rel=0.03)

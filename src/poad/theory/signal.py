@@ -64,7 +64,7 @@ class CoinFlips:
     @cached_property
     def decides(self) -> Floats:
         """[n] 1 where the token decides and 0 elsewhere, which is the variance of what it earns."""
-        return np.isin(np.arange(self.tokens), self.places) * 1.0
+        return np.isin(np.arange(self.tokens), self.places).astype(np.float64)
 
     @cached_property
     def probability(self) -> Floats:

@@ -73,15 +73,13 @@ def show_gains(console: Console, rows: Sequence[Gains]) -> None:
     lams = rows[0].lam
     per_bit = [f"{lam:g}/bit" for lam in lams[1:]]
     columns = ("tokens", "decide", "noise", *(f"λ {lam:g}" for lam in lams), *per_bit)
-    by_trace = {
-        (row.tokens, row.decisions, row.noise, row.trace): [f"{gain:.3g}" for gain in row.gain]
-        for row in rows
-    }
-    cells = [
-        [*(f"{part:g}" for part in key), *gains, *by_trace[*key, "bit"][1:]]
-        for (*key, trace), gains in by_trace.items()
-        if trace == "token"
-    ]
+    by_bit = {(row.tokens, row.decisions, row.noise): row for row in rows if row.trace == "bit"}
+    cells = []
+    for row in rows:
+        if row.trace == "token":
+            key = (row.tokens, row.decisions, row.noise)
+            gains = [*row.gain, *by_bit[key].gain[1:]]  # at λ = 1 both are the same
+            cells.append([*(f"{part:g}" for part in key), *(f"{gain:.3g}" for gain in gains)])
     console.print(
         "\nSignal-to-noise ratio of the gradient relative to turn-level PPO, for one turn\n"
         "of coin flips, by λ inside the action, per token or per bit of entropy. Noise\n"

@@ -53,8 +53,17 @@ def naive_credit(
     lam_token: float | None = None,
     gamma_token: float | None = None,
     slots: str | None = None,
+    lam_actor: float | list[float] | None = None,
+    trace: str = "token",
+    beta: float | list[float] = 1.0,
+    bits: torch.Tensor | None = None,
 ) -> Credit:
-    """Compute what `credit_of` must return, in float64."""
+    """Compute what `credit_of` must return, in float64.
+
+    Targets come from one walk over the slots. Advantages come from another one, with values shrunk
+    to the root's and with a trace of their own. `lam_actor` and `beta` may be lists, with a number
+    for each row.
+    """
     fades = method in ("ntpo", "archer_adrl")
     if lam_token is None:
         lam_token = lam if fades else 1.0
@@ -64,52 +73,89 @@ def naive_credit(
         slots = "tokens" if method == "ntpo" else "choices"
     if method in TURN_METHODS:
         slots = "turn"
-    if method == "reinforce":
-        lam = lam_token = 1.0
+    if lam_actor is None:
+        lam_actor = lam_token
+    blind = method == "reinforce"
     shape = trajectory.reward.shape
     advantage = torch.zeros(shape, dtype=torch.float64)
     target = torch.zeros(shape, dtype=torch.float64)
     mask = torch.zeros(shape, dtype=torch.bool)
     value_mask = torch.zeros(shape, dtype=torch.bool)
     for n in range(shape[0]):
-        reward, value = trajectory.reward[n].tolist(), trajectory.value[n].tolist()
         real, free = trajectory.mask[n].tolist(), trajectory.choice[n].tolist()
         cut, ended = trajectory.cut[n].tolist(), trajectory.ended[n].tolist()
         stream = slots_of(real, free, slots)
-        delta, decay, baseline = [], [], []
-        for i, slot in enumerate(stream):
-            t = slot.turn
-            v = 0.0 if method == "reinforce" else value[t][slot.token]
-            r, discount, trace = 0.0, gamma_token, lam_token
-            if slot.last:
-                r = sum(x for x, flag in zip(reward[t], real[t], strict=True) if flag)
-                discount, trace = float(trajectory.discount[n, t]), lam
-            if slot.last and cut[t]:
-                ahead, trace = float(trajectory.bootstrap[n, t]), 0.0
-            else:
-                after = stream[i + 1]
-                if method == "archer_adrl" and slot.last:
-                    after = next(s for s in stream[i + 1 :] if s.last)
-                ahead = value[after.turn][after.token]
-            if method == "reinforce":
-                ahead = 0.0
-            delta.append(r + discount * ahead - v)
-            decay.append(discount * trace)
-            baseline.append(v)
-        for slot, a, v in zip(stream, textbook_gae(delta, decay), baseline, strict=True):
+        value = [[0.0] * shape[2]] * shape[1] if blind else trajectory.value[n].tolist()
+        share = beta[n] if isinstance(beta, list) else beta
+        inside = lam_actor[n] if isinstance(lam_actor, list) else lam_actor
+        count = None if bits is None or trace == "token" else bits[n].tolist()
+        if blind:
+            lam = lam_token = inside = 1.0
+        walk = Walk(trajectory, n, stream, method, gamma_token, lam)
+        expected = walk(value, lam_token)
+        judged = walk(
+            [shrunk(v, r, share) for v, r in zip(value, real, strict=True)], inside, count
+        )
+        for slot, a, b in zip(stream, judged, expected, strict=True):
             t, j = slot.turn, slot.token
-            if method == "reinforce":
-                end = next(k for k in range(t, shape[1]) if any(real[k]) and cut[k])
-                if ended[end] and free[t][j]:
-                    advantage[n, t, j], mask[n, t, j] = a, True
+            end = next(k for k in range(t, shape[1]) if any(real[k]) and cut[k])
+            if blind and not ended[end]:
                 continue
-            target[n, t, j], value_mask[n, t, j] = a + v, True
-            judged = [j] if free[t][j] else []
+            if not blind:
+                target[n, t, j], value_mask[n, t, j] = b + value[t][j], True
+            chosen = [j] if free[t][j] else []
             if method in TURN_METHODS:
-                judged = [k for k, flag in enumerate(free[t]) if flag]
-            for k in judged:
+                chosen = [k for k, flag in enumerate(free[t]) if flag]
+            for k in chosen:
                 advantage[n, t, k], mask[n, t, k] = a, True
     return Credit(advantage, target, mask, value_mask)
+
+
+def shrunk(value: list[float], real: list[bool], beta: float) -> list[float]:
+    """V(o) + β·(V(o, w_<j) − V(o)) at every token of a turn."""
+    root = next((v for v, flag in zip(value, real, strict=True) if flag), math.nan)
+    return [root + beta * (v - root) for v in value]
+
+
+@dataclass
+class Walk:
+    """The advantage of every slot of a stream, given values and a trace inside actions."""
+
+    trajectory: Trajectory
+    n: int
+    stream: list[Slot]
+    method: str
+    gamma_token: float
+    lam: float
+
+    def __call__(
+        self, value: list[list[float]], inside: float, bits: list[list[float]] | None = None
+    ) -> list[float]:
+        """With bits, the trace to a slot is `inside` to the power of that slot's bits."""
+        reward, real = self.trajectory.reward[self.n].tolist(), self.trajectory.mask[self.n]
+        delta, decay = [], []
+        for i, slot in enumerate(self.stream):
+            t, after = slot.turn, self.stream[i + 1] if i + 1 < len(self.stream) else None
+            if not slot.last:
+                assert after is not None
+                ahead = value[after.turn][after.token]
+                power = 1.0 if bits is None else bits[after.turn][after.token]
+                delta.append(self.gamma_token * ahead - value[t][slot.token])
+                decay.append(self.gamma_token * inside**power)
+                continue
+            r = sum(x for x, flag in zip(reward[t], real[t].tolist(), strict=True) if flag)
+            discount, lam = float(self.trajectory.discount[self.n, t]), self.lam
+            if self.trajectory.cut[self.n, t]:
+                blind = self.method == "reinforce"
+                ahead, lam = 0.0 if blind else float(self.trajectory.bootstrap[self.n, t]), 0.0
+            else:
+                if self.method == "archer_adrl":
+                    after = next(s for s in self.stream[i + 1 :] if s.last)
+                assert after is not None
+                ahead = value[after.turn][after.token]
+            delta.append(r + discount * ahead - value[t][slot.token])
+            decay.append(discount * lam)
+        return textbook_gae(delta, decay)
 
 
 def random_trajectory(
@@ -149,6 +195,13 @@ def random_trajectory(
         bootstrap=floats(n, t).masked_fill(~(cut & present), junk),
         ended=cut & flags(n, t, share=0.6),
     )
+
+
+def random_bits(trajectory: Trajectory, seed: int, junk: float = math.nan) -> torch.Tensor:
+    """Entropies [N, T, D] between 0 and 3 bits, exactly 0 in places; junk wherever unreal."""
+    rng = torch.Generator().manual_seed(seed + 1)
+    bits = 4 * torch.rand(trajectory.mask.shape, generator=rng, dtype=torch.float64) - 1
+    return bits.clamp(min=0).masked_fill(~trajectory.mask, junk)
 
 
 def assert_same_credit(found: Credit, expected: Credit, tolerance: float = 1e-12) -> None:

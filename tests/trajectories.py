@@ -61,8 +61,10 @@ def token_tensors(trajectory: Trajectory) -> dict[str, Tensor]:
 def credit_of(
     method: str | Method, trajectory: Trajectory, gamma: float, lam: float, **options: Any
 ) -> Credit:
-    """The credit of a trajectory, [N, T, D]."""
+    """The credit of a trajectory, [N, T, D]; so may be `bits`, if they are given."""
     tensors = token_tensors(trajectory)
+    if options.get("bits") is not None:
+        options["bits"] = options["bits"].reshape(tensors["reward"].shape)
     credit = token_credit(**tensors, gamma=gamma, lam=lam, method=method, **options)
     shape = trajectory.reward.shape
     return Credit(**{name: values.reshape(shape) for name, values in vars(credit).items()})

@@ -18,6 +18,7 @@ from naive_credit import (
     TURN_METHODS,
     assert_same_credit,
     naive_credit,
+    random_bits,
     random_trajectory,
     textbook_gae,
 )
@@ -46,12 +47,17 @@ methods = st.sampled_from(ALL_METHODS)
     lam_token=st.none() | rates,
     gamma_token=st.none() | rates,
     slots=st.sampled_from([None, "choices", "tokens"]),
+    lam_actor=st.none() | rates,
+    trace=st.sampled_from(["token", "bit"]),
+    beta=rates,
 )
 def test_every_method_is_the_naive_double_sum(
-    seed, n, t, d, junk, method, gamma, lam, lam_token, gamma_token, slots
+    seed, n, t, d, junk, method, gamma, lam, lam_token, gamma_token, slots, lam_actor, trace, beta
 ):
     trajectory = random_trajectory(seed, n, t, d, junk=junk)
     options = {"lam_token": lam_token, "gamma_token": gamma_token, "slots": slots}
+    options |= {"lam_actor": lam_actor, "trace": trace, "beta": beta}
+    options["bits"] = random_bits(trajectory, seed, junk)
     found = credit_of(method, trajectory, gamma, lam, **options)
     assert_same_credit(found, naive_credit(trajectory, method, gamma, lam, **options))
 

@@ -10,7 +10,7 @@ import pytest
 from synthetic_run import metrics, run_of
 
 from poad.config import Config
-from poad.display.plots import curve_svg, plot_learning, plot_theory
+from poad.display.plots import curve_svg, plot_learning, plot_signal, plot_theory
 from poad.runs.run import Run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -121,4 +121,15 @@ def test_the_theory_is_drawn_with_every_gamma_and_sign(ending: str, tmp_path: Pa
     if ending == "svg":
         text = path.read_text()
         told = ("1", "0.9", "values &gt; 0", "poad", "ntpo")
+        assert all(f">{label}</text>" in text for label in told)
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_signal_is_drawn_with_every_panel_and_error(ending: str, tmp_path: Path):
+    curves = {"0": ([1.0, 0.5, 0.3], [2.0, 8.0, 20.0]), "0.5": ([1.0, 0.5, 0.3], [1.8, 3.0, 2.5])}
+    path = plot_signal({"by token": curves, "by bit": curves}, tmp_path / f"signal.{ending}")
+    assert path.stat().st_size > 5000
+    if ending == "svg":
+        text = path.read_text()
+        told = ("by token", "by bit", "0.5", "turn-level PPO", "error of the critic")
         assert all(f">{label}</text>" in text for label in told)

@@ -770,6 +770,62 @@ def test_one_ratio_an_action_is_the_product_of_its_tokens(
     torch.testing.assert_close(sum(found) / len(found), expected, rtol=EXACT, atol=EXACT)
 
 
+MEASURES = ("entropy", "kl", "clip_fraction", "kl_after", "kl_reference")
+"""What an update says about the policy, for each unit of its loss."""
+
+
+def measured(world: str, ratio: str, **ppo: Any) -> tuple[dict[str, float], Agent, Rollout]:
+    """One pass of a policy that has left the one that sampled; no step is made."""
+    ppo = WIDE_OPEN | {"epochs": 1, "clip": 0.02, "kl_limit": 1e9, "kl_reference": 0.1} | ppo
+    config = settings(world, credit={"method": "turn_ppo"}, ppo=ppo | {"ratio": ratio}, horizon=8)
+    agent, learner, worlds = build(config)
+    rollout = worlds.collect(8, np.random.default_rng(2))
+    push(agent, 1)
+    learner.optimizer.step = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    metrics = learner.update(rollout)
+    return {name: metrics[name] for name in MEASURES}, agent, rollout
+
+
+@pytest.mark.parametrize("world", ["Novel", "Journal"])
+def test_one_ratio_an_action_measures_everything_by_the_action(world: str) -> None:
+    """Entropy and divergences are sums over an action's decisions, and means over actions."""
+    found, agent, rollout = measured(world, "turn")
+    turns = [turn for turn in rollout.turns if any(turn.action.choice)]
+    batch, decision, option = agent.policy.decisions(turns)
+    with torch.no_grad():
+        new = agent.policy.evaluate(batch)
+    lengths = [len(turn.action.token_ids) for turn in turns]
+    entropy, kl, clipped = [], [], []
+    for turn, here, taken in zip(
+        turns, decision.split(lengths), option.split(lengths), strict=True
+    ):
+        mine = here >= 0
+        assert mine.tolist() == list(turn.action.choice)
+        entropy.append(float(new.entropy[here[mine]].sum()))
+        moved = float(new.logprob[here[mine], taken[mine]].sum()) - sum(turn.action.logprob)
+        kl.append(math.expm1(moved) - moved)
+        clipped.append(abs(math.expm1(moved)) > 0.02)
+    assert max(sum(turn.action.choice) for turn in turns) > 1
+    assert found["entropy"] == pytest.approx(sum(entropy) / len(turns), rel=EXACT)
+    assert found["kl"] == pytest.approx(sum(kl) / len(turns), rel=1e-6)
+    assert found["kl_after"] == pytest.approx(found["kl"], rel=1e-6)
+    assert found["clip_fraction"] == pytest.approx(sum(clipped) / len(turns), rel=EXACT)
+    assert found["clip_fraction"] > 0
+    # by the decision, a mean over more terms
+    other, _, _ = measured(world, "token")
+    share = len(turns) / sum(sum(turn.action.choice) for turn in turns)
+    for name in ("entropy", "kl_reference"):
+        assert other[name] == pytest.approx(share * found[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_where_an_action_is_one_decision_both_kinds_of_ratio_say_the_same(minibatches: int) -> None:
+    found, _, rollout = measured("Chain", "turn", minibatches=minibatches)
+    assert {sum(turn.action.choice) for turn in rollout.turns} == {1}
+    other, _, _ = measured("Chain", "token", minibatches=minibatches)
+    assert found == pytest.approx(other, rel=1e-6)
+
+
 def test_one_ratio_an_action_wants_one_advantage() -> None:
     with pytest.raises(ConfigError, match=r"ppo\.ratio = turn.*poad.*turn_ppo"):
         load_agent(settings("Chain", ppo={"ratio": "turn"}))

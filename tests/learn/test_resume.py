@@ -42,6 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
         "world": "Novel",
         "critic": {"standardize": True, "root": True, "codes": 4},
     },
+    "critic that remembers, credit that follows it": {
+        "world": "Prefixes",
+        "critic": {"replay": 3, "epochs": 2, "minibatches": 2, "warmup": 1},
+        "credit": {"beta": "auto", "lam_actor": "auto", "trace": "bit"},
+        "ppo": {"return_floor": 1.0, "std_floor": 1e-3},
+    },
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}},
     "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},

@@ -15,7 +15,8 @@ from poad.credit import METHODS, Credit, Method, token_credit
 from poad.theory import exact as theory
 from poad.theory import laws, sampled
 from poad.theory.laws import GAMMA_TOKENS, Law, length_preference, ntpo_gap, verify
-from poad.theory.problems import random_problem
+from poad.theory.problems import random_policy, random_problem
+from poad.theory.signal import DRAWN_NOISE, CoinFlips
 
 SMALL = ("--states", "4", "--actions", "4", "--depth", "3", "--problems", "3")
 
@@ -55,8 +56,17 @@ def test_the_command_prints_every_law_and_writes_numbers_and_figures(
         assert row["method"] in shown
         assert row["episodes"] == [64, 256, 1024]
         assert row["error"][0] > row["error"][1] > row["error"][2] > 0
-    assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (out / "verify.svg").read_text()
+    assert "Signal-to-noise ratio of the gradient" in shown
+    for row in saved["gains"]:
+        for lam, gain in zip(row["lam"], row["gain"], strict=True):
+            assert f"{gain:.3g}" in shown
+            assert gain == CoinFlips(row["tokens"], row["decisions"]).gain(
+                lam, row["noise"], row["trace"]
+            )
+    assert len(saved["gain_curves"]) == 2 * len(DRAWN_NOISE)
+    for name in ("verify", "signal"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (out / f"{name}.svg").read_text()
 
 
 def test_the_same_seed_gives_the_same_findings() -> None:
@@ -104,7 +114,27 @@ def test_credit_by_the_wrong_method_breaks_its_laws(monkeypatch: pytest.MonkeyPa
     swapped = {**METHODS, "poad": METHODS["ntpo"]}
     monkeypatch.setattr(laws, "METHODS", swapped)
     failed = {law.name for law in laws.estimator_laws(0)[0] if not law.holds}
-    assert failed == {"Sampled poad", "Sampled poad, all slots"}
+    assert failed == {
+        "Sampled poad",
+        "Sampled poad, all slots",
+        "Sampled poad, λ 1/2 a bit",
+    }
+
+
+@pytest.mark.parametrize("wrong", ["lam_token", "beta"])
+def test_another_trace_or_share_breaks_the_identities(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = [random_problem(seed, states=6) for seed in range(3)]
+    policies = [random_policy(mdp, seed) for seed, mdp in enumerate(problems)]
+    assert all(law.holds and law.cases for law in laws.identity_laws(problems, policies, 0))
+
+    def off(**arguments: Any) -> Credit:
+        changed: dict[str, Any] = {**arguments, wrong: 0.9}
+        return token_credit(**changed)
+
+    monkeypatch.setattr(laws, "token_credit", off)
+    assert not any(law.holds for law in laws.identity_laws(problems, policies, 0))
 
 
 def test_a_method_that_gives_no_credit_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acti
 
 
 def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> None:
-    """Reject ways of acting that the method cannot judge.
+    """Reject ways of acting that the method cannot judge, and a warm-up of nothing.
 
     Raises:
         ConfigError: says which settings contradict each other, and what to use instead.
@@ -139,6 +139,14 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
         raise ConfigError(
             f"ppo.ratio = turn is one ratio for the whole action, but {method.name} gives each of "
             "its tokens an advantage of its own; use credit.method = turn_ppo, or ratio = token."
+        )
+    if config.critic.warmup and (config.critic.body == "shared" or not method.uses_critic):
+        why = f"{method.name} has no critic"
+        if method.uses_critic:
+            why = "with critic.body = shared it learns in the policy's passes"
+        raise ConfigError(
+            f"critic.warmup = {config.critic.warmup} lets the critic learn alone, but {why}; use "
+            "critic.warmup = 0."
         )
     if config.prompt.thinking and acting.scheme != "trie":
         raise ConfigError(

@@ -27,7 +27,7 @@ class Options:
     seed: int = 0
     """Random seed."""
     out: Path = Path("runs/verify")
-    """Directory for verify.json and the figure."""
+    """Directory for verify.json and the figures."""
     quiet: Switch = False
     """Print only the laws that fail."""
 

@@ -200,7 +200,7 @@ class CriticConfig:
     minibatches: Annotated[int, Above(0)] = 2
     """Gradient steps per pass over the cached features of a frozen body."""
     warmup: Annotated[int, AtLeast(0)] = 0
-    """Iterations at the beginning in which only the critic learns."""
+    """Iterations at the beginning in which only the critic learns. Only with a frozen body."""
     coefficient: Annotated[float, AtLeast(0)] = 0.5
     """Weight of the value loss (paper: 0.5). Only with a shared body."""
     clip: Annotated[float | None, Above(0)] = None

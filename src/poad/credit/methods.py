@@ -121,9 +121,9 @@ class Method:
         for name, rate in rates._asdict().items():
             if isinstance(rate, str):
                 continue
-            inside = (rate >= 0) & (rate <= 1)
-            if not (bool(inside.all()) if isinstance(inside, Tensor) else inside):
-                raise ValueError(f"{name} is {rate}; it must lie in [0, 1].")
+            for each in rate.flatten().tolist() if isinstance(rate, Tensor) else [rate]:
+                if not 0 <= each <= 1:  # nor is NaN
+                    raise ValueError(f"{name} is {each:g}; it must lie in [0, 1].")
         return rates
 
     @torch.no_grad()
@@ -132,8 +132,13 @@ class Method:
 
         Methods without a critic ignore every λ. Methods that decide per turn always have the root
         as their slot, and ignore all rates inside actions.
+
+        Raises:
+            ValueError: a rate for each row that is not [N].
         """
         dtype = stream.value.dtype
+        for name in ("lam_actor", "beta"):
+            _expect_by_row(name, getattr(rates, name), len(stream.value))
         stream = stream.in_working_precision()
         per_turn = self.decision == "turn"
         slot = stream.roots() if per_turn else stream.token_slots(rates.slots)  # [N, L] bool
@@ -218,7 +223,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 name="reinforce",
-                summary="Critic-free return of finished episodes "
+                summary="Critic-free return of finished episodes, whose first turns an older "
+                "policy may have acted; what follows a truncation counts as 0 "
                 "(Machine Learning 8, 1992, 229-256).",
                 uses_critic=False,
             ),
@@ -271,6 +277,14 @@ def _import_method(module: str, name: str) -> Method:
         kind = type(names[name]).__name__
         raise ConfigError(f"Cannot use {where}: it is a {kind}, not a poad.credit.Method.")
     return names[name]
+
+
+def _expect_by_row(name: str, rate: float | Tensor, rows: int) -> None:
+    """Reject a tensor of rates that does not hold one for each row (ValueError)."""
+    if isinstance(rate, Tensor) and rate.shape != (rows,):
+        raise ValueError(
+            f"{name} has shape {tuple(rate.shape)}; give a number, or one for each row: ({rows},)."
+        )
 
 
 def _by_row(rate: float | Tensor) -> float | Tensor:

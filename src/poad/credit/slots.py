@@ -72,7 +72,7 @@ class TokenStream:
         `ended` may be [B] and then hold for the last turn of each row.
 
         Raises:
-            ValueError: a wrong shape, a choice outside the mask, or ids that decrease.
+            ValueError: a wrong shape, a choice outside the mask, bits below 0, falling ids.
             TypeError: a wrong kind of dtype.
         """
         choice = mask if choice is None else choice
@@ -86,6 +86,7 @@ class TokenStream:
         ints = {"turn_ids": turn_ids, "episode_ids": episode_ids}
         expect_rows(float=floats, bool={"mask": mask, "choice": choice, "ended": ended}, int=ints)
         reject(choice & ~mask, "choice is True at {}, where mask is False.")
+        reject(mask & ~(bits >= 0), "bits is negative or NaN at {}; an entropy is at least 0.")
         return cls._numbered(
             reward, value, mask, turn_ids, choice, discount, bootstrap, ended, episode_ids, bits
         )
@@ -155,10 +156,13 @@ class TokenStream:
         """Move the values inside actions towards the root's: V(o) + β·(V(o, w_<j) - V(o)).
 
         Args:
-            beta: a number, or one for each row, [N]. 1 changes nothing; 0 leaves the roots alone.
+            beta: a number, or one for each row, [N]. 1 changes nothing, and needs no value at roots
+                that are no slots; 0 leaves the roots alone.
         """
         if isinstance(beta, Tensor):
             beta = beta.to(self.value.dtype)[:, None]
+        elif beta == 1:
+            return self
         root = turn_sum(self.value.masked_fill(~self.roots(), 0), self.turn)  # [N, L] V(o)
         return replace(self, value=torch.lerp(root, self.value.masked_fill(~self.mask, 0), beta))
 
@@ -231,15 +235,16 @@ def per_bit(lam: float | Tensor, bits: Tensor, slot: Tensor) -> Tensor:
     """Compute the trace from each slot to the next one, λ to the power of the next one's bits.
 
     The bits are the entropy of the next decision, which is known before it is made. So the trace
-    does not depend on what is chosen, exact values still give zero expected advantage, and a token
-    without an alternative is transparent: it changes nothing.
+    does not depend on what is chosen, and exact values still give zero expected advantage. Behind
+    the first decision of an action, one that is made already (0 bits) is transparent: it changes no
+    other advantage. In first place it is what the turns before bootstrap from.
 
     Args:
         lam: a number in [0, 1], or [N, 1].
-        bits: [N, L] the entropy of each decision.
+        bits: [N, L] the entropy of each decision, at least 0.
         slot: [N, L] bool.
     """
-    ahead = pick(bits.masked_fill(~slot, 0).clamp(min=0), following(slot), fill=0)
+    ahead = pick(bits.masked_fill(~slot, 0), following(slot), fill=0)
     return (torch.zeros_like(ahead) + lam) ** ahead  # 0 ** 0 = 1
 
 

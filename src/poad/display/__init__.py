@@ -9,6 +9,7 @@ from poad.display.plots import (
     bars_svg,
     lines_svg,
     plot_learning,
+    plot_signal,
     plot_theory,
     standalone,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "page",
     "percent",
     "plot_learning",
+    "plot_signal",
     "plot_theory",
     "printable",
     "show_ending",

@@ -200,6 +200,34 @@ def plot_theory(
         return _save(figure, path)
 
 
+def plot_signal(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: str | Path
+) -> Path:
+    """Draw how much signal the gradient of token credit holds, relative to turn-level PPO.
+
+    Args:
+        panels: by title, and by the error of the critic: λ inside actions, and the gains.
+        path: the file to write; its ending (``.svg``, ``.png``, ``.pdf``) decides the format.
+    """
+    with _figure("poad", (4.4 * len(panels) + 1, 3.1)) as figure:
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+        every = _titled(grid, [*panels], *_GREYS)
+        for axes, curves in zip(every, panels.values(), strict=True):
+            for number, (noise, (lam, gain)) in enumerate(curves.items()):
+                axes.semilogy(lam, gain, lw=1.6, color=f"C{number}", label=noise)
+            axes.axhline(1, color="#777777", lw=1.2, ls=":", label="turn-level PPO")
+            axes.set_xlim(max(lam), min(lam))  # further right, more is bootstrapped
+            axes.set_xlabel("λ inside the action", color=_GREYS[0])
+            axes.set_xticks([1, 0.8, 0.6, 0.4, 0.2])
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+        every[0].set_ylabel("gain in signal-to-noise", color=_GREYS[0])
+        look = {"frameon": False, "fontsize": 8, "title": "error of the critic"}
+        every[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), **look)
+        return _save(figure, path)
+
+
 # Studies: several methods in several panels, as SVG text for a page or a file.
 
 

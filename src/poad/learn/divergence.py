@@ -55,7 +55,7 @@ def diverged(measured: Mapping[str, float], trained: Mapping[str, nn.Module]) ->
     """
     rates = list(trained)
     for name in ("entropy", "kl", "policy_loss", "kl_reference", "value_loss"):
-        if not math.isfinite(measured[name]):  # in the order in which they are computed
+        if not math.isfinite(measured.get(name, 0.0)):  # in the order in which they are computed
             where = f"{name} is {measured[name]}"
             break
     else:

@@ -311,7 +311,8 @@ def _bits(rows: TokenRows, decision: Tensor, entropy: Tensor) -> Tensor:
         decision: [M] int64: the decision at each token, -1 for none.
         entropy: [Q] of each decision, in nats.
     """
-    each = torch.where(decision >= 0, entropy[decision] / math.log(2), 0.0)  # [M]
+    # [M]; the entropy of a decision that is all but made may round to below 0
+    each = torch.where(decision >= 0, entropy[decision].clamp(min=0) / math.log(2), 0.0)
     return torch.zeros(rows.mask.shape).masked_scatter(rows.mask, each)
 
 

@@ -253,6 +253,7 @@ LEARNED = (
     "beta",
     "advantage_std",
     "grad_norm",
+    "critic_grad_norm",
     "kl_reference",
     "logprob_drift",
     "logprob_drift_mean",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from poad.credit import METHODS
+from poad.credit import METHODS, token_credit
 from poad.theory.exact import (
     TokenValues,
     best,
@@ -41,7 +41,8 @@ from poad.theory.problems import (
     random_problem,
     sample_episodes,
 )
-from poad.theory.sampled import CreditEstimator
+from poad.theory.sampled import CreditEstimator, decision_bits, token_stream
+from poad.theory.signal import Gains, tabulate, trace_out
 
 ROUNDING = 1e-10
 """The bound of exact laws."""
@@ -57,6 +58,8 @@ EPISODES, TURNS = 16_384, 8
 """For advantages. Episodes that are cut after so many turns bootstrap."""
 RETURN_EPISODES = 65_536
 """For returns without a critic."""
+IDENTITY_EPISODES = 16
+"""For identities, which hold episode by episode."""
 SAMPLE_SIZES = (64, 256, 1024, 4096)
 """Numbers of episodes per estimate, which show how the error shrinks."""
 TRACES = ((0.95, 1.0), (1.0, 1.0), (0.95, 0.95))
@@ -146,6 +149,10 @@ class Findings:
     gaps: list[Gap]
     preferences: list[Preference]
     convergences: list[Convergence]
+    gains: list[Gains]
+    """The signal of token credit, as printed."""
+    curves: list[Gains]
+    """The same, as drawn."""
 
     @property
     def hold(self) -> bool:
@@ -186,11 +193,14 @@ def verify(*, states: int, actions: int, depth: int, problems: int, seed: int) -
             *(law for law, _ in preferred),
             *soft_laws(every, references),
             *evaluation_laws(every, policies, references),
+            *identity_laws(every, policies, sample_seed),
             *sampled,
         ],
         gaps=gaps,
         preferences=[row for _, rows in preferred for row in rows],
         convergences=convergences,
+        gains=tabulate(),
+        curves=trace_out(),
     )
 
 
@@ -367,6 +377,42 @@ def evaluation_laws(
     return [_law(f"Random policy, {name}", linear, gaps) for name, gaps in groups.items()]
 
 
+def identity_laws(
+    problems: Sequence[LanguageMDP], policies: Sequence[Floats], seed: int
+) -> list[Law]:
+    """POAD lies between its own advantages and those of turn-level PPO, whatever the critic reads.
+
+    With λ = 1 inside actions, A[j] = A_turn + V(o) − V(o, w_<j): nothing is bootstrapped inside an
+    action, so only the baseline differs. With β = 0 as well, the baseline is V(o), and the
+    advantages are A_turn. Values are random numbers, since neither depends on the critic.
+    """
+    rng, baseline, none = np.random.default_rng(seed), [], []
+    for mdp, policy in zip(problems, policies, strict=True):
+        played = sample_episodes(mdp, mdp.tree.path_sum(policy), IDENTITY_EPISODES, rng, TURNS)
+        numbers = rng.normal(size=len(mdp.tree.parent))
+        tensors: dict[str, Any] = {**token_stream(mdp, played, TokenValues(numbers, numbers))}
+        rates: dict[str, Any] = {
+            "gamma": mdp.gamma,
+            "lam": TRACES[0][0],
+            "lam_token": 1.0,
+            "slots": "tokens",
+        }
+        turn, poad, shrunk = (
+            token_credit(**tensors, method=METHODS[name], beta=beta, **rates)
+            for name, beta in (("turn_ppo", 1.0), ("poad", 1.0), ("poad", 0.0))
+        )
+        # [N, L] V(o): the node at the top of each token's path
+        path = np.where(played.action[..., None] >= 0, mdp.tree.path[played.action], -1)
+        top = numbers[mdp.tree.root[path.reshape(len(path), -1)]]
+        expected = turn.advantage.numpy() + top - tensors["value"].numpy()
+        baseline.append((poad.advantage.numpy() - expected)[poad.mask.numpy()])
+        none.append((shrunk.advantage - turn.advantage)[poad.mask].numpy())
+    return [
+        _law("POAD with λ 1 inside", "A_turn + V(o) − V(o,w) − A", baseline),
+        _law("POAD with λ 1 and β 0", "A_turn − A", none),
+    ]
+
+
 def estimator_laws(seed: int) -> tuple[list[Law], list[Convergence]]:
     """The sampled credit of `poad.credit` has the exact mean, if the critic's values are exact.
 
@@ -430,10 +476,12 @@ def _cases(
     of_turn = bad.q - bad.v[tree.root]
     whole = policy_values(mdp, tree.path_sum(policy))
     of_action = whole.q - whole.v[mdp.state]
+    by_bit = method("poad", lam_actor=0.5, trace="bit", bits=decision_bits(mdp, policy))
     fading = method("poad", gamma_token=GAMMA_TOKEN_BETWEEN, slots="tokens")
     return [
         ("poad", method("poad"), bad, of_bad),
         ("poad, all slots", method("poad", slots="tokens"), bad, of_bad),
+        ("poad, λ 1/2 a bit", by_bit, bad, of_bad),
         (f"poad, γ_w {GAMMA_TOKEN_BETWEEN}", fading, between, of_between),
         ("ntpo", method("ntpo"), naive, of_naive),
         ("turn_ppo", method("turn_ppo"), bad, of_turn),

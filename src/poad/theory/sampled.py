@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,18 @@ MIN_EPISODES = 200
 """A label is tested if it occurs in so many episodes. Means of fewer are not normal."""
 
 
-def token_stream(mdp: LanguageMDP, played: Episodes, values: TokenValues) -> dict[str, Tensor]:
+def decision_bits(mdp: LanguageMDP, policy: Floats) -> Floats:
+    """[M] the entropy of the decision that each token is the outcome of, in bits; 0 at roots."""
+    tree = mdp.tree
+    token = tree.parent >= 0
+    each = np.where(token, -np.exp(policy) * policy / math.log(2), 0.0)
+    entropy = np.bincount(tree.parent[token], each[token], minlength=len(each))  # by parent
+    return np.where(token, np.maximum(entropy[tree.parent], 0), 0.0)
+
+
+def token_stream(
+    mdp: LanguageMDP, played: Episodes, values: TokenValues, bits: Floats | None = None
+) -> dict[str, Tensor]:
     """Lay out N sampled episodes as the tensor arguments of `poad.credit.token_credit`.
 
     Exact values stand in place of a critic's. Of the L = T·D positions, turn t has t·D to
@@ -43,6 +54,7 @@ def token_stream(mdp: LanguageMDP, played: Episodes, values: TokenValues) -> dic
         "mask": torch.from_numpy(mask),
         "turn_ids": torch.arange(t).repeat_interleave(path.shape[2]).expand(n, -1),
         "choice": torch.from_numpy(mask & tree.is_choice[flat]),
+        "bits": torch.from_numpy(np.zeros(flat.shape) if bits is None else bits[flat]),
         # Episodes that were cut go on from their last state. State S is the end, with value 0.
         "bootstrap": torch.from_numpy(np.append(values.v[: mdp.states], 0.0)[last]),
         "ended": torch.from_numpy(last == mdp.states),
@@ -109,6 +121,10 @@ class CreditEstimator:
     """None: the same as `lam`."""
     gamma_token: float | None = None
     slots: Slots | None = None
+    lam_actor: float | None = None
+    trace: Literal["token", "bit"] = "token"
+    bits: Floats | None = None
+    """[M] for the trace "bit"; see `decision_bits`."""
     by_action: bool = False
     """Label advantages by the whole action, once per turn, instead of by each token's node."""
 
@@ -119,7 +135,7 @@ class CreditEstimator:
         # Episodes of similar length are computed together, so that little is padded.
         for rows in np.array_split(np.argsort(turns), 16):
             part = played.select(rows, turns[rows].max())
-            tensors: dict[str, Any] = {**token_stream(mdp, part, values)}
+            tensors: dict[str, Any] = {**token_stream(mdp, part, values, self.bits)}
             credit = token_credit(
                 **tensors,
                 gamma=mdp.gamma,
@@ -128,6 +144,8 @@ class CreditEstimator:
                 lam_token=self.lam if self.lam_token is None else self.lam_token,
                 gamma_token=self.gamma_token,
                 slots=self.slots,
+                lam_actor=self.lam_actor,
+                trace=self.trace,
             )
             labels = mdp.tree.path[part.action]  # [N, T, D]
             advantage = credit.advantage.numpy().reshape(labels.shape)

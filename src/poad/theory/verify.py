@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from poad.display import Screen, Table, plot_theory
+from poad.display import Screen, Table, plot_signal, plot_theory
 from poad.errors import ConfigError
 from poad.runs import source_commit, versions, write_json
 from poad.theory.laws import Convergence, Findings, Law, Preference, verify
+from poad.theory.signal import Gains
 
 MAX_DEPTH = 500
 PLOTTED_GAMMA_TOKEN = 0.95
@@ -67,6 +68,26 @@ def show_convergences(console: Console, rows: Sequence[Convergence]) -> None:
     console.print(Table(columns, cells).to_terminal())
 
 
+def show_gains(console: Console, rows: Sequence[Gains]) -> None:
+    """Print how much signal the gradient of token credit holds, by the token and by the bit."""
+    lams = rows[0].lam
+    per_bit = [f"{lam:g}/bit" for lam in lams[1:]]
+    columns = ("tokens", "decide", "noise", *(f"λ {lam:g}" for lam in lams), *per_bit)
+    by_bit = {(row.tokens, row.decisions, row.noise): row for row in rows if row.trace == "bit"}
+    cells = []
+    for row in rows:
+        if row.trace == "token":
+            key = (row.tokens, row.decisions, row.noise)
+            gains = [*row.gain, *by_bit[key].gain[1:]]  # at λ = 1 both are the same
+            cells.append([*(f"{part:g}" for part in key), *(f"{gain:.3g}" for gain in gains)])
+    console.print(
+        "\nSignal-to-noise ratio of the gradient relative to turn-level PPO, for one turn\n"
+        "of coin flips, by λ inside the action, per token or per bit of entropy. Noise\n"
+        "is the critic's error in units of the values' spread.\n"
+    )
+    console.print(Table(columns, cells).to_terminal())
+
+
 def _sign(row: Preference) -> str:
     return "> 0" if row.sign == "positive" else "< 0"
 
@@ -74,7 +95,7 @@ def _sign(row: Preference) -> str:
 def verify_command(
     *, states: int, actions: int, depth: int, problems: int, seed: int, out: Path, quiet: bool
 ) -> int:
-    """Check and print all laws, and write `verify.json` and the figure to the directory `out`.
+    """Check and print all laws, and write `verify.json` and the figures to the directory `out`.
 
     Returns the exit status, 1 if a law fails.
 
@@ -99,6 +120,7 @@ def verify_command(
     show_laws(console, found.laws)
     show_preferences(console, found.preferences)
     show_convergences(console, found.convergences)
+    show_gains(console, found.gains)
     try:
         saved = _save(found, {**size, "seed": seed}, out)
     except OSError as error:
@@ -116,7 +138,7 @@ def verify_command(
 
 
 def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
-    """Write the numbers and the figure, and return the names of the files."""
+    """Write the numbers and the figures, and return the names of the files."""
     numbers = {
         "arguments": arguments,
         "versions": {**versions(), "commit": source_commit()},
@@ -124,6 +146,8 @@ def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
         "gaps": [asdict(gap) for gap in found.gaps],
         "preferences": [asdict(row) for row in found.preferences],
         "convergences": [asdict(row) for row in found.convergences],
+        "gains": [asdict(row) for row in found.gains],
+        "gain_curves": [asdict(row) for row in found.curves],
     }
     write_json(out / "verify.json", numbers)
     gaps = {gap.gamma_token: (gap.length, gap.measured, gap.closed) for gap in found.gaps}
@@ -133,6 +157,16 @@ def _save(found: Findings, arguments: dict[str, int], out: Path) -> str:
     try:
         for ending in ("png", "svg"):
             plot_theory(gaps, shares, PLOTTED_GAMMA_TOKEN, errors, out / f"verify.{ending}")
+            plot_signal(_panels(found.curves), out / f"signal.{ending}")
     except ImportError as error:
         return f"{out / 'verify.json'}. No figure: {error}"
-    return f"{out / 'verify.json'}, verify.png and verify.svg"
+    return f"{out / 'verify.json'}, and verify and signal as .png and .svg"
+
+
+def _panels(curves: Sequence[Gains]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Arrange curves by what λ counts, and by the critic's error."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for row in curves:
+        title = f"{row.tokens} tokens, {row.decisions} decide: λ at every {row.trace}"
+        panels.setdefault(title, {})[f"{row.noise:g}"] = (row.lam, row.gain)
+    return panels

@@ -216,7 +216,8 @@ def plot_signal(
             for number, (noise, (lam, gain)) in enumerate(curves.items()):
                 axes.semilogy(lam, gain, lw=1.6, color=f"C{number}", label=noise)
             axes.axhline(1, color="#777777", lw=1.2, ls=":", label="turn-level PPO")
-            axes.set_xlim(max(lam), min(lam))  # further right, more is bootstrapped
+            axes.set_xmargin(0)
+            axes.invert_xaxis()  # further right, more is bootstrapped
             axes.set_xlabel("λ inside the action", color=_GREYS[0])
             axes.set_xticks([1, 0.8, 0.6, 0.4, 0.2])
             for axis in (axes.xaxis, axes.yaxis):

@@ -29,6 +29,7 @@ from poad.config import PPOConfig
 from poad.credit import Credit, token_credit
 from poad.learn.divergence import refuse_overflow
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
+from poad.lm import LanguageModel
 from poad.turns import Position, Turn
 
 PLACES = ("root", "second", "later", "last")
@@ -282,9 +283,7 @@ def gather(
     floor = _floor(ppo, returns, learned, judged)
     terms = _policy_terms(rows, judged, streams, stale, (decision, option), floor)
     if ppo.kl_reference:
-        frozen_read, at = policy.model.read_frozen, batch.positions
-        reference = read_hidden(policy.model, frozen_read, at, ppo.micro_batch_tokens)
-        batch = replace(batch, reference=reference)
+        batch = _with_reference(policy.model, batch, ppo.micro_batch_tokens)
     return Experience(
         batch=batch,
         readings=len(rows.positions),
@@ -293,6 +292,12 @@ def gather(
         value=learned,
         metrics=_measure(rows, value, judged) | accuracy(learned) | reliance,
     )
+
+
+def _with_reference(model: LanguageModel, batch: DecisionBatch, pass_tokens: int) -> DecisionBatch:
+    """Add what the untrained model reads at the positions of a batch."""
+    reference = read_hidden(model, model.read_frozen, batch.positions, pass_tokens)
+    return replace(batch, reference=reference)
 
 
 def _floor(ppo: PPOConfig, returns: Standardizer, learned: ValueTerms, judged: Credit) -> float:

@@ -189,7 +189,7 @@ class CriticConfig:
     codes: Annotated[int, AtLeast(0)] = 0
     """Dimensions of random codes that tell the critic which tokens of the action are written
     already; 64 is plenty for short texts, and 0 leaves them out. Only with a frozen body."""
-    lr: Annotated[float, Above(0)] = 1e-3
+    lr: Annotated[float, Above(0)] = 3e-4
     """Learning rate of the critic (paper, 7B model: 1e-5 to 5e-5)."""
     replay: Annotated[int, Above(0)] = 1
     """Rollouts, the newest included, that the critic learns from. Only with a frozen body."""

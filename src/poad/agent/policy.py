@@ -170,12 +170,12 @@ class Policy:
 
         Args:
             batch: the decisions.
-            pass_tokens: tokens per forward pass, padding included.
+            pass_tokens: columns of one forward pass, padding included.
         """
         entropy = torch.zeros(len(batch.read))
         for run in batch.bundles.micro_batches(pass_tokens):
             part, kept, _ = batch.select(run)
-            entropy[kept] = self.evaluate(part).entropy.cpu()
+            entropy[kept] = self.evaluate(part, pass_tokens).entropy.cpu()
         return entropy
 
     def probabilities(

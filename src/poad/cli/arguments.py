@@ -32,7 +32,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from poad.config import parse_value, whole_number
+from poad.config import parse_value, whole_number, words_of
 from poad.errors import ConfigError, did_you_mean, own_name
 
 Options = TypeVar("Options")
@@ -189,7 +189,7 @@ def _placeholder(hint: Any, default: Any = None) -> str | None:
     if origin in (types.UnionType, typing.Union):
         # None is worth typing where it is possible and something else is the default.
         none = ["None"] if type(None) in args and default is not None else []
-        return "|".join([str(_placeholder(_inner(hint))), *_words(hint), *none])
+        return "|".join([str(_placeholder(_inner(hint))), *words_of(hint), *none])
     if origin is tuple:
         if args[-1] is not Ellipsis:
             return " ".join(str(_placeholder(arg)) for arg in args)
@@ -211,16 +211,6 @@ def _inner(hint: Any) -> Any:
     return hint
 
 
-def _words(hint: Any) -> list[str]:
-    """The words that may stand in place of a number, as in ``float | Literal["auto"]``."""
-    if typing.get_origin(hint) is Annotated:
-        return _words(typing.get_args(hint)[0])
-    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
-        return []
-    literals = [each for each in typing.get_args(hint) if typing.get_origin(each) is Literal]
-    return [w for each in literals if each is not _inner(hint) for w in typing.get_args(each)]
-
-
 def _count(hint: Any) -> int | Literal["*"]:
     """The number of words that a value takes on the command line."""
     hint = _inner(hint)
@@ -235,7 +225,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
     inner = _inner(hint)
     if inner is not hint and [*words] == ["None"]:
         return None
-    if words and words[0] in _words(hint):
+    if words and words[0] in words_of(hint):
         return words[0]
     origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is dict:
@@ -244,7 +234,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
         try:
             return _read_one(inner, words[0])
         except ValueError as error:
-            also = " or ".join(_words(hint))
+            also = " or ".join(words_of(hint))
             raise ValueError(f"{error} It may be {also}, too." if also else str(error)) from None
     if args[-1] is not Ellipsis:
         return tuple(_read(each, [word]) for each, word in zip(args, words, strict=True))

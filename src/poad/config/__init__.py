@@ -12,7 +12,7 @@ from poad.config.files import (
     whole_number,
     write_value,
 )
-from poad.config.ranges import Above, AtLeast, Between, out_of_range
+from poad.config.ranges import Above, AtLeast, Between, out_of_range, words_of
 from poad.config.settings import (
     SEEDS_PER_RUN,
     ActingConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "read_yaml",
     "to_dict",
     "whole_number",
+    "words_of",
     "world_seed",
     "write_value",
 ]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from yaml.composer import ComposerError
 
+from poad.config.ranges import words_of
 from poad.config.settings import Config
 from poad.errors import ConfigError, beginning, did_you_mean, own_name
 
@@ -208,16 +209,15 @@ def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
         if value is None:
             return None
         # A number or a word, such as float | Literal["auto"]: a word is tried as such first.
-        words = [
-            word for a in args if typing.get_origin(a) is Literal for word in typing.get_args(a)
-        ]
+        words = words_of(hint)
         if value in words:
             return value
         inner = next(a for a in args if a is not type(None) and typing.get_origin(a) is not Literal)
         try:
             return _convert(inner, value, name, where)
         except ConfigError as error:
-            raise ConfigError(f"{error} {_or(words)}".rstrip()) from None
+            also = f" Or write {' or '.join(words)}." if words else ""
+            raise ConfigError(f"{error}{also}") from None
     if origin is tuple and isinstance(value, list | tuple):
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise ConfigError(f"{where}: {name} = {value!r} needs {len(args)} entries.")
@@ -240,11 +240,6 @@ def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
     )
     quote = " Put quotes around it." if hint is str and isinstance(value, int | float) else ""
     raise ConfigError(f"{where}: {name} = {value!r} has the wrong type; expected {wanted}.{quote}")
-
-
-def _or(words: list[str]) -> str:
-    """Name the words that may stand in place of a number."""
-    return f"Or write {' or '.join(words)}." if words else ""
 
 
 def whole_number(value: int | float | str) -> int:

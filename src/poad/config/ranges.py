@@ -55,6 +55,21 @@ class AtLeast:
         return f"must be at least {self.bound:g}." if self.bound else "must not be negative."
 
 
+def words_of(hint: Any) -> list[str]:
+    """List the words that may stand in place of a number, as in ``float | Literal["auto"]``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return words_of(arguments[0])
+    if origin not in (types.UnionType, typing.Union):
+        return []
+    return [
+        word
+        for each in arguments
+        if typing.get_origin(each) is typing.Literal
+        for word in typing.get_args(each)
+    ]
+
+
 def out_of_range(value: Any, hint: Any = None, name: str = "") -> Iterator[str]:
     """Find the values that their annotations rule out.
 

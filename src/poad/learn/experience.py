@@ -130,8 +130,8 @@ class ValueTerms:
     """[W] int64, see `PLACES`."""
     root: Tensor
     """[W] int64: the reading at the root of the same action."""
-    root_value: Tensor
-    """[W] float32: the old value there."""
+    stream: Tensor
+    """[W] int64: the stream that the reading belongs to."""
 
     @cached_property
     def weight(self) -> Tensor:
@@ -341,23 +341,15 @@ def rely(rows: TokenRows, value: Tensor, credit: CreditSettings) -> tuple[Credit
     judged = rows.credit(value, credit)
     if not credit.fitted or credit.method.decision == "turn":
         return judged, {}
-    read = rows.values(value, rows.read)  # [N, L]
-    # [N, L] V(o) at every token of its turn. Turns are numbered over all streams, so a table of
-    # values by turn can be filled at first tokens and read at all of them.
-    first = rows.turn_ids.diff(dim=1, prepend=-torch.ones(len(read), 1).long()) != 0
-    by_turn = read.new_zeros(int(rows.turn_ids.max()) + 1)
-    by_turn[rows.turn_ids[first & rows.mask]] = read[first & rows.mask]
-    root = by_turn[rows.turn_ids]
-    inner = judged.value_mask & (rows.place > 0)
-    said = (read - root).masked_fill(~inner, 0)
-    came = (judged.target - root).masked_fill(~inner, 0)
-    half = torch.arange(len(read)) % 2  # [N]
-    beta = torch.zeros(len(read))
-    for mine in (0, 1):
-        other = half != mine
+    terms = _value_terms(rows, judged, value)
+    root = value[terms.root]  # [W] V(o) at each reading; at roots themselves nothing is said beyond
+    said, came = terms.old_value - root, terms.target - root
+    beta = torch.zeros(len(rows.mask))  # [N]
+    for half in (0, 1):
+        other = (terms.place > 0) & (terms.stream % 2 != half)  # [W]
         power = (said[other] ** 2).sum()
         if power > 0:
-            beta[half == mine] = ((said * came)[other].sum() / power).clamp(0, 1)
+            beta[half::2] = ((said * came)[other].sum() / power).clamp(0, 1)
     fitted = {name: beta if name == "beta" else 1 - beta for name in credit.fitted}
     credit = replace(credit, rates=credit.rates._replace(**fitted))
     return rows.credit(value, credit), {"beta": float(beta.mean())}
@@ -448,7 +440,7 @@ def _value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTerms:
         old_value=value[read[slot]],
         place=rows.place[rows.mask][slot],
         root=at_root,
-        root_value=value[at_root],
+        stream=rows.mask.nonzero()[:, 0][slot],
     )
 
 

@@ -1,6 +1,6 @@
 """Credit for every decision: one recursion, and a row per method. Needs torch and nothing else."""
 
-from poad.credit.methods import METHODS, Method, Rates, find_method, token_credit
+from poad.credit.methods import METHODS, Method, Rates, Trace, find_method, token_credit
 from poad.credit.recursion import Credit, recursion
 from poad.credit.slots import Slots
 
@@ -10,6 +10,7 @@ __all__ = [
     "Method",
     "Rates",
     "Slots",
+    "Trace",
     "find_method",
     "recursion",
     "token_credit",

@@ -16,13 +16,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from poad.credit import Trace
 from poad.theory.problems import Floats, Ints
-
-Trace = Literal["token", "bit"]
 
 TABLE = ((2, 2, 0.0), (32, 2, 0.0), (32, 8, 0.0), (128, 8, 0.0), (32, 8, 0.5), (32, 8, 1.0))
 """(n, K, noise) of the rows that are printed."""

@@ -65,6 +65,12 @@ class DecisionBatch:
         """[R] the positions to read; reading r belongs to position r."""
         return self.bundles.positions
 
+    @property
+    def between_single_tokens(self) -> bool:
+        """True if every decision is the softmax over tokens at one reading."""
+        one = self.read.shape[2] == 1 and bool((self.divisor == 1).all())
+        return one and bool(self.renormalize.all())
+
     def select(self, bundles: Tensor) -> tuple[DecisionBatch, Tensor, Tensor]:
         """Select some bundles, with the decisions and further positions that lie in them.
 

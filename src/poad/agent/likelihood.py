@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -116,15 +116,22 @@ def _read_pass(
     hidden = model.read(packed)  # [R', H]
     place = renumber(here, len(batch.positions))  # [R] -> [R'], -1 where another pass reads
     at = place[batch.read]  # [Q, K, A]
-    logits = model.logits(hidden)
-    score, old_score = _token_sums(batch, at, logits), None
-    old_logits = None
-    if batch.reference is not None:
-        states = batch.reference[here.to(batch.reference.device)]
-        old_logits = model.frozen_logits(states)
-        old_score = _token_sums(batch, at, old_logits)
+    states = batch.reference
+    if states is not None:
+        states = states[here.to(states.device)]  # [R, H] -> [R', H]
+    old_score = old_logits = logits = None
+    if batch.between_single_tokens:
+        score = _token_scores(batch, at, hidden, model.logits)
+        if states is not None:
+            old_score = _token_scores(batch, at, states, model.frozen_logits)
+    else:
+        logits = model.logits(hidden)
+        score = _token_sums(batch, at, logits)
+        if states is not None:
+            old_logits = model.frozen_logits(states)
+            old_score = _token_sums(batch, at, old_logits)
     picked = entropy = divergence = None
-    if not bool(batch.renormalize.all()):
+    if logits is not None and not bool(batch.renormalize.all()):
         # [Q'] decisions over the vocabulary have one token per option, all read at one position.
         free = (~batch.renormalize & (at[:, 0, 0] >= 0)).nonzero().squeeze(1)
         reading, which = at[free, 0, 0].to(logits.device), free.to(logits.device)
@@ -162,6 +169,19 @@ def _joined(
         if divergence is not None and kl_free is not None:
             divergence = torch.where(chosen, divergence, kl_free)
     return Evaluated(among, entropy, torch.cat(hidden)[order], divergence)
+
+
+def _token_scores(
+    batch: DecisionBatch,
+    at: Tensor,
+    hidden: Tensor,
+    logits: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Compute the logits of options that are single tokens, from the states [R', H]. [Q, K]."""
+    place, device = at[:, 0, 0], hidden.device  # all options of such a decision have one reading
+    score = logits(hidden[place.clamp(min=0).to(device)], batch.token[:, :, 0].to(device))
+    inside = batch.token_mask[:, :, 0] & (place >= 0)[:, None]
+    return score.masked_fill(~inside.to(device), 0.0)
 
 
 def _token_sums(batch: DecisionBatch, at: Tensor, logits: Tensor) -> Tensor:

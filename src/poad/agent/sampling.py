@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poad.agent.settings import Acting
 from poad.errors import ModelError
-from poad.lm import Decoder, LanguageModel
+from poad.lm import Decoder, LanguageModel, explain_nan
 from poad.trie import ROOT, TokenTree
 from poad.turns import Action, TokenIds
 
@@ -199,15 +199,25 @@ def _read_nodes(
         # A row is read on from where it stopped; forced tokens make a chunk of several.
         chunks = [tuple(w.tokens[w.read :]) for w in firsts]
         hidden = decoder.read(chunks, [w.row for w in firsts])
-    logits = model.logits(hidden)  # [R, H] -> [R, V]
+    # The nodes whose distributions are not known yet, each with its row.
+    unknown: dict[tuple[TokenIds, TokenTree, int], int] = {}
     for row, group in enumerate(groups.values()):
         for w in group:
             w.row, w.read = row, len(w.tokens)
             key = (w.prompt, w.trie, w.node)
             if key not in cache.node_choices:
-                tokens = [w.trie.token(c) for c in w.trie.options(w.node)]
-                logprob = (logits[row, tokens] / temperature).log_softmax(-1)  # [K]
-                cache.node_choices[key] = Categorical.from_logprob(logprob).checked(model, w.prompt)
+                unknown.setdefault(key, row)
+    options = [
+        torch.tensor([trie.token(child) for child in trie.options(node)])
+        for _, trie, node in unknown
+    ]
+    if not options:
+        return
+    tokens = torch.nn.utils.rnn.pad_sequence(options, batch_first=True).to(hidden.device)
+    logits = model.logits(hidden[[*unknown.values()]], tokens)  # [n, H], [n, K] -> [n, K]
+    for (key, own), some in zip(zip(unknown, options, strict=True), logits, strict=True):
+        logprob = (some[: len(own)] / temperature).log_softmax(-1)
+        cache.node_choices[key] = Categorical.from_logprob(logprob).checked(model, key[0])
 
 
 def write(
@@ -273,7 +283,7 @@ def check_finite(model: LanguageModel, prompt: TokenIds, logprobs: Sequence[floa
     ending = model.codec.tokenizer.decode(list(prompt[-30:]))
     raise ModelError(
         f"The model's log-probabilities of its next token are not finite behind the prompt that "
-        f"ends in {ending!r}: {model.explain_nan()}"
+        f"ends in {ending!r}: {explain_nan(model)}"
     )
 
 

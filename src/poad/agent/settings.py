@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from poad.config import ActingConfig, Config, PPOConfig
+from poad.config import ActingConfig, Config, ModelConfig, PPOConfig, has_frozen_float32
 from poad.credit import Method, Rates, find_method
 from poad.envs import FreeText, free_text_of
 from poad.errors import ConfigError
-from poad.lm import resolve_model
+from poad.lm import resolve_device, resolve_model, resolve_precision
 
 Scheme = Literal["trie", "score", "published"]
 Score = Literal["word", "token", "sum"]
@@ -68,7 +68,7 @@ def resolve(config: Config) -> Settings:
         method = find_method(config.credit.method)
     except ValueError as error:
         raise ConfigError(f"credit.method: {error}") from error
-    model = replace(config.model, name=resolve_model(config.model.name, config.env))
+    model = _resolve_model(config)
     acting = _resolve_acting(config, method, free_text_of(config.env))
     _refuse_contradictions(config, acting, method)
     credit = config.credit
@@ -98,6 +98,15 @@ def resolve(config: Config) -> Settings:
     )
     by_duration = credit.discount == "duration"
     return Settings(resolved, acting, CreditSettings(method, rates, by_duration, fitted))
+
+
+def _resolve_model(config: Config) -> ModelConfig:
+    """Decide which model acts, and how precisely it is computed here."""
+    model, suitable = config.model, has_frozen_float32(config.model)
+    precision = model.precision
+    if precision == "auto":
+        precision = resolve_precision(suitable, resolve_device(model.device))
+    return replace(model, name=resolve_model(model.name, config.env), precision=precision)
 
 
 def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acting:

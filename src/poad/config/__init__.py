@@ -23,6 +23,7 @@ from poad.config.settings import (
     ModelConfig,
     PPOConfig,
     PromptConfig,
+    has_frozen_float32,
     world_seed,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "PromptConfig",
     "dump",
     "from_dict",
+    "has_frozen_float32",
     "load",
     "merge",
     "nested",

@@ -49,9 +49,16 @@ class ModelConfig:
     """Dropout probability for the inputs of the adapters, in gradient steps only."""
     lora_targets: tuple[str, ...] = ()
     """Names of the layers that get adapters. Empty selects the query and value projections, as in
-    the paper."""
+    the paper; `all-linear` selects every linear layer but the head."""
+    lora_layers: Annotated[int | None, Above(0)] = None
+    """Number of transformer blocks that get adapters, counted from the last. What the blocks below
+    compute never changes, so an update computes it once per token. None adapts all blocks."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the model's weights. Adapters and critic are always float32."""
+    precision: Literal["auto", "full", "mixed"] = "full"
+    """`full` computes in the precision of the weights. `mixed` rounds the factors of products with
+    frozen float32 weights to bfloat16, and computes everything else in float32. `auto` measures
+    whether that is faster here. Only `lora` has frozen weights."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """Store the frozen weights in 8 bits, or in 4 bits (NF4), and train adapters on them (QLoRA).
     Requires the extra `poad[quantize]`."""
@@ -71,6 +78,11 @@ class ModelConfig:
         """Expand `~`, which a shell leaves alone in a file and behind an equals sign."""
         if isinstance(self.name, str) and self.name.startswith("~"):
             object.__setattr__(self, "name", os.path.expanduser(self.name))
+
+
+def has_frozen_float32(model: ModelConfig) -> bool:
+    """Return whether a model keeps frozen weights in float32, which `precision` is about."""
+    return model.tuning == "lora" and model.dtype == "float32" and model.quantize == "none"
 
 
 @dataclass(frozen=True)
@@ -339,6 +351,15 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             full and c.model.dtype == "float16",
             "model.dtype = float16: weights would underflow in full training; use bfloat16 or "
             "float32, or set model.tuning = lora.",
+        ),
+        (
+            c.model.precision == "mixed" and not has_frozen_float32(c.model),
+            "model.precision = mixed: requires frozen float32 weights: model.tuning = lora, "
+            "model.dtype = float32 and model.quantize = none.",
+        ),
+        (
+            full and c.model.lora_layers is not None,
+            "model.lora_layers: there are no adapters with model.tuning = full.",
         ),
         (
             full and c.model.lora_dropout > 0,

@@ -120,11 +120,13 @@ class Trainer:
 
     def iterate(self) -> Metrics:
         """Collect one rollout, learn from it, and return the metrics."""
-        with self.collecting:
-            rollout = self.collector.collect(self.config.horizon, self.generator)
-        self.collecting.cpu += rollout.cpu_elsewhere
-        with self.updating:
-            learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
+        # What layers below all adapters compute for acting, the update can use again.
+        with self.agent.model.lower.remembered():
+            with self.collecting:
+                rollout = self.collector.collect(self.config.horizon, self.generator)
+            self.collecting.cpu += rollout.cpu_elsewhere
+            with self.updating:
+                learned = self.learner.update(rollout, progress=self.env_steps / self.config.steps)
         self.iteration += 1
         self.env_steps += len(rollout.turns)
         self.episodes += len(rollout.episodes)

@@ -1,6 +1,8 @@
 """Language models: loading, prompts, packing and forward passes."""
 
+from poad.lm.adapters import with_adapters
 from poad.lm.cache import Decoder
+from poad.lm.checks import explain_nan
 from poad.lm.gguf import is_gguf, what_is_missing
 from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
 from poad.lm.loading import (
@@ -12,10 +14,11 @@ from poad.lm.loading import (
     load_tokenizer,
     model_source,
     own_names,
+    resolve_device,
     resolve_model,
-    with_adapters,
     without_progress_bars,
 )
+from poad.lm.mixed import resolve_precision
 from poad.lm.model import LanguageModel, computed_twice, context_length, seeded, text_body
 from poad.lm.packing import (
     Bundles,
@@ -45,6 +48,7 @@ __all__ = [
     "computed_twice",
     "context_length",
     "embedded_models",
+    "explain_nan",
     "find_source",
     "is_gguf",
     "is_path",
@@ -56,7 +60,9 @@ __all__ = [
     "pack_in_passes",
     "packed_tokens",
     "renumber",
+    "resolve_device",
     "resolve_model",
+    "resolve_precision",
     "seeded",
     "text_body",
     "what_is_missing",

@@ -26,6 +26,20 @@ _MARGIN = 8
 """By how many tokens a row exceeds the window."""
 
 
+def explain_nan(model: LanguageModel) -> str:
+    """Say where numbers that are not finite come from, and what to do about it."""
+    for name, weight in model.module.named_parameters():
+        broken = int((~weight.isfinite()).sum())
+        if broken:
+            return (
+                f"{broken} of the {weight.numel()} weights in {name} are not finite. Use another "
+                "model, or an earlier checkpoint."
+            )
+    dtype = model._head.weight.dtype
+    remedy = "Use another model." if dtype == torch.float32 else "Use model.dtype = float32."
+    return f"its weights are finite, so its activations overflow in {dtype}. {remedy}"
+
+
 @torch.no_grad()
 def check_halves(model: LanguageModel) -> None:
     """Check that body and head are the whole model; set the scale and softcap between them.
@@ -39,7 +53,7 @@ def check_halves(model: LanguageModel) -> None:
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state
     if not expected.isfinite().all():
         raise ModelError(
-            f"The logits of {type(whole).__name__} are not finite: {model.explain_nan()}"
+            f"The logits of {type(whole).__name__} are not finite: {explain_nan(model)}"
         )
     text = whole.config.get_text_config()
     softcaps = (getattr(text, "final_logit_softcapping", None), None)
@@ -83,7 +97,7 @@ def check_reading(model: LanguageModel) -> None:
     if not alone.isfinite().all():
         raise ModelError(
             f"The hidden states of {type(model.causal_lm).__name__} are not finite: "
-            f"{model.explain_nan()}"
+            f"{explain_nan(model)}"
         )
     # Some kernels take no trees, and some feed-forward layers need whole rows, as experts do.
     ways = product((True, False) if model.branching else (False,), (True, False))

@@ -1,7 +1,4 @@
-"""Loading language models: by name, from directories, .gguf files and hubs; with adapters.
-
-This is the only module that imports peft.
-"""
+"""Loading language models: by name, from directories, .gguf files and hubs; with adapters."""
 
 from __future__ import annotations
 
@@ -11,17 +8,17 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from poad.config import ModelConfig, PromptConfig
 from poad.errors import ModelError, did_you_mean
+from poad.lm.adapters import quiet_bitsandbytes, with_adapters
 from poad.lm.gguf import (
     Contents,
     as_ordinary,
@@ -32,6 +29,7 @@ from poad.lm.gguf import (
     with_own_splits,
 )
 from poad.lm.known import KNOWN, fetched
+from poad.lm.mixed import use_mixed_products
 from poad.lm.model import LanguageModel, seeded, text_body
 from poad.lm.prompts import codec_for, describe_own_system
 
@@ -158,6 +156,8 @@ def load_model(
         branching=config.attention != "flash_attention_2",
         gradient_checkpointing=config.gradient_checkpointing,
     )
+    if config.precision == "mixed":  # after the checks, which compare to many digits
+        use_mixed_products(text_body(model.causal_lm))
     model.notes = (*notes, *describe_own_system(tokenizer, prompt))
     return model
 
@@ -428,7 +428,7 @@ def _merged_with(causal: Any, adapter: str, name: str) -> Any:
     Raises:
         ModelError: it is damaged, fits another base, or cannot be merged exactly.
     """
-    _quiet_bitsandbytes()
+    quiet_bitsandbytes()
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -504,76 +504,3 @@ def without_progress_bars(hide: bool = True) -> Iterator[None]:
     finally:
         if hide:
             transformers_logging.enable_progress_bar()
-
-
-# --- adapters ---------------------------------------------------------------------------------
-
-
-def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
-    """Add low-rank adapters to a model (LoRA, arXiv 2106.09685); only these are then trained.
-
-    Raises:
-        ModelError: no layer has one of the names in ``config.lora_targets``, or they are empty and
-            the attention projections of this architecture are not known.
-    """
-    _quiet_bitsandbytes()
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    targets = list(config.lora_targets) or _attention_projections(causal)
-    linear = {
-        n.split(".")[-1]: m for n, m in causal.named_modules() if isinstance(m, nn.Linear | Conv1D)
-    }
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        exclude_modules=_beside_the_text(causal, targets) or None,
-        # GPT-2 keeps its weights transposed.
-        fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with warnings.catch_warnings():  # peft still uses a deprecated name of transformers
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            return get_peft_model(causal, lora)
-    except ValueError as error:
-        raise ModelError(
-            f"No layer is called {' or '.join(targets)}; this model's linear layers are "
-            f"{', '.join(sorted(linear))}. Set model.lora_targets."
-        ) from error
-
-
-def _beside_the_text(causal: Any, targets: Sequence[str]) -> list[str]:
-    """Name the layers of an image encoder that are called like those to adapt."""
-    read = {
-        id(m)
-        for half in (text_body(causal), causal.get_output_embeddings())
-        for m in half.modules()
-    }
-    return [
-        name
-        for name, module in causal.named_modules()
-        if id(module) not in read and name.split(".")[-1] in {t.split(".")[-1] for t in targets}
-    ]
-
-
-def _quiet_bitsandbytes() -> None:
-    """Before peft imports it, if it is installed: it warns about kernels that nobody uses."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _attention_projections(causal: nn.Module) -> list[str]:
-    """Name the query and value projections, or the fused layer that holds them.
-
-    The paper adapts these two (arXiv 2405.15821).
-    """
-    names = {name.split(".")[-1] for name, _ in causal.named_modules()}
-    for known in (["q_proj", "v_proj"], ["c_attn"], ["query_key_value"], ["qkv_proj"], ["Wqkv"]):
-        if names.issuperset(known):
-            return known
-    raise ModelError(
-        "The attention projections of this architecture are not known; name the layers to adapt "
-        "with model.lora_targets."
-    )

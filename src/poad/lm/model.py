@@ -16,17 +16,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poad.errors import ModelError
 from poad.lm.cache import Decoder
 from poad.lm.checks import LONGEST_CHECK, check_halves, check_reading
+from poad.lm.lower import LowerLayers
 from poad.lm.masks import over_positions, window_of
 from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
 
 _Computed = TypeVar("_Computed")
+_LARGE_VOCABULARY = 4096
+"""From this size on, the logits of a few tokens are cheaper than those of all."""
 
 
 class LanguageModel:
@@ -96,6 +100,8 @@ class LanguageModel:
             for name, module in causal.named_modules()
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
+        self.lower = LowerLayers(_layers(self._body) if self._adapted else None)
+        """The layers below the first with adapters, which can be remembered."""
         self._skips_unread = True
         self._unwritable: Tensor | None = None
         check_halves(self)
@@ -162,36 +168,34 @@ class LanguageModel:
             raise ModelError("This model was loaded without its frozen body.")
         return self._read(self._frozen, packed)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Compute next-token logits [..., V] in float32 from states [..., H]; -inf for no token."""
-        return self._scaled(self._head(hidden).float())
+    def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Compute next-token logits in float32; -inf for ids that stand for no token.
+
+        Args:
+            hidden: [..., H] states.
+            tokens: [..., K] int64: the only tokens to compute. Where few options are compared, this
+                leaves out the rest of a large vocabulary.
+
+        Returns:
+            [..., V], or [..., K].
+        """
+        return self._scaled(_projected(self._head, hidden, tokens), tokens)
 
     @torch.no_grad()
-    def frozen_logits(self, hidden: Tensor) -> Tensor:
-        """Compute the untrained logits [..., V] from the hidden states of :meth:`read_frozen`.
+    def frozen_logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Compute the untrained logits from the hidden states of :meth:`read_frozen`.
+
+        Arguments and result are those of :meth:`logits`.
 
         Raises:
             ModelError: the model was loaded without its untrained head.
         """
         if self._adapted:
             with self.module.disable_adapter():  # pyright: ignore
-                return self.logits(hidden)
+                return self.logits(hidden, tokens)
         if self._frozen_head is None:
             raise ModelError("This model was loaded without its untrained head.")
-        return self._scaled(self._frozen_head(hidden).float())
-
-    def explain_nan(self) -> str:
-        """Say where numbers that are not finite come from, and what to do about it."""
-        for name, weight in self.module.named_parameters():
-            broken = int((~weight.isfinite()).sum())
-            if broken:
-                return (
-                    f"{broken} of the {weight.numel()} weights in {name} are not finite. Use "
-                    "another model, or an earlier checkpoint."
-                )
-        dtype = self._head.weight.dtype
-        remedy = "Use another model." if dtype == torch.float32 else "Use model.dtype = float32."
-        return f"its weights are finite, so its activations overflow in {dtype}. {remedy}"
+        return self._scaled(_projected(self._frozen_head, hidden, tokens), tokens)
 
     def decoder(self, remember: bool = False, pass_tokens: int = sys.maxsize) -> Decoder:
         """Make an incremental reader of growing rows, which caches keys and values.
@@ -229,8 +233,8 @@ class LanguageModel:
                 for module in self._dropouts:
                     module.eval()
 
-    def _scaled(self, logits: Tensor) -> Tensor:
-        return _scaled(logits, self._scale, self._softcap, self._unwritable)
+    def _scaled(self, logits: Tensor, tokens: Tensor | None) -> Tensor:
+        return _scaled(logits, tokens, self._scale, self._softcap, self._unwritable)
 
     def _check_readable(self, token_ids: Tensor, position_ids: Tensor) -> None:
         """Check tokens and positions on the CPU, before they index the embeddings.
@@ -258,7 +262,7 @@ class LanguageModel:
         masks: AbstractContextManager[None] = nullcontext()
         if packed.attention is not None:
             masks = over_positions(body, packed.attention, positions, positions)
-        with masks, self._skipping_unread(body, packed):
+        with masks, self._skipping_unread(body, packed), self.lower.reused(packed):
             hidden = body(
                 input_ids=packed.token_ids,
                 attention_mask=packed.mask.long(),
@@ -315,8 +319,22 @@ def _without_token(model: LanguageModel) -> Tensor | None:
     return torch.tensor(ids, device=model.device) if ids else None
 
 
+def _projected(head: nn.Module, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    """Compute logits [..., V] from states [..., H], or those of some tokens [..., K]."""
+    if tokens is None or type(head) is not nn.Linear or len(head.weight) < _LARGE_VOCABULARY:
+        logits = head(hidden).float()
+        return logits if tokens is None else logits.gather(-1, tokens)
+    # [..., K, H] · [..., H, 1] -> [..., K]
+    logits = (F.embedding(tokens, head.weight) @ hidden[..., None]).squeeze(-1).float()
+    return logits if head.bias is None else logits + head.bias[tokens]
+
+
 def _scaled(
-    logits: Tensor, scale: float, softcap: float | None, unwritable: Tensor | None
+    logits: Tensor,
+    tokens: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    unwritable: Tensor | None,
 ) -> Tensor:
     """Scale logits and squash them into ±softcap (Gemma 2, arXiv 2408.00118), if need be.
 
@@ -326,7 +344,11 @@ def _scaled(
         logits = logits * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return logits if unwritable is None else logits.index_fill(-1, unwritable, -math.inf)
+    if unwritable is None:
+        return logits
+    if tokens is None:
+        return logits.index_fill(-1, unwritable, -math.inf)
+    return logits.masked_fill(torch.isin(tokens, unwritable), -math.inf)
 
 
 def _train_what_is_read(model: LanguageModel) -> None:

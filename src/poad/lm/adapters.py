@@ -1,0 +1,105 @@
+"""Low-rank adapters on frozen weights (LoRA, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from poad.config import ModelConfig
+from poad.errors import ModelError
+from poad.lm.model import text_body
+
+
+def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
+    """Add low-rank adapters to a model (LoRA, arXiv 2106.09685); only these are then trained.
+
+    Raises:
+        ModelError: no layer has one of the names in ``config.lora_targets``, or they are empty and
+            the attention projections of this architecture are not known.
+    """
+    quiet_bitsandbytes()
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {
+        n.split(".")[-1]: m for n, m in causal.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    }
+    inside = {name.split(".")[-1] for name, _ in text_body(causal).named_modules()}
+    targets = list(config.lora_targets) or _attention_projections(causal)
+    if targets == ["all-linear"]:
+        targets = sorted(inside & linear.keys())
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        exclude_modules=_beside_the_text(causal, targets) or None,
+        layers_to_transform=_last_blocks(causal, config.lora_layers),
+        # GPT-2 keeps its weights transposed.
+        fan_in_fan_out=any(isinstance(linear.get(name), Conv1D) for name in targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():  # peft still uses a deprecated name of transformers
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return get_peft_model(causal, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"No layer to adapt is called {' or '.join(targets)}; this model's linear layers are "
+            f"{', '.join(sorted(linear))}. Set model.lora_targets."
+        ) from error
+
+
+def _beside_the_text(causal: Any, targets: Sequence[str]) -> list[str]:
+    """Name the layers of an image encoder that are called like those to adapt."""
+    read = {
+        id(m)
+        for half in (text_body(causal), causal.get_output_embeddings())
+        for m in half.modules()
+    }
+    return [
+        name
+        for name, module in causal.named_modules()
+        if id(module) not in read and name.split(".")[-1] in {t.split(".")[-1] for t in targets}
+    ]
+
+
+def quiet_bitsandbytes() -> None:
+    """Before peft imports it, if it is installed: it warns about kernels that nobody uses."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _attention_projections(causal: nn.Module) -> list[str]:
+    """Name the query and value projections, or the fused layer that holds them.
+
+    The paper adapts these two (arXiv 2405.15821).
+    """
+    names = {name.split(".")[-1] for name, _ in causal.named_modules()}
+    for known in (["q_proj", "v_proj"], ["c_attn"], ["query_key_value"], ["qkv_proj"], ["Wqkv"]):
+        if names.issuperset(known):
+            return known
+    raise ModelError(
+        "The attention projections of this architecture are not known; name the layers to adapt "
+        "with model.lora_targets."
+    )
+
+
+def _last_blocks(causal: Any, count: int | None) -> list[int] | None:
+    """Return the indices of the last transformer blocks; None for all of them.
+
+    Raises:
+        ModelError: the model does not have so many.
+    """
+    if count is None:
+        return None
+    total = int(causal.config.get_text_config().num_hidden_layers)
+    if count > total:
+        raise ModelError(
+            f"model.lora_layers = {count}: {type(causal).__name__} has {total} blocks. Use at most "
+            "that many, or None for all."
+        )
+    return list(range(total - count, total))

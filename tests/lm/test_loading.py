@@ -38,9 +38,9 @@ from transformers.utils import logging
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
+from poad.lm.adapters import _attention_projections
 from poad.lm.known import KNOWN
 from poad.lm.loading import (
-    _attention_projections,
     embedded_models,
     load_model,
     model_card,

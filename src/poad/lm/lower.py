@@ -74,8 +74,9 @@ class LowerLayers:
             finally:
                 handle.remove()
             return
-        # [B, L] -> [B, L, H]. In the padding, number -1, there is any state: nothing reads it.
-        states = self._states[numbers.to(self._states.device)]
+        # [B, L] -> [B, L, H]. In the padding stands some token's state. Nothing reads it, but it
+        # must be finite: attention multiplies it by 0.
+        states = self._states[numbers.clamp(min=0).to(self._states.device)]
         replaced = dict.fromkeys(self._layers[:-1], _hand_on) | {last: partial(self._give, states)}
         with _forwards(replaced):
             yield

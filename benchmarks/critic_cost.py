@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -45,7 +46,9 @@ def measure(world: str, critic: dict[str, Any], iterations: int) -> tuple[float,
     learner, features, passes, whole = trainer.learner, [0.0], [0.0], [0.0]
     assert learner.values is not None
     learner.values.fit = timed(learner.values.fit, passes)  # type: ignore[method-assign]
-    learner._features = timed(learner._features, features)  # type: ignore[assignment,arg-type]
+    assert trainer.agent.features is not None
+    read: Any = timed(trainer.agent.features, features)
+    learner.agent = replace(trainer.agent, features=read)
     iterate = timed(trainer.iterate, whole)
     for _ in range(iterations):
         iterate()

@@ -125,7 +125,7 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 break
         best = trainer.works.best
         assert best is not None
-        measured = list(trainer.measured)
+        measured = list(trainer.meters.measured)
         scores = [m["score"] for m in measured if "score" in m]
         write_json(
             run.path / OUTCOME,
@@ -133,8 +133,8 @@ def train(table: str, method: str, seed: int, options: argparse.Namespace) -> No
                 "table": table,
                 "method": method,
                 "seed": seed,
-                "programs": trainer.env_steps,
-                "cpu_seconds": trainer.collecting.cpu + trainer.updating.cpu,
+                "programs": trainer.meters.env_steps,
+                "cpu_seconds": trainer.meters.collecting.cpu + trainer.meters.updating.cpu,
                 "executable": len(scores) / len(measured),
                 "score": float(np.mean(scores)),
                 "reward": float(np.mean([m.get("score", -1.0) for m in measured])),

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import poad
-from poad.agent import Critic, FrozenFeatures, Policy, resolve
+from poad.agent import Agent, Critic, FrozenFeatures, Policy, resolve
 from poad.config import Config, ModelConfig, PPOConfig
 from poad.envs import make
 from poad.learn import PPO, Collector
@@ -91,16 +91,8 @@ def build(causal: LlamaForCausalLM, codec: TextCodec, config: Config, how: Savin
     if how is None:
         resolved = resolve(config)
         policy = Policy(model, resolved.acting)
-        learner = PPO(
-            policy,
-            critic,
-            FrozenFeatures(model, config.ppo.micro_batch_tokens),
-            credit=resolved.credit,
-            ppo=config.ppo,
-            value=config.critic,
-            streams=config.streams,
-            seed=config.seed,
-        )
+        features = FrozenFeatures(model, config.ppo.micro_batch_tokens)
+        learner = PPO(Agent(resolved, model, policy, critic, features))
         return Side(model, critic, policy, learner.update)
     rival = Rival(model, critic, config, how)
     return Side(model, critic, Actor(model, how), lambda rollout: rival.update(rollout.streams)[-1])

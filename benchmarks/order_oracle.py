@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,17 +68,8 @@ def run(credit: dict[str, Any], exact: bool, seed: int, steps: int) -> float:
     config: Config = from_dict(settings)
     trainer = Trainer(config)
     if exact:
-        agent = trainer.agent
-        trainer.learner = PPO(
-            agent.policy,
-            Exact(),
-            ExactFeatures(trainer),
-            credit=agent.settings.credit,
-            ppo=agent.config.ppo,
-            value=agent.config.critic,
-            streams=config.streams,
-            seed=seed,
-        )
+        features = ExactFeatures(trainer)
+        trainer.learner = PPO(replace(trainer.agent, critic=Exact(), features=features))
     return float(np.mean([metrics["world/right"] for metrics in trainer.train()]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -133,6 +134,16 @@ def test_a_fenced_package_is_imported_only_where_it_belongs(package: str):
         if any(name.partition(".")[0] == package for name in imports(path))
     }
     assert users <= FENCES[package]
+
+
+def test_one_iteration_is_read_in_six_files():
+    """Their code and docstrings have at most 900 lines; comments and blank lines are free."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = text.split("## One iteration")[1].split("A test counts them")[0]
+    files = re.findall(r"`((?:learn|credit)/\w+\.py)`", named)
+    assert 4 <= len(files) <= 6
+    lines = [line.strip() for file in files for line in (SOURCE / file).read_text().splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 900
 
 
 def outside_functions(path: Path) -> Iterator[ast.AST]:

@@ -16,7 +16,7 @@ import pytest
 import poad
 from poad.cli.main import main
 from poad.envs import RULES
-from poad.learn.train import LEARNED
+from poad.learn.meters import LEARNED
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -22,7 +22,8 @@ from poad.agent.build import Agent, load_agent
 from poad.config import Config
 from poad.envs.registry import make
 from poad.errors import ConfigError, DivergenceError
-from poad.learn import experience, ppo
+from poad.learn import ppo
+from poad.learn.experience import gather
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.turns import Rollout, Turn
@@ -39,7 +40,7 @@ WIDE_OPEN = {"kl_stop": None, "drift_stop": None, "max_grad_norm": 1e9, "minibat
 def build(config: Config) -> tuple[Agent, PPO, Collector]:
     agent = load_agent(config)
     config = agent.config
-    learner = PPO.for_agent(agent)
+    learner = PPO(agent)
     worlds = Collector(
         lambda: make(config.env, **config.env_args), agent.policy, config.streams, config.seed
     )
@@ -495,13 +496,12 @@ def test_reinforce_uses_every_turn_once_and_only_when_its_episode_is_over(
     config = settings("Chain", credit={"method": "reinforce"}, streams=3, horizon=4)
     _, learner, worlds = build(config)
     used: list[list[Any]] = [[] for _ in range(3)]
-    gather = experience.gather
 
-    def spy(streams: Streams, stale: Any, **rest: Any) -> Any:
+    def spy(streams: Streams, stale: Any, *rest: Any) -> Any:
         for mine, stream in zip(used, streams, strict=True):
             mine += stream
             assert not stream or stream[-1].terminated or stream[-1].truncated
-        return gather(streams, stale, **rest)
+        return gather(streams, stale, *rest)
 
     monkeypatch.setattr(ppo, "gather", spy)
     generator = np.random.default_rng(4)
@@ -513,8 +513,8 @@ def test_reinforce_uses_every_turn_once_and_only_when_its_episode_is_over(
             mine += stream
         metrics = learner.update(rollout)
         assert not any(map(math.isnan, metrics.values()))
-        waited |= any(learner.waiting)
-        assert [u + list(w) for u, w in zip(used, learner.waiting, strict=True)] == acted
+        waited |= any(learner.waiting.turns)
+        assert [u + list(w) for u, w in zip(used, learner.waiting.turns, strict=True)] == acted
     assert waited
     assert sum(map(len, used)) > 40
 
@@ -524,7 +524,7 @@ def test_before_any_episode_is_over_reinforce_learns_nothing() -> None:
     before = weights(agent)
     assert learner.update(worlds.collect(5, np.random.default_rng(1))) == {}
     assert torch.equal(weights(agent), before)
-    assert sum(map(len, learner.waiting)) == 15
+    assert sum(map(len, learner.waiting.turns)) == 15
 
 
 def test_drift_is_measured_on_what_this_policy_sampled() -> None:
@@ -741,7 +741,7 @@ def test_one_ratio_an_action_is_the_product_of_its_tokens(
     agent, learner, worlds = build(replace(config, critic=replace(config.critic, **PLAIN)))
     rollout = worlds.collect(8, np.random.default_rng(2))
     push(agent, 1)
-    gathered = learner._gather(rollout.streams, [0] * len(rollout.streams))
+    gathered = gather(rollout.streams, [0] * len(rollout.streams), agent, learner.returns)
     found: list[Tensor] = []
     instead_of_steps(learner, monkeypatch, lambda _: found.append(policy(agent)))
     learner.update(rollout)

@@ -112,14 +112,14 @@ def test_taking_and_restoring_change_nothing(case: str) -> None:
 def test_turns_that_wait_come_back_as_they_were(case: str) -> None:
     trainer = Trainer(config_of(case))
     advance(trainer, 0.0)
-    waiting = trainer.learner.waiting
+    waiting = trainer.learner.waiting.turns
     assert sum(map(len, waiting)) > 3
     agent, config = trainer.agent, trainer.config
     # The same agent, so that equal means equal down to the trie.
-    learner = PPO.for_agent(agent)
+    learner = PPO(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, 0)
     restore_snapshot(*take(trainer), agent, learner, worlds, np.random.default_rng())
-    assert learner.waiting == waiting
+    assert learner.waiting.turns == waiting
 
 
 def test_what_a_snapshot_holds() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -22,10 +21,10 @@ from poad.config import SEEDS_PER_RUN, world_seed
 from poad.envs.check import check_env
 from poad.envs.registry import make
 from poad.errors import WorldError
-from poad.learn.play import Step
-from poad.learn.ppo import split_finished
+from poad.learn.resume import collector_state, load_collector
 from poad.learn.rollout import Collector
-from poad.turns import Action, Observation, Rollout, Turn
+from poad.learn.stream import Step
+from poad.turns import Action, Observation, Rollout
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def test_a_run_of_any_seed_plays_in_a_world_that_wants_small_ones(
     first = (seed + 2) * SEEDS_PER_RUN
     streams = Collector(lambda: Picky(make(tiny_worlds.name("Novel"))), agent.policy, 2, first)
     streams.collect(5, generator)
-    assert [s["seed"] for s in streams.state()["streams"]] == [first + 2, first + 3]
+    assert [s.seed for s in streams.streams] == [first + 2, first + 3]
 
 
 def test_every_episode_takes_the_next_seed(agent: Agent, generator: np.random.Generator) -> None:
@@ -132,7 +131,7 @@ def test_every_episode_takes_the_next_seed(agent: Agent, generator: np.random.Ge
     rollout = streams.collect(12, generator)  # episodes of four turns
     prompts = [agent.model.codec.text(turn.prompt_ids) for turn in rollout.turns]
     assert prompts[::4] == [f"Day 0 of year {year}." for year in (40, 42, 44, 41, 43, 45)]
-    assert [s["seed"] for s in streams.state()["streams"]] == [46, 47]
+    assert [s.seed for s in streams.streams] == [46, 47]
 
 
 @pytest.mark.parametrize("world", ["Chain", "Diary", "Novel"])
@@ -140,14 +139,14 @@ def test_every_episode_takes_the_next_seed(agent: Agent, generator: np.random.Ge
 def test_a_saved_state_goes_on_exactly(agent: Agent, world: str, before: int) -> None:
     streams, generator = collector(agent, world), np.random.default_rng(5)
     streams.collect(before, generator)
-    state = json.loads(json.dumps(streams.state(), allow_nan=False))
+    state = json.loads(json.dumps(collector_state(streams), allow_nan=False))
     numbers = generator.bit_generator.state
     expected = [streams.collect(4, generator), streams.collect(3, generator)]
 
     other = collector(agent, world, seed=999)
     other.collect(2, np.random.default_rng(0))
-    other.load_state(state)
-    assert other.state() == state
+    load_collector(other, state)
+    assert collector_state(other) == state
     generator = np.random.default_rng()
     generator.bit_generator.state = numbers
     assert [other.collect(4, generator), other.collect(3, generator)] == expected
@@ -179,11 +178,11 @@ def test_a_replay_that_goes_elsewhere_is_refused(agent: Agent, key: str) -> None
 
     first = streams()
     first.collect(3, np.random.default_rng(5))
-    state = json.loads(json.dumps(first.state()))
-    streams().load_state(state)
+    state = json.loads(json.dumps(collector_state(first)))
+    load_collector(streams(), state)
     drifts.append(True)
     with pytest.raises(WorldError, match=r"does not repeat.*'Drifting', seed 10, action 2 \("):
-        streams().load_state(state)
+        load_collector(streams(), state)
 
 
 def test_what_a_world_remembers_is_kept_and_handed_to_every_copy(agent: Agent) -> None:
@@ -208,9 +207,9 @@ def test_what_a_world_remembers_is_kept_and_handed_to_every_copy(agent: Agent) -
 
     first = Collector(make_one, agent.policy, 2, 10)
     first.collect(2, np.random.default_rng(5))
-    state = first.state()
+    state = collector_state(first)
     assert state["memory"] == 2
-    Collector(make_one, agent.policy, 2, 10).load_state(state)
+    load_collector(Collector(make_one, agent.policy, 2, 10), state)
     assert [world.count for world in worlds] == [2, 2, 104, 104]
 
 
@@ -282,7 +281,7 @@ def test_a_world_that_asks_is_told_each_action_before_any_is_taken(
 ) -> None:
     worlds = collector(agent, "Workshop")
     rollout = worlds.collect(4, generator)
-    for stream, turns in zip(worlds._streams, rollout.streams, strict=True):
+    for stream, turns in zip(worlds.streams, rollout.streams, strict=True):
         told = cast(tiny_worlds.WorkshopWorld, stream.world.unwrapped).prepared
         assert told == [turn.action.text for turn in turns]
 
@@ -304,13 +303,3 @@ def test_an_episode_is_read_from_info() -> None:
     action, seen = Action("x", (1,), (True,), (0.0,)), Observation("")
     step = Step(0, 0, seen, action, 0.0, True, False, info, seen)
     assert step.episode() == (1.0, 3, True)
-
-
-def test_streams_are_split_after_their_last_ended_episode() -> None:
-    action = Action("x", (1,), (True,), (0.0,))
-    goes_on = Turn((1,), action, 0.0)
-    ends, stops = replace(goes_on, terminated=True), replace(goes_on, truncated=True)
-    streams = [[goes_on, ends, goes_on, goes_on], [goes_on], [], [stops, ends]]
-    finished, waiting = split_finished(streams)
-    assert finished == [(goes_on, ends), (), (), (stops, ends)]
-    assert waiting == [(goes_on, goes_on), (goes_on,), (), ()]

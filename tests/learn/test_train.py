@@ -83,7 +83,7 @@ def test_a_run_counts_what_it_does() -> None:
         assert metrics["passes"] >= 1
         assert metrics["cpu_seconds"] > 0
         assert metrics["wall_seconds"] >= metrics["collect_seconds"] + metrics["update_seconds"]
-    assert trainer.iteration == 4
+    assert trainer.meters.iteration == 4
 
 
 def test_a_run_records_what_it_trained_with(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_rates_fall_to_nearly_nothing_by_the_end() -> None:
 def test_no_run_trains_on_the_episodes_of_another_or_of_its_examination() -> None:
     first = [Config().eval.seed]
     for seed in range(3):
-        streams = Trainer(settings("Novel", seed=seed)).collector.state()["streams"]
-        first.append(min(stream["seed"] for stream in streams))
+        streams = Trainer(settings("Novel", seed=seed)).collector.streams
+        first.append(min(stream.seed for stream in streams))
     assert all(later - earlier >= 1_000_000 for earlier, later in pairwise(first))
 
 

@@ -30,7 +30,7 @@ class Run:
         ppo = FREE | {"kl_limit": limit} | changes.pop("ppo", {})
         self.agent = load_agent(settings(world, ppo=ppo, **changes))
         config = self.agent.config
-        self.learner = PPO.for_agent(self.agent)
+        self.learner = PPO(self.agent)
         self.worlds = Collector(
             lambda: make(config.env, **config.env_args), self.agent.policy, config.streams, 0
         )

@@ -25,10 +25,11 @@ from poad.config import Config, CriticConfig
 from poad.envs.registry import make
 from poad.errors import ConfigError, DivergenceError
 from poad.learn.experience import Experience, ValueTerms
+from poad.learn.meters import LEARNED
 from poad.learn.ppo import PPO
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
-from poad.learn.train import LEARNED, Trainer
+from poad.learn.train import Trainer
 from poad.learn.value import Readings, ValueLearner, draws
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -52,7 +53,7 @@ def build(config: Config) -> tuple[Agent, PPO, Collector]:
     worlds = Collector(
         lambda: make(config.env, **config.env_args), agent.policy, config.streams, config.seed
     )
-    return agent, PPO.for_agent(agent), worlds
+    return agent, PPO(agent), worlds
 
 
 def gradient(critic: Critic) -> Tensor:

@@ -87,7 +87,7 @@ def test_it_acts_and_learns(
 def assert_acts_and_learns(config: Config, most_drift: float) -> None:
     agent = load_agent(config)
     config = agent.config
-    learner = PPO.for_agent(agent)
+    learner = PPO(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, config.seed)
     before = {name: tensor.clone() for name, tensor in agent.model.state().items()}
     for seed in range(2):

@@ -404,7 +404,7 @@ def team(zoo: Zoo, world: str, form: str, **changes: Any) -> tuple[Config, Agent
     config = small(world, prompt=FORMS[form], model=model, **changes)
     agent = load_agent(config)
     config = agent.config
-    learner = PPO.for_agent(agent)
+    learner = PPO(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, config.seed)
     return config, agent, learner, worlds
 

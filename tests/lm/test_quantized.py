@@ -65,7 +65,7 @@ def test_only_the_adapters_learn(base: str, bits: str) -> None:
     config = from_dict({"model": {"dtype": "bfloat16"}}, config)
     agent = load_agent(config)
     before = {n: p.detach().clone() for n, p in agent.model.module.named_parameters()}
-    learner = PPO.for_agent(agent)
+    learner = PPO(agent)
     worlds = Collector(lambda: make(config.env), agent.policy, config.streams, config.seed)
     for seed in range(2):
         metrics = learner.update(worlds.collect(8, np.random.default_rng(seed)))

@@ -1,12 +1,13 @@
 """Learning: rollouts become experience, experience becomes gradient steps."""
 
 from poad.learn.evaluate import evaluate
-from poad.learn.experience import lay_out
 from poad.learn.losses import normalize_advantages
-from poad.learn.play import Actor, Step, WorldStream, play
+from poad.learn.meters import Metrics
 from poad.learn.ppo import PPO
-from poad.learn.rollout import Collector
-from poad.learn.train import Metrics, Trainer, train
+from poad.learn.rollout import Actor, Collector, play
+from poad.learn.rows import lay_out
+from poad.learn.stream import Step, WorldStream
+from poad.learn.train import Trainer, train
 
 __all__ = [
     "PPO",

@@ -13,8 +13,9 @@ from typing import Any
 
 from poad.agent import ActingCache, Agent, in_threads
 from poad.envs import make
-from poad.learn.play import MakeEnv, Step, WorldStream, play
 from poad.learn.recording import TurnRecorder
+from poad.learn.rollout import play
+from poad.learn.stream import MakeEnv, Step, WorldStream
 from poad.runs import EpisodeRecord, TurnRecord, versions
 
 

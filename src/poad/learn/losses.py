@@ -72,33 +72,35 @@ def by_turn(
     return new, old, advantage.new_zeros(len(each)).index_copy(0, place, advantage)
 
 
-def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The mean over real elements, a scalar of at least float32; 0 when there are none.
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Compute the mean over real elements, a scalar of at least float32; 0 if there are none.
 
-    `weight`, non-negative and of the same shape, counts an element that often: Σ w·x / Σ w. Masked
-    elements may hold anything and get no gradient from here, but they should be finite if
+    Masked elements may hold anything and get no gradient from here, but they should be finite if
     `values` was computed from parameters: a NaN further down would still poison the backward pass.
+
+    Raises:
+        ValueError: values and mask differ in shape.
+        TypeError: the mask is not bool.
     """
-    share = _weights(values, mask, weight)
-    total = (values.masked_fill(~mask, 0) * share).sum()
-    return total / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+    if values.shape != mask.shape:
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must agree.")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True where data is real.")
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.masked_fill(~mask, 0).to(dtype).sum() / mask.sum().clamp(min=1)
 
 
-def masked_moments(
-    values: Tensor, mask: Tensor, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over real elements, two scalars; both 0 when there are none.
+def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation over real elements; both 0 if there are none.
 
-    The standard deviation is the population's (divided by Σ w, not Σ w − 1).
+    The standard deviation is the population's: divided by n, not by n − 1.
     """
-    mean = masked_mean(values, mask, weight)
-    return mean, masked_mean((values - mean) ** 2, mask, weight).sqrt()
+    mean = masked_mean(values, mask)
+    return mean, masked_mean((values - mean) ** 2, mask).sqrt()
 
 
-def normalize_advantages(
-    advantage: Tensor, mask: Tensor, std_floor: float, weight: Tensor | None = None
-) -> Tensor:
-    """Advantages with mean 0 and, unless they hardly differ, standard deviation 1.
+def normalize_advantages(advantage: Tensor, mask: Tensor, std_floor: float) -> Tensor:
+    """Scale advantages to mean 0 and, unless they hardly differ, standard deviation 1.
 
         (A − mean) / max(std, std_floor)       over the real choices of the whole batch; 0 elsewhere
 
@@ -107,7 +109,7 @@ def normalize_advantages(
     """
     if not std_floor > 0:
         raise ValueError(f"std_floor is {std_floor}; it must be positive, for example 0.1.")
-    mean, std = masked_moments(advantage, mask, weight)
+    mean, std = masked_moments(advantage, mask)
     scaled = (advantage - mean) / std.clamp(min=std_floor)
     return scaled.masked_fill(~mask, 0).to(advantage.dtype)
 
@@ -124,13 +126,3 @@ def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     _, spread = masked_moments(target, mask)
     explained = 1 - (residual / spread.clamp(min=torch.finfo(spread.dtype).tiny)) ** 2
     return torch.where(spread > 0, explained, 0.0)
-
-
-def _weights(values: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the weight of each element: 0 outside the mask, and 1 or the given weight inside."""
-    if values.shape != mask.shape:
-        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must agree.")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True where data is real.")
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return mask.to(dtype) if weight is None else weight.to(dtype).masked_fill(~mask, 0)

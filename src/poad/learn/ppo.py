@@ -12,29 +12,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from poad.agent import (
-    Agent,
-    CreditSettings,
-    Critic,
-    FrozenFeatures,
-    Policy,
-    Standardizer,
-    refuse_free_writing,
-)
-from poad.config import CriticConfig, PPOConfig
+from poad.agent import Agent, Standardizer
 from poad.learn.divergence import diverged
 from poad.learn.drift import Drift, recompute
-from poad.learn.experience import Experience, Streams, gather
-from poad.learn.losses import (
-    approx_kl,
-    by_turn,
-    clipped_surrogate,
-)
+from poad.learn.experience import Experience, gather
+from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
 from poad.learn.trust import TrustRegion
 from poad.learn.value import ValueLearner, joint_value_loss
+from poad.learn.waiting import Waiting
 from poad.lm import renumber
-from poad.turns import Rollout, Turn
+from poad.turns import Rollout
 
 
 class _Step(NamedTuple):
@@ -50,72 +39,34 @@ class _Step(NamedTuple):
 
 
 class PPO:
-    """Trains a policy and its critic on rollouts.
+    """Trains an agent's policy and critic on rollouts, as its settings say.
 
     Args:
-        policy: trained in place.
-        critic: trained in place.
-        features: the frozen features that the critic reads; None makes it read the policy's body.
-        credit: the credit method and its rates.
-        ppo: the settings of the policy's training.
-        value: the settings of the critic's training.
-        streams: N, the number of streams of a rollout.
-        seed: the seed of the order of minibatches.
+        agent: trained in place.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        critic: Critic,
-        features: FrozenFeatures | None,
-        *,
-        credit: CreditSettings,
-        ppo: PPOConfig,
-        value: CriticConfig,
-        streams: int,
-        seed: int,
-    ) -> None:
-        self.policy, self.critic, self._features = policy, critic, features
-        self.credit, self.ppo, self.value = credit, ppo, value
-        self._groups, self._rates = [policy.model.parameters()], [ppo.lr]
+    def __init__(self, agent: Agent) -> None:
+        config, policy = agent.config, agent.policy
+        self.agent, self.policy, self.ppo = agent, policy, config.ppo
+        self._groups, self._rates = [policy.model.parameters()], [config.ppo.lr]
         self.values: ValueLearner | None = None
         """Trains a critic on frozen features. One on the policy's body learns with the policy."""
-        if features is None:
-            self._groups.append(list(critic.parameters()))
-            self._rates.append(value.lr)
+        if agent.features is None:
+            self._groups.append(list(agent.critic.parameters()))
+            self._rates.append(config.critic.lr)
         else:
-            self.values = ValueLearner(critic, value, ppo.max_grad_norm, seed)
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": group, "lr": lr}
-                for group, lr in zip(self._groups, self._rates, strict=True)
-            ],
-            eps=1e-5,
-            fused=True,
-        )
-        self.generator = torch.Generator().manual_seed(seed)
-        self.waiting: list[tuple[Turn, ...]] = [() for _ in range(streams)]
-        """Turns of each stream that wait for the end of their episode (methods without critic)."""
+            limit = config.ppo.max_grad_norm
+            self.values = ValueLearner(agent.critic, config.critic, limit, config.seed)
+        groups = zip(self._groups, self._rates, strict=True)
+        groups = [{"params": group, "lr": lr} for group, lr in groups]
+        self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.waiting = Waiting(config.streams, not agent.settings.credit.method.uses_critic)
         self.returns = Standardizer(1)
         """Moments of all returns so far, which tell how small a spread of advantages is."""
         self.updates = 0
         """Rollouts learned from, in which the critic alone warms up at first."""
         self._drift: Drift | None = None
-
-    @classmethod
-    def for_agent(cls, agent: Agent) -> PPO:
-        """Make the learner that an agent's settings describe."""
-        config = agent.config
-        return cls(
-            agent.policy,
-            agent.critic,
-            agent.features,
-            credit=agent.settings.credit,
-            ppo=config.ppo,
-            value=config.critic,
-            streams=config.streams,
-            seed=config.seed,
-        )
 
     def update(self, rollout: Rollout, progress: float = 0.0) -> dict[str, float]:
         """Learn from a rollout; each measurement is taken before the step it belongs to.
@@ -131,23 +82,28 @@ class PPO:
             DivergenceError: a gradient is not finite, or sampler and learner disagree.
         """
         self._anneal(progress)
-        self._drift = None
-        streams, stale = self._finished(rollout)
+        streams, stale = self.waiting.join(rollout.streams)
         if not any(streams):
             return {}
-        experience = self._gather(streams, stale)
-        if experience is None:
-            return {"passes": 0.0}
-        self.updates += 1
+        experience = gather(streams, stale, self.agent, self.returns)
         metrics = {"passes": 0.0}
-        if self.updates > self.value.warmup:
+        if experience is None:
+            return metrics
+        self.updates += 1
+        if self.updates > self.agent.config.critic.warmup:
             metrics = self._improve(experience)
         if self.values is not None:
             metrics |= self.values.fit(experience)._asdict()
         return experience.metrics | metrics
 
+    def _anneal(self, progress: float) -> None:
+        rate = 1.0 - progress if self.ppo.anneal else 1.0
+        for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
+
     def _improve(self, experience: Experience) -> dict[str, float]:
         """Improve the policy, and a critic that shares its body, and keep it within bounds."""
+        self._drift = None
         if self.ppo.recompute_logprob or self.policy.model.has_dropout:
             experience, self._drift = recompute(self.policy, experience, self.ppo)
         limit, tokens = self.ppo.kl_limit, self.ppo.micro_batch_tokens
@@ -161,42 +117,8 @@ class PPO:
         if region is not None:
             metrics["kept"], metrics["kl_after"] = region.keep(experience)
         if self._drift is not None:
-            metrics |= {
-                "logprob_drift": self._drift.largest,
-                "logprob_drift_mean": self._drift.mean,
-            }
+            metrics["logprob_drift"], metrics["logprob_drift_mean"] = self._drift
         return metrics | {"passes": float(len(passes))}
-
-    def _anneal(self, progress: float) -> None:
-        rate = 1.0 - progress if self.ppo.anneal else 1.0
-        for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = lr * rate
-
-    def _finished(self, rollout: Rollout) -> tuple[Streams, list[int]]:
-        """Return the turns to learn from, and how many of each stream an older policy acted.
-
-        Methods without a critic learn from whole episodes, so the turns of unfinished ones wait.
-        """
-        if self.credit.method.uses_critic:
-            return rollout.streams, [0] * len(rollout.streams)
-        stale = [len(turns) for turns in self.waiting]
-        joined = [a + b for a, b in zip(self.waiting, rollout.streams, strict=True)]
-        finished, self.waiting = split_finished(joined)
-        return finished, stale
-
-    def _gather(self, streams: Streams, stale: Sequence[int]) -> Experience | None:
-        if any(turn.action.trie is None for stream in streams for turn in stream):
-            refuse_free_writing(self.credit.method)
-        return gather(
-            streams,
-            stale,
-            policy=self.policy,
-            critic=self.critic,
-            features=self._features,
-            credit=self.credit,
-            ppo=self.ppo,
-            returns=self.returns,
-        )
 
     def _too_far(self, step: _Step) -> bool:
         """Return True if the policy has moved so far that the update must stop."""
@@ -221,15 +143,14 @@ class PPO:
 
         Args:
             experience: the whole rollout.
-            bundles: [S'] int64: the bundles of this minibatch.
+            bundles: [B] int64: the bundles of this minibatch.
             share: of the rollout's terms that a minibatch holds on average.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
         compared: list[tuple[Tensor, Tensor]] = []
         # Gradients of the micro-batches add up.
-        micro_batches = experience.batch.bundles.micro_batches(self.ppo.micro_batch_tokens, bundles)
-        for some in micro_batches:
+        for some in experience.batch.bundles.micro_batches(self.ppo.micro_batch_tokens, bundles):
             with self.policy.model.dropout(self.generator):
                 loss, sums, pair = self._loss(experience, some, share)
                 loss.backward()
@@ -238,12 +159,10 @@ class PPO:
         if self._drift is None:  # before the first step the policy is still the one that sampled
             learner, sampler = map(torch.cat, zip(*compared, strict=True))
             self._drift = Drift.between(learner, sampler).check(self.ppo.drift_stop)
-        norms = [
-            torch.nn.utils.clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups
-        ]
+        norms = [clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups]
         step = _Step._make([*totals.tolist(), float(norms[0])])
         if not all(norm.isfinite() for norm in norms):
-            shared = {"critic.lr": self.critic} if self.values is None else {}
+            shared = {"critic.lr": self.agent.critic} if self.values is None else {}
             raise diverged(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
         if not self._too_far(step):
             self.optimizer.step()
@@ -284,9 +203,10 @@ class PPO:
             penalty = new.kl_reference[decision].sum() / count
             loss = loss + ppo.kl_reference * penalty
         if experience.features is None:
-            value = self.critic(new.extra_hidden)  # [U', H] -> [U']
-            value_total = joint_value_loss(experience, kept_extra, value, self.value.clip) / share
-            loss = loss + self.value.coefficient * value_total
+            config = self.agent.config.critic
+            value = self.agent.critic(new.extra_hidden)  # [U', H] -> [U']
+            value_total = joint_value_loss(experience, kept_extra, value, config.clip) / share
+            loss = loss + config.coefficient * value_total
         with torch.no_grad():
             kl = approx_kl(*joined[:2]).sum() / count
             clipped = (((joined[0] - joined[1]).exp() - 1).abs() > ppo.clip).sum() / count
@@ -294,19 +214,6 @@ class PPO:
             fresh = terms.fresh[mine].to(device)
             sums = torch.stack(parts).cpu()  # one transfer from a GPU, not one for each part
         return loss, sums, (logprob.detach()[fresh], old[fresh])
-
-
-def split_finished(
-    streams: Sequence[Sequence[Turn]],
-) -> tuple[list[tuple[Turn, ...]], list[tuple[Turn, ...]]]:
-    """Split streams after their last ended episode: (finished turns, turns that wait)."""
-    finished, waiting = [], []
-    for stream in streams:
-        ends = [i + 1 for i, turn in enumerate(stream) if turn.terminated or turn.truncated]
-        cut = ends[-1] if ends else 0
-        finished.append(tuple(stream[:cut]))
-        waiting.append(tuple(stream[cut:]))
-    return finished, waiting
 
 
 def _means(steps: Sequence[_Step]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from poad.agent import ActingCache, Agent
-from poad.learn.play import Step
+from poad.learn.stream import Step
 from poad.runs import TurnRecord
 from poad.trie import Form, TokenTree
 from poad.turns import TokenIds

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from poad.agent import Agent, Tensors
+from poad.errors import WorldError
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
+from poad.learn.stream import WorldStream
 from poad.learn.value import Readings
 from poad.lm import TextCodec
 from poad.trie import Form
@@ -41,9 +43,9 @@ def take_snapshot(
         }
     state = {
         "generator": generator.bit_generator.state,
-        "collector": collector.state(),
+        "collector": collector_state(collector),
         "updates": learner.updates,
-        "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting],
+        "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
     }
     return tensors, state
 
@@ -71,11 +73,75 @@ def restore_snapshot(
             for _, readings in sorted(_by_number(tensors["critic_memory"]).items())
         ]
     generator.bit_generator.state = state["generator"]
-    collector.load_state(state["collector"])
+    load_collector(collector, state["collector"])
     codec = agent.model.codec
-    learner.waiting = [
+    learner.waiting.turns = [
         tuple(_turn_from_json(turn, codec) for turn in turns) for turns in state["waiting"]
     ]
+
+
+def collector_state(collector: Collector) -> dict[str, Any]:
+    """Return everything that the worlds need to go on from here, as JSON values.
+
+    That is only seeds and actions: worlds are deterministic in both. A world may add what its
+    copies remember between episodes.
+    """
+    remember = getattr(collector.streams[0].world.unwrapped, "memory", None)
+    return {
+        "next_seed": collector.next_seed,
+        "memory": None if remember is None else remember(),
+        "streams": [
+            {
+                "seed": s.seed,
+                "actions": [a.text for a in s.actions],
+                "tokens": [list(a.token_ids) for a in s.actions],
+                "seen": list(s.world.seen),
+            }
+            for s in collector.streams
+        ],
+    }
+
+
+def load_collector(collector: Collector, state: Mapping[str, Any]) -> None:
+    """Restore what `collector_state` returned, by replaying unfinished episodes.
+
+    Raises:
+        WorldError: a world does not repeat what it showed before.
+    """
+    collector.next_seed = int(state["next_seed"])
+    for i, (stream, saved) in enumerate(zip(collector.streams, state["streams"], strict=True)):
+        if state["memory"] is not None:
+            cast(Any, stream.world.unwrapped).load_memory(state["memory"])
+        done = zip(saved["actions"], saved["tokens"], strict=True)
+        actions = [Action(text, tuple(tokens), (), ()) for text, tokens in done]
+        _replay(i, stream, int(saved["seed"]), actions, saved["seen"])
+
+
+def _replay(
+    number: int, stream: WorldStream, seed: int, actions: Sequence[Action], seen: list[str]
+) -> None:
+    """Begin an episode and repeat its actions.
+
+    Args:
+        number: the index of the stream.
+        stream: the world.
+        seed: seed of the episode.
+        actions: what was done.
+        seen: the digests of what the world showed then; see `CheckedWorld.seen`.
+
+    Raises:
+        WorldError: the world shows something else than it did.
+    """
+    stream.reset(seed)
+    for turn in range(len(actions) + 1):
+        if turn:
+            stream.step(number, actions[turn - 1])
+        if stream.world.seen != seen[: turn + 1]:
+            raise WorldError(
+                "The world does not repeat what it showed before the run was stopped, so the "
+                "run cannot go on from there. Either the world has been changed since, or its "
+                f"episodes depend on more than the seed and the actions. {stream.world.place()}"
+            )
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

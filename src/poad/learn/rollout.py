@@ -1,20 +1,84 @@
-"""Rollouts: turns of N streams, collected while the policy does not change.
+"""Playing, and rollouts: turns of N streams, collected while the policy does not change.
 
-The collector knows neither the critic nor the learner. Its state is only seeds and actions: worlds
-are deterministic in both, so replaying an unfinished episode restores it.
+Collecting, evaluating, watching, planning and playing by hand all go through `play`. The collector
+knows neither the critic nor the learner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Protocol
 
 import numpy as np
 
 from poad.agent import ActingCache
-from poad.learn.play import Actor, MakeEnv, WorldStream, play
+from poad.learn.stream import MakeEnv, Prompts, Step, WorldStream
 from poad.turns import Action, Episode, Observation, Rollout, Turn
+
+
+class Actor(Protocol):
+    """An object that acts: a `poad.agent.Policy`, or a person at the keyboard."""
+
+    def dialogue(self) -> Prompts:
+        """Return a maker of prompts for one world."""
+        ...
+
+    def act_each(
+        self,
+        observations: Sequence[Observation],
+        generator: np.random.Generator | Sequence[np.random.Generator],
+        *,
+        greedy: bool = False,
+        cache: ActingCache | None = None,
+    ) -> Iterator[tuple[int, Action]]:
+        """Yield the index of an observation and its action, each as soon as it is decided."""
+        ...
+
+
+def play(
+    actor: Actor,
+    streams: Sequence[WorldStream],
+    seeds: Iterator[int],
+    *,
+    generator: np.random.Generator | None = None,
+    greedy: bool = False,
+    cache: ActingCache | None = None,
+) -> Iterator[Step]:
+    """Play episode after episode in all streams, in turns, until the seeds run out.
+
+    Args:
+        actor: the policy or person that acts.
+        streams: N worlds, each in an episode.
+        seeds: of the episodes that follow those that end. A stream without a next seed is closed.
+        generator: the source of randomness of all streams together. None: each episode has its
+            own, seeded like the episode, so that it does not depend on the other streams.
+        greedy: take the likeliest token or action instead of sampling.
+        cache: distributions to reuse; valid while the actor's weights do not change.
+
+    Yields:
+        Every step, in the order of the streams. Where it ended its episode, the next one has begun.
+    """
+    cache = ActingCache() if cache is None else cache
+    playing = dict(enumerate(streams))
+    while playing:
+        numbers = list(playing)
+        observations = [playing[n].observation for n in numbers]
+        source = generator or [playing[n].generator for n in numbers]
+        actions: dict[int, Action] = {}
+        # A world may begin to work on an action while others are still being decided.
+        for i, action in actor.act_each(observations, source, greedy=greedy, cache=cache):
+            actions[numbers[i]] = action
+            playing[numbers[i]].world.prepare(action.text)
+        for n in numbers:
+            step = playing[n].step(n, actions[n])
+            if step.ended:
+                seed = next(seeds, None)
+                if seed is None:
+                    playing.pop(n).close()
+                else:
+                    playing[n].reset(seed)
+            yield step
 
 
 class Collector:
@@ -29,30 +93,11 @@ class Collector:
 
     def __init__(self, make_env: MakeEnv, actor: Actor, streams: int, seed: int) -> None:
         self._actor = actor
-        self._streams = [WorldStream(make_env, actor.dialogue(), seed + i) for i in range(streams)]
-        self._next_seed = seed + streams
-        self.notes = tuple(dict.fromkeys(n for stream in self._streams for n in stream.notes))
+        self.streams = [WorldStream(make_env, actor.dialogue(), seed + i) for i in range(streams)]
+        self.next_seed = seed + streams
+        """Seed of the next episode to begin."""
+        self.notes = tuple(dict.fromkeys(n for stream in self.streams for n in stream.notes))
         """Remarks of the worlds about this machine."""
-
-    @property
-    def observations(self) -> list[Observation]:
-        """The current observation of each stream."""
-        return [stream.observation for stream in self._streams]
-
-    @property
-    def _world(self) -> Any:
-        """The first world, without wrappers."""
-        return self._streams[0].world.unwrapped
-
-    @property
-    def step_discount(self) -> float | None:
-        """The discount per primitive step that the world already applies to its rewards, if any."""
-        return getattr(self._world, "step_discount", None)
-
-    @property
-    def prompt_note(self) -> str | None:
-        """A remark on prompts that are not what one would expect, if there is one."""
-        return next((s.prompts.note for s in self._streams if s.prompts.note), None)
 
     def collect(self, horizon: int, generator: np.random.Generator) -> Rollout:
         """Act for some turns in every stream.
@@ -61,59 +106,26 @@ class Collector:
             horizon: turns per stream (T).
             generator: the source of randomness.
         """
-        turns: list[list[Turn]] = [[] for _ in self._streams]
+        turns: list[list[Turn]] = [[] for _ in self.streams]
         episodes: list[Episode] = []
         measures: list[Mapping[str, float]] = []
         cpu_seconds = 0.0
-        steps = play(
-            self._actor, self._streams, self._seeds(), generator=generator, cache=ActingCache()
-        )
-        for step in islice(steps, horizon * len(self._streams)):
+        cache = ActingCache()  # the weights stay the same until the rollout is complete
+        steps = play(self._actor, self.streams, self._seeds(), generator=generator, cache=cache)
+        for step in islice(steps, horizon * len(self.streams)):
             turns[step.stream].append(step.turn())
             measures.append(step.info.get("measures", {}))
             cpu_seconds += float(step.info.get("cpu_seconds", 0.0))
             if step.ended:
                 episodes.append(step.episode())
-        streams = tuple(map(tuple, turns))
-        return Rollout(streams, tuple(episodes), tuple(measures), cpu_seconds)
+        return Rollout(tuple(map(tuple, turns)), tuple(episodes), tuple(measures), cpu_seconds)
 
     def _seeds(self) -> Iterator[int]:
         while True:
-            self._next_seed += 1
-            yield self._next_seed - 1
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that is needed to go on from here, as JSON values."""
-        remember = getattr(self._world, "memory", None)
-        return {
-            "next_seed": self._next_seed,
-            "memory": None if remember is None else remember(),
-            "streams": [
-                {
-                    "seed": s.seed,
-                    "actions": [a.text for a in s.actions],
-                    "tokens": [list(a.token_ids) for a in s.actions],
-                    "seen": list(s.world.seen),
-                }
-                for s in self._streams
-            ],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, by replaying unfinished episodes.
-
-        Raises:
-            WorldError: a world does not repeat what it showed before.
-        """
-        self._next_seed = int(state["next_seed"])
-        for i, (stream, saved) in enumerate(zip(self._streams, state["streams"], strict=True)):
-            if state["memory"] is not None:
-                cast(Any, stream.world.unwrapped).load_memory(state["memory"])
-            done = zip(saved["actions"], saved["tokens"], strict=True)
-            actions = [Action(text, tuple(tokens), (), ()) for text, tokens in done]
-            stream.replay(i, int(saved["seed"]), actions, saved["seen"])
+            self.next_seed += 1
+            yield self.next_seed - 1
 
     def close(self) -> None:
         """Close the worlds."""
-        for stream in self._streams:
+        for stream in self.streams:
             stream.close()

@@ -64,9 +64,9 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
                 "other settings."
             )
         trainer = _resumed_trainer(run, config)
-        if config.steps < trainer.env_steps:
+        if config.steps < trainer.meters.env_steps:
             raise ConfigError(
-                f"{path} has already trained {trainer.env_steps:,} steps, more than --steps "
+                f"{path} has already trained {trainer.meters.env_steps:,} steps, more than --steps "
                 f"{config.steps:,}. Ask for more steps, or leave out --steps."
             )
         if changed:
@@ -97,11 +97,11 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     evaluation: dict[Mode, Evaluation] = {}
     if not interrupts and config.eval.episodes:
         console.print()
-        run.forget_episodes(trainer.iteration)
+        run.forget_episodes(trainer.meters.iteration)
         try:
             evaluation = evaluate_modes(
                 trainer.agent,
-                trainer.iteration,
+                trainer.meters.iteration,
                 run.config,
                 lambda record: run.add_episodes([record]),
                 console,
@@ -120,8 +120,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
 def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
     config = trainer.config
     plan = f"{config.steps:,} steps, {config.streams} streams"
-    if trainer.env_steps >= config.steps:
-        plan = f"already trained for {trainer.env_steps:,} steps; more with --steps"
+    if trainer.meters.env_steps >= config.steps:
+        plan = f"already trained for {trainer.meters.env_steps:,} steps; more with --steps"
     console.print(
         "Training",
         Text(config.env, style="bold"),

@@ -1,7 +1,4 @@
-"""Playing: the one loop of act, prepare, step and reset.
-
-Collecting, evaluating, watching, planning and playing by hand all go through `play`.
-"""
+"""One world and its current episode, as an actor reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from poad.agent import ActingCache
 from poad.config import world_seed
 from poad.envs import CheckedWorld
 from poad.errors import PoadError, WorldError
@@ -38,25 +34,6 @@ class Prompts(Protocol):
         self, action: Action, observation: str, offered: Sequence[str] | Form | None = None
     ) -> TokenIds:
         """Go on after an action."""
-        ...
-
-
-class Actor(Protocol):
-    """An object that acts: a `poad.agent.Policy`, or a person at the keyboard."""
-
-    def dialogue(self) -> Prompts:
-        """Return a maker of prompts for one world."""
-        ...
-
-    def act_each(
-        self,
-        observations: Sequence[Observation],
-        generator: np.random.Generator | Sequence[np.random.Generator],
-        *,
-        greedy: bool = False,
-        cache: ActingCache | None = None,
-    ) -> Iterator[tuple[int, Action]]:
-        """Yield the index of an observation and its action, each as soon as it is decided."""
         ...
 
 
@@ -165,29 +142,6 @@ class WorldStream:
             self.observation,
         )
 
-    def replay(self, stream: int, seed: int, actions: Sequence[Action], seen: list[str]) -> None:
-        """Begin an episode and repeat its actions.
-
-        Args:
-            stream: the index of this stream.
-            seed: seed of the episode.
-            actions: what was done.
-            seen: the digests of what the world showed then; see `CheckedWorld.seen`.
-
-        Raises:
-            WorldError: the world shows something else than it did.
-        """
-        self.reset(seed)
-        for turn in range(len(actions) + 1):
-            if turn:
-                self.step(stream, actions[turn - 1])
-            if self.world.seen != seen[: turn + 1]:
-                raise WorldError(
-                    "The world does not repeat what it showed before the run was stopped, so the "
-                    "run cannot go on from there. Either the world has been changed since, or its "
-                    f"episodes depend on more than the seed and the actions. {self.world.place()}"
-                )
-
     def close(self) -> None:
         """Close the world. Closing it again does nothing."""
         if self._checked is not None:
@@ -211,47 +165,3 @@ def _encoding(world: CheckedWorld) -> Iterator[None]:
             raise
         except ValueError as error:
             raise WorldError(str(error)) from error
-
-
-def play(
-    actor: Actor,
-    streams: Sequence[WorldStream],
-    seeds: Iterator[int],
-    *,
-    generator: np.random.Generator | None = None,
-    greedy: bool = False,
-    cache: ActingCache | None = None,
-) -> Iterator[Step]:
-    """Play episode after episode in all streams, in turns, until the seeds run out.
-
-    Args:
-        actor: the policy or person that acts.
-        streams: N worlds, each in an episode.
-        seeds: of the episodes that follow those that end. A stream without a next seed is closed.
-        generator: the source of randomness of all streams together. None: each episode has its
-            own, seeded like the episode, so that it does not depend on the other streams.
-        greedy: take the likeliest token or action instead of sampling.
-        cache: distributions to reuse; valid while the actor's weights do not change.
-
-    Yields:
-        Every step, in the order of the streams. Where it ended its episode, the next one has begun.
-    """
-    cache = ActingCache() if cache is None else cache
-    playing = dict(enumerate(streams))
-    while playing:
-        numbers = list(playing)
-        observations = [playing[n].observation for n in numbers]
-        source = generator or [playing[n].generator for n in numbers]
-        actions: dict[int, Action] = {}
-        for i, action in actor.act_each(observations, source, greedy=greedy, cache=cache):
-            actions[numbers[i]] = action
-            playing[numbers[i]].world.prepare(action.text)
-        for n in numbers:
-            step = playing[n].step(n, actions[n])
-            if step.ended:
-                seed = next(seeds, None)
-                if seed is None:
-                    playing.pop(n).close()
-                else:
-                    playing[n].reset(seed)
-            yield step

@@ -115,7 +115,7 @@ class Actor:
     def _read(self, batch: DecisionBatch) -> Tensor:
         """Compute the log-probabilities of all options, [Q, K] on the CPU."""
         acting = self.acting
-        return option_logprobs(self.model, batch, acting.temperature, acting.pass_tokens)
+        return option_logprobs(self.model, batch, acting, acting.pass_tokens)
 
     def _prefetch(self, offers: Sequence[tuple[TokenIds, TokenTree]]) -> None:
         """Compute all decisions of an offer in one pass where they lie close behind the prompt.

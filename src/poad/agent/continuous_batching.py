@@ -83,7 +83,7 @@ def _generate(
     sampling = GenerationConfig(
         max_new_tokens=budget,
         do_sample=True,
-        temperature=acting.temperature,
+        temperature=acting.free_temperature,
         top_k=0,
         top_p=1.0,
         eos_token_id=model.codec.end_id,

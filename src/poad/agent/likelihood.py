@@ -36,7 +36,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    model: LanguageModel, batch: DecisionBatch, temperature: float, pass_tokens: int = sys.maxsize
+    model: LanguageModel, batch: DecisionBatch, acting: Acting, pass_tokens: int = sys.maxsize
 ) -> Evaluated:
     """Compute the log-probabilities and entropies of a batch of decisions.
 
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         model: the language model.
         batch: the decisions.
-        temperature: divides the scores.
+        acting: the way of acting, of which the temperatures divide the scores.
         pass_tokens: columns of one forward pass, padding included. A longer row is a pass of its
             own.
     """
@@ -57,24 +57,24 @@ def evaluate(
     each: list[_Sums] = []
     extra = []  # [E'] the further positions that each pass reads
     for packed, here in passes:
-        compute = partial(_read_pass, model, batch, temperature, packed, here)
+        compute = partial(_read_pass, model, batch, acting, packed, here)
         each.append(compute() if once else computed_twice(compute, model.device))
         place = renumber(here, len(batch.positions))[batch.extra_readings]
         extra.append((place >= 0).nonzero().squeeze(1))
     order = torch.cat(extra).argsort().to(model.device)
-    return _joined(batch, temperature, each, order)
+    return _joined(batch, acting.temperature, each, order)
 
 
 @torch.no_grad()
 def option_logprobs(
-    model: LanguageModel, batch: DecisionBatch, temperature: float, pass_tokens: int
+    model: LanguageModel, batch: DecisionBatch, acting: Acting, pass_tokens: int
 ) -> Tensor:
     """Compute the log-probabilities of all options without gradient, in passes of bounded size.
 
     Args:
         model: the language model.
         batch: the Q decisions.
-        temperature: divides the scores.
+        acting: the way of acting, of which the temperatures divide the scores.
         pass_tokens: columns of one forward pass, padding included.
 
     Returns:
@@ -84,7 +84,7 @@ def option_logprobs(
     # Every decision lies in one of the micro-batches, which fills its row.
     for run in batch.bundles.micro_batches(pass_tokens):
         part, kept, _ = batch.select(run)
-        logprob[kept] = evaluate(model, part, temperature, pass_tokens).logprob.cpu()
+        logprob[kept] = evaluate(model, part, acting, pass_tokens).logprob.cpu()
     return logprob
 
 
@@ -110,7 +110,7 @@ class _Sums(NamedTuple):
 
 
 def _read_pass(
-    model: LanguageModel, batch: DecisionBatch, temperature: float, packed: Packed, here: Tensor
+    model: LanguageModel, batch: DecisionBatch, acting: Acting, packed: Packed, here: Tensor
 ) -> _Sums:
     """Read a share of a batch's positions, [R'], which are numbered by ``here``."""
     hidden = model.read(packed)  # [R', H]
@@ -135,12 +135,12 @@ def _read_pass(
         # [Q'] decisions over the vocabulary have one token per option, all read at one position.
         free = (~batch.renormalize & (at[:, 0, 0] >= 0)).nonzero().squeeze(1)
         reading, which = at[free, 0, 0].to(logits.device), free.to(logits.device)
-        everything = (logits[reading] / temperature).log_softmax(-1)  # [Q', V]
+        everything = (logits[reading] / acting.free_temperature).log_softmax(-1)  # [Q', V]
         taken = everything.gather(1, batch.token[free, :, 0].to(logits.device))  # [Q', K]
         picked = torch.zeros_like(score).index_copy(0, which, taken)
         entropy = score.new_zeros(len(score)).index_copy(0, which, _entropy(everything))
         if old_logits is not None:
-            old = (old_logits[reading] / temperature).log_softmax(-1)
+            old = (old_logits[reading] / acting.free_temperature).log_softmax(-1)
             divergence = categorical_kl(everything, old)
             divergence = score.new_zeros(len(score)).index_copy(0, which, divergence)
     extra = place[batch.extra_readings]
@@ -256,9 +256,7 @@ def offered_probabilities(
     leaves = listed_leaves(trie)
     if len(leaves) == 1:
         return [1.0]
-    read = partial(
-        option_logprobs, model, temperature=acting.temperature, pass_tokens=acting.pass_tokens
-    )
+    read = partial(option_logprobs, model, acting=acting, pass_tokens=acting.pass_tokens)
     table = DecisionTable()
     if acting.scheme != "trie":
         table.between_actions(prompt, trie, acting.score, acting.score_end)

@@ -153,7 +153,7 @@ class Policy:
             pass_tokens: columns of one forward pass, padding included; no limit by default. Several
                 passes take twice the time, and the memory of one.
         """
-        return evaluate(self.model, batch, self.acting.temperature, pass_tokens)
+        return evaluate(self.model, batch, self.acting, pass_tokens)
 
     def logprobs(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:
         """Compute the log-probabilities [Q, K] of all options without gradient, on the CPU.
@@ -162,7 +162,7 @@ class Policy:
             batch: the decisions.
             pass_tokens: tokens per forward pass, padding included.
         """
-        return option_logprobs(self.model, batch, self.acting.temperature, pass_tokens)
+        return option_logprobs(self.model, batch, self.acting, pass_tokens)
 
     @torch.no_grad()
     def entropies(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:

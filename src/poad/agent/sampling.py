@@ -251,7 +251,7 @@ def write(
     writing, rows = list(range(len(prompts))), [distinct[prompt] for prompt in prompts]
     hidden = decoder.start(list(distinct))[rows]  # [R, H]
     while True:
-        scores = (model.logits(hidden) / acting.temperature).log_softmax(-1)  # [R, V]
+        scores = (model.logits(hidden) / acting.free_temperature).log_softmax(-1)  # [R, V]
         chosen = scores.argmax(-1) if greedy else _sample(scores, [generators[i] for i in writing])
         taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()  # [R, V] -> [R]
         unfinished: list[tuple[int, int]] = []

@@ -27,11 +27,17 @@ class Acting:
     score: Score = "word"
     score_end: bool = False
     temperature: float = 1.0
+    temperature_free: float | None = None
     engine: Literal["own", "transformers"] = "own"
     max_action_tokens: int = FreeText().max_tokens
     stop: tuple[str, ...] = FreeText().stop
     pass_tokens: int = PPOConfig().micro_batch_tokens
     """Tokens per forward pass, padding included: `poad.config.PPOConfig.micro_batch_tokens`."""
+
+    @property
+    def free_temperature(self) -> float:
+        """The temperature of decisions between all tokens of the vocabulary."""
+        return self.temperature if self.temperature_free is None else self.temperature_free
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acti
         score=score if acting.score == "auto" else acting.score,
         score_end=acting.score_end,
         temperature=acting.temperature,
+        temperature_free=acting.temperature_free,
         engine=acting.engine,
         max_action_tokens=free_text.max_tokens if budget is None else budget,
         stop=free_text.stop if stop is None else stop,

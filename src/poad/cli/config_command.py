@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 
 from poad.cli.arguments import Switch
-from poad.cli.settings import EPILOG, Settings, check_settings, settings_file, settings_in
-from poad.cli.trust import trust
-from poad.config import Config, dump, load
+from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
+from poad.cli.trust import FLAG, trust
+from poad.config import Config, dump
 from poad.display import printable
 from poad.errors import ConfigError
 
@@ -31,6 +31,8 @@ class Options:
     """A YAML file of settings. It stands before the flags."""
     config: Path | None = None
     """The same file as a flag."""
+    preset: str | None = None
+    """The defaults to start from; see below. Default: those that suit the model."""
     resolved: Switch = False
     """Replace `auto` and null by what they mean for the world and the method."""
     trust_code: Switch = False
@@ -43,9 +45,11 @@ def defaults(arguments: Sequence[str]) -> Options:
     if arguments and not arguments[0].startswith("-"):
         path = Path(arguments[0]).expanduser()
         # Printing what a file says imports nothing; resolving it does.
-        resolved = "--resolved" in arguments
-        return Options(settings=settings_in(path, arguments) if resolved else load(path))
-    return Options(settings=settings_file(arguments))
+        trusted = [] if "--resolved" in arguments else [FLAG]
+        chosen, settings = starting_point([*arguments, *trusted], path)
+    else:
+        chosen, settings = starting_point(arguments)
+    return Options(preset=chosen, settings=settings)
 
 
 def run(options: Options) -> int:

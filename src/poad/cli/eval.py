@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from poad.cli.arguments import Switch
-from poad.cli.settings import check_episodes, check_seed
+from poad.cli.settings import check_episodes, check_seed, check_settings, starting_point
 from poad.cli.trust import open_run, trust
 from poad.config import Config
 from poad.envs import make
@@ -21,11 +21,12 @@ class Options:
     """Evaluate a trained agent on fixed seeds, sampled and greedy.
 
     The run keeps every episode, turn by turn. With --language the model answers language tasks
-    instead, before and after training.
+    instead, before and after training. `poad eval MODEL --untrained --env WORLD` looks at a model
+    that has no run yet: how it acts by prompt format and temperature, and in examples.
     """
 
     run: tyro.conf.Positional[Path]
-    """The directory of the run."""
+    """The directory of the run, or a model."""
     episodes: int = 100
     """Episodes in each mode."""
     seed: int | None = None
@@ -70,6 +71,8 @@ def run(options: Options) -> int:
     language = options.tasks or options.task_folder or options.limit is not None or options.text
     if language and not options.language:
         raise ConfigError("--tasks, --task-folder, --limit and --text belong to --language.")
+    if options.untrained and not language and not (options.run / "config.yaml").is_file():
+        return _prior(options)
     config = open_run(options.run, trusted=options.trust_code).config
     if options.language:
         return _language(options)
@@ -84,6 +87,26 @@ def run(options: Options) -> int:
 
     weights = Weights(options.run, options.checkpoint, options.untrained, options.model)
     return evaluate_run(weights, config, quiet=options.quiet)
+
+
+def _prior(options: Options) -> int:
+    """Look at a model before any training."""
+    name = str(options.run)
+    arguments = [f"--model.name={name}"]
+    chosen, config = starting_point(arguments)
+    seed = config.eval.seed if options.seed is None else options.seed
+    config = replace(
+        config,
+        env=options.env or config.env,
+        env_args=options.env_args,
+        model=replace(config.model, name=name),
+        eval=replace(config.eval, seed=seed),
+    )
+    trust(config)
+    check_settings(config)
+    from poad.workflows import show_prior
+
+    return show_prior(config, chosen, episodes=options.episodes, quiet=options.quiet)
 
 
 def _language(options: Options) -> int:

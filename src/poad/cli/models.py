@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,11 @@ def run(options: Options) -> int:
 
 def _list() -> int:
     """Show a table of all models."""
-    from poad.lm import ASSETS, KNOWN, cache_directory, embedded_models
+    from poad.lm import ASSETS, KNOWN, cache_directory
 
     rows = [
-        (name, *_sizes(_parameters(ASSETS / name / "model.safetensors")), "–", "Apache-2.0", "yes")
-        for name in embedded_models()
+        (file.parent.name, *_sizes(count_weights(file)), "–", "Apache-2.0", "yes")
+        for file in sorted(ASSETS.glob("*/model.safetensors"))
     ]
     for known in KNOWN.values():
         here = "yes" if known.is_here else "no"
@@ -78,14 +77,6 @@ def _list() -> int:
 
 def _sizes(parameters: int) -> tuple[str, str]:
     return f"{parameters / 1e6:,.1f} M", f"{4 * parameters / 1e6:,.0f} MB"
-
-
-def _parameters(file: Path) -> int:
-    """Count the weights in a safetensors file, without reading them."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="numpy") as weights:
-        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.offset_keys())
 
 
 def _get(name: str, options: Options) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from poad.cli.arguments import Switch
-from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import trust
 from poad.config import Config
 
@@ -24,6 +24,8 @@ class Options:
 
     config: Path | None = None
     """A YAML file of settings; flags override it."""
+    preset: str | None = None
+    """The defaults to start from; see below. Default: those that suit the model."""
     memory: str | None = None
     """Memory of the machine, such as 24GB or 80GiB. Default: the memory of this one."""
     flops: float | None = None
@@ -37,7 +39,8 @@ class Options:
 
 def defaults(arguments: Sequence[str]) -> Options:
     """The options before the flags are read: the settings come from --config."""
-    return Options(settings=settings_file(arguments))
+    chosen, settings = starting_point(arguments)
+    return Options(preset=chosen, settings=settings)
 
 
 def run(options: Options) -> int:

@@ -5,15 +5,15 @@ Nothing here imports torch. A mistake is reported before a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from poad.cli.arguments import value_of
 from poad.cli.trust import FLAG, check_stored, is_in_run
-from poad.config import Config, load
+from poad.config import PRESETS, Config, load, preset, read_yaml
 from poad.envs import make
 from poad.errors import ConfigError, did_you_mean
 
@@ -37,6 +37,9 @@ EPILOG = "\n".join(
         "",
         "A method of your own is named package.module:NAME.",
         "",
+        "Presets (--preset):",
+        *(f"  {name:<13}{each.about}" for name, each in PRESETS.items()),
+        "",
     ]
 )
 
@@ -44,15 +47,46 @@ Settings = Annotated[Config, tyro.conf.arg(name="")]
 """A configuration whose groups become flags such as ``--ppo.lr``."""
 
 
-def settings_file(arguments: Sequence[str]) -> Config:
-    """The settings in the file that ``--config`` names, or the defaults."""
-    path = value_of("--config", arguments)
-    return Config() if path is None else settings_in(Path(path).expanduser(), arguments)
+def starting_point(arguments: Sequence[str], path: Path | None = None) -> tuple[str, Config]:
+    """The settings that the flags change: those of a file, on the preset that suits the model.
+
+    Args:
+        arguments: the command's arguments. ``--preset``, ``--config`` and the model's name count.
+        path: the file, instead of the one that ``--config`` names.
+
+    Returns:
+        The name of the preset, and the settings.
+    """
+    named = value_of("--config", arguments)
+    if path is None and named is not None:
+        path = Path(named).expanduser()
+    chosen = preset_of(arguments, {} if path is None else read_yaml(path))
+    base = preset(chosen)
+    return chosen, base if path is None else settings_in(path, arguments, base)
 
 
-def settings_in(path: Path, arguments: Sequence[str]) -> Config:
+def preset_of(arguments: Sequence[str], data: Mapping[str, Any]) -> str:
+    """Name the preset: the one asked for by a flag or a file, or the one that suits the model.
+
+    Args:
+        arguments: the command's arguments.
+        data: the content of the file of settings.
+    """
+    asked = value_of("--preset", arguments) or data.get("preset")
+    model = data.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    name = value_of("--model.name", arguments) or str(model.get("name", "auto"))
+    tuning = value_of("--model.tuning", arguments) or model.get("tuning")
+    if asked is not None or name == "auto":  # the embedded models need no look at their files
+        return str(asked or "plain")
+    from poad.lm import suitable_preset
+
+    return suitable_preset(name, tuning)
+
+
+def settings_in(path: Path, arguments: Sequence[str], base: Config) -> Config:
     """The settings in a file. What those in a run ask for has to be trusted."""
-    config = load(path)
+    config = load(path, base)
     if is_in_run(path):
         check_stored(config, path.parent, trusted=FLAG in arguments)
     return config

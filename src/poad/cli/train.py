@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from poad.cli.arguments import Switch, value_of
-from poad.cli.settings import EPILOG, Settings, check_settings, settings_file
+from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import FLAG, open_run, trust
 from poad.config import Config
 from poad.errors import ConfigError
@@ -28,6 +28,8 @@ class Options:
 
     config: Path | None = None
     """A YAML file of settings; flags override it."""
+    preset: str | None = None
+    """The defaults to start from; see below. Default: those that suit the model."""
     run: Path | None = None
     """Directory of the new run. Default: runs/<world>-<method>-seed<n>."""
     resume: Path | None = None
@@ -45,17 +47,18 @@ def defaults(arguments: Sequence[str]) -> Options:
     if (resumed := value_of("--resume", arguments)) is not None:
         run = open_run(Path(resumed).expanduser(), trusted=FLAG in arguments)
         return Options(settings=run.config)
-    return Options(settings=settings_file(arguments))
+    chosen, settings = starting_point(arguments)
+    return Options(preset=chosen, settings=settings)
 
 
 def run(options: Options) -> int:
     """Train; the exit status is 130 after Ctrl-C."""
     config = options.settings
     if options.resume is not None:
-        if options.run is not None or options.config is not None:
+        if options.run or options.config or options.preset:
             raise ConfigError(
-                "--resume takes the directory and the settings from the run. Leave out --run and "
-                "--config."
+                "--resume takes the directory and the settings from the run. Leave out --run, "
+                "--config and --preset."
             )
         check_trackers(config.trackers)
         check_settings(config)
@@ -69,7 +72,7 @@ def run(options: Options) -> int:
     check_settings(config)
     from poad.workflows import train_run
 
-    return train_run(config, path, quiet=options.quiet)
+    return train_run(config, path, preset=options.preset, quiet=options.quiet)
 
 
 def _free_path(config: Config) -> Path:

@@ -7,11 +7,13 @@ from poad.config.files import (
     merge,
     nested,
     parse_value,
+    preset,
     read_yaml,
     to_dict,
     whole_number,
     write_value,
 )
+from poad.config.presets import PRESETS, Preset
 from poad.config.ranges import Above, AtLeast, Between, out_of_range, words_of
 from poad.config.settings import (
     SEEDS_PER_RUN,
@@ -28,6 +30,7 @@ from poad.config.settings import (
 )
 
 __all__ = [
+    "PRESETS",
     "SEEDS_PER_RUN",
     "Above",
     "ActingConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "EvalConfig",
     "ModelConfig",
     "PPOConfig",
+    "Preset",
     "PromptConfig",
     "dump",
     "from_dict",
@@ -48,6 +52,7 @@ __all__ = [
     "nested",
     "out_of_range",
     "parse_value",
+    "preset",
     "read_yaml",
     "to_dict",
     "whole_number",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from yaml.composer import ComposerError
 
+from poad.config.presets import PRESETS
 from poad.config.ranges import words_of
 from poad.config.settings import Config
 from poad.errors import ConfigError, beginning, did_you_mean, own_name
@@ -80,7 +81,8 @@ def load(
 
     Args:
         path: the file.
-        base: the settings that the file leaves out (default: ``Config()``).
+        base: the settings that the file leaves out. Default: those of the preset that the file
+            names under ``preset``, or ``Config()``.
         complete: refuse a file that leaves out any setting, as one that was cut off does, with the
             advice that this returns.
 
@@ -91,7 +93,30 @@ def load(
     missing = [] if complete is None else [*_left_out(to_dict(Config()), data)]
     if complete is not None and missing:
         raise ConfigError(f"{path} is incomplete: it lacks {', '.join(missing)}. {complete()}")
+    named = data.get("preset")
+    if "preset" in data:
+        data = {key: value for key, value in data.items() if key != "preset"}
+    if base is None and named is not None:
+        base = preset(str(named), str(path))
     return from_dict(data, base, str(path))
+
+
+def preset(name: str, where: str = "preset") -> Config:
+    """Return the settings of a preset: a configuration to start from.
+
+    Args:
+        name: a key of `PRESETS`.
+        where: what errors call the source.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"{where}: there is no preset {name!r}. {did_you_mean(name, PRESETS)}"
+            f"The presets are {', '.join(PRESETS)}."
+        )
+    return from_dict(nested(PRESETS[name].settings))
 
 
 def _left_out(settings: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:

@@ -51,8 +51,8 @@ class ModelConfig:
     """Names of the layers that get adapters. Empty selects the query and value projections, as in
     the paper; `all-linear` selects every linear layer but the head."""
     lora_layers: Annotated[int | None, Above(0)] = None
-    """Number of transformer blocks that get adapters, counted from the last. What the blocks below
-    compute never changes, so an update computes it once per token. None adapts all blocks."""
+    """Adapt at most this many transformer blocks, counted from the last. What the blocks below
+    compute never changes, so an iteration computes it once per token. None adapts all blocks."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the model's weights. Adapters and critic are always float32."""
     precision: Literal["auto", "full", "mixed"] = "full"
@@ -130,7 +130,11 @@ class ActingConfig:
     score_end: bool = False
     """Include the end-of-action token in whole-action scores."""
     temperature: Annotated[float, Above(0)] = 1.0
-    """Divides the logits, in sampling and in training."""
+    """Divides the logits, in sampling and in training. A pretrained model may all but exclude some
+    of the offered actions; a temperature of 2 to 5 gives them a chance."""
+    temperature_free: Annotated[float | None, Above(0)] = None
+    """Temperature of tokens that are written freely, thoughts included. None takes `temperature`,
+    which has to be near 1 then."""
     engine: Literal["own", "transformers"] = "own"
     """Decoder for free writing during training: the decoder of poad, or the continuous batching
     of transformers (a paged cache, for many long rows on a GPU). Evaluations use poad's."""
@@ -356,10 +360,6 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             c.model.precision == "mixed" and not has_frozen_float32(c.model),
             "model.precision = mixed: requires frozen float32 weights: model.tuning = lora, "
             "model.dtype = float32 and model.quantize = none.",
-        ),
-        (
-            full and c.model.lora_layers is not None,
-            "model.lora_layers: there are no adapters with model.tuning = full.",
         ),
         (
             full and c.model.lora_dropout > 0,

@@ -4,6 +4,7 @@ from poad.lm.adapters import with_adapters
 from poad.lm.cache import Decoder
 from poad.lm.checks import explain_nan
 from poad.lm.gguf import is_gguf, what_is_missing
+from poad.lm.kinds import count_weights, suitable_preset
 from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
 from poad.lm.loading import (
     ASSETS,
@@ -47,6 +48,7 @@ __all__ = [
     "codec_for",
     "computed_twice",
     "context_length",
+    "count_weights",
     "embedded_models",
     "explain_nan",
     "find_source",
@@ -64,6 +66,7 @@ __all__ = [
     "resolve_model",
     "resolve_precision",
     "seeded",
+    "suitable_preset",
     "text_body",
     "what_is_missing",
     "with_adapters",

@@ -89,17 +89,6 @@ def _attention_projections(causal: nn.Module) -> list[str]:
 
 
 def _last_blocks(causal: Any, count: int | None) -> list[int] | None:
-    """Return the indices of the last transformer blocks; None for all of them.
-
-    Raises:
-        ModelError: the model does not have so many.
-    """
-    if count is None:
-        return None
+    """Return the indices of the last transformer blocks; None for all of them."""
     total = int(causal.config.get_text_config().num_hidden_layers)
-    if count > total:
-        raise ModelError(
-            f"model.lora_layers = {count}: {type(causal).__name__} has {total} blocks. Use at most "
-            "that many, or None for all."
-        )
-    return list(range(total - count, total))
+    return None if count is None or count >= total else list(range(total - count, total))

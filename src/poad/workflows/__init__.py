@@ -6,6 +6,7 @@ from poad.workflows.fetch import convert_gguf, fetch_model
 from poad.workflows.generalize import generalize_run
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
+from poad.workflows.prior import show_prior
 from poad.workflows.train import resume_run, train_run
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "generalize_run",
     "load_weights",
     "resume_run",
+    "show_prior",
     "train_run",
 ]

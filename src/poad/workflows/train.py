@@ -21,10 +21,19 @@ from poad.plan import hindsight
 from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
+from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
 
 
-def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
+def train_run(config: Config, path: Path, *, preset: str | None = None, quiet: bool = False) -> int:
     """Train a new run in the directory ``path`` and write its report.
+
+    Args:
+        config: what to train.
+        path: the directory of the run.
+        preset: the name of the preset that the configuration starts from. Unless that is the plain
+            one, the untrained agent is looked at first, since a pretrained model may all but
+            exclude what is rewarded.
+        quiet: print nothing.
 
     Returns:
         The exit status: 0, or 130 if Ctrl-C stopped it.
@@ -33,9 +42,27 @@ def train_run(config: Config, path: Path, *, quiet: bool = False) -> int:
     trainer = Trainer(config)  # before the run is created: a model that fails leaves no run behind
     with Run.create(path, trainer.config) as run:
         trainer.run = run
-        if trainer.collector.notes:
-            run.add_notes(trainer.collector.notes)
+        notes = [*trainer.collector.notes]
+        if preset not in (None, "plain"):
+            notes += [f"The settings start from the preset `{preset}`.", *_look(trainer, quiet)]
+        if notes:
+            run.add_notes(notes)
         return _carry_out(trainer, run, quiet=quiet)
+
+
+def _look(trainer: Trainer, quiet: bool) -> list[str]:
+    """Look at how the untrained agent acts, and warn of what training could not mend."""
+    if quiet:
+        return []
+    config, console = trainer.config, Screen()
+    console.print("Looking at the untrained agent ...")
+    uniform = uniform_prior(config)
+    model, _ = model_prior(trainer.agent.policy, config)
+    found = describe_prior(model, uniform)
+    console.print(found, soft_wrap=True)
+    for remark in remarks_on_prior(config, model, uniform):
+        warnings.warn(remark, stacklevel=2)
+    return [found]
 
 
 def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:

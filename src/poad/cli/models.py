@@ -51,7 +51,7 @@ def run(options: Options) -> int:
 
 def _list() -> int:
     """Show a table of all models."""
-    from poad.lm import ASSETS, KNOWN, cache_directory
+    from poad.lm import ASSETS, KNOWN, cache_directory, count_weights
 
     rows = [
         (file.parent.name, *_sizes(count_weights(file)), "–", "Apache-2.0", "yes")

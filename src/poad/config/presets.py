@@ -36,9 +36,16 @@ _PRETRAINED = {
     # A pretrained model all but excludes some actions. What it writes freely needs its own prior.
     "acting.temperature": 5.0,
     "acting.temperature_free": 1.0,
-    # Most of a pretrained hidden state is the same everywhere.
+    # Most of a pretrained hidden state is the same everywhere, and it tells little of what has
+    # been written. With its root and codes, the critic knows the inside of an action.
     "critic.standardize": True,
+    "critic.root": True,
+    "critic.codes": 64,
+    "critic.hidden": [64],
+    "critic.replay": 4,
     "critic.lr": 1e-3,
+    "credit.lam_actor": "auto",
+    "credit.trace": "bit",
 }
 PRESETS: Mapping[str, Preset] = {
     "plain": Preset("The plain defaults. They suit tiny models, such as the embedded ones.", {}),

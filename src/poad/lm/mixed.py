@@ -8,9 +8,11 @@ that is in bfloat16 as a whole, they differ ten times as much.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 
 from poad.errors import ModelError
 
-_SHAPE = (512, 512, 1024)
+_SHAPE = (256, 512, 1024)
 """Rows, inputs and outputs of the products that are timed: those of a small model."""
+_TRIALS = 16
 _GAIN = 1.3
 """Products in bfloat16 have to be this many times as fast, since rounding takes time, too."""
 
@@ -72,19 +75,29 @@ def resolve_precision(suitable: bool, device: torch.device) -> Literal["full", "
 @cache
 def products_are_faster(device: torch.device) -> bool:
     """Return whether bfloat16 products are clearly faster than float32 ones. Takes milliseconds."""
-    return _seconds(torch.float32, device) > _GAIN * _seconds(torch.bfloat16, device)
+    full, mixed = _seconds((torch.float32, torch.bfloat16), device)
+    return full > _GAIN * mixed
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """Time the fastest of several products."""
+def _seconds(dtypes: Sequence[torch.dtype], device: torch.device) -> list[float]:
+    """Time the fastest of many products in each precision.
+
+    The precisions take turns, so that a machine that is busy for a while slows down all of them.
+    """
     rows, inputs, outputs = _SHAPE
-    states = torch.ones(rows, inputs, dtype=dtype, device=device)
-    weight = torch.ones(outputs, inputs, dtype=dtype, device=device)
-    wait: Any = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    taken = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        F.linear(states, weight)
-        wait()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    factors = [
+        (
+            torch.ones(rows, inputs, dtype=dtype, device=device),
+            torch.ones(outputs, inputs, dtype=dtype, device=device),
+        )
+        for dtype in dtypes
+    ]
+    fastest = [math.inf] * len(factors)
+    for _ in range(_TRIALS):
+        for i, (states, weight) in enumerate(factors):
+            begin = time.perf_counter()
+            F.linear(states, weight)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            fastest[i] = min(fastest[i], time.perf_counter() - begin)
+    return fastest

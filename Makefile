@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast real test-models test-lower-bounds study-smoke studies lint format bench models docs sandbox clean
+.PHONY: help demo test test-fast real test-models test-lower-bounds study-smoke studies lint format bench models docs sandbox browser clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ docs: $(VENV)/.installed ## Regenerate docs/environments.md, docs/results.md and
 sandbox: $(VENV)/.installed-datasci ## Install what runs an agent's programs: scikit-learn, bubblewrap, libseccomp
 	scripts/install_sandbox.sh
 	$(BIN)/poad sandbox check
+
+browser: $(VENV)/.installed-dev ## Install Chromium, which the tests of pages drive
+	scripts/install_browser.sh
 
 clean: ## Remove .venv and all caches; runs stay
 	rm -rf $(VENV) .venv-lower-bounds build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,7 @@ FENCES = {
     "tyro": {"cli"},
     "yaml": {"cli", "config"},
     "gymnasium": {"envs", "learn"},
+    "jinja2": {"lm", "pages"},
 }
 # Files that are started by path inside the sandbox, where there is no poad.
 STANDALONE = {"envs/datasci/worker.py"}

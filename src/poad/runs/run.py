@@ -56,7 +56,7 @@ OWN_FILES = frozenset(
     (
         *("config.yaml", "versions.json", "metrics.jsonl", "episodes.jsonl", "exported.jsonl"),
         *("summary.json", "generalization.json", "generalization.md", "language.json"),
-        *("report.html", "checkpoints", "tensorboard", "wandb", "trackio"),
+        *("report.html", "inspect.html", "checkpoints", "tensorboard", "wandb", "trackio"),
     )
 )
 """Names in a run's directory that no world may use, in small letters."""

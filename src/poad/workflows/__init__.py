@@ -1,9 +1,10 @@
-"""Workflows on whole runs: train, resume, load, evaluate, export, generalize; and fetch models."""
+"""Workflows on whole runs: train, load, evaluate, inspect, export, generalize; and fetch models."""
 
 from poad.workflows.evaluate import evaluate_run
 from poad.workflows.export import export_run
 from poad.workflows.fetch import convert_gguf, fetch_model
 from poad.workflows.generalize import generalize_run
+from poad.workflows.inspect import Selection, inspect_file, inspect_runs
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
 from poad.workflows.prior import show_prior
@@ -12,6 +13,7 @@ from poad.workflows.train import resume_run, train_run
 __all__ = [
     "TASKS",
     "LoadedRun",
+    "Selection",
     "Weights",
     "check_world",
     "convert_gguf",
@@ -21,6 +23,8 @@ __all__ = [
     "export_run",
     "fetch_model",
     "generalize_run",
+    "inspect_file",
+    "inspect_runs",
     "load_weights",
     "resume_run",
     "show_prior",

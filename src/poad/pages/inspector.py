@@ -1,0 +1,252 @@
+"""The inspector: episodes token by token, with their credit by every method, as one page.
+
+The page needs no network and no other file. It holds the episodes as JSON and computes all credit
+itself, so its sliders can move every rate. What a model or a world wrote is only ever shown as
+text: it is made printable here, and the page's script puts it into text nodes alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from poad.credit import METHODS, Method
+from poad.display import compact, printable
+from poad.pages.views import Alternative, Dials, EpisodeView, TurnView, kinds
+
+LARGEST = 5_000_000
+"""Bytes that a page never exceeds: episodes beyond them are left out, and the page says so."""
+LONGEST_TEXT = 20_000
+"""Longer observations and actions are cut off behind so many characters."""
+LONGEST_PIECE = 200
+"""A token's text is cut off behind so many characters."""
+OFFERS = 40
+"""Of an offer of more actions, the likeliest are listed, with the one that was chosen."""
+DIGITS = 6
+"""Significant digits of numbers in the page."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an inspector's page shows."""
+
+    title: str
+    agents: Mapping[str, Sequence[EpisodeView]]
+    """Episodes by what acted in them, such as "checkpoint 24"; one entry or two."""
+    dials: Dials = field(default_factory=Dials)
+    """Where the sliders stand at first."""
+    method: str = "poad"
+    """The method whose credit colours the episode at first."""
+    more_methods: tuple[Method, ...] = ()
+    """Methods that are not in `METHODS`."""
+    before: str = ""
+    """The policy that probabilities are compared with, such as "the untrained model"."""
+    clip: float = 0.2
+    """The clip range of PPO, for the ratio to that policy."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the reader: whose critic it is, and what is unknown."""
+
+
+def inspector_page(inspection: Inspection) -> str:
+    """Build the page."""
+    return render(printable(inspection.title), _page_data(inspection))
+
+
+def render(title: str, data: str) -> str:
+    """Put JSON that `embed` wrote into the page's template."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).parent
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined
+    ).get_template("inspect.html.j2")
+    return template.render(
+        title=title,
+        digest=digest,
+        css=(folder / "inspect.css").read_text(encoding="utf-8"),
+        script=script,
+        data=data,
+    )
+
+
+SCRIPTS = ("credit.js", "inspect.js")
+"""The page's script, a file after another."""
+
+
+def embed(value: object) -> str:
+    """Write JSON that can stand inside a script element: nothing in it ends the element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _page_data(inspection: Inspection) -> str:
+    """Write the episodes as JSON, as many as the size of the page allows."""
+    texts = _Texts()
+    heading = _heading(inspection)
+    packed: list[dict[str, Any]] = []
+    size = len(embed(heading).encode()) + 200_000  # room for the rest of the page
+    left_out = 0
+    for agent, episode in _in_turn(inspection.agents):
+        before = len(texts.known)
+        entry = {"agent": agent, **_episode(episode, texts)}
+        more = len(embed([entry, texts.known[before:]]).encode())
+        if left_out or size + more > LARGEST:
+            del texts.known[before:]
+            left_out += 1
+            continue
+        size += more
+        packed.append(entry)
+    if left_out:
+        heading["notes"].append(
+            f"{left_out} more episodes would make this page larger than "
+            f"{LARGEST / 1e6:g} MB, so they are left out."
+        )
+    return embed({**heading, "texts": texts.known, "episodes": packed})
+
+
+def _in_turn(agents: Mapping[str, Sequence[EpisodeView]]) -> Iterator[tuple[int, EpisodeView]]:
+    """Go through the episodes of all agents, those with the same seed next to each other."""
+    pairs = [(n, i, e) for n, each in enumerate(agents.values()) for i, e in enumerate(each)]
+    for agent, _, episode in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
+        yield agent, episode
+
+
+def _heading(inspection: Inspection) -> dict[str, Any]:
+    dials, methods = inspection.dials, kinds(inspection.more_methods)
+    known = {name for names in methods for name in names.split(", ")}
+    notes = list(inspection.notes)
+    if inspection.method not in known and inspection.method not in METHODS:
+        notes.append(
+            f"{inspection.method} computes credit by a function of its own, which this page cannot "
+            "repeat, so it is not among the methods."
+        )
+    return {
+        "title": printable(inspection.title),
+        "agents": [printable(name) for name in inspection.agents],
+        "before": printable(inspection.before),
+        "clip": inspection.clip,
+        "method": inspection.method if inspection.method in known else "poad",
+        "notes": [printable(note) for note in notes],
+        "dials": {
+            "gamma": dials.gamma,
+            "lam": dials.lam,
+            "gamma_token": dials.gamma_token,
+            "lam_token": dials.lam_token,
+            "lam_actor": dials.lam_actor,
+            "beta": dials.beta,
+            "trace": dials.trace,
+            "by_duration": dials.by_duration,
+        },
+        "methods": [_method(names, method) for names, method in methods.items()],
+    }
+
+
+def _method(names: str, method: Method) -> dict[str, Any]:
+    return {
+        "names": names.split(", "),
+        "summary": printable(method.summary),
+        "decision": method.decision,
+        "slots": method.slots,
+        "gamma_token": method.gamma_token,
+        "next_value": method.next_value,
+        "uses_critic": method.uses_critic,
+    }
+
+
+class _Texts:
+    """Texts by number, each stored once: prompts and offers come again and again."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def __call__(self, text: str, longest: int = LONGEST_TEXT) -> int:
+        text = printable(_cut(text, longest))
+        number = self._numbers.get(text)
+        if number is None or number >= len(self.known):  # an episode that was left out had it
+            number = self._numbers[text] = len(self.known)
+            self.known.append(text)
+        return number
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]} … ({len(text):,} characters)"
+
+
+def _episode(episode: EpisodeView, texts: _Texts) -> dict[str, Any]:
+    return {
+        "seed": episode.seed,
+        "return": _number(episode.episode_return),
+        "success": episode.success,
+        "ending": episode.ending,
+        "bootstrap": _number(episode.bootstrap),
+        "turns": [_turn(turn, texts) for turn in episode.turns],
+    }
+
+
+def _turn(turn: TurnView, texts: _Texts) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "prompt": texts(turn.prompt),
+        "action": texts(turn.action),
+        "reward": _number(turn.reward),
+        "duration": turn.duration,
+        "ids": turn.token_ids,
+        "pieces": [texts(piece, LONGEST_PIECE) for piece in turn.pieces],
+        "choice": [int(choice) for choice in turn.choice],
+        "logprob": [*map(_number, turn.logprob)],
+        "value": [*map(_number, turn.value)],
+    }
+    if turn.invalid:
+        entry["invalid"] = True
+    if turn.form:
+        entry["form"] = texts(turn.form)
+    if turn.before:
+        entry["before"] = [*map(_number, turn.before)]
+    if turn.entropy:
+        entry["entropy"] = [*map(_number, turn.entropy)]
+    if turn.alternatives:
+        entry["alternatives"] = [[_alternative(a, texts) for a in p] for p in turn.alternatives]
+    if turn.offered is not None:
+        entry["offered"], rest = _offered(turn, texts)
+        if rest:
+            entry["more"] = [len(rest), _number(sum(chance for _, chance in rest))]
+    return entry
+
+
+def _alternative(alternative: Alternative, texts: _Texts) -> list[Any]:
+    text, probability, before, taken = alternative
+    return [texts(text, LONGEST_PIECE), _number(probability), _number(before), int(taken)]
+
+
+def _offered(turn: TurnView, texts: _Texts) -> tuple[list[Any], list[tuple[str, float]]]:
+    """The likeliest offered actions, [text, probability, whether it was chosen], and the rest."""
+    ranked = sorted(turn.offered or (), key=lambda pair: -pair[1])
+    shown = [pair for i, pair in enumerate(ranked) if i < OFFERS or pair[0] == turn.action]
+    rest = [pair for i, pair in enumerate(ranked) if i >= OFFERS and pair[0] != turn.action]
+    listed = [[texts(text), _number(chance), int(text == turn.action)] for text, chance in shown]
+    return listed, rest
+
+
+def _number(value: float) -> float | None:
+    """Round to significant digits; None where there is no finite number."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def describe_episodes(episodes: Sequence[EpisodeView]) -> str:
+    """Describe episodes in a few words: "20 episodes, 18 successful, mean return 0.62"."""
+    count, wins = len(episodes), sum(bool(e.success) for e in episodes)
+    mean = sum(e.episode_return for e in islice(episodes, count)) / max(1, count)
+    return f"{count} episodes, {wins} successful, mean return {compact(mean)}"

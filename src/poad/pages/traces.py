@@ -1,0 +1,258 @@
+"""Episodes from files: our own episodes.jsonl, traces of other tools, and those of verifiers.
+
+docs/inspect.md documents the three forms; a line is an episode in each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from poad.errors import RunError
+from poad.pages.views import EpisodeView, TurnView
+from poad.runs import EpisodeRecord, decode
+
+Pieces = Callable[[Sequence[int]], Sequence[str]]
+"""Decodes tokens, each by itself."""
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One episode as flat columns over its tokens, as `poad.token_credit` takes them."""
+
+    token_ids: tuple[int, ...]
+    """[n] all tokens, or those of the actions alone."""
+    turn_ids: tuple[int, ...]
+    """[n] the turn of each token; never decreasing. An observation may have the number of the turn
+    that answers it."""
+    rewards: tuple[float, ...]
+    """[n] the sum over a turn's tokens is the turn's reward."""
+    texts: tuple[str, ...] = ()
+    """[n] the tokens as text."""
+    logprobs: tuple[float, ...] = ()
+    """[n] log-probabilities of the action tokens, in nats."""
+    values: tuple[float, ...] = ()
+    """[n] the critic's value before each token."""
+    entropies: tuple[float, ...] = ()
+    """[n] in nats."""
+    mask: tuple[bool, ...] = ()
+    """[n] action tokens, those that the policy sampled; all if empty."""
+    choice: tuple[bool, ...] = ()
+    """[n] action tokens that had an alternative; all action tokens if empty."""
+    ending: Literal["terminated", "truncated", "unfinished"] = "terminated"
+    bootstrap: float = math.nan
+    """The value after the last turn, unless the episode terminated."""
+    success: bool | None = None
+    seed: int | None = None
+
+
+def read_episodes(
+    path: Path, *, limit: int, checkpoint: int | None = None, pieces: Pieces | None = None
+) -> dict[str, list[EpisodeView]]:
+    """Read episodes from JSON lines, by the agent that acted in them.
+
+    Args:
+        path: the file; the first line shows its form.
+        limit: how many episodes of each agent.
+        checkpoint: of our own episodes, those of this checkpoint. None: of the newest.
+        pieces: decodes tokens that have no text of their own; without it they show their ids.
+
+    Raises:
+        RunError: the file or a line cannot be read; the message names the line and what is wrong.
+    """
+    found: dict[str, list[EpisodeView]] = {}
+    records: list[tuple[EpisodeRecord, EpisodeView]] = []
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        if "turns" in line:
+            record = decode(EpisodeRecord, line, where)
+            if record.turns:
+                records.append((record, _from_record(record)))
+        elif "trajectory" in line:
+            found.setdefault("", []).append(_from_verifiers(line, number, pieces, where))
+        elif "token_ids" in line:
+            trace = decode(TokenTrace, line, where)
+            found.setdefault("", []).append(_from_trace(trace, number, pieces, where))
+        else:
+            raise RunError(
+                f"{where}: this is no episode. Its keys are {', '.join([*line][:8]) or 'none'}; "
+                "a line needs `turns` (episodes.jsonl), `token_ids` (a trace) or `trajectory` "
+                "(verifiers, saved with that column). docs/inspect.md has the three forms."
+            )
+        if not records and len(found.get("", ())) >= limit:
+            break
+    found |= _newest(records, checkpoint, path, limit)
+    if not any(found.values()):
+        raise RunError(f"{path} holds no episode with turns.")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    line = json.loads(text)
+                except ValueError as error:
+                    raise RunError(f"{path}, line {number}: this is not JSON: {error}.") from None
+                if not isinstance(line, dict):
+                    raise RunError(f"{path}, line {number}: an episode is a JSON object.")
+                yield number, line
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+# Our own records.
+
+
+def _newest(
+    records: Sequence[tuple[EpisodeRecord, EpisodeView]],
+    checkpoint: int | None,
+    path: Path,
+    limit: int,
+) -> dict[str, list[EpisodeView]]:
+    """Keep the episodes of one checkpoint, sampled and greedy, each seed once."""
+    if not records:
+        return {}
+    ages = sorted({-1 if r.checkpoint is None else r.checkpoint for r, _ in records})
+    age = ages[-1] if checkpoint is None else checkpoint
+    if age not in ages:
+        known = ", ".join("untrained" if each < 0 else str(each) for each in ages)
+        raise RunError(f"{path} has no episodes of checkpoint {age}; there are those of {known}.")
+    found: dict[str, dict[int, EpisodeView]] = {}
+    for record, view in records:
+        if (-1 if record.checkpoint is None else record.checkpoint) == age:
+            who = "untrained" if age < 0 else f"checkpoint {age}"
+            who = f"{record.model or who} in {record.env}, {record.mode}"
+            found.setdefault(who, {})[record.seed] = view
+    return {who: list(views.values())[:limit] for who, views in found.items()}
+
+
+def _from_record(record: EpisodeRecord) -> EpisodeView:
+    turns = tuple(
+        TurnView(**{spec.name: getattr(turn, spec.name) for spec in _SHARED})
+        for turn in record.turns
+    )
+    return EpisodeView(
+        record.seed, record.episode_return, record.success, record.ending, turns, math.nan
+    )
+
+
+_SHARED = [
+    spec for spec in fields(TurnView) if spec.name not in ("before", "entropy", "alternatives")
+]
+
+
+# Traces of other tools.
+
+
+def _from_trace(trace: TokenTrace, number: int, pieces: Pieces | None, where: str) -> EpisodeView:
+    size = len(trace.token_ids)
+    for spec in fields(trace):
+        column = getattr(trace, spec.name)
+        if isinstance(column, tuple) and len(column) not in (
+            (0, size) if spec.default == () else (size,)
+        ):
+            raise RunError(
+                f"{where}: {spec.name} has {len(column)} entries, and token_ids has {size}."
+            )
+    if any(a > b for a, b in zip(trace.turn_ids, trace.turn_ids[1:], strict=False)):
+        raise RunError(f"{where}: turn_ids decrease; tokens must be in the order of time.")
+    texts = trace.texts or _decoded(trace.token_ids, pieces)
+    mask = trace.mask or (True,) * size
+    unknown = (math.nan,) * size
+    logprobs, values = trace.logprobs or unknown, trace.values or unknown
+    choice = trace.choice or mask
+    turns: list[TurnView] = []
+    pending: list[str] = []  # the observation that the next action answers
+    for turn_id in dict.fromkeys(trace.turn_ids):
+        here = [i for i in range(size) if trace.turn_ids[i] == turn_id]
+        acted = [i for i in here if mask[i]]
+        pending += [texts[i] for i in here if not mask[i]]
+        if not acted:
+            continue
+        turns.append(
+            TurnView(
+                prompt="".join(pending),
+                action="".join(texts[i] for i in acted),
+                token_ids=tuple(trace.token_ids[i] for i in acted),
+                pieces=tuple(texts[i] for i in acted),
+                choice=tuple(choice[i] for i in acted),
+                logprob=tuple(logprobs[i] for i in acted),
+                value=tuple(values[i] for i in acted),
+                reward=sum(trace.rewards[i] for i in acted),
+                entropy=tuple(trace.entropies[i] for i in acted) if trace.entropies else (),
+            )
+        )
+        pending = []
+    return EpisodeView(
+        seed=number if trace.seed is None else trace.seed,
+        episode_return=sum(turn.reward for turn in turns),
+        success=trace.success,
+        ending=trace.ending,
+        turns=tuple(turns),
+        bootstrap=trace.bootstrap,
+    )
+
+
+def _from_verifiers(
+    line: Mapping[str, Any], number: int, pieces: Pieces | None, where: str
+) -> EpisodeView:
+    """Convert a rollout that verifiers saved with the state column `trajectory`."""
+    try:
+        steps = [step for step in line["trajectory"] if step.get("tokens")]
+        rewards = [step.get("reward") for step in steps]
+        if not steps:
+            raise RunError(
+                f"{where}: no step of the trajectory has tokens. Save rollouts of an engine that "
+                "returns token ids."
+            )
+        if any(reward is None for reward in rewards):  # then all of it comes at the end
+            rewards = [0.0] * (len(steps) - 1) + [float(line["reward"])]
+        turns = tuple(
+            _verifiers_turn(step, float(reward), pieces)
+            for step, reward in zip(steps, rewards, strict=True)
+        )
+        cut = bool(line.get("is_truncated"))
+        total = float(line["reward"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{where}: this is not a rollout as verifiers saves it: {type(error).__name__}: "
+            f"{error}."
+        ) from error
+    return EpisodeView(number, total, None, "truncated" if cut else "terminated", turns)
+
+
+def _verifiers_turn(step: Mapping[str, Any], reward: float, pieces: Pieces | None) -> TurnView:
+    tokens = step["tokens"]
+    ids = tuple(map(int, tokens["completion_ids"]))
+    sampled = tuple(map(bool, tokens["completion_mask"]))
+    logprob = tuple(map(float, tokens["completion_logprobs"]))
+    if not len(ids) == len(sampled) == len(logprob):
+        raise ValueError("completion_ids, completion_mask and completion_logprobs differ in length")
+    return TurnView(
+        prompt=_messages(step["prompt"]),
+        action=_messages(step["completion"]),
+        token_ids=ids,
+        pieces=tuple(_decoded(ids, pieces)),
+        choice=sampled,
+        logprob=logprob,
+        value=(math.nan,) * len(ids),
+        reward=reward,
+    )
+
+
+def _messages(messages: Any) -> str:
+    if isinstance(messages, str):
+        return messages
+    return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+
+
+def _decoded(token_ids: Sequence[int], pieces: Pieces | None) -> Sequence[str]:
+    return [f"#{token}" for token in token_ids] if pieces is None else pieces(token_ids)

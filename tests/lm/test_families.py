@@ -16,7 +16,7 @@ from tolerance import drift
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
-from poad.lm.loading import with_adapters
+from poad.lm.adapters import with_adapters
 from poad.lm.model import LanguageModel
 from poad.lm.packing import Packed, pack
 from poad.lm.tokenizer import TextCodec

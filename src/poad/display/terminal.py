@@ -41,6 +41,7 @@ SPARK_BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (
     ("iter", "iteration", 5, ".0f"),
     ("steps", "env_steps", 9, ",.0f"),
+    ("reward", "reward", 7, ".4f"),
     ("return", "return", 7, ".3f"),
     ("success", "success", 7, ".1%"),
     ("entropy", "entropy", 7, ".3f"),

@@ -93,6 +93,7 @@ class Meters:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "episodes": self.episodes,
+            "reward": float(np.mean([turn.reward for turn in rollout.turns])),
             "return": recent("episode_return"),
             "success": recent("success"),
             "length": recent("length"),

@@ -20,7 +20,14 @@ from poad.lm.loading import (
     without_progress_bars,
 )
 from poad.lm.mixed import resolve_precision
-from poad.lm.model import LanguageModel, computed_twice, context_length, seeded, text_body
+from poad.lm.model import (
+    LARGE_VOCABULARY,
+    LanguageModel,
+    computed_twice,
+    context_length,
+    seeded,
+    text_body,
+)
 from poad.lm.packing import (
     Bundles,
     Packed,
@@ -35,6 +42,7 @@ from poad.lm.tokenizer import TextCodec
 __all__ = [
     "ASSETS",
     "KNOWN",
+    "LARGE_VOCABULARY",
     "SOURCE",
     "Bundles",
     "Decoder",

@@ -29,7 +29,7 @@ from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
 
 _Computed = TypeVar("_Computed")
-_LARGE_VOCABULARY = 4096
+LARGE_VOCABULARY = 4096
 """From this size on, the logits of a few tokens are cheaper than those of all."""
 
 
@@ -321,7 +321,7 @@ def _without_token(model: LanguageModel) -> Tensor | None:
 
 def _projected(head: nn.Module, hidden: Tensor, tokens: Tensor | None) -> Tensor:
     """Compute logits [..., V] from states [..., H], or those of some tokens [..., K]."""
-    if tokens is None or type(head) is not nn.Linear or len(head.weight) < _LARGE_VOCABULARY:
+    if tokens is None or type(head) is not nn.Linear or len(head.weight) < LARGE_VOCABULARY:
         logits = head(hidden).float()
         return logits if tokens is None else logits.gather(-1, tokens)
     # [..., K, H] · [..., H, 1] -> [..., K]

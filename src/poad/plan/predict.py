@@ -35,9 +35,15 @@ OVERHEAD: Mapping[Kind, int] = {"cpu": 430_000_000, "cuda": 600_000_000}
 """Bytes before the first weight. CPU: Python with torch, transformers and poad loaded and one step
 taken, measured on Linux with torch 2.13. CUDA: the context and the work space of cuBLAS, which
 torch does not count as allocated."""
-UTILIZATION: Mapping[Kind, tuple[float, float]] = {"cpu": (0.7, 0.7), "cuda": (0.3, 0.45)}
+UTILIZATION: Mapping[str, tuple[float, float]] = {
+    "cpu": (0.7, 0.7),
+    "mixed": (0.65, 0.65),
+    "cuda": (0.3, 0.45),
+}
 """Share of the sustained matrix speed that acting and updating reach. CPU: about that of one core
-with Llamas of 0.3 and 60 million weights. CUDA: an assumption that was never measured."""
+with Llamas of 0.3 and 60 million weights. Mixed precision: of the speed in bfloat16, that of one
+core with SmolLM2-135M, where attention, norms and rounding take their time in float32. CUDA: an
+assumption that was never measured."""
 LAYER_SECONDS: Mapping[Kind, float] = {"cpu": 5e-4, "cuda": 5e-4}
 """Seconds per layer of a forward pass, even of one token: Python, and the launch of kernels."""
 TURN_SECONDS = 1e-4
@@ -147,13 +153,25 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     # Those of the rollout at hand, and copies of those that the critic remembers.
     features = sample.critic_positions * read * 4 * (1 + config.critic.replay) if frozen else 0
     yield Part("critic", 16 * critic + features, note=f"{critic:,} weights, and its input")
+    if shape.adapted < shape.layers:
+        # As many again while the memory grows.
+        tokens = sample.acting_tokens + sample.critic_tokens
+        note = f"of the {shape.layers - shape.adapted} layers below all adapters"
+        yield Part("remembered states", 8 * shape.width * tokens, note=note)
     name = "libraries" if kind == "cpu" else "CUDA context"
     yield Part(name, OVERHEAD[kind], note="Python, torch, transformers and poad")
 
 
+def utilization(config: Config, kind: Kind) -> tuple[float, float]:
+    """Return the share of the sustained matrix speed that acting and updating reach."""
+    return UTILIZATION["mixed" if kind == "cpu" and config.model.precision == "mixed" else kind]
+
+
 def base_bytes(config: Config, shape: Shape) -> int:
-    """Return the bytes of the base weights. Embeddings, norms and head are never quantized."""
+    """Return the bytes of the base weights. Embeddings, norms and head keep their precision."""
     number = getattr(torch, config.model.dtype).itemsize
+    if config.model.precision == "mixed":  # linear layers in bfloat16
+        return 2 * shape.quantizable + number * (shape.weights - shape.quantizable)
     if config.model.quantize == "none":
         return shape.weights * number
     rest = shape.weights - shape.quantizable
@@ -163,6 +181,8 @@ def base_bytes(config: Config, shape: Shape) -> int:
 def _precision(config: Config, shape: Shape) -> str:
     number, quantize, dtype = shape.weights, config.model.quantize, config.model.dtype
     count = f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number:,}"
+    if config.model.precision == "mixed":
+        quantize = "bfloat16"
     precision = dtype if quantize == "none" else f"{quantize}, rest {dtype}"
     return f"{count} weights, {precision}"
 
@@ -189,6 +209,8 @@ def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     yield Part("activations", tokens * (each + working) + unpacked, "updating", note)
     copies = LOGITS[sample.offered and config.acting.scheme == "trie"]
     size = readings * shape.vocabulary * (4 * copies + 2 * number)
+    if sample.few_logits:
+        size = 0
     yield Part("logits", size, "updating", f"{readings:,} positions, float32")
     yield from _acting(config, shape, sample, number, unpacked)
 
@@ -227,10 +249,12 @@ def _seconds(
     scores are left out. What gradient checkpointing computes again takes time, but the count of
     operations does not include it.
     """
-    per_token, per_reading = 2 * shape.multiplied, 2 * shape.head
+    # Of a token that is read again, only the layers from the first that is trained on.
+    per_new_token, per_reading = 2 * shape.multiplied, 0 if sample.few_logits else 2 * shape.head
+    per_token = per_new_token * shape.adapted // shape.layers
     trained = 2 * (shape.multiplied if config.model.tuning == "full" else shape.adapters)
     forward = per_token * sample.update_tokens + per_reading * sample.update_positions
-    act = per_token * sample.acting_tokens + per_reading * sample.update_positions
+    act = per_new_token * sample.acting_tokens + per_reading * sample.update_positions
     step = 2 * forward + trained * sample.update_tokens
     if config.model.tuning == "full":
         step += per_reading * sample.update_positions
@@ -244,7 +268,7 @@ def _seconds(
     # A pass waits for every layer to be launched, and for all weights to be read from memory.
     weights = base_bytes(config, shape) * INTENSITY[kind] / speed
     latency = shape.layers * LAYER_SECONDS[kind] + weights
-    share_acting, share_updating = UTILIZATION[kind]
+    share_acting, share_updating = utilization(config, kind)
     turns = TURN_SECONDS * sample.turns
     acting = act / speed / share_acting + sample.acting_passes * latency + turns
     passes = 3 * sample.update_passes * ppo.epochs  # a backward pass waits about twice as long
@@ -343,6 +367,7 @@ def show(config: Config, memory: str | None = None, flops: float | None = None) 
     if flops is not None and not flops > 0:
         raise HardwareError(f"--flops {flops:g}: must be above 0, in operations per second.")
     room = device_memory(config) if memory is None else read_size(memory)
+    config = resolve(config).config
     plan = predict(config, flops=flops)
     console = Screen(markup=True)
     console.print(_table(plan, config).to_terminal(), "", *_world_lines(plan), "", sep="\n")
@@ -395,7 +420,7 @@ def _world_lines(plan: Plan) -> Iterator[str]:
 
 
 def _time_lines(plan: Plan, config: Config, given: bool) -> Iterator[str]:
-    acting, updating = (100 * share for share in UTILIZATION[plan.kind])
+    acting, updating = (100 * share for share in utilization(config, plan.kind))
     iterations = math.ceil(config.steps / plan.sample.turns)
     yield (
         f"One iteration takes about {_duration(plan.seconds)}: "

@@ -32,6 +32,7 @@ from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import make
 from poad.learn import Collector, lay_out
 from poad.lm import (
+    LARGE_VOCABULARY,
     Decoder,
     Packed,
     TextCodec,
@@ -86,6 +87,8 @@ class Sample:
     """Tokens that one forward pass would compute if it read the whole rollout."""
     update_positions: int
     """Distinct positions where an update computes logits."""
+    few_logits: bool
+    """True if logits are computed of the offered tokens alone, of a large vocabulary."""
     critic_tokens: int
     """Tokens computed for the critic's values before the first step."""
     critic_positions: int
@@ -151,10 +154,13 @@ class CountingModel:
 
     read_frozen = read
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return equal logits [..., V] for hidden states [..., 1]."""
+    def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return equal logits for hidden states [..., 1]: [..., V], or [..., K] of some tokens."""
+        if tokens is not None and self.vocabulary >= LARGE_VOCABULARY:
+            return self._row[tokens]
         self.most_logits = max(self.most_logits, hidden.numel())
-        return self._row.expand(*hidden.shape[:-1], -1)
+        every = self._row.expand(*hidden.shape[:-1], -1)
+        return every if tokens is None else every.gather(-1, tokens)
 
     def decoder(self, remember: bool = False, pass_tokens: int = sys.maxsize) -> Decoder:
         """Make a real decoder around a body that only counts."""
@@ -304,6 +310,11 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
         update_passes=updates,
         tokens_at_once=round(more * packed_tokens(read)),
         update_positions=round(more * len(read)),
+        few_logits=(
+            batch is not None
+            and batch.between_single_tokens
+            and model.vocabulary >= LARGE_VOCABULARY
+        ),
         critic_tokens=round(more * features),
         critic_positions=round(more * len(positions)),
         tokenizer=tokenizer,

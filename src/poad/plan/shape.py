@@ -36,6 +36,8 @@ class Shape:
     adapters: int
     """Low-rank weights, in float32. 0 with full tuning."""
     layers: int
+    adapted: int
+    """Layers from the first that is trained on. What those below compute never changes."""
     width: int
     """H, the size of a hidden state."""
     feed: int
@@ -75,7 +77,10 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
     adapters = sum(p.numel() for p in causal.parameters()) - counts["weights"]
     # Equation 1 has 34 bytes at 2 bytes a number, so 17 numbers per unit of width and layer.
     published = 17 * dtype.itemsize * counts["width"] * counts["layers"]
-    return Shape(**counts, adapters=adapters, saved=_saved(causal, body) or published)
+    layers = counts["layers"]
+    adapted = min(layers, config.lora_layers or layers) if config.tuning == "lora" else layers
+    saved = _saved(causal, body) or published * adapted // layers
+    return Shape(**counts, adapters=adapters, adapted=adapted, saved=saved)
 
 
 def describe(config: ModelConfig, env: str) -> Any:

@@ -210,7 +210,7 @@ def test_a_run_records_everything(trained: Path) -> None:
     assert summary.cpu_seconds > 0
     assert summary.logprob_drift is not None
     assert 0 <= summary.logprob_drift.mean <= summary.logprob_drift.largest <= drift()
-    assert run.checkpoints() == [2]
+    assert run.checkpoints() == [0, 2]
     assert "<svg" in (trained / "report.html").read_text()
 
 
@@ -508,7 +508,8 @@ def test_the_error_for_an_unknown_key_in_a_file_names_the_nearest_one(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_after_ctrl_c_a_run_can_be_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_after_an_interrupt_a_run_can_be_resumed(tmp_path: Path, number: int) -> None:
     path = tmp_path / "run"
     long = ("--steps", "1000000", "--streams", "4", "--horizon", "8")
     process = subprocess.Popen(
@@ -520,7 +521,7 @@ def test_after_ctrl_c_a_run_can_be_resumed(tmp_path: Path) -> None:
     metrics = path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
@@ -534,6 +535,24 @@ def test_after_ctrl_c_a_run_can_be_resumed(tmp_path: Path) -> None:
     resumed = ("--steps", str((done + 1) * 32), "--eval.episodes", "1", "--quiet")
     assert main(["train", "--resume", str(path), *resumed]) == 0
     assert len(Run.open(path).metrics()) == done + 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_any_command_ends_at_sigterm_as_at_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*POAD, "play", "poad/TomatoSalad-v0", "--human"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130  # while its input is open
+    _, errors = process.communicate()
+    assert errors == "\nInterrupted. Everything written so far is intact.\n"
 
 
 def test_resume_refuses_fewer_steps_than_were_trained(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,11 +22,12 @@ from torch import Tensor
 from poad.agent.build import Agent, load_agent
 from poad.config import Config
 from poad.envs.registry import make
-from poad.errors import ConfigError, DivergenceError
+from poad.errors import ConfigError, DivergenceError, ModelError
 from poad.learn import ppo
 from poad.learn.experience import gather
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
+from poad.lm import LanguageModel, Packed
 from poad.turns import Rollout, Turn
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -337,10 +339,75 @@ def test_what_is_no_number_first_is_named_and_nothing_moves(critic: bool) -> Non
         weight = agent.model.parameters()[-1]
         weight.register_hook(lambda gradient: gradient * math.nan)
         says = r"losses are finite, but the gradient of \S+ is not.*smaller ppo\.lr"
+        with pytest.warns(
+            UserWarning, match="gradient step was skipped: the losses are finite, but"
+        ):
+            metrics = learner.update(rollout)
+        assert metrics["skipped"] == 4
+        assert all(map(math.isfinite, (metrics["value_loss"], metrics["critic_grad_norm"])))
     with pytest.raises(DivergenceError, match=says):
         learner.update(rollout)
-    if not critic:
-        assert torch.equal(weights(agent), before)
+    policy = [p.flatten() for p in agent.model.parameters()]
+    assert torch.equal(torch.cat(policy), before[: sum(map(len, policy))])
+
+
+def test_a_step_without_a_number_costs_only_itself() -> None:
+    """The other minibatch is learned from, and is what the metrics measure."""
+    agent, learner, worlds = build(settings("Novel", ppo={"epochs": 1, "minibatches": 2}))
+    rollout = worlds.collect(5, np.random.default_rng(1))
+    before, calls = weights(agent), []
+
+    def spoil(gradient: Tensor) -> Tensor:
+        calls.append(True)
+        return gradient * (math.nan if len(calls) == 1 else 1.0)
+
+    hook = agent.model.parameters()[-1].register_hook(spoil)
+    with pytest.warns(UserWarning, match="step was skipped"):
+        metrics = learner.update(rollout)
+    hook.remove()
+    assert metrics["skipped"] == 1
+    assert math.isfinite(metrics["grad_norm"])
+    after = weights(agent)
+    assert after.isfinite().all()
+    assert not torch.equal(after, before)
+    for _ in range(2):  # one accident in an update is forgiven by a clean one
+        rollout = worlds.collect(5, np.random.default_rng(1))
+        assert learner.update(rollout)["skipped"] == 0
+    assert learner.skips.count == 0
+
+
+@pytest.mark.parametrize("body", ["frozen", "shared"])
+def test_a_pass_that_does_not_fit_into_memory_is_halved_and_so_are_all_that_follow(
+    body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("Novel", streams=8, critic={"body": body}, ppo={"kl_reference": 0.1})
+
+    def learned() -> tuple[dict[str, float], Tensor, Agent]:
+        agent, learner, worlds = build(config)
+        rollout = worlds.collect(12, np.random.default_rng(1))
+        return learner.update(rollout), weights(agent), agent
+
+    expected, moved, _ = learned()
+    read, most = LanguageModel.read, 200
+
+    def small(model: LanguageModel, packed: Packed) -> Tensor:
+        if packed.tokens > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return read(model, packed)
+
+    monkeypatch.setattr(LanguageModel, "read", small)
+    with pytest.warns(UserWarning, match=r"memory in a pass of up to 16,384 tokens.*at most 256,"):
+        found, weighed, agent = learned()
+    assert agent.model.passes.tokens == 256
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
+    assert torch.allclose(weighed, moved, atol=1e-5)
+
+    most = sys.maxsize  # while the model is loaded
+    agent, learner, worlds = build(config)
+    rollout = worlds.collect(3, np.random.default_rng(1))
+    most = 10
+    with pytest.raises(ModelError, match=r"even in passes of 64 tokens.*gradient_checkpointing"):
+        learner.update(rollout)
 
 
 # --- sampling and learning agree ---

@@ -135,4 +135,4 @@ def test_what_a_snapshot_holds() -> None:
     advance(trainer, 0.0)
     parameters = sum(len(group["params"]) for group in trainer.learner.optimizer.param_groups)
     assert len(take(trainer)[0]["optimizer"]) == 3 * parameters
-    assert state.keys() == {"generator", "collector", "updates", "waiting"}
+    assert state.keys() == {"generator", "collector", "updates", "pass_tokens", "waiting"}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from torch import Tensor
 
 from poad.agent.build import load_agent
 from poad.config import Config
-from poad.errors import ConfigError
+from poad.errors import ConfigError, RunError
 from poad.learn.evaluate import evaluate
+from poad.learn.ppo import PPO
 from poad.learn.train import Trainer, train
 from poad.runs.run import Run
 
@@ -209,17 +214,103 @@ def test_an_interrupted_iteration_leaves_the_checkpoint_before_it(
             patch.setattr(broken, where, fail)
             with pytest.raises(PowerCut):
                 next(progress)
-        assert cut.checkpoints() == [2]
+        assert cut.checkpoints()[-1] == 2
     with Run.open(tmp_path / "cut") as cut:
         assert len(list(train(config, cut, resume=True))) == 2
     assert_same_outcome(cut, whole)
 
 
-def test_before_the_first_iteration_is_over_there_is_nothing_to_keep(tmp_path: Path) -> None:
-    config = config_of("poad")
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_breaks_in_its_first_iteration_goes_on_from_checkpoint_0(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PowerCut
+
+    config = config_of(case)
+    with Run.create(tmp_path / "whole", config) as whole:
+        list(train(config, whole))
+    with Run.create(tmp_path / "cut", config) as cut, monkeypatch.context() as patch:
+        patch.setattr(PPO, "update", fail)
+        with pytest.raises(PowerCut):
+            next(train(config, cut))
+        assert cut.checkpoints() == [0]
+    with Run.open(tmp_path / "cut") as cut:
+        assert len(list(train(config, cut, resume=True))) == 4
+    assert_same_outcome(cut, whole)
+
+
+def test_a_checkpoint_is_written_when_so_many_minutes_have_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iteration takes a minute here, and there are four."""
+    now = iter(range(0, 1_000_000, 60))
+    written: dict[float, list[int]] = {}
+    for minutes in (0.0, 3.0):
+        config = config_of("poad", checkpoint_every=0, checkpoint_minutes=minutes)
+        with Run.create(tmp_path / str(minutes), replace(config, keep_checkpoints=9)) as run:
+            trainer = Trainer(run.config, run)
+            monkeypatch.setattr(time, "monotonic", lambda: next(now))
+            list(trainer.train())
+            written[minutes] = run.checkpoints()
+    assert written[0.0] == [0, 4]
+    assert written[3.0] == [0, 3, 4]
+
+
+def test_the_best_by_evaluation_stays_beside_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.1, 0.7, 0.7, 0.3, 0.2, 0.6])
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda _: {"eval_success": next(found), "eval_return": 0.0}
+    )
+    config = config_of("poad", steps=90, checkpoint_every=0, eval={"every": 1})
+    with Run.create(tmp_path / "run", replace(config, keep_checkpoints=1)) as run:
+        list(train(run.config, run))
+        assert run.checkpoints() == [2, 6]
+        assert run.checkpoint_path("best").name == "000002"
+        assert run.checkpoint_path().name == "000006"
+
+
+def test_without_evaluations_there_is_no_best(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", config_of("poad")) as run:
+        list(train(run.config, run))
+        with pytest.raises(RunError, match=r"no checkpoint that was evaluated in training"):
+            run.checkpoint_path("best")
+
+
+@pytest.mark.parametrize("file", ["state.json", "policy.safetensors", "optimizer.safetensors"])
+def test_of_a_damaged_checkpoint_the_one_before_is_used(file: str, tmp_path: Path) -> None:
+    config = config_of("poad", eval={"episodes": 2, "every": 2})
     with Run.create(tmp_path / "run", config) as run:
-        train(config, run).close()  # pyright: ignore[reportAttributeAccessIssue]
-        assert run.checkpoints() == []
+        list(train(config, run))
+    whole = Run.open(shutil.copytree(tmp_path / "run", tmp_path / "whole"))
+    damaged = run.checkpoint_path() / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with Run.open(tmp_path / "run") as run:
+        with pytest.warns(UserWarning, match=rf"000004 is damaged: {file}.*one before, 000002"):
+            assert len(list(train(config, run, resume=True))) == 2
+        assert (run.path / "checkpoints" / "damaged-000004" / file).read_bytes() == content
+    assert_same_outcome(run, whole)
+
+
+def test_while_steps_are_skipped_no_checkpoint_is_written(tmp_path: Path) -> None:
+    """Weights that lead to NaN never replace those before them."""
+    config = config_of("poad", checkpoint_every=1, ppo={"epochs": 1, "minibatches": 1})
+    with Run.create(tmp_path / "run", config) as run:
+        trainer = Trainer(config, run)
+        progress = trainer.train()
+        assert next(progress)["skipped"] == 0
+        last = trainer.agent.model.parameters()[-1]
+        hook = last.register_hook(lambda gradient: gradient * math.nan)
+        with pytest.warns(UserWarning, match="step was skipped: the losses are finite, but"):
+            assert next(progress)["skipped"] == 1
+        assert run.checkpoints() == [0, 1]
+        hook.remove()
+        assert next(progress)["skipped"] == 0
+        assert run.checkpoints() == [1, 3]
 
 
 def test_being_examined_on_the_way_changes_nothing() -> None:

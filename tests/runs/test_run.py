@@ -82,6 +82,47 @@ def test_a_run_is_never_overwritten(tmp_path: Path):
     assert Run.open(tmp_path / "first").config.seed == 0
 
 
+def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "run"
+    with Run.create(path, Config()) as run:
+        run.log(metrics(1))
+        run.save_checkpoint(1, TENSORS, {})
+        run.write_summary(summary())
+    for name in ("note.txt", "report.html"):
+        (path / name).write_text("old")
+    with (
+        pytest.warns(UserWarning, match=r"Deleted the run .*Left there: note\.txt\."),
+        Run.create(path, Config(seed=1), overwrite=True) as run,
+    ):
+        assert run.config.seed == 1
+    assert Run.open(path).metrics() == run.checkpoints() == []
+    assert run.summary() is None
+    assert (path / "note.txt").read_text() == "old"
+    assert not (path / "report.html").exists()
+
+
+def test_overwriting_leaves_what_is_no_run_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"neither empty nor a run"):
+        Run.create(tmp_path, Config(), overwrite=True)
+    Run.create(tmp_path / "new", Config(), overwrite=True).close()
+    assert Run.open(tmp_path / "new").metrics() == []
+
+
+def test_a_run_that_is_being_written_is_not_overwritten(tmp_path: Path):
+    Run.create(tmp_path / "run", Config()).close()
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+            with pytest.raises(RunError, match=f"Another process .process {writer.pid} on"):
+                Run.create(tmp_path / "run", Config(), overwrite=True)
+        finally:
+            writer.send_signal(signal.SIGKILL)
+    assert Run.open(tmp_path / "run").metrics() == [{"iteration": 1}]
+
+
 def test_a_run_that_stopped_before_its_first_iteration_is_replaced(tmp_path: Path):
     path = tmp_path / "run"
     Run.create(path, Config()).close()
@@ -117,7 +158,7 @@ def test_a_configuration_that_was_spoiled_by_hand_is_named(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     with (run.path / "config.yaml").open("a") as file:
         file.write("sead: 3\n")
-    with pytest.raises(ConfigError, match=r"config.yaml.*'sead'.*seed"):
+    with pytest.raises(ConfigError, match=r"config.yaml has settings .*'sead'.*mean 'seed'"):
         Run.open(run.path)
 
 
@@ -131,7 +172,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("poad.runs.run.write_sealed", fail)
+    monkeypatch.setattr("poad.runs.place.write_sealed", fail)
     with pytest.raises(RunError, match=r"Cannot create the run .*No space left"):
         Run.create(tmp_path / "run", Config())
     assert os.listdir(tmp_path) == []
@@ -331,6 +372,23 @@ def test_the_same_process_may_open_a_run_twice(tmp_path: Path):
     Run.open(tmp_path / "run").log({"iteration": 1})
     first.log({"iteration": 2})
     assert len(first.metrics()) == 2
+
+
+def test_a_run_of_a_later_version_is_refused_with_all_that_differs(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    Run.create(path, Config(env_args={"anything": 1})).close()
+    assert Run.open(path).config.env_args == {"anything": 1}
+    stored = yaml.safe_load((path / "config.yaml").read_text())
+    stored["ppo"]["shape"], stored["rays"] = "round", {"workers": 3}
+    (path / "config.yaml").write_text(yaml.safe_dump(stored))
+    versions = json.loads((path / "versions.json").read_text())
+    write_sealed(path / "versions.json", versions | {"poad": "9.0.0"})
+    with pytest.raises(ConfigError, match=r"does not know: 'ppo.shape', 'rays'\. .*poad 9\.0\.0"):
+        Run.open(path)
+    del stored["threads"]
+    (path / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError, match=r"lacks threads and has .* 'ppo.shape', 'rays'\. "):
+        Run.open(path)
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

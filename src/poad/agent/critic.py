@@ -173,15 +173,19 @@ def read_hidden(
     """
     if not positions:
         return torch.zeros(0, model.width, device=model.device)
-    parts, order = [], []
     bundles = Bundles.divide(positions, branching=model.branching)
-    for run in bundles.micro_batches(pass_tokens):
-        part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
-        passes = pack_in_passes(part.positions, model.codec.pad_id, pass_tokens, model.branching)
-        for packed, here in passes:
-            parts.append(read(packed))
-            order.append(kept[here])
-    return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
+
+    def compute(tokens: int) -> Tensor:
+        parts, order = [], []
+        for run in bundles.micro_batches(tokens):
+            part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
+            passes = pack_in_passes(part.positions, model.codec.pad_id, tokens, model.branching)
+            for packed, here in passes:
+                parts.append(read(packed))
+                order.append(kept[here])
+        return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
+
+    return model.passes.within(compute, pass_tokens)
 
 
 def critic_width(hidden: int, config: CriticConfig) -> int:

@@ -80,12 +80,16 @@ def option_logprobs(
     Returns:
         [Q, K] on the CPU; -inf where there is no option.
     """
-    logprob = torch.zeros(batch.option_mask.shape)
-    # Every decision lies in one of the micro-batches, which fills its row.
-    for run in batch.bundles.micro_batches(pass_tokens):
-        part, kept, _ = batch.select(run)
-        logprob[kept] = evaluate(model, part, acting, pass_tokens).logprob.cpu()
-    return logprob
+
+    def compute(tokens: int) -> Tensor:
+        logprob = torch.zeros(batch.option_mask.shape)
+        # Every decision lies in one of the micro-batches, which fills its row.
+        for run in batch.bundles.micro_batches(tokens):
+            part, kept, _ = batch.select(run)
+            logprob[kept] = evaluate(model, part, acting, tokens).logprob.cpu()
+        return logprob
+
+    return model.passes.within(compute, pass_tokens)
 
 
 class _Sums(NamedTuple):

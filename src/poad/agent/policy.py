@@ -172,11 +172,15 @@ class Policy:
             batch: the decisions.
             pass_tokens: columns of one forward pass, padding included.
         """
-        entropy = torch.zeros(len(batch.read))
-        for run in batch.bundles.micro_batches(pass_tokens):
-            part, kept, _ = batch.select(run)
-            entropy[kept] = self.evaluate(part, pass_tokens).entropy.cpu()
-        return entropy
+
+        def compute(tokens: int) -> Tensor:
+            entropy = torch.zeros(len(batch.read))
+            for run in batch.bundles.micro_batches(tokens):
+                part, kept, _ = batch.select(run)
+                entropy[kept] = self.evaluate(part, tokens).entropy.cpu()
+            return entropy
+
+        return self.model.passes.within(compute, pass_tokens)
 
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -31,8 +31,9 @@ class Options:
     """Episodes in each mode."""
     seed: int | None = None
     """Seed of the first episode. Default: the run's own (eval.seed)."""
-    checkpoint: int | None = None
-    """Iteration whose weights are used. Default: the newest checkpoint."""
+    checkpoint: int | Literal["best"] | None = None
+    """Iteration whose weights are used, or `best`, the best by evaluation in training (eval.every).
+    Default: the newest checkpoint."""
     untrained: Switch = False
     """Use the model as it was before training."""
     env: str | None = None

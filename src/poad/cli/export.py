@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -19,8 +20,9 @@ class Options:
     """The directory of the run."""
     to: Path
     """Where to write: a directory that is empty or does not exist yet."""
-    checkpoint: int | None = None
-    """Iteration whose weights are used. Default: the newest checkpoint."""
+    checkpoint: int | Literal["best"] | None = None
+    """Iteration whose weights are used, or `best`, the best by evaluation in training (eval.every).
+    Default: the newest checkpoint."""
     adapter: Switch = False
     """Write only the LoRA adapters, for PEFT, instead of merging them into the model (for runs with
     model.tuning = lora)."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from poad.errors import TRACEBACK, ConfigError, did_you_mean, explained
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if the command found a failure; 2 for a usage error or another error
-        that poad explains; 130 after Ctrl-C.
+        that poad explains; 130 after Ctrl-C or SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["help"] and len(arguments) > 1:
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     _prepare_process()
     try:
-        return _run(*arguments)
+        with _terminations_as_interrupts():
+            return _run(*arguments)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Everything written so far is intact.\n")
         return 130
@@ -90,6 +93,20 @@ def _run(name: str, *arguments: str) -> int:
     epilog = getattr(command, "EPILOG", "")
     options = parse(command.Options, f"poad {name}", arguments, default=default, epilog=epilog)
     return command.run(options)
+
+
+@contextlib.contextmanager
+def _terminations_as_interrupts() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: schedulers, containers and `timeout` send it."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # outside the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _overview() -> str:

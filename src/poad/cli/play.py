@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -41,8 +41,9 @@ class Options:
     evaluation."""
     greedy: Switch = False
     """Take the likeliest token instead of sampling."""
-    checkpoint: int | None = None
-    """Iteration whose weights are used. Default: the newest checkpoint."""
+    checkpoint: int | Literal["best"] | None = None
+    """Iteration whose weights are used, or `best`, the best by evaluation in training (eval.every).
+    Default: the newest checkpoint."""
     untrained: Switch = False
     """Use the run's model as it was before training."""
     trust_code: Switch = False

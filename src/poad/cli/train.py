@@ -22,8 +22,8 @@ class Options:
     """Train an agent in a text world.
 
     A run is a directory with its configuration, metrics, evaluation episodes, checkpoints and a
-    report. Ctrl-C stops after the current iteration and loses nothing; `poad train --resume RUN`
-    goes on from there.
+    report. Ctrl-C or SIGTERM stops after the current iteration and loses nothing. Go on from there
+    by `poad train --resume RUN`.
     """
 
     config: Path | None = None
@@ -34,6 +34,8 @@ class Options:
     """Directory of the new run. Default: runs/<world>-<method>-seed<n>."""
     resume: Path | None = None
     """Go on with this run instead of starting a new one. More --steps are allowed."""
+    overwrite: Switch = False
+    """Delete the files of a run that is already in the directory. Other files there stay."""
     quiet: Switch = False
     """Print nothing but errors."""
     trust_code: Switch = False
@@ -52,35 +54,42 @@ def defaults(arguments: Sequence[str]) -> Options:
 
 
 def run(options: Options) -> int:
-    """Train; the exit status is 130 after Ctrl-C."""
+    """Train; the exit status is 130 after Ctrl-C or SIGTERM."""
     config = options.settings
     if options.resume is not None:
-        if options.run or options.config or options.preset:
+        if options.run or options.config or options.preset or options.overwrite:
             raise ConfigError(
-                "--resume takes the directory and the settings from the run. Leave out --run, "
-                "--config and --preset."
+                "--resume takes the directory and the settings from the run, and keeps what it "
+                "holds. Leave out --run, --config, --preset and --overwrite."
             )
         check_trackers(config.trackers)
         check_settings(config)
         from poad.workflows import resume_run
 
         return resume_run(options.resume, config, quiet=options.quiet)
-    path = options.run or _free_path(config)
-    check_new_run(path, config)
+    path = options.run or _default_path(config, taken=options.overwrite)
+    check_new_run(path, config, overwrite=options.overwrite)
     check_trackers(config.trackers)
     trust(config, path)
     check_settings(config)
     from poad.workflows import train_run
 
-    return train_run(config, path, preset=options.preset, quiet=options.quiet)
+    return train_run(
+        config, path, preset=options.preset, overwrite=options.overwrite, quiet=options.quiet
+    )
 
 
-def _free_path(config: Config) -> Path:
-    """A directory for a new run: ``runs/<world>-<method>-seed<n>``, numbered if it is taken."""
+def _default_path(config: Config, *, taken: bool) -> Path:
+    """A directory for a new run: ``runs/<world>-<method>-seed<n>``.
+
+    Args:
+        config: the settings of the run.
+        taken: whether the directory may hold a run already. If not, it gets a number.
+    """
     world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
     world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
     base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
     path, number = base, 2
-    while path.exists() and any(path.iterdir()):
+    while not taken and path.exists() and any(path.iterdir()):
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path

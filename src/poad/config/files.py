@@ -83,16 +83,15 @@ def load(
         path: the file.
         base: the settings that the file leaves out. Default: those of the preset that the file
             names under ``preset``, or ``Config()``.
-        complete: refuse a file that leaves out any setting, as one that was cut off does, with the
-            advice that this returns.
+        complete: refuse a file that leaves out any setting, as one that was cut off does, or that
+            has others, as one of another version does, with the advice that this returns.
 
     Raises:
         ConfigError: the file is missing or not YAML, or `from_dict` rejects its content.
     """
     data = read_yaml(path)
-    missing = [] if complete is None else [*_left_out(to_dict(Config()), data)]
-    if complete is not None and missing:
-        raise ConfigError(f"{path} is incomplete: it lacks {', '.join(missing)}. {complete()}")
+    if complete is not None and (told := _differences(data)):
+        raise ConfigError(f"{path} {told} {complete()}")
     named = data.get("preset")
     if "preset" in data:
         data = {key: value for key, value in data.items() if key != "preset"}
@@ -117,6 +116,23 @@ def preset(name: str, where: str = "preset") -> Config:
             f"The presets are {', '.join(PRESETS)}."
         )
     return from_dict(nested(PRESETS[name].settings))
+
+
+def _differences(data: Mapping[str, Any]) -> str:
+    """Say which settings the data lacks and which are unknown; empty if it has them all."""
+    known = to_dict(Config())
+    given = {name: value for name, value in data.items() if name not in ("env_args", "preset")}
+    missing, unknown = [*_left_out(known, data)], [*_left_out(given, known)]
+    lacks = f"is incomplete: it lacks {', '.join(missing)}" if missing else ""
+    names = [name for group, inner in known.items() for name in (group, *_dotted(group, inner))]
+    has = f"has settings that this poad does not know: {', '.join(map(repr, unknown))}"
+    hint = did_you_mean(unknown[0], names).rstrip() if len(unknown) == 1 and not missing else ""
+    told = " and ".join(filter(None, (lacks, has if unknown else "")))
+    return f"{told}. {hint}".rstrip() if told else ""
+
+
+def _dotted(group: str, inner: Any) -> list[str]:
+    return [f"{group}.{name}" for name in inner] if isinstance(inner, dict) else []
 
 
 def _left_out(settings: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:

@@ -328,8 +328,12 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint_every: Annotated[int, AtLeast(0)] = 10
     """Iterations between checkpoints. 0 writes one only at the end, as every run does."""
+    checkpoint_minutes: Annotated[float, AtLeast(0)] = 30.0
+    """Minutes after which a checkpoint is written in any case, at the end of an iteration. 0 leaves
+    it to `checkpoint_every`."""
     keep_checkpoints: Annotated[int, Above(0)] = 2
-    """Number of checkpoints to keep. Older ones are deleted."""
+    """Number of checkpoints to keep. Older ones are deleted, except the best by evaluation
+    (`eval.every`)."""
     threads: Annotated[int, AtLeast(0)] = 1
     """CPU threads of torch. 1 is fastest for tiny models; 0 leaves the choice to torch."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

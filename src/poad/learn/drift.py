@@ -32,6 +32,10 @@ class Drift(NamedTuple):
             return cls(math.nan, math.nan)
         return cls(float(distance.max()), float(distance.mean()))
 
+    def metrics(self) -> dict[str, float]:
+        """Name the measurements as metrics."""
+        return {"logprob_drift": self.largest, "logprob_drift_mean": self.mean}
+
     def check(self, limit: float | None) -> Drift:
         """Return the drift itself, unless its mean exceeds a limit.
 

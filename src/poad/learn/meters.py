@@ -36,6 +36,7 @@ LEARNED = (
     "logprob_drift",
     "logprob_drift_mean",
     "passes",
+    "skipped",
     "kl_after",
     "kept",
 )

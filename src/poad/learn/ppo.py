@@ -7,6 +7,7 @@ decisions adds its own term to the loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from poad.agent import Agent, Standardizer
-from poad.learn.divergence import diverged
+from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
 from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
@@ -49,6 +50,7 @@ class PPO:
         config, policy = agent.config, agent.policy
         self.agent, self.policy, self.ppo = agent, policy, config.ppo
         self._groups, self._rates = [policy.model.parameters()], [config.ppo.lr]
+        self.skips = Skips()
         self.values: ValueLearner | None = None
         """Trains a critic on frozen features. One on the policy's body learns with the policy."""
         if agent.features is None:
@@ -56,7 +58,7 @@ class PPO:
             self._rates.append(config.critic.lr)
         else:
             limit = config.ppo.max_grad_norm
-            self.values = ValueLearner(agent.critic, config.critic, limit, config.seed)
+            self.values = ValueLearner(agent.critic, config.critic, limit, config.seed, self.skips)
         groups = zip(self._groups, self._rates, strict=True)
         groups = [{"params": group, "lr": lr} for group, lr in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
@@ -79,9 +81,10 @@ class PPO:
             Metrics of the rollout and the update. Empty if no turn can be learned from yet.
 
         Raises:
-            DivergenceError: a gradient is not finite, or sampler and learner disagree.
+            DivergenceError: too many gradients were not finite, or sampler and learner disagree.
         """
         self._anneal(progress)
+        self.skips.begin()
         streams, stale = self.waiting.join(rollout.streams)
         if not any(streams):
             return {}
@@ -94,7 +97,7 @@ class PPO:
             metrics = self._improve(experience)
         if self.values is not None:
             metrics |= self.values.fit(experience)._asdict()
-        return experience.metrics | metrics
+        return experience.metrics | metrics | {"skipped": float(self.skips.here)}
 
     def _anneal(self, progress: float) -> None:
         rate = 1.0 - progress if self.ppo.anneal else 1.0
@@ -146,16 +149,24 @@ class PPO:
             bundles: [B] int64: the bundles of this minibatch.
             share: of the rollout's terms that a minibatch holds on average.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
-        compared: list[tuple[Tensor, Tensor]] = []
-        # Gradients of the micro-batches add up.
-        for some in experience.batch.bundles.micro_batches(self.ppo.micro_batch_tokens, bundles):
-            with self.policy.model.dropout(self.generator):
-                loss, sums, pair = self._loss(experience, some, share)
-                loss.backward()
-            totals += sums
-            compared.append(pair)
+        before = self.generator.get_state()
+
+        def add_up(tokens: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+            """Add up gradients, measurements and comparisons of the micro-batches."""
+            self.optimizer.zero_grad(set_to_none=True)
+            self.generator.set_state(before)  # the same dropout, however often this is repeated
+            totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
+            compared: list[tuple[Tensor, Tensor]] = []
+            for some in experience.batch.bundles.micro_batches(tokens, bundles):
+                with self.policy.model.dropout(self.generator):
+                    loss, sums, pair = self._loss(experience, some, share, tokens)
+                    loss.backward()
+                totals += sums
+                compared.append(pair)
+            return totals, compared
+
+        fitting = self.policy.model.passes
+        totals, compared = fitting.within(add_up, self.ppo.micro_batch_tokens)
         if self._drift is None:  # before the first step the policy is still the one that sampled
             learner, sampler = map(torch.cat, zip(*compared, strict=True))
             self._drift = Drift.between(learner, sampler).check(self.ppo.drift_stop)
@@ -163,13 +174,13 @@ class PPO:
         step = _Step._make([*totals.tolist(), float(norms[0])])
         if not all(norm.isfinite() for norm in norms):
             shared = {"critic.lr": self.agent.critic} if self.values is None else {}
-            raise diverged(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
-        if not self._too_far(step):
+            self.skips.skip(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
+        elif not self._too_far(step):
             self.optimizer.step()
         return step
 
     def _loss(
-        self, experience: Experience, bundles: Tensor, share: float
+        self, experience: Experience, bundles: Tensor, share: float, tokens: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Compute the loss of some bundles.
 
@@ -183,7 +194,7 @@ class PPO:
         # terms of this micro-batch are those that have one.
         place = renumber(kept, len(experience.batch.read))[terms.decision]
         mine = place >= 0  # [S] bool
-        new = self.policy.evaluate(batch, ppo.micro_batch_tokens)
+        new = self.policy.evaluate(batch, tokens)
         device = new.logprob.device
         decision, option = place[mine].to(device), terms.option[mine].to(device)
         old, advantage = terms.old_logprob[mine].to(device), terms.advantage[mine].to(device)
@@ -217,7 +228,11 @@ class PPO:
 
 
 def _means(steps: Sequence[_Step]) -> dict[str, float]:
-    """Average over an update's steps; the KL and the clipped share are the last step's."""
+    """Average over an update's steps; the KL and the clipped share are the last step's.
+
+    Skipped steps do not count, unless there are no others.
+    """
+    steps = [step for step in steps if all(map(math.isfinite, step))] or steps
     names = ("policy_loss", "value_loss", "entropy", "kl_reference", "grad_norm")
     means = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in names}
     return means | {"kl": steps[-1].kl, "clip_fraction": steps[-1].clip_fraction}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -45,6 +46,7 @@ def take_snapshot(
         "generator": generator.bit_generator.state,
         "collector": collector_state(collector),
         "updates": learner.updates,
+        "pass_tokens": agent.model.passes.tokens,
         "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
     }
     return tensors, state
@@ -64,6 +66,7 @@ def restore_snapshot(
     learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))
     learner.returns.load_state_dict(dict(tensors["returns"]))
     learner.updates = int(state["updates"])
+    agent.model.passes.tokens = int(state.get("pass_tokens", sys.maxsize))
     if learner.values is not None:
         _restore(learner.values.optimizer, tensors["critic_optimizer"])
         learner.values.generator.set_state(tensors["random"]["critic"].to(torch.uint8))

@@ -19,6 +19,8 @@ from poad.learn.ppo import PPO
 from poad.learn.remarks import prompt_remark, remarks
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
+from poad.learn.saving import Schedule
+from poad.lm import advice_on_memory
 from poad.runs import Run, summarize
 
 
@@ -49,7 +51,7 @@ class Trainer:
             run.change_config(config)  # other directories and versions know no `auto`, for example
         self.generator = np.random.default_rng(config.seed)
         self.meters = Meters()
-        self._saved = 0
+        self._schedule = Schedule(config)
         self._kept: Work | None = None
         self._noted_prompts = False
         if resume:
@@ -58,20 +60,23 @@ class Trainer:
     def train(self) -> Iterator[Metrics]:
         """Iterate to the end of the run, logging and saving on the way.
 
-        Closing the generator, or an error, leaves a checkpoint of the last whole iteration.
+        Checkpoint 0 is written before the first iteration. Closing the generator, or an error,
+        leaves a checkpoint of the last whole iteration.
         """
         config, whole = self.config, True
         try:
+            self.save()
             while self.meters.env_steps < config.steps:
                 whole = False
-                with torch_threads(config.threads):
+                with torch_threads(config.threads), advice_on_memory():
                     metrics = self.iterate()
                     if self._is_due(config.eval.every if config.eval.episodes else 0):
                         metrics |= self.evaluate()
                 if self.run is not None:
                     self.run.log(metrics)
                 whole = True
-                if self._is_due(config.checkpoint_every):
+                iteration, evaluated = self.meters.iteration, "eval_success" in metrics
+                if self._schedule.owes(self.run, iteration, evaluated=evaluated):
                     self.save()
                 yield metrics
         finally:
@@ -125,25 +130,28 @@ class Trainer:
             self._kept = best
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless there is one."""
+        """Write a checkpoint of this moment, unless there is one, or steps are being skipped.
+
+        Weights that lead to numbers that are not finite must not replace those before them.
+        """
         iteration = self.meters.iteration
-        if self.run is None or self._saved == iteration:
+        if self.run is None or self._schedule.saved == iteration or self.learner.skips.here:
             return
         parts = (self.agent, self.learner, self.collector, self.generator)
         tensors, state = take_snapshot(*parts)
         state |= self.meters.state() | {"works": self.works.state()}
         self.run.save_checkpoint(iteration, tensors, state)
-        self._saved = iteration
+        self._schedule.note(iteration)
 
     def _resume(self) -> None:
         assert self.run is not None
-        tensors, state = self.run.load_checkpoint()
+        tensors, state = self.run.recover_checkpoint()
         parts = (self.agent, self.learner, self.collector, self.generator)
         restore_snapshot(tensors, state, *parts)
         self.meters.load_state(state)
         self.works.load_state(state["works"])
-        self._saved = self.meters.iteration
-        self.run.truncate_metrics(self._saved)
+        self._schedule.note(self.meters.iteration)
+        self.run.truncate_metrics(self.meters.iteration)
         self._keep_best()
 
 

@@ -7,6 +7,7 @@ annealed nor ended with the policy's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from poad.agent import Critic
 from poad.config import CriticConfig
-from poad.learn.divergence import diverged
+from poad.learn.divergence import Skips
 from poad.learn.experience import Experience
 from poad.learn.losses import clipped_value_loss
 from poad.lm import renumber
@@ -67,12 +68,19 @@ class ValueLearner:
         config: memory, passes, minibatches and learning rate.
         max_grad_norm: clips the gradient's norm.
         seed: of the order of readings.
+        skips: counts steps whose gradient is not finite.
     """
 
     def __init__(
-        self, critic: Critic, config: CriticConfig, max_grad_norm: float, seed: int
+        self,
+        critic: Critic,
+        config: CriticConfig,
+        max_grad_norm: float,
+        seed: int,
+        skips: Skips | None = None,
     ) -> None:
         self.critic, self.config, self._max_grad_norm = critic, config, max_grad_norm
+        self._skips = Skips() if skips is None else skips
         self.optimizer = torch.optim.Adam(critic.parameters(), lr=config.lr, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.memory: list[Readings] = []
@@ -88,7 +96,7 @@ class ValueLearner:
             experience: with the frozen features of its readings.
 
         Raises:
-            DivergenceError: a gradient is not finite.
+            DivergenceError: too many gradients were not finite.
         """
         if not len(experience.value):  # the method has no critic
             return Fitted(0.0, 0.0)
@@ -100,7 +108,10 @@ class ValueLearner:
         scale = len(known.target) / len(self.memory)
         known = known._replace(weight=known.weight * scale)
         steps = [self._step(known.select(next(some))) for _ in range(self.config.epochs * parts)]
-        return Fitted(*(sum(column) / len(steps) for column in zip(*steps, strict=True)))
+        made = [step for step in steps if math.isfinite(step.critic_grad_norm)]
+        if not made:
+            return Fitted(math.nan, math.nan)
+        return Fitted(*(sum(column) / len(made) for column in zip(*made, strict=True)))
 
     def _step(self, some: Readings) -> Fitted:
         """Make one gradient step on some readings."""
@@ -110,9 +121,10 @@ class ValueLearner:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self._max_grad_norm)
         step = Fitted(float(loss.detach()), float(norm))
-        if not norm.isfinite():
-            raise diverged({"value_loss": step.value_loss}, {"critic.lr": self.critic})
-        self.optimizer.step()
+        if norm.isfinite():
+            self.optimizer.step()
+        else:
+            self._skips.skip({"value_loss": step.value_loss}, {"critic.lr": self.critic})
         return step
 
 

@@ -19,6 +19,7 @@ from poad.lm.loading import (
     resolve_model,
     without_progress_bars,
 )
+from poad.lm.memory import PassLimit, advice_on_memory
 from poad.lm.mixed import resolve_precision
 from poad.lm.model import (
     LARGE_VOCABULARY,
@@ -50,8 +51,10 @@ __all__ = [
     "Known",
     "LanguageModel",
     "Packed",
+    "PassLimit",
     "TextCodec",
     "Wheel",
+    "advice_on_memory",
     "cache_directory",
     "codec_for",
     "computed_twice",

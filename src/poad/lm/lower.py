@@ -71,6 +71,9 @@ class LowerLayers:
             handle = last.register_forward_hook(partial(self._keep, known, numbers))
             try:
                 yield
+            except BaseException:  # memory may have run out before the states were there
+                self._forget()
+                raise
             finally:
                 handle.remove()
             return

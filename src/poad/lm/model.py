@@ -25,6 +25,7 @@ from poad.lm.cache import Decoder
 from poad.lm.checks import LONGEST_CHECK, check_halves, check_reading
 from poad.lm.lower import LowerLayers
 from poad.lm.masks import over_positions, window_of
+from poad.lm.memory import PassLimit
 from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
 
@@ -66,12 +67,12 @@ class LanguageModel:
             # In eval mode the output of bitsandbytes' layer may lose its gradient.
             if type(module).__name__ == "Linear4bit":
                 module.training = True
-        self.codec = codec
-        self._adapted = hasattr(causal, "disable_adapter")
+        self.codec, self._adapted = codec, hasattr(causal, "disable_adapter")
         causal_lm: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
         self.causal_lm = causal_lm
         """The model of transformers, with any adapters inside."""
         self.notes: tuple[str, ...] = ()  # sentences that the user should read before training
+        self.passes = PassLimit()  # what is known of the machine's memory
         self._body, self._head = text_body(causal_lm), causal_lm.get_output_embeddings()
         self._softcap: float | None = None
         self._scale = 1.0

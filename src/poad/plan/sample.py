@@ -35,6 +35,7 @@ from poad.lm import (
     LARGE_VOCABULARY,
     Decoder,
     Packed,
+    PassLimit,
     TextCodec,
     codec_for,
     context_length,
@@ -124,7 +125,7 @@ class CountingModel:
         branching: bool = True,
     ) -> None:
         self.codec, self.context_length, self.branching = codec, context_length, branching
-        self._row = torch.zeros(vocabulary)
+        self._row, self.passes = torch.zeros(vocabulary), PassLimit()
         self._tokens = self._passes = 0
         self.most_logits = 0
         """Rows of logits asked for at once, at most."""

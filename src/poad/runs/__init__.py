@@ -10,6 +10,7 @@ from poad.runs.files import (
     write_text,
 )
 from poad.runs.history import read_json, read_summary, write_sealed
+from poad.runs.place import check_new_run
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
     EpisodeRecord,
@@ -23,7 +24,7 @@ from poad.runs.records import (
     Versions,
     summarize,
 )
-from poad.runs.run import UNTRAINED, Run, check_new_run
+from poad.runs.run import UNTRAINED, Run
 from poad.runs.seals import MAY_CHANGE
 from poad.runs.trackers import check_trackers
 

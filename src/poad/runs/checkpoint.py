@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from poad.runs.files import (
     json_line,
     remove_directory,
     remove_leftovers,
+    set_aside,
     write_text,
 )
 from poad.runs.seals import Seal, is_whole, sealed
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, Mapping[str, "Tensor"]]
 """Tensors by name, by group."""
+Saved = tuple[dict[str, dict[str, "Tensor"]], dict[str, Any]]
+"""The tensors of a checkpoint, and the rest of its state."""
 
 
 class Checkpoints:
@@ -62,9 +66,15 @@ class Checkpoints:
         return self.folder(existing[-1] if iteration is None else iteration)
 
     def save(
-        self, iteration: int, tensors: Tensors, state: Mapping[str, Any], seal: Seal, keep: int
+        self,
+        iteration: int,
+        tensors: Tensors,
+        state: Mapping[str, Any],
+        seal: Seal,
+        keep: int,
+        best: int | None = None,
     ) -> Path:
-        """Write a checkpoint and remove the oldest, so that at most ``keep`` remain.
+        """Write a checkpoint and remove the oldest, so that at most ``keep`` and the best remain.
 
         Later checkpoints are removed too: they exist when a run was resumed from an earlier one,
         and training has now taken another course.
@@ -78,14 +88,12 @@ class Checkpoints:
                 f"Is the disk full? Intact: {intact}."
             ) from error
         existing = self.iterations()
-        kept = [each for each in existing if each <= iteration][-keep:]
-        for old in set(existing) - set(kept):
+        past = [each for each in existing if each <= iteration]
+        for old in set(existing) - {*past[-keep:], best}:
             remove_directory(self.folder(old))
         return self.folder(iteration)
 
-    def load(
-        self, folder: Path | None, settings: str
-    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def load(self, folder: Path | None, settings: str) -> Saved:
         """Read a checkpoint (default: the newest) as the (tensors, state) it was saved from.
 
         Args:
@@ -96,6 +104,32 @@ class Checkpoints:
         self.seal(folder, settings)
         with self._explained(folder):
             return read_checkpoint(folder)
+
+    def recover(self, settings: str) -> Saved:
+        """Read the newest checkpoint that is whole, and set newer ones aside, with a warning.
+
+        Args:
+            settings: the hash of the run's settings.
+
+        Raises:
+            RunError: none is whole; the message is that of the newest.
+        """
+        newest, damaged = self.find(), list[tuple[Path, RunError]]()
+        for folder in (newest, *map(self.folder, reversed(self.iterations()[:-1]))):
+            try:
+                found = self.load(folder, settings)
+            except RunError as error:
+                damaged.append((folder, error))
+                continue
+            for broken, error in damaged:
+                warnings.warn(
+                    f"The checkpoint {broken} is damaged: {error.__cause__}. Training goes on from "
+                    f"the one before, {folder.name}. The damaged one was moved to "
+                    f"{set_aside(broken)}.",
+                    stacklevel=2,
+                )
+            return found
+        raise damaged[0][1]
 
     def seal(self, folder: Path, settings: str) -> Seal:
         """Read the seal of a checkpoint, and check that it belongs to this run and this place."""
@@ -153,7 +187,7 @@ def write_checkpoint(
         raise OSError(str(error)) from error
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(folder: Path) -> Saved:
     """Read the (tensors, state) that a checkpoint was written from, with tensors on the CPU."""
     from safetensors.torch import load_file
 

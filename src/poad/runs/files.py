@@ -87,6 +87,15 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(discarded, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a directory to ``damaged-NAME``, replacing an earlier one; return its new place."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.exists():
+        remove_directory(aside)
+    path.rename(aside)
+    return aside
+
+
 def remove_leftovers(root: Path) -> None:
     """Remove what a crash in the middle of a write or a removal left under ``root``."""
     for pattern in (".partial-*", ".discarded-*"):

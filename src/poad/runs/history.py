@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -176,3 +176,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not is_whole(content):
         raise RunError(f"{path} was changed after it was written. Restore it from a copy.")
     return content
+
+
+def reseal(file: Path, config: Config) -> None:
+    """Let versions.json vouch for the settings of a run that has just begun."""
+    recorded, seal = read_json(file) or {}, {"config": settings_hash(config)}
+    if recorded.get("seal", seal)["config"] != seal["config"]:
+        write_sealed(file, recorded | {"seal": seal})
+
+
+def best_of(metrics: Iterable[Mapping[str, float]], iterations: Collection[int]) -> int | None:
+    """Find the iteration at which evaluation during training went best.
+
+    The success rate decides, then the mean return, then the earlier iteration.
+
+    Args:
+        metrics: of a run, a line for each iteration.
+        iterations: those that count.
+
+    Returns:
+        The iteration; None if none of them was evaluated.
+    """
+    evaluated = [
+        (line["eval_success"], line["eval_return"], -line["iteration"])
+        for line in metrics
+        if "eval_success" in line and line["iteration"] in iterations
+    ]
+    known = [each for each in evaluated if not any(map(math.isnan, each))]
+    return int(-max(known)[2]) if known else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -29,11 +29,13 @@ def environment() -> dict[str, str | None]:
     return {**versions(), "platform": platform.platform(), **source}
 
 
-def new_environment(known: Iterable[Mapping[str, Any]]) -> dict[str, str | None] | None:
-    """Return :func:`environment`; None if its versions are those of a known one."""
+def with_environment(recorded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Add :func:`environment` to those of later sessions; None if its versions are known."""
+    later = [*recorded.get("later", ())]
     now, names = environment(), ("python", *PACKAGES, "source")
-    seen = any(all(each.get(name) == now[name] for name in names) for each in known)
-    return None if seen else now
+    if any(all(each.get(name) == now[name] for name in names) for each in (recorded, *later)):
+        return None
+    return {**recorded, "later": [*later, now]}
 
 
 @cache

@@ -21,17 +21,14 @@ import contextlib
 import hashlib
 import os
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from poad.config import Config, dump, load, to_dict
-from poad.errors import ConfigError, LockedError, RunError, WorldError
-from poad.runs.checkpoint import Checkpoints, Tensors
+from poad.config import Config, dump, to_dict
+from poad.errors import LockedError, RunError, WorldError
+from poad.runs.checkpoint import Checkpoints, Saved, Tensors
 from poad.runs.codec import encode
 from poad.runs.files import (
     append_line,
@@ -39,27 +36,15 @@ from poad.runs.files import (
     write_bytes,
     write_text,
 )
-from poad.runs.history import LINES, History, read_json, write_sealed
-from poad.runs.provenance import environment, new_environment, source_hash, versions
+from poad.runs.history import History, best_of, read_json, reseal, write_sealed
+from poad.runs.place import OWN_FILES, begin_run, check_new_run, explained_as, stored_config
+from poad.runs.provenance import with_environment
 from poad.runs.records import EpisodeRecord, RunSummary
 from poad.runs.seals import (
     check_versions,
-    settings_hash,
 )
 from poad.runs.trackers import Tracker, open_trackers
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-OWN_FILES = frozenset(
-    (
-        *("config.yaml", "versions.json", "metrics.jsonl", "episodes.jsonl", "exported.jsonl"),
-        *("summary.json", "generalization.json", "generalization.md", "language.json"),
-        *("report.html", "inspect.html", "checkpoints", "tensorboard", "wandb", "trackio"),
-    )
-)
-"""Names in a run's directory that no world may use, in small letters."""
 UNTRAINED = "untrained"
 """Label of the agent before training in tables of agents."""
 
@@ -81,37 +66,29 @@ class Run:
         self._added = False  # whether there are episodes that the summary does not know
 
     @classmethod
-    def create(cls, path: str | Path, config: Config) -> Run:
+    def create(cls, path: str | Path, config: Config, *, overwrite: bool = False) -> Run:
         """Start a new run in a directory that does not exist yet or is empty.
 
         A run that stopped before its first iteration is replaced, and one that stopped before its
-        first checkpoint if it had the same settings.
+        first checkpoint if it had the same settings. With ``overwrite``, any run is replaced.
 
         Raises:
             RunError: the directory is taken or cannot be written, or a tracker cannot be opened
                 (nothing is left behind then).
         """
         path = Path(path)
-        check_new_run(path, config)
-        replaced = (path / "config.yaml").is_file()
+        check_new_run(path, config, overwrite=overwrite)
         run = cls(path, config)
-        with _explained(f"create the run {path}"):
+        with explained_as(f"create the run {path}"):
             path.mkdir(parents=True, exist_ok=True)
         run._take_lock()
-        check_new_run(path, config)  # another process may have been quicker
-        if replaced:
-            _begin_again(path)
+        is_new = not (path / "config.yaml").is_file()
         try:
-            with _explained(f"create the run {path}"):
-                (path / "checkpoints").mkdir(exist_ok=True)
-                write_text(path / "config.yaml", dump(config))
-                created = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-                seal = {"seal": {"config": settings_hash(config)}}
-                write_sealed(path / "versions.json", created | environment() | seal)
+            begin_run(path, config, overwrite=overwrite)
             run._open_trackers(first=1)
         except BaseException:
             run.close()
-            if not replaced:
+            if is_new:
                 shutil.rmtree(path, ignore_errors=True)
             raise
         return run
@@ -126,12 +103,7 @@ class Run:
             ConfigError: its configuration cannot be read or is incomplete.
         """
         path = Path(path)
-        needed = ("config.yaml", "versions.json")
-        missing = [name for name in needed if not (path / name).is_file()]
-        if missing:
-            why = f"without {' and '.join(missing)}" if path.is_dir() else "no such directory"
-            raise RunError(f"{path} is not a run: {why}. {_runs_nearby(path)}")
-        run = cls(path, load(path / "config.yaml", complete=partial(_advice, path)))
+        run = cls(path, stored_config(path))
         check_versions(path / "versions.json", run.versions(), run._history.settings)
         return run
 
@@ -160,7 +132,7 @@ class Run:
         """Replace the configuration, for example by one with more steps."""
         with self._writing("config.yaml") as path:
             write_text(path, dump(config))
-            _reseal(path.with_name("versions.json"), config)
+            reseal(path.with_name("versions.json"), config)
         self.config = config
         self.__dict__.pop("_history", None)
 
@@ -175,10 +147,9 @@ class Run:
 
     def record_versions(self) -> None:
         """Record the current versions in versions.json if no earlier session ran with the same."""
-        recorded = self.versions()
-        if (now := new_environment([recorded, *recorded.get("later", ())])) is not None:
+        if (recorded := with_environment(self.versions())) is not None:
             with self._writing("versions.json") as path:
-                write_sealed(path, recorded | {"later": [*recorded.get("later", ()), now]})
+                write_sealed(path, recorded)
 
     # Metrics, episodes and the outcome.
 
@@ -255,7 +226,7 @@ class Run:
     # Checkpoints.
 
     def save_checkpoint(self, iteration: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and remove the oldest beyond ``config.keep_checkpoints``.
+        """Write a checkpoint and remove old ones beyond ``config.keep_checkpoints`` and the best.
 
         Args:
             iteration: the training iteration after which it is written.
@@ -270,23 +241,26 @@ class Run:
         """
         self._take_lock()
         seal, keep = self._history.new_seal(), self.config.keep_checkpoints
-        return self._checkpoints.save(iteration, tensors, state, seal, keep)
+        best = self.best_of((*self.checkpoints(), iteration))
+        return self._checkpoints.save(iteration, tensors, state, seal, keep, best)
 
     def checkpoints(self) -> list[int]:
         """List the iterations that have a checkpoint, in ascending order."""
         return self._checkpoints.iterations()
 
-    def checkpoint_path(self, iteration: int | None = None) -> Path:
+    def checkpoint_path(self, iteration: int | Literal["best"] | None = None) -> Path:
         """Return the directory of a checkpoint (default: the newest).
 
         Raises:
             RunError: there is no such checkpoint; the message lists those that exist.
         """
-        return self._checkpoints.find(iteration)
+        return self._checkpoints.find(_best(self) if iteration == "best" else iteration)
 
-    def load_checkpoint(
-        self, path: Path | None = None
-    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def best_of(self, iterations: Collection[int]) -> int | None:
+        """Find the iteration at which evaluation during training went best; None without any."""
+        return best_of(self.metrics(), iterations) if self.config.eval.every else None
+
+    def load_checkpoint(self, path: Path | None = None) -> Saved:
         """Read the (tensors, state) of a checkpoint (default: the newest).
 
         Raises:
@@ -294,13 +268,22 @@ class Run:
         """
         return self._checkpoints.load(path, self._history.settings)
 
+    def recover_checkpoint(self) -> Saved:
+        """Read the newest checkpoint that is whole; newer ones are set aside, with a warning.
+
+        Raises:
+            RunError: none is whole.
+        """
+        with self._writing("checkpoints", "set a damaged checkpoint aside in"):
+            return self._checkpoints.recover(self._history.settings)
+
     # One writer at a time.
 
     @contextlib.contextmanager
     def _writing(self, name: str, verb: str = "write") -> Iterator[Path]:
         """Yield the path of a file that the block writes, with the run locked."""
         self._take_lock()
-        with _explained(f"{verb} {self.path / name}"):
+        with explained_as(f"{verb} {self.path / name}"):
             yield self.path / name
 
     def _take_lock(self) -> None:
@@ -315,45 +298,14 @@ class Run:
         return self._trackers
 
 
-@contextlib.contextmanager
-def _explained(action: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
-
-
-def _reseal(file: Path, config: Config) -> None:
-    """Let versions.json vouch for the settings of a run that has just begun."""
-    recorded, seal = read_json(file) or {}, {"config": settings_hash(config)}
-    if recorded.get("seal", seal)["config"] != seal["config"]:
-        write_sealed(file, recorded | {"seal": seal})
-
-
-def _advice(path: Path) -> str:
-    """Say what to do about a run whose configuration lacks settings."""
-    file = path / "config.yaml"
-    cut_off = "If it was cut off, restore it from a copy."
-    written, now = read_json(path / "versions.json") or {}, {**versions(), "source": source_hash()}
-    if all(written.get(name) == now[name] for name in ("poad", "source")):
-        return cut_off
-    then, today = (f"poad {e.get('poad')} (source {e.get('source')})" for e in (written, now))
-    return (
-        f"The run was created by {then}, and this is {today}, which may have settings that did not "
-        "exist then. poad does not guess what they were. To train anew, write them out by `poad "
-        f"config {file} > settings.yaml`, check those named here, and run `poad train --config "
-        "settings.yaml`. To go on with the run or its weights, use the version that created it. "
-        f"{cut_off}"
-    )
-
-
-def _begin_again(path: Path) -> None:
-    """Remove what a run without a checkpoint has recorded, and say so."""
-    first = "checkpoint" if _has_begun(path) else "iteration"
-    text = f"{path} holds a run that stopped before its first {first}; it starts again."
-    warnings.warn(text, stacklevel=3)
-    for name in LINES:
-        (path / name).unlink(missing_ok=True)
+def _best(run: Run) -> int:
+    best = run.best_of(run.checkpoints())
+    if best is None:
+        raise RunError(
+            f"The run {run.path} has no checkpoint that was evaluated in training, as with "
+            "eval.every. Leave out --checkpoint for the newest."
+        )
+    return best
 
 
 def _open_trackers(path: Path, created: object, config: Config, first: int) -> list[Tracker]:
@@ -363,7 +315,7 @@ def _open_trackers(path: Path, created: object, config: Config, first: int) -> l
 
 def _lock(path: Path) -> int | None:
     try:
-        with _explained(f"write to the run {path}"):
+        with explained_as(f"write to the run {path}"):
             return take_lock(path / ".lock")
     except LockedError as error:
         raise RunError(
@@ -380,65 +332,3 @@ def _check_work_name(file: str, env: str) -> None:
             "file name, or the run has such a file itself. Let the world use another name, such as "
             "best_program.py."
         )
-
-
-def check_new_run(path: Path, config: Config) -> None:
-    """Raise RunError unless a new run may start in this directory.
-
-    Args:
-        path: the directory.
-        config: the settings of the new run; they need not be resolved.
-    """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file, and a run is a directory. Choose another name.")
-    if (path / "config.yaml").is_file():
-        kept = any(
-            entry.exists() for entry in (path / "summary.json", *path.glob("checkpoints/[0-9]*"))
-        )
-        if not kept and (not _has_begun(path) or _has_settings(path, config)):
-            return  # there is nothing to lose: the same iterations are computed again
-        raise RunError(
-            f"{path} already holds a run. Go on with it by `poad train --resume {path}`, "
-            "or choose another name for the new run."
-        )
-    if path.is_dir() and {entry.name for entry in path.iterdir()} - {".lock"}:
-        raise RunError(f"{path} is neither empty nor a run. Choose another name.")
-
-
-def _has_begun(path: Path) -> bool:
-    """Tell whether a run has recorded an iteration."""
-    return (path / "metrics.jsonl").exists()
-
-
-def _has_settings(path: Path, config: Config) -> bool:
-    """Tell whether a run that has trained may be one of these settings."""
-    try:
-        stored = load(path / "config.yaml", complete=partial(_advice, path))
-    except ConfigError:
-        return False
-    if os.path.exists(config.model.name):
-        model = replace(config.model, name=os.path.abspath(config.model.name))
-        config = replace(config, model=model)
-    # Whatever trains is resolved.
-    resolved = stored.model.name != "auto"
-    return resolved and _agree(to_dict(stored), to_dict(config), to_dict(Config()))
-
-
-def _agree(stored: Any, wanted: Any, default: Any) -> bool:
-    """Tell whether settings may be what others resolve to."""
-    if isinstance(default, dict) and default:
-        return all(_agree(stored[name], wanted[name], default[name]) for name in default)
-    is_open = wanted == default and wanted in ("auto", None)
-    return is_open or stored == wanted
-
-
-def _runs_nearby(path: Path) -> str:
-    """List the newest runs inside ``path`` and in its parent directory, as a sentence."""
-    configs: set[Path] = set()
-    for folder in (path, path.parent):
-        with contextlib.suppress(OSError):
-            configs.update(folder.glob("*/config.yaml"))
-    if not configs:
-        return "There are no runs nearby; `poad train` creates one."
-    newest = sorted(configs, key=lambda file: file.stat().st_mtime, reverse=True)[:5]
-    return f"Runs nearby: {', '.join(str(file.parent) for file in newest)}."

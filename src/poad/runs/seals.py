@@ -26,7 +26,10 @@ from poad.runs.codec import exact, plain
 from poad.runs.files import json_line, numbered_lines, read_from_disk
 from poad.runs.provenance import PACKAGES
 
-MAY_CHANGE = ("steps", "eval", "checkpoint_every", "keep_checkpoints", "threads", "trackers")
+MAY_CHANGE = (
+    *("steps", "eval", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
+    *("threads", "trackers"),
+)
 """Settings that may change when a run is resumed. All others are sealed."""
 
 Seal = Mapping[str, Any]

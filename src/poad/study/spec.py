@@ -391,6 +391,8 @@ def fingerprint(value: Any) -> str:
 def config_fingerprint(config: Config) -> str:
     """Hash the settings that decide a run's numbers, except its seed."""
     settings = to_dict(config)
-    for name in ("seed", "checkpoint_every", "keep_checkpoints", "trackers"):
+    for name in (
+        *("seed", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "trackers"),
+    ):
         del settings[name]
     return fingerprint(settings)

@@ -237,7 +237,8 @@ def _run_task(task: Task) -> None:
     """Carry out one run; the exit status is that of the command line."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches the study alone, which passes it on once
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by default in the background
+    for each in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is ignored by default in the background
+        signal.signal(each, signal.default_int_handler)
     _record_killed(task)
     threading.Thread(target=_watch_parent, args=(task,), daemon=True).start()
     log = os.open(task.sibling(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -34,8 +34,8 @@ class Weights:
 
     run: Path
     """The directory of the run."""
-    checkpoint: int | None = None
-    """The iteration; None means the newest checkpoint."""
+    checkpoint: int | Literal["best"] | None = None
+    """The iteration; None is the newest checkpoint, `best` the best by evaluation in training."""
     untrained: bool = False
     """Use the model as it was before training."""
     exported: Path | None = None

@@ -24,7 +24,14 @@ from poad.workflows.load import check_world
 from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
 
 
-def train_run(config: Config, path: Path, *, preset: str | None = None, quiet: bool = False) -> int:
+def train_run(
+    config: Config,
+    path: Path,
+    *,
+    preset: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> int:
     """Train a new run in the directory ``path`` and write its report.
 
     Args:
@@ -33,14 +40,15 @@ def train_run(config: Config, path: Path, *, preset: str | None = None, quiet: b
         preset: the name of the preset that the configuration starts from. Unless that is the plain
             one, the untrained agent is looked at first, since a pretrained model may all but
             exclude what is rewarded.
+        overwrite: replace a run that is there.
         quiet: print nothing.
 
     Returns:
-        The exit status: 0, or 130 if Ctrl-C stopped it.
+        The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped it.
     """
     check_world(config)
     trainer = Trainer(config)  # before the run is created: a model that fails leaves no run behind
-    with Run.create(path, trainer.config) as run:
+    with Run.create(path, trainer.config, overwrite=overwrite) as run:
         trainer.run = run
         notes = [*trainer.collector.notes]
         if preset not in (None, "plain"):
@@ -76,7 +84,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
         quiet: print nothing.
 
     Returns:
-        The exit status: 0, or 130 if Ctrl-C stopped it.
+        The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped it.
 
     Raises:
         ConfigError: the run cannot go on with this configuration.
@@ -220,20 +228,26 @@ def _closing(run: Run, report: Path, summary: RunSummary) -> str:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C into an entry in the list; a second one interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into an entry in the list; a second one stops at once.
+
+    Schedulers, containers and `timeout` send SIGTERM before they kill.
+    """
     requests: list[bool] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def request(*_: object) -> None:
         requests.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in signals:
+            signal.signal(each, signal.default_int_handler)
         sys.stderr.write("\nStopping after this iteration. Press Ctrl-C again to stop at once.\n")
 
     try:
-        before = signal.signal(signal.SIGINT, request)
+        before = [signal.signal(each, request) for each in signals]
     except ValueError:  # outside the main thread the caller handles interrupts
         yield requests
         return
     try:
         yield requests
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)

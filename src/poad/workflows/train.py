@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from poad.config import Config, to_dict
+from poad.config import PRESETS, Config, from_dict, nested, to_dict
 from poad.display import Progress, Screen, show_work, write_report
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
@@ -52,10 +52,27 @@ def train_run(
         trainer.run = run
         notes = [*trainer.collector.notes]
         if preset not in (None, "plain"):
-            notes += [f"The settings start from the preset `{preset}`.", *_look(trainer, quiet)]
+            chosen = _describe_preset(preset, trainer.config)
+            Screen(quiet=quiet).print(chosen, soft_wrap=True)
+            notes += [chosen, *_look(trainer, quiet)]
         if notes:
             run.add_notes(notes)
         return _carry_out(trainer, run, quiet=quiet)
+
+
+def _describe_preset(name: str, config: Config) -> str:
+    """Say which settings come from a preset, as far as nothing else has replaced them."""
+    stored = from_dict(nested(PRESETS[name].settings))
+    kept = []
+    for setting in PRESETS[name].settings:
+        group, _, key = setting.rpartition(".")
+        theirs, ours = ((getattr(c, group) if group else c) for c in (stored, config))
+        suggested, value = getattr(theirs, key), getattr(ours, key)
+        if value == suggested or suggested == "auto":
+            kept.append(
+                f"{setting} = {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            )
+    return f"The preset `{name}` sets {', '.join(kept)}."
 
 
 def _look(trainer: Trainer, quiet: bool) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from poad.cli import main
-from poad.pages import inspector_page, render
+from poad.pages import inspector_page, page_of_data
 from poad.workflows import Selection, Weights, inspect_runs
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,7 +36,7 @@ ACTIONS = ("open the microwave", "put the pancake into the microwave", "close th
 def shipped() -> str:
     """The shipped page, made anew from the data in it."""
     data = PAGE.read_text(encoding="utf-8").split('id="data">')[1].partition("</script>")[0]
-    return render(TITLE, data)
+    return page_of_data(TITLE, data)
 
 
 def train() -> str:

@@ -54,5 +54,5 @@ def opened(browser: Any, page: str, folder: Path, **context: Any) -> Iterator[An
         yield tab
     finally:
         window.close()
-    assert complaints == []
-    assert asked == [file.as_uri()], "the page asks for nothing else"
+    assert not complaints, complaints
+    assert asked == [file.as_uri()], f"the page asked for {asked}"

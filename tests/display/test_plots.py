@@ -3,75 +3,14 @@
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 from synthetic_run import metrics, run_of
 
 from poad.config import Config
-from poad.display.plots import curve_svg, plot_learning, plot_signal, plot_theory
+from poad.display.plots import plot_learning, plot_signal, plot_theory
 from poad.runs.run import Run
-
-SVG = "{http://www.w3.org/2000/svg}"
-MADE = [metrics(i) for i in range(1, 6)]
-
-
-def lines(svg: str, dotted: bool = False) -> list[tuple[float, float]]:
-    """The points of the curve, or of its dotted part, in the drawing's own units (y grows down)."""
-    for path in ET.fromstring(svg).iter(f"{SVG}path"):
-        style = path.get("style", "")
-        if "var(--accent)" in style and ("dasharray" in style) == dotted:
-            numbers = [
-                float(n) for n in path.get("d", "").replace("M", "").replace("L", "").split()
-            ]
-            return list(zip(numbers[::2], numbers[1::2], strict=True))
-    return []
-
-
-def test_the_curve_has_a_point_for_every_number_and_rises_as_they_do():
-    points = lines(curve_svg(MADE, "explained_variance"))
-    assert len(points) == len(MADE)
-    xs, ys = zip(*points, strict=True)
-    assert list(xs) == sorted(xs)
-    assert list(ys) == sorted(ys, reverse=True)
-
-
-def test_a_mean_over_100_episodes_is_dotted_before_the_100th():
-    def after(each: int) -> list[dict[str, float]]:
-        return [{**m, "episodes": each * m["iteration"]} for m in MADE]
-
-    svg = curve_svg(after(40), "success")  # 40 (no number yet), 80, 120, 160, 200
-    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (2, 3)
-    assert lines(svg, dotted=True)[-1] == lines(svg)[0]
-    svg = curve_svg(after(10), "return")
-    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (4, 0)
-    svg = curve_svg(after(10), "entropy")
-    assert (len(lines(svg, dotted=True)), len(lines(svg))) == (0, 5)
-
-
-def test_a_drawing_scales_with_its_page_and_can_be_read_aloud():
-    root = ET.fromstring(curve_svg(MADE, "entropy"))
-    assert "viewBox" in root.attrib
-    assert {"width", "height"}.isdisjoint(root.attrib)
-    assert root.get("role") == "img"
-    assert "entropy against environment steps, from 1.04 to 0.542" in root.get("aria-label", "")
-
-
-@pytest.mark.parametrize("key", ["success", "nowhere"])
-def test_without_numbers_there_is_no_drawing(key: str):
-    assert curve_svg([metrics(1)], key) == ""
-    assert curve_svg([], key) == ""
-
-
-def test_evaluations_are_marked_even_without_a_curve():
-    svg = curve_svg([], "success", limits=(0, 1), dots=[(512, 0.9, 0.8, 0.95)])
-    assert svg.count("var(--second)") >= 2
-
-
-def test_infinite_losses_do_not_break_the_drawing():
-    broken = [{**m, "value_loss": math.inf if i else 1.0} for i, m in enumerate(MADE)]
-    assert len(lines(curve_svg(broken, "value_loss"))) == 1
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])

@@ -17,7 +17,8 @@ from synthetic_run import HOSTILE
 
 from poad.credit import METHODS
 from poad.pages import Alternative, Dials, EpisodeView, Inspection, inspector_page, judge, kinds
-from poad.pages.inspector import LARGEST, LONGEST_PIECE, embed
+from poad.pages.inspector import LONGEST_PIECE
+from poad.pages.template import LARGEST, embed
 
 WIDE = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}

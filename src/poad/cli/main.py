@@ -20,6 +20,8 @@ COMMANDS = {
     "eval": ("poad.cli.eval", "evaluate a trained agent, sampled and greedy"),
     "play": ("poad.cli.play", "watch an agent turn by turn, or play yourself"),
     "inspect": ("poad.cli.inspect", "see which token of an action earned what, in a page"),
+    "report": ("poad.cli.report", "show how runs learned, in a page or a figure"),
+    "compare": ("poad.cli.compare", "tell what differs between runs, and what came of it"),
     "generalize": ("poad.cli.generalize", "evaluate an agent in worlds it was not trained in"),
     "export": ("poad.cli.export", "write a trained model for other programs"),
     "config": ("poad.cli.config_command", "print all settings of a training"),

@@ -1,7 +1,7 @@
 """Output for people: the terminal, tables, plots and pages."""
 
 from poad.display.clean import printable
-from poad.display.html import Html, page, tag
+from poad.display.html import Html, page, stylesheet, tag
 from poad.display.numbers import bounds, compact, interval, number, p_value, percent
 from poad.display.plots import (
     Bar,
@@ -13,7 +13,6 @@ from poad.display.plots import (
     plot_theory,
     standalone,
 )
-from poad.display.report import write_report
 from poad.display.tables import Table, evaluation_table
 from poad.display.terminal import (
     Progress,
@@ -25,6 +24,7 @@ from poad.display.terminal import (
     show_work,
     watch,
 )
+from poad.display.turns import describe_ending, turn_in_html
 
 __all__ = [
     "Bar",
@@ -37,6 +37,7 @@ __all__ = [
     "bounds",
     "can_be_live",
     "compact",
+    "describe_ending",
     "evaluation_table",
     "interval",
     "lines_svg",
@@ -53,7 +54,8 @@ __all__ = [
     "show_turn",
     "show_work",
     "standalone",
+    "stylesheet",
     "tag",
+    "turn_in_html",
     "watch",
-    "write_report",
 ]

@@ -28,9 +28,14 @@ def tag(name: str, *children: str, cls: str = "", **attributes: str) -> Html:
     return Html(f"<{name}{written}>{inner}</{name}>")
 
 
+def stylesheet() -> str:
+    """Read the style sheet of all pages."""
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
 def page(title: str, body: Iterable[Html]) -> str:
     """Build a whole page that needs no network and contains no script."""
-    css = (Path(__file__).with_name("report.css")).read_text(encoding="utf-8")
+    css = stylesheet()
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     text = "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Drawings: a run's curves for its report, several seeds in one figure, studies, and the theory.
+"""Drawings: several seeds in one figure, studies, and the theory.
 
 matplotlib is imported inside the functions here and nowhere else, because it is slow to import.
 """
@@ -24,53 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-AVERAGED, EPISODES = ("success", "return"), 100
-"""Metrics that are means over the last 100 episodes. The first episodes to end are short and mostly
-successful, so the mean over fewer flatters the agent and is drawn dotted."""
-
 # Colours that stand for those of the page, which follow its light or dark theme.
-_INK, _GRID, _LINE, _DOT = "#010101", "#020202", "#030303", "#040404"
+_INK, _GRID = "#010101", "#020202"
 _GREYS = ("#555555", "#e6e6e6")
 """Ink and grid of a drawing in a file of its own."""
-_THEME = {_INK: "currentColor", _GRID: "var(--grid)", _LINE: "var(--accent)", _DOT: "var(--second)"}
-
-
-def curve_svg(
-    metrics: Sequence[Mapping[str, float]],
-    key: str,
-    limits: tuple[float, float] | None = None,
-    dots: Sequence[tuple[float, float, float, float]] = (),
-    size: tuple[float, float] = (4.2, 2.3),
-) -> str:
-    """One metric against environment steps as an inline SVG that follows the page's colours.
-
-    ``dots`` are (steps, value, low, high). The text is empty if there is nothing to draw.
-    """
-    points = [
-        (m["env_steps"], m[key], m.get("episodes", 0))
-        for m in metrics
-        if math.isfinite(m["env_steps"]) and math.isfinite(m.get(key, math.nan))
-    ]
-    if not points and not dots:
-        return ""
-    with _figure(key, size) as figure:
-        axes = figure.add_subplot()
-        _style(axes, _INK, _GRID, ticks=5 if size[0] > 3 else 3)
-        xs, ys, ended = zip(*points, strict=True) if points else ((), (), ())
-        look = {"color": _LINE, "lw": 1.8, "marker": "o" if len(xs) < 3 else None}
-        early = sum(n < EPISODES for n in ended) if key in AVERAGED else 0
-        if early:
-            axes.plot(xs[: early + 1], ys[: early + 1], ls=":", **look)
-        axes.plot(xs[early:], ys[early:], **look)
-        for x, y, low, high in dots:
-            axes.plot([x, x], [low, high], color=_DOT, lw=1.6)
-            axes.plot([x], [y], color=_DOT, marker="o", ms=5, lw=0)
-        axes.set_xlim(left=0)
-        if limits:
-            span = limits[1] - limits[0]
-            axes.set_ylim(limits[0] - 0.02 * span, limits[1] + 0.02 * span)
-        first, last = (points[0][1], points[-1][1]) if points else (math.nan, math.nan)
-        return _drawn(figure, f"{key} against environment steps, from {first:.3g} to {last:.3g}")
+_THEME = {_INK: "currentColor", _GRID: "var(--grid)"}
 
 
 def _inline(svg: str, label: str) -> str:

@@ -63,7 +63,7 @@ class Meters:
     """Counts, recent episodes and clocks of a run."""
 
     def __init__(self) -> None:
-        self.iteration = self.env_steps = self.episodes = 0
+        self.iteration = self.env_steps = self.episodes = self.tokens = 0
         self.recent: deque[Episode] = deque(maxlen=RECENT_EPISODES)
         self.measured: deque[Mapping[str, float]] = deque(maxlen=RECENT_TURNS)
         self.collecting, self.updating = Clock(), Clock()
@@ -73,6 +73,7 @@ class Meters:
         self.iteration += 1
         self.env_steps += len(rollout.turns)
         self.episodes += len(rollout.episodes)
+        self.tokens += sum(len(turn.action.token_ids) for turn in rollout.turns)
         self.recent.extend(rollout.episodes)
         self.measured.extend(measures for measures in rollout.measures if measures)
         self.collecting.cpu += rollout.cpu_elsewhere
@@ -94,6 +95,7 @@ class Meters:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "episodes": self.episodes,
+            "tokens": self.tokens,
             "reward": float(np.mean([turn.reward for turn in rollout.turns])),
             "return": recent("episode_return"),
             "success": recent("success"),
@@ -122,6 +124,7 @@ class Meters:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "episodes": self.episodes,
+            "tokens": self.tokens,
             "recent": [list(episode) for episode in self.recent],
             "measured": [dict(measures) for measures in self.measured],
             "seconds": [[clock.cpu, clock.wall] for clock in clocks],
@@ -131,6 +134,7 @@ class Meters:
         """Restore what `state` returned."""
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
         self.episodes = state["episodes"]
+        self.tokens = state.get("tokens", 0)  # earlier versions did not count them
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.measured.extend(state["measured"])
         clocks = (self.collecting, self.updating)

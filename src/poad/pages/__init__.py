@@ -1,6 +1,8 @@
-"""Pages about runs: the inspector, which shows what each token of an episode earned."""
+"""Pages about runs: reports of how they learned, and the inspector of what each token earned."""
 
-from poad.pages.inspector import Inspection, describe_episodes, inspector_page, render
+from poad.pages.compare import pairs_table, results_table, settings_table, versions_table
+from poad.pages.inspector import Inspection, describe_episodes, inspector_page, page_of_data
+from poad.pages.report import report_page, write_page, write_report
 from poad.pages.serve import LocalServer
 from poad.pages.terminal import inspect_in_terminal
 from poad.pages.traces import TokenTrace, read_episodes
@@ -19,6 +21,13 @@ __all__ = [
     "inspector_page",
     "judge",
     "kinds",
+    "page_of_data",
+    "pairs_table",
     "read_episodes",
-    "render",
+    "report_page",
+    "results_table",
+    "settings_table",
+    "versions_table",
+    "write_page",
+    "write_report",
 ]

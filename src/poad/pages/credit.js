@@ -120,4 +120,4 @@ function spread(flat, advantage) {
   });
 }
 
-globalThis.poad = { layOut, credit };
+globalThis.poad = { ...globalThis.poad, layOut, credit };

@@ -3,7 +3,6 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const LONG = 24;  // tokens of an action that still fit into a table, a column each
-  const SVG = "http://www.w3.org/2000/svg";
   const byId = (id) => document.getElementById(id);
 
   const flats = data.episodes.map(poad.layOut);
@@ -20,26 +19,8 @@
 
   // Elements.
 
-  function element(name, attributes = {}, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key === "class") made.className = value;
-      else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-      else if (key.startsWith("aria-")) made.setAttribute(key, String(value));
-      else if (value === true) made.setAttribute(key, "");
-      else if (value !== false && value != null) made.setAttribute(key, value);
-    }
-    made.append(...children.filter((child) => child !== null));
-    return made;
-  }
-  function drawn(name, attributes, text) {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
+  const { element, drawn, known, choice } = poad;
   const text = (number) => data.texts[number];
-  const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
   const number = (value, digits = 3) => (known(value) ? value.toFixed(digits).replace(/^-(0\.0+)$/, "$1").replace("-", "−") : "–");
   const signed = (value) => (known(value) && value > 0 ? "+" : "") + number(value);
   const percent = (value) => (known(value) ? (100 * value).toFixed(value < 0.1 ? 2 : 1) + " %" : "–");
@@ -165,9 +146,6 @@
   function showDials() {
     byId("sliders").replaceChildren(...DIALS.slice(0, 4).map(dial));
     const more = element("details", {}, element("summary", {}, "More rates"), ...DIALS.slice(4).map(dial));
-    const choice = (label, id, options, value, set) => element("label", {}, `${label} `, element("select", {
-      id, onchange: (event) => set(event.target.value),
-    }, ...Object.entries(options).map(([key, name]) => element("option", { value: key, selected: key === value }, name))));
     more.append(choice("λ actor counts", "trace", { token: "decisions", bit: "bits of entropy" }, state.dials.trace,
       (value) => { state.dials.trace = value; refresh(); }));
     byId("switches").replaceChildren(

@@ -7,30 +7,24 @@ text: it is made printable here, and the page's script puts it into text nodes a
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from poad.credit import METHODS, Method
 from poad.display import compact, printable
+from poad.pages.template import LARGEST, embed, render, rounded, style
 from poad.pages.views import Alternative, Dials, EpisodeView, TurnView, kinds
 
-LARGEST = 5_000_000
-"""Bytes that a page never exceeds: episodes beyond them are left out, and the page says so."""
+if TYPE_CHECKING:
+    from poad.credit import Method
+
 LONGEST_TEXT = 20_000
 """Longer observations and actions are cut off behind so many characters."""
 LONGEST_PIECE = 200
 """A token's text is cut off behind so many characters."""
 OFFERS = 40
 """Of an offer of more actions, the likeliest are listed, with the one that was chosen."""
-DIGITS = 6
-"""Significant digits of numbers in the page."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +50,16 @@ class Inspection:
 
 def inspector_page(inspection: Inspection) -> str:
     """Build the page."""
-    return render(printable(inspection.title), _page_data(inspection))
+    return page_of_data(inspection.title, _page_data(inspection))
 
 
-def render(title: str, data: str) -> str:
-    """Put JSON that `embed` wrote into the page's template."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = Path(__file__).parent
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined
-    ).get_template("inspect.html.j2")
-    return template.render(
-        title=title,
-        digest=digest,
-        css=(folder / "inspect.css").read_text(encoding="utf-8"),
-        script=script,
-        data=data,
-    )
+def page_of_data(title: str, data: str) -> str:
+    """Build the page of data that another one had."""
+    css = style("inspect.css")
+    return render("inspect.html.j2", title, data, css=css, scripts=SCRIPTS)
 
 
-SCRIPTS = ("credit.js", "inspect.js")
-"""The page's script, a file after another."""
-
-
-def embed(value: object) -> str:
-    """Write JSON that can stand inside a script element: nothing in it ends the element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+SCRIPTS = ("credit.js", "elements.js", "inspect.js")
 
 
 def _page_data(inspection: Inspection) -> str:
@@ -126,7 +98,7 @@ def _heading(inspection: Inspection) -> dict[str, Any]:
     dials, methods = inspection.dials, kinds(inspection.more_methods)
     known = {name for names in methods for name in names.split(", ")}
     notes = list(inspection.notes)
-    if inspection.method not in known and inspection.method not in METHODS:
+    if inspection.method not in known:
         notes.append(
             f"{inspection.method} computes credit by a function of its own, which this page cannot "
             "repeat, so it is not among the methods."
@@ -189,10 +161,10 @@ def _cut(text: str, longest: int) -> str:
 def _episode(episode: EpisodeView, texts: _Texts) -> dict[str, Any]:
     return {
         "seed": episode.seed,
-        "return": _number(episode.episode_return),
+        "return": rounded(episode.episode_return),
         "success": episode.success,
         "ending": episode.ending,
-        "bootstrap": _number(episode.bootstrap),
+        "bootstrap": rounded(episode.bootstrap),
         "turns": [_turn(turn, texts) for turn in episode.turns],
     }
 
@@ -201,34 +173,34 @@ def _turn(turn: TurnView, texts: _Texts) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "prompt": texts(turn.prompt),
         "action": texts(turn.action),
-        "reward": _number(turn.reward),
+        "reward": rounded(turn.reward),
         "duration": turn.duration,
         "ids": turn.token_ids,
         "pieces": [texts(piece, LONGEST_PIECE) for piece in turn.pieces],
         "choice": [int(choice) for choice in turn.choice],
-        "logprob": [*map(_number, turn.logprob)],
-        "value": [*map(_number, turn.value)],
+        "logprob": [*map(rounded, turn.logprob)],
+        "value": [*map(rounded, turn.value)],
     }
     if turn.invalid:
         entry["invalid"] = True
     if turn.form:
         entry["form"] = texts(turn.form)
     if turn.before:
-        entry["before"] = [*map(_number, turn.before)]
+        entry["before"] = [*map(rounded, turn.before)]
     if turn.entropy:
-        entry["entropy"] = [*map(_number, turn.entropy)]
+        entry["entropy"] = [*map(rounded, turn.entropy)]
     if turn.alternatives:
         entry["alternatives"] = [[_alternative(a, texts) for a in p] for p in turn.alternatives]
     if turn.offered is not None:
         entry["offered"], rest = _offered(turn, texts)
         if rest:
-            entry["more"] = [len(rest), _number(sum(chance for _, chance in rest))]
+            entry["more"] = [len(rest), rounded(sum(chance for _, chance in rest))]
     return entry
 
 
 def _alternative(alternative: Alternative, texts: _Texts) -> list[Any]:
     text, probability, before, taken = alternative
-    return [texts(text, LONGEST_PIECE), _number(probability), _number(before), int(taken)]
+    return [texts(text, LONGEST_PIECE), rounded(probability), rounded(before), int(taken)]
 
 
 def _offered(turn: TurnView, texts: _Texts) -> tuple[list[Any], list[tuple[str, float]]]:
@@ -236,13 +208,8 @@ def _offered(turn: TurnView, texts: _Texts) -> tuple[list[Any], list[tuple[str, 
     ranked = sorted(turn.offered or (), key=lambda pair: -pair[1])
     shown = [pair for i, pair in enumerate(ranked) if i < OFFERS or pair[0] == turn.action]
     rest = [pair for i, pair in enumerate(ranked) if i >= OFFERS and pair[0] != turn.action]
-    listed = [[texts(text), _number(chance), int(text == turn.action)] for text, chance in shown]
+    listed = [[texts(text), rounded(chance), int(text == turn.action)] for text, chance in shown]
     return listed, rest
-
-
-def _number(value: float) -> float | None:
-    """Round to significant digits; None where there is no finite number."""
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def describe_episodes(episodes: Sequence[EpisodeView]) -> str:

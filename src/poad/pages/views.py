@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # credit needs torch, which reports do without
+    import torch
 
-from poad.credit import METHODS, Method, Trace, recursion, token_credit
+    from poad.credit import Method, Trace
 
 Ending = Literal["terminated", "truncated", "unfinished"]
 
@@ -109,6 +110,10 @@ def judge(episode: EpisodeView, method: Method, dials: Dials) -> list[TokenJudge
 
     Unknown values count as 0, and so do unknown entropies.
     """
+    import torch
+
+    from poad.credit import token_credit
+
     rows = _rows(episode, dials)
     if not rows["reward"].numel():
         return []
@@ -146,6 +151,8 @@ def judge(episode: EpisodeView, method: Method, dials: Dials) -> list[TokenJudge
 
 def _rows(episode: EpisodeView, dials: Dials) -> dict[str, torch.Tensor]:
     """Lay an episode out as the one row, [1, L], that `token_credit` takes."""
+    import torch
+
     columns: dict[str, list[Any]] = {
         name: [] for name in ("reward", "value", "turn_ids", "choice", "discount")
     }
@@ -176,6 +183,8 @@ def kinds(more: Sequence[Method] = ()) -> Mapping[str, Method]:
     recorded episode shows. A method with an estimator of its own is left out, because the page can
     compute the one recursion alone.
     """
+    from poad.credit import METHODS, recursion
+
     groups: dict[tuple[Any, ...], list[Method]] = {}
     for method in {m.name: m for m in (*METHODS.values(), *more)}.values():
         if method.estimator is recursion:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from poad.agent import Agent
 from poad.config import Config
-from poad.display import Screen, show_evaluation, watch, write_report
+from poad.display import Screen, show_evaluation, watch
 from poad.learn import evaluate
+from poad.pages import write_report
 from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode, summarize
 from poad.turns import Episode
 from poad.workflows.load import Weights, load_weights

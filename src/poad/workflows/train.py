@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from poad.config import PRESETS, Config, from_dict, nested, to_dict
-from poad.display import Progress, Screen, show_work, write_report
+from poad.display import Progress, Screen, show_work
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
+from poad.pages import write_report
 from poad.plan import hindsight
 from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes

@@ -22,6 +22,7 @@ def metrics(iteration: int, steps: int = 512) -> dict[str, float]:
         "iteration": iteration,
         "env_steps": iteration * steps,
         "episodes": (iteration - 1) * 40,
+        "reward": 0.02 * learned - 0.001,
         "return": -0.1 + 1.1 * learned if finished else math.nan,
         "success": learned if finished else math.nan,
         "length": 30 - 23 * learned if finished else math.nan,

@@ -69,11 +69,12 @@ def test_in_a_pipe_there_is_one_heading_and_a_plain_line_per_iteration():
             progress.update(metrics(i))
     lines = output(console).splitlines()
     assert len(lines) == 4
-    headings = "iter steps return success entropy KL expl.var steps/s ETA"
+    headings = "iter steps reward return success entropy KL expl.var steps/s ETA"
     assert " ".join(lines[0].split()) == headings
     # The made-up pace is 512 steps in .35 s, so 19, 18 and 17 iterations remain: 6.65 s, …
-    assert " ".join(lines[1].split()) == "1 512 – – 1.036 0.0384 0.05 1,463 0:07"
-    assert lines[3].split()[:4] == ["3", "1,536", "0.333", "39.3%"]
+    assert " ".join(lines[1].split()) == "1 512 0.0021 – – 1.036 0.0384 0.05 1,463 0:07"
+    assert lines[3].split()[:2] == ["3", "1,536"]
+    assert lines[3].split()[3:5] == ["0.333", "39.3%"]
     assert "\x1b" not in output(console)
     assert {len(line) for line in lines} == {len(lines[0])}
     assert len(lines[0]) <= 80

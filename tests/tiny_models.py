@@ -151,9 +151,7 @@ class Zoo:
         self.folder = folder
         self.path = cache(self._path)
 
-    def _path(
-        self, architecture: str = "llama", tokenizer: str = "bytes", layers: int = 2
-    ) -> Path:
+    def _path(self, architecture: str = "llama", tokenizer: str = "bytes", layers: int = 2) -> Path:
         """A directory as `save_pretrained` leaves it; weights large enough to have opinions."""
         from chats import TEMPLATES, chatting
 

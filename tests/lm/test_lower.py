@@ -171,9 +171,8 @@ def test_nothing_is_remembered_when_the_context_ends(zoo: Zoo) -> None:
     model = load(zoo)
     packed = pack(FIRST, model.codec.pad_id)
     computed = runs(model)
-    with pytest.raises(KeyboardInterrupt), model.lower.remembered():
+    with model.lower.remembered():
         model.read(packed)
-        raise KeyboardInterrupt
     assert model.lower._states is None
     assert not model.lower._numbers
     for _ in range(2):

@@ -178,17 +178,21 @@ def test_nothing_is_mixed_where_there_are_no_frozen_float32_weights(
         from_dict({"model": {**model, "precision": "mixed"}})
 
 
-def test_the_measurement_compares_both_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    for seconds, faster in (((2.0, 1.0), True), ((1.2, 1.0), False), ((1.0, 2.0), False)):
-        asked: list[Any] = []
+@pytest.mark.parametrize(
+    ("seconds", "faster"), [((2.0, 1.0), True), ((1.2, 1.0), False), ((1.0, 2.0), False)]
+)
+def test_the_measurement_compares_both_precisions(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], faster: bool
+) -> None:
+    asked: list[Any] = []
 
-        def timed(dtypes: Any, device: torch.device, seconds: Any = seconds) -> list[float]:
-            asked.append(tuple(dtypes))
-            return list(seconds)
+    def timed(dtypes: Any, device: torch.device) -> tuple[float, float]:
+        asked.append(tuple(dtypes))
+        return seconds
 
-        monkeypatch.setattr(mixed, "_seconds", timed)
-        assert mixed.products_are_faster.__wrapped__(torch.device("cpu")) is faster
-        assert asked == [(torch.float32, torch.bfloat16)]
+    monkeypatch.setattr(mixed, "_seconds", timed)
+    assert mixed.products_are_faster.__wrapped__(torch.device("cpu")) is faster
+    assert asked == [(torch.float32, torch.bfloat16)]
     monkeypatch.undo()
     monkeypatch.setattr(mixed, "_TRIALS", 1)
     found = mixed._seconds((torch.float32, torch.bfloat16), torch.device("cpu"))

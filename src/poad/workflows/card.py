@@ -144,7 +144,7 @@ def _precision(model: ModelConfig, adapter: bool) -> str:
         )
     if model.precision == "mixed":
         return (
-            "\nProducts with the frozen weights were taken in bfloat16 during training. The weights "
-            "here are not rounded.\n"
+            "\nProducts with the frozen weights were taken in bfloat16 during training. The "
+            "weights here are not rounded.\n"
         )
     return ""

@@ -72,8 +72,8 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
         )
     if agent.config.model.precision == "mixed":
         raise ExportError(
-            f"The weights of {run.path} are rounded to bfloat16, as in its training. Load them with "
-            "load_weights(..., full=True) to export them."
+            f"The weights of {run.path} are rounded to bfloat16, as in its training. Load them "
+            "with load_weights(..., full=True) to export them."
         )
     try:
         with atomic_directory(to) as partial:

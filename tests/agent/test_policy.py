@@ -854,7 +854,7 @@ def test_choices_between_tokens_need_no_other_logits(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, architecture, tuning, tokens: int
 ):
     """Logits of the options alone give what those of the whole vocabulary give."""
-    monkeypatch.setattr("poad.lm.model._LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1)
     model = zoo.load(architecture, tuning=tuning, keep_reference=True)
     policy = policy_of(model, temperature=0.7)
     offers = [o for o in MIXED if o.admissible_actions]

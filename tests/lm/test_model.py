@@ -106,7 +106,7 @@ def test_the_logits_of_some_tokens_are_those_among_all(
         frozen.bias = nn.Parameter(torch.randn(model.vocabulary, generator=generator))
     model._scale, model._softcap = scale, softcap
     model._unwritable = torch.tensor([4, model.vocabulary - 1])  # ids without a token
-    monkeypatch.setattr("poad.lm.model._LARGE_VOCABULARY", 1 if large else 10**6)
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1 if large else 10**6)
     hidden = torch.randn(5, 3, 32, generator=generator, requires_grad=True)
     tokens = torch.randint(model.vocabulary, (5, 3, 7), generator=generator)
     tokens[0, 0, :3] = torch.tensor([4, 5, model.vocabulary - 1])
@@ -132,7 +132,7 @@ def test_the_logits_of_some_tokens_are_those_among_all(
 def test_a_head_with_adapters_gives_the_logits_of_some_tokens(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("poad.lm.model._LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1)
     model = zoo.load(tuning="lora", lora_targets=targets)
     hidden, tokens = torch.linspace(-1, 1, 32)[None], torch.tensor([[3, 9, 3]])
     for logits in (model.logits, model.frozen_logits):

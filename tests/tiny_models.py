@@ -128,8 +128,8 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 _SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_GATED = _SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
-_QWEN = _GATED | {"head_dim": 8}
+_GATED: dict[str, Any] = _SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
+_QWEN: dict[str, Any] = _GATED | {"head_dim": 8}
 _GPT2: dict[str, Any] = _SMALL | {"n_positions": 128}
 CONFIGURATIONS: dict[str, Callable[..., Any]] = {
     "llama": lambda **rest: LlamaConfig(**_GATED | rest),

@@ -911,7 +911,7 @@ def test_free_writing_has_a_temperature_of_its_own(zoo: Zoo):
                 assert_same(action.logprob, plain.written(prompt, action.token_ids))
             else:
                 plain.policy = policy_of(model, temperature=3.0)
-                expected = plain.offered(prompt, tuple(offered))[offered.index(action.text)]
+                expected = plain.offered(prompt, tuple(offered))[tuple(offered).index(action.text)]
                 assert_same(sum(action.logprob), expected)
     for observation in (OFFER, FAR):
         found = policy.probabilities(observation)

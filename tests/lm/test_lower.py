@@ -186,7 +186,8 @@ def test_nothing_is_remembered_when_the_context_ends(zoo: Zoo) -> None:
 
 
 def test_nothing_is_remembered_where_every_layer_learns(zoo: Zoo) -> None:
-    for rest in ({"tuning": "full"}, {"lora_layers": None}, {"lora_layers": 3}):
+    ways: list[dict[str, Any]] = [{"tuning": "full"}, {"lora_layers": None}, {"lora_layers": 3}]
+    for rest in ways:
         model = load(zoo, **rest)
         assert len(model.lower) == 0
         computed = runs(model)

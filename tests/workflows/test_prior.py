@@ -43,8 +43,9 @@ WORLDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def worlds() -> None:
+    kind: Any = TinyWorld
     for world, rules in WORLDS.items():
-        gymnasium.register(f"tiny/{world}-v0", entry_point=TinyWorld, kwargs={"rules": rules})
+        gymnasium.register(f"tiny/{world}-v0", entry_point=kind, kwargs={"rules": rules})
 
 
 def outcome(wins: int, episodes: int = 100, mean_return: float = 0.0) -> Evaluation:

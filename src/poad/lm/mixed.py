@@ -39,6 +39,9 @@ class MixedLinear(nn.Linear):
 class MixedConv1D(nn.Module):
     """The same for the linear layers of GPT-2, which hold their weights transposed."""
 
+    weight: nn.Parameter  # [in, out]
+    bias: nn.Parameter
+
     def forward(self, input: Tensor) -> Tensor:
         """Multiply in bfloat16, and add the bias in float32. [..., in] -> [..., out]."""
         return F.linear(input.to(self.weight.dtype), self.weight.T).float() + self.bias

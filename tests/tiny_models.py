@@ -128,18 +128,18 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 _SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_GATED = _SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
-_QWEN = _GATED | {"head_dim": 8}
-_GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_GATED: dict[str, Any] = _SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
+_QWEN: dict[str, Any] = _GATED | {"head_dim": 8}
+_GPT2: dict[str, Any] = _SMALL | {"n_positions": 128}
 CONFIGURATIONS: dict[str, Callable[..., Any]] = {
-    "llama": lambda **rest: LlamaConfig(**_GATED, **rest),
-    "qwen": lambda **rest: Qwen3Config(**_QWEN, **rest, tie_word_embeddings=True),
-    "gpt2": lambda **rest: GPT2Config(**_GPT2, **rest),
-    "neox": lambda **rest: GPTNeoXConfig(**_SMALL, **rest, intermediate_size=48),
+    "llama": lambda **rest: LlamaConfig(**_GATED | rest),
+    "qwen": lambda **rest: Qwen3Config(**_QWEN | rest, tie_word_embeddings=True),
+    "gpt2": lambda **rest: GPT2Config(**_GPT2 | rest),
+    "neox": lambda **rest: GPTNeoXConfig(**_SMALL | rest, intermediate_size=48),
     # Two whose layers, or some of them, look back six positions only.
-    "mistral": lambda **rest: MistralConfig(**_GATED, **rest, sliding_window=6),
+    "mistral": lambda **rest: MistralConfig(**_GATED | rest, sliding_window=6),
     "qwen_window": lambda **rest: Qwen3Config(
-        **_QWEN, **rest, use_sliding_window=True, sliding_window=6, max_window_layers=1
+        **_QWEN | rest, use_sliding_window=True, sliding_window=6, max_window_layers=1
     ),
 }
 
@@ -151,19 +151,18 @@ class Zoo:
         self.folder = folder
         self.path = cache(self._path)
 
-    def _path(self, architecture: str = "llama", tokenizer: str = "bytes") -> Path:
+    def _path(self, architecture: str = "llama", tokenizer: str = "bytes", layers: int = 2) -> Path:
         """A directory as `save_pretrained` leaves it; weights large enough to have opinions."""
         from chats import TEMPLATES, chatting
 
         words = chatting(tokenizer) if tokenizer in TEMPLATES else TOKENIZERS[tokenizer]()
-        special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        config = CONFIGURATIONS[architecture](
-            vocab_size=len(words), initializer_range=0.2, **special
-        )
+        special: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        special |= {"vocab_size": len(words), "num_hidden_layers": layers}
+        config = CONFIGURATIONS[architecture](initializer_range=0.2, **special)
         with torch.random.fork_rng(), float32():
             torch.manual_seed(7)
             causal: Any = AutoModelForCausalLM.from_config(config)
-        path = self.folder / f"{architecture}-{tokenizer}"
+        path = self.folder / f"{architecture}-{tokenizer}-{layers}"
         logging.disable_progress_bar()
         causal.save_pretrained(path)
         logging.enable_progress_bar()
@@ -175,11 +174,12 @@ class Zoo:
         architecture: str = "llama",
         tokenizer: str = "bytes",
         tuning: Literal["full", "lora"] = "full",
+        layers: int = 2,
         **rest: Any,
     ) -> LanguageModel:
         """A fresh model. Adapters are random, so that they count, as after some training."""
         keep: dict[str, Any] = {k: rest.pop(k) for k in list(rest) if k.startswith("keep")}
-        name = str(self.path(architecture, tokenizer))
+        name = str(self.path(architecture, tokenizer, layers))
         config = ModelConfig(name=name, tuning=tuning, device="cpu", **rest)
         model = load_model(config, **keep)
         if tuning == "lora":

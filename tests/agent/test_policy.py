@@ -848,6 +848,115 @@ def test_decisions_read_in_several_passes_are_the_same(zoo: Zoo, architecture, r
     assert_same(gradients[1], gradients[0])
 
 
+@pytest.mark.parametrize("tokens", [10**6, 40], ids=["one pass", "several passes"])
+@pytest.mark.parametrize(("architecture", "tuning"), [("llama", "full"), ("gpt2", "lora")])
+def test_choices_between_tokens_need_no_other_logits(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, architecture, tuning, tokens: int
+):
+    """Logits of the options alone give what those of the whole vocabulary give."""
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1)
+    model = zoo.load(architecture, tuning=tuning, keep_reference=True)
+    policy = policy_of(model, temperature=0.7)
+    offers = [o for o in MIXED if o.admissible_actions]
+    turns = [turn_of(policy, o, act(policy, o, seed)) for o in offers for seed in range(6)]
+    also = [(t.prompt_ids, ()) for t in turns]
+    batch, _, _ = policy.decisions(turns, also)
+    frozen = read_hidden(model, model.read_frozen, batch.positions, sys.maxsize)
+    batch = replace(batch, reference=frozen)
+    assert batch.between_single_tokens
+    with torch.no_grad():
+        for i, weight in enumerate(model.parameters()):
+            weight += 0.05 * torch.sin(torch.arange(weight.numel()).reshape(weight.shape) + i)
+    found, gradients = [], []
+    for restricted in (True, False):
+        if not restricted:
+            monkeypatch.setattr(type(batch), "between_single_tokens", False)
+        asked: list[bool] = []
+        logits = type(model).logits
+
+        def spy(*arguments: Any, asked: list[bool] = asked, logits: Any = logits) -> Tensor:
+            asked.append(len(arguments) > 2 and arguments[2] is not None)
+            return logits(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "logits", spy)
+            found.append(policy.evaluate(batch, tokens))
+        assert set(asked) == {restricted}
+        options = torch.exp(found[-1].logprob)
+        terms = torch.cat([part.flatten() for part in (options, *found[-1][1:])])
+        gradient = torch.autograd.grad(
+            (terms * torch.linspace(1, 2, len(terms))).sum(), model.parameters()
+        )
+        gradients.append(torch.cat([part.flatten() for part in gradient]))
+    assert float(found[1].kl_reference.detach().sum()) > 0.01
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+    assert float(gradients[1].norm()) > 0.1
+    assert_same(*gradients)
+
+
+# --- a temperature of its own for free writing ------------------------------------------------
+
+
+def test_free_writing_has_a_temperature_of_its_own(zoo: Zoo):
+    """Offered actions are chosen at one temperature, tokens are written at the other."""
+    model = zoo.load()
+    policy = policy_of(model, temperature=3.0, temperature_free=0.6)
+    plain = Plain(policy_of(model, temperature=3.0))
+    for observation, action in acted(policy, times=2):
+        prompt, offered = policy.codec.prompt(observation.prompt), observation.admissible_actions
+        with torch.no_grad():
+            if offered is None:
+                plain.policy = policy_of(model, temperature=0.6)
+                assert_same(action.logprob, plain.written(prompt, action.token_ids))
+            else:
+                plain.policy = policy_of(model, temperature=3.0)
+                expected = plain.offered(prompt, tuple(offered))[tuple(offered).index(action.text)]
+                assert_same(sum(action.logprob), expected)
+    for observation in (OFFER, FAR):
+        found = policy.probabilities(observation)
+        assert found == policy_of(model, temperature=3.0).probabilities(observation)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "thinking"), [("trie", 0), ("trie", 5), ("word", 0), ("published", 0)]
+)
+def test_with_two_temperatures_the_learner_sees_what_was_recorded(zoo: Zoo, scheme, thinking: int):
+    model = zoo.load(keep_reference=True)
+    acting = replace(SCHEMES[scheme], **FREE, temperature=2.5, temperature_free=0.7)
+    policy = Policy(model, acting, PromptConfig(thinking=thinking))
+    turns = [
+        Turn(policy.prompt_ids(o), act(policy, o, seed), 0.0) for o in MIXED for seed in range(3)
+    ]
+    recorded = torch.tensor([each for turn in turns for each in turn.action.logprob])
+    batch, decision, option = policy.decisions(turns)
+    for tokens in (sys.maxsize, 60):
+        with torch.no_grad():
+            found = policy.evaluate(batch, tokens).logprob[decision, option]
+        chosen = decision >= 0
+        assert_same(found[chosen], recorded[chosen])
+    free = ~batch.renormalize
+    assert free.any()
+    assert scheme != "trie" or not free.all()
+
+
+@pytest.mark.parametrize("scheme", ["trie", "word", "published"])
+def test_without_one_free_writing_takes_the_temperature_of_choices(zoo: Zoo, scheme):
+    model = zoo.load(keep_reference=True)
+    found = []
+    for free in (None, 0.7, 1.4):
+        policy = policy_of(model, scheme, temperature=0.7, temperature_free=free)
+        turns = [turn_of(policy, *pair) for pair in acted(policy, times=2)]
+        batch, _, _ = policy.decisions(turns)
+        reference = read_hidden(model, model.read_frozen, batch.positions, sys.maxsize)
+        evaluated = policy.evaluate(replace(batch, reference=reference))
+        found.append(([turn.action for turn in turns], evaluated))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)
+    assert found[0][0] != found[2][0]
+
+
 def test_options_that_are_padding_are_impossible(zoo: Zoo):
     policy = policy_of(zoo.load())
     batch, _, _ = policy.decisions([turn_of(policy, *pair) for pair in acted(policy)])

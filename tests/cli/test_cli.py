@@ -71,6 +71,7 @@ def run_cheaply(cases: list[tuple[list[str], int]], folder: Path) -> str:
 def test_help_and_version_load_no_torch(tmp_path: Path) -> None:
     helps = [[name, "--help"] for name in COMMANDS]
     cases = [*helps, [], ["help"], ["--help"], ["help", "train"], ["--version"]]
+    cases += [["config"], ["config", "--preset", "small"]]
     shown = run_cheaply([(case, 0) for case in cases], tmp_path)
     assert shown.count("usage: poad train") == 2
 
@@ -101,6 +102,7 @@ def test_refusals_load_no_torch(tmp_path: Path) -> None:
         "neither empty nor a run": ["train", "--run", "thesis"],
         "package trackio is not installed": ["train", "--trackers", "trackio"],
         "no credit method 'poat'": ["train", "--credit.method", "poat"],
+        "no preset 'smal'": ["train", "--preset", "smal"],
         "poad/TomatoSalad-v0": ["train", "--env", "poad/TomatoSalat-v0"],
         "has no checkpoint": ["export", "taken", "--to", "out"],
         "nowhere is not a run": ["eval", "nowhere"],

@@ -203,7 +203,7 @@ def test_a_device_that_is_not_there_is_rejected(zoo: Zoo, device):
 )
 def test_adapters_that_fit_no_layer_name_those_there_are(zoo: Zoo, architecture, layers):
     message = rejection(zoo.path(architecture), tuning="lora", lora_targets=("foo", "bar"))
-    assert message.startswith("No layer is called foo or bar")
+    assert message.startswith("No layer to adapt is called foo or bar")
     assert layers in message
     assert "model.lora_targets" in message
 

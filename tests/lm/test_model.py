@@ -82,6 +82,64 @@ def test_a_model_whose_layers_need_whole_rows_is_computed_whole(zoo: Zoo) -> Non
     torch.testing.assert_close(other.read(packed), expected)
 
 
+# --- the logits of few tokens -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["all computed", "few computed"])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_logits_of_some_tokens_are_those_among_all(
+    zoo: Zoo,
+    monkeypatch: pytest.MonkeyPatch,
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    large: bool,
+) -> None:
+    model = zoo.load(keep_reference=True)
+    head: Any = model._head
+    frozen: Any = model._frozen_head
+    generator = torch.Generator().manual_seed(0)
+    if bias:
+        head.bias = nn.Parameter(torch.randn(model.vocabulary, generator=generator))
+        frozen.bias = nn.Parameter(torch.randn(model.vocabulary, generator=generator))
+    model._scale, model._softcap = scale, softcap
+    model._unwritable = torch.tensor([4, model.vocabulary - 1])  # ids without a token
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1 if large else 10**6)
+    hidden = torch.randn(5, 3, 32, generator=generator, requires_grad=True)
+    tokens = torch.randint(model.vocabulary, (5, 3, 7), generator=generator)
+    tokens[0, 0, :3] = torch.tensor([4, 5, model.vocabulary - 1])
+    whole, some = model.logits(hidden).gather(-1, tokens), model.logits(hidden, tokens)
+    assert some.shape == tokens.shape
+    assert whole.isinf().sum() >= 2
+    torch.testing.assert_close(some, whole, atol=EXACT, rtol=EXACT)
+    learned = [hidden, head.weight, *([head.bias] if bias else [])]
+    weights = torch.randn(tokens.shape, generator=generator)
+    gradients = [
+        torch.autograd.grad((each.masked_fill(each.isinf(), 0.0) * weights).sum(), learned)
+        for each in (some, whole)
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        assert float(expected.norm()) > 0.1
+        torch.testing.assert_close(found, expected, atol=EXACT, rtol=EXACT)
+    old = model.frozen_logits(hidden).gather(-1, tokens)
+    torch.testing.assert_close(model.frozen_logits(hidden, tokens), old, atol=EXACT, rtol=EXACT)
+    assert not old.requires_grad
+
+
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head")])
+def test_a_head_with_adapters_gives_the_logits_of_some_tokens(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("poad.lm.model.LARGE_VOCABULARY", 1)
+    model = zoo.load(tuning="lora", lora_targets=targets)
+    hidden, tokens = torch.linspace(-1, 1, 32)[None], torch.tensor([[3, 9, 3]])
+    for logits in (model.logits, model.frozen_logits):
+        torch.testing.assert_close(logits(hidden, tokens), logits(hidden)[:, [3, 9, 3]])
+    assert not torch.allclose(model.logits(hidden, tokens), model.frozen_logits(hidden, tokens))
+
+
 # --- less memory, other kernels ---------------------------------------------------------------
 
 

@@ -48,8 +48,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     }
 
 
-def exported(run: Run, to: Path, adapter: bool = False) -> Path:
-    export(load_weights(Weights(run.path)), to, adapter=adapter)
+def exported(run: Run, to: Path, adapter: bool = False, full: bool = False) -> Path:
+    export(load_weights(Weights(run.path), full=full), to, adapter=adapter)
     return to
 
 
@@ -165,6 +165,84 @@ def test_weights_keep_the_precision_they_were_trained_in(
             assert all(torch.equal(weights[name], weight) for name, weight in own.items())
         rounded = "rounded to bfloat16" in (to / "README.md").read_text()
         assert rounded == (tuning == "lora" and trained == "bfloat16")
+
+
+@PEFT_ASKS
+def test_weights_that_were_rounded_for_products_are_exported_exactly(
+    zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The export is the base in float32 plus the adapters, not plus what products lost."""
+    base, path, to = zoo.path(), tmp_path / "run", tmp_path / "out"
+    model = LORA | {"name": str(base), "precision": "mixed"}
+    run = run_of(path, settings("Chain", model=model))
+    assert main(["export", str(path), "--to", str(to)]) == 0
+    before, found = load_file(base / "model.safetensors"), load_file(to / "model.safetensors")
+    assert {str(weight.dtype) for weight in found.values()} == {"torch.float32"}
+    assert found.keys() == before.keys()
+    state = load_weights(Weights(path))[1].model.state()
+    for name, weight in found.items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        change = torch.zeros_like(weight)
+        if f"{stem}.lora_A.default.weight" in state:
+            down, up = (state[f"{stem}.lora_{half}.default.weight"] for half in "AB")
+            change = 16 / 8 * up @ down
+            assert float(change.abs().max()) > 0
+        torch.testing.assert_close(weight, before[name] + change)
+    assert "taken in bfloat16 during training" in (to / "README.md").read_text()
+    # Rounding the merged weights for an evaluation would round the adapters' changes, too.
+    agent = with_exported(load_weights(Weights(path))[1], to)
+    assert {p.dtype for p in agent.model.module.parameters()} == {torch.float32}
+    with pytest.raises(ExportError, match=r"rounded to bfloat16.*full=True"):
+        export(load_weights(Weights(path)), tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()
+    assert run.config.model.precision == "mixed"
+    few = ("--episodes", "1", "--quiet")
+    for adapter in ((), ("--adapter",)):
+        to = tmp_path / f"out{len(adapter)}"
+        assert main(["export", str(path), "--to", str(to), *adapter]) == 0
+        assert main(["eval", str(path), "--model", str(to), *few]) == 0
+    assert "sampled" in capsys.readouterr().out
+
+
+@PEFT_ASKS
+@pytest.mark.parametrize("precision", ["full", "mixed"])
+def test_adapters_in_the_last_blocks_are_exported_and_examined(
+    zoo: Zoo, tmp_path: Path, precision: str
+) -> None:
+    base, few = zoo.path(layers=3), {"lora_layers": 2, "precision": precision}
+    run = run_of(tmp_path / "run", settings("Chain", model=LORA | few | {"name": str(base)}))
+    to = exported(run, tmp_path / "out", adapter=True, full=True)
+    said = json.loads((to / "adapter_config.json").read_text())
+    assert said["layers_to_transform"] == [1, 2]
+    _, agent, _ = load_weights(Weights(run.path))
+    # Whatever the run says of the blocks, the adapter knows its own.
+    other = run_of(tmp_path / "other", settings("Chain", model=LORA | {"name": str(base)}))
+    for whose in (agent, load_weights(Weights(other.path))[1]):
+        found = with_exported(whose, to).model
+        assert found.state().keys() == agent.model.state().keys()
+        for name, weight in found.state().items():
+            assert torch.equal(weight, agent.model.state()[name])
+    assert main(["eval", str(run.path), "--model", str(to), "--episodes", "2", "--quiet"]) == 0
+    everywhere = exported(other, tmp_path / "everywhere", adapter=True)
+    assert len(with_exported(agent, everywhere).model.state()) == 3 * 4
+
+
+@PEFT_ASKS
+@pytest.mark.parametrize(
+    ("blocks", "says"), [([0, 1], "blocks 0, 1 of 3"), ([0, 2], "blocks 0, 2"), (1, "blocks 1 of")]
+)
+def test_adapters_of_other_than_the_last_blocks_are_refused(
+    zoo: Zoo, tmp_path: Path, blocks: Any, says: str
+) -> None:
+    model = LORA | {"name": str(zoo.path(layers=3)), "lora_layers": 2}
+    run = run_of(tmp_path / "run", settings("Chain", model=model))
+    to = exported(run, tmp_path / "out", adapter=True)
+    _, agent, _ = load_weights(Weights(run.path))
+    file = to / "adapter_config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"layers_to_transform": blocks}))
+    with pytest.raises(ExportError, match=f"{says}.*last blocks only"):
+        with_exported(agent, to)
 
 
 @PEFT_ASKS

@@ -14,7 +14,7 @@ from poad.lm.loading import embedded_models
 
 _TINY, _SMALL = 20_000_000, 2_000_000_000
 """Models with fewer weights are tiny, or small."""
-_SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE)
+_SIZE_IN_NAME = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE)
 
 
 def suitable_preset(model: str, tuning: str | None = None) -> str:
@@ -36,7 +36,8 @@ def model_size(model: str) -> int | None:
     """Estimate the number of weights of a model; None if nothing tells it.
 
     Files tell it exactly, except for a .gguf file, whose size stands for it. The name of a model on
-    the hub often tells it: ``Qwen/Qwen2.5-0.5B-Instruct`` has 0.5 billion.
+    the hub often tells it: ``Qwen/Qwen2.5-0.5B-Instruct`` has 0.5 billion. What comes later in a
+    name may be something else, such as a length: ``Qwen/Qwen2.5-7B-Instruct-1M`` has 7 billion.
     """
     if model in embedded_models():
         return 0
@@ -49,8 +50,12 @@ def model_size(model: str) -> int | None:
         files = [*Path(path).glob("*.safetensors")]
         weights = sum(count_weights(file) for file in files if not file.stem.startswith("adapter"))
         return weights or None
-    found = _SIZE_IN_NAME.findall(model.replace("-", " ").replace("_", " "))
-    return int(float(found[-1][0]) * {"m": 1e6, "b": 1e9}[found[-1][1].lower()]) if found else None
+    last = model.rpartition("/")[2].replace("-", " ").replace("_", " ")
+    found = _SIZE_IN_NAME.search(last)
+    if found is None:
+        return None
+    experts, number, unit = found.groups("1")
+    return int(int(experts) * float(number) * {"m": 1e6, "b": 1e9}[unit.lower()])
 
 
 def count_weights(file: Path) -> int:

@@ -28,13 +28,12 @@ class LowerLayers:
     the pair (number of the token before it, token), as in a trie.
 
     Args:
-        layers: all layers of the body, in order.
+        body: the body of a model.
+        layers: all its layers, in order; None if there is nothing to share.
     """
 
-    def __init__(self, layers: nn.ModuleList | None) -> None:
-        trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers or ()]
-        below = trained.index(True) if True in trained else 0
-        self._layers = list(layers or ())[:below]
+    def __init__(self, body: nn.Module, layers: nn.ModuleList | None) -> None:
+        self._layers = [] if layers is None else _below_the_trained(body, layers)
         self._active = False
         self._numbers: dict[tuple[int, int], int] = {}
         self._states: Tensor | None = None  # [capacity, H], of which the first are in use
@@ -125,6 +124,14 @@ class LowerLayers:
 
     def _give(self, states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
         return (states,) if self._in_tuple else states
+
+
+def _below_the_trained(body: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
+    """List the layers below the first that is trained; none if embeddings are trained, too."""
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    inside = {id(p) for p in layers.parameters()}
+    beside = any(p.requires_grad and id(p) not in inside for p in body.parameters())
+    return list(layers)[: trained.index(True)] if True in trained and not beside else []
 
 
 def _hand_on(states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -36,6 +36,17 @@ class MixedLinear(nn.Linear):
         return product if self.bias is None else product + self.bias
 
 
+class MixedConv1D(nn.Module):
+    """The same for the linear layers of GPT-2, which hold their weights transposed."""
+
+    weight: nn.Parameter  # [in, out]
+    bias: nn.Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply in bfloat16, and add the bias in float32. [..., in] -> [..., out]."""
+        return F.linear(input.to(self.weight.dtype), self.weight.T).float() + self.bias
+
+
 def use_mixed_products(body: nn.Module) -> int:
     """Round the frozen linear layers of a body to bfloat16, in place.
 
@@ -48,11 +59,15 @@ def use_mixed_products(body: nn.Module) -> int:
     Raises:
         ModelError: the body has no frozen linear layers.
     """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {nn.Linear: MixedLinear, Conv1D: MixedConv1D}
     rounded = 0
     for module in body.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.to(torch.bfloat16)
-            module.__class__ = MixedLinear
+        mixed, weight = kinds.get(type(module)), getattr(module, "weight", None)
+        if mixed is not None and isinstance(weight, Tensor) and not weight.requires_grad:
+            weight.data = weight.data.to(torch.bfloat16)
+            module.__class__ = mixed
             rounded += 1
     if not rounded:
         raise ModelError(

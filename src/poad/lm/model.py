@@ -101,7 +101,7 @@ class LanguageModel:
             for name, module in causal.named_modules()
             if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
         ]
-        self.lower = LowerLayers(_layers(self._body) if self._adapted else None)
+        self.lower = LowerLayers(self._body, _layers(self._body) if self._adapted else None)
         """The layers below the first with adapters, which can be remembered."""
         self._skips_unread = True
         self._unwritable: Tensor | None = None

@@ -142,4 +142,9 @@ def _precision(model: ModelConfig, adapter: bool) -> str:
             f"\nThe merged weights are rounded to {model.dtype}. `poad export --adapter` keeps the "
             "adapters exact.\n"
         )
+    if model.precision == "mixed":
+        return (
+            "\nProducts with the frozen weights were taken in bfloat16 during training. The "
+            "weights here are not rounded.\n"
+        )
     return ""

@@ -32,7 +32,7 @@ from poad.workflows.load import LoadedRun, Weights, load_weights
 def export_run(weights: Weights, to: Path, *, adapter: bool = False) -> int:
     """Export the model of a run and print how to evaluate it; the exit status."""
     _check_free(to)
-    loaded = load_weights(weights)
+    loaded = load_weights(weights, full=True)
     export(loaded, to, adapter=adapter)
     what = "adapters" if adapter else "model"
     Screen().print(
@@ -47,6 +47,15 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
     """Write an agent's language model into a new directory.
 
     Full weights keep the dtype of the training. The weights of a quantized base are dequantized.
+
+    Args:
+        loaded: the run and its agent, loaded in full precision (`load_weights`).
+        to: the directory, which is new or empty.
+        adapter: write the adapters alone.
+
+    Raises:
+        ExportError: the run has no adapters to write alone, the agent's weights are rounded, or
+            the directory cannot be written.
     """
     to = Path(os.path.abspath(to))  # the card names the model after the directory, also for "."
     run, agent, _ = loaded
@@ -60,6 +69,11 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
         raise ExportError(
             f"The run {run.path} began at an adapter, {run.config.model.name}, and an adapter "
             "cannot stand on another. Leave out --adapter."
+        )
+    if agent.config.model.precision == "mixed":
+        raise ExportError(
+            f"The weights of {run.path} are rounded to bfloat16, as in its training. Load them "
+            "with load_weights(..., full=True) to export them."
         )
     try:
         with atomic_directory(to) as partial:

@@ -57,8 +57,13 @@ class LoadedRun(NamedTuple):
     """The checkpoint that was loaded; None for the untrained model."""
 
 
-def load_weights(weights: Weights) -> LoadedRun:
+def load_weights(weights: Weights, *, full: bool = False) -> LoadedRun:
     """Load a run's agent with the given weights.
+
+    Args:
+        weights: the run and the checkpoint.
+        full: load frozen weights as they are, even if the run computes with rounded ones
+            (`model.precision`).
 
     Raises:
         RunError: there is no such run or checkpoint, or it is damaged.
@@ -66,11 +71,14 @@ def load_weights(weights: Weights) -> LoadedRun:
         ModelError: the model cannot be loaded.
     """
     run = Run.open(weights.run)
+    config = run.config
+    if full:
+        config = replace(config, model=replace(config.model, precision="full"))
     if weights.untrained:
-        return LoadedRun(run, load_agent(run.config), None)
+        return LoadedRun(run, load_agent(config), None)
     folder = run.checkpoint_path(weights.checkpoint)
     tensors, _ = run.load_checkpoint(folder)
-    agent = load_agent(run.config, tensors)
+    agent = load_agent(config, tensors)
     if weights.exported is not None:
         agent = with_exported(agent, weights.exported)
     return LoadedRun(run, agent, int(folder.name))
@@ -80,8 +88,10 @@ def with_exported(agent: Agent, folder: Path) -> Agent:
     """Replace an agent's model by an exported one; the critic stays."""
     model, config = agent.config.model, agent.config
     adapter = _adapter_config(folder)
-    if adapter is None:  # with full weights, fresh adapters change nothing
-        model = replace(model, name=str(folder), quantize="none")
+    if adapter is None:
+        # With full weights, fresh adapters change nothing. Rounding would, since the changes of
+        # the adapters lie in these weights.
+        model = replace(model, name=str(folder), quantize="none", precision="full")
     else:
         model = replace(
             model,
@@ -90,6 +100,7 @@ def with_exported(agent: Agent, folder: Path) -> Agent:
             lora_rank=adapter["r"],
             lora_alpha=adapter["lora_alpha"],
             lora_targets=tuple(sorted(adapter["target_modules"])),
+            lora_layers=_adapted_blocks(adapter, agent, folder),
         )
     # The new agent lends only its model and policy: its critic needs no frozen copy of the model.
     critic, ppo = replace(config.critic, body="shared"), replace(config.ppo, kl_reference=0.0)
@@ -131,6 +142,26 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
             "into its base model and use that."
         )
     return config
+
+
+def _adapted_blocks(adapter: dict[str, Any], agent: Agent, folder: Path) -> int | None:
+    """Count the last blocks that an adapter is for; None if it is for all of them.
+
+    Raises:
+        ExportError: it is for other blocks.
+    """
+    chosen = adapter.get("layers_to_transform")
+    if chosen is None or chosen == []:  # to PEFT, both mean all blocks
+        return None
+    blocks = sorted(chosen) if isinstance(chosen, list) else [chosen]
+    config: Any = agent.model.causal_lm.config
+    total = int(config.get_text_config().num_hidden_layers)
+    if blocks != list(range(total - len(blocks), total)):
+        raise ExportError(
+            f"The adapter {folder} changes the blocks {', '.join(map(str, blocks))} of {total}, "
+            "and poad adapts the last blocks only. Merge it into its base model and use that."
+        )
+    return len(blocks)
 
 
 def _load_adapter(agent: Agent, folder: Path) -> None:

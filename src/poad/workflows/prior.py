@@ -7,6 +7,7 @@ that succeed, and then no rate and no critic helps, so this is worth a look befo
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,19 +18,18 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from poad.agent import ActingCache, Policy, load_agent, torch_threads
+from poad.agent import ActingCache, Agent, Policy, load_agent, resolve, torch_threads
 from poad.config import Config, world_seed
 from poad.display import Screen, Table, number, percent
 from poad.envs import CheckedWorld, Form, make
-from poad.learn import WorldStream, play
-from poad.lm import find_source, load_tokenizer
+from poad.learn import Step, WorldStream, play
 from poad.runs import Evaluation, summarize
-from poad.turns import Episode, Observation
+from poad.turns import Action, Episode, Observation
 
 LOOK_EPISODES = 32
 """Episodes of the look before a training."""
 _MOST_TURNS = 1000
-"""Where a uniform agent gives an episode up."""
+"""Where an episode is given up, and counts as a failure. Some worlds never end by themselves."""
 _COMMON_STATES = 50
 """States over which entropies are averaged."""
 _SHOWN_STATES = 4
@@ -77,28 +77,47 @@ def uniform_prior(config: Config, episodes: int = LOOK_EPISODES) -> Prior | None
         How they went; None if the world lets the agent write freely.
     """
     world = CheckedWorld(make(config.env, **config.env_args))
-    rng = np.random.default_rng(config.eval.seed)
+    rng = random.Random(config.eval.seed)  # also for forms of more than 2⁶³ actions
     played, entropies, rewards = [], [], Counter[float]()
     try:
         for seed in range(config.eval.seed, config.eval.seed + episodes):
             shown = world.reset(world_seed(seed))
-            actions = shown.actions
+            actions, earned = shown.actions, 0.0
             for _ in range(_MOST_TURNS):
                 if actions is None:
                     return None
                 size = actions.size if isinstance(actions, Form) else len(actions)
                 entropies.append(math.log(size))
-                happened = world.step(actions[int(rng.integers(size))])
+                happened = world.step(actions[rng.randrange(size)])
                 actions = happened.actions
                 rewards[happened.reward] += 1
+                earned += happened.reward
                 if happened.terminated or happened.truncated:
                     ended = happened.info["episode"]
                     played.append(Episode(ended["r"], ended["l"], ended["success"]))
                     break
+            else:
+                played.append(Episode(earned, _MOST_TURNS, False))
     finally:
         world.close()
     commonest = rewards.most_common(1)[0][0] if rewards else 0.0
     return Prior(summarize(played), float(np.mean(entropies)), max(0.0, -commonest))
+
+
+class _BoundedStream(WorldStream):
+    """A stream that gives an episode up after many turns."""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self._earned = 0.0
+
+    def step(self, stream: int, action: Action) -> Step:
+        step = super().step(stream, action)
+        self._earned += step.reward
+        if step.ended or len(self.actions) < _MOST_TURNS:
+            return step
+        episode = {"r": self._earned, "l": _MOST_TURNS, "success": False}
+        return replace(step, truncated=True, info={**step.info, "episode": episode})
 
 
 def model_prior(
@@ -119,7 +138,7 @@ def model_prior(
     cache, common, played = ActingCache(), Counter[Observation](), []
     with torch_threads(config.threads):
         streams = [
-            WorldStream(world, policy.dialogue(), seed)
+            _BoundedStream(world, policy.dialogue(), seed)
             for seed in islice(seeds, config.eval.streams)
         ]
         try:
@@ -190,13 +209,16 @@ def show_prior(config: Config, preset: str, *, episodes: int = 100, quiet: bool 
     Returns:
         The exit status.
     """
+    config = resolve(config).config  # `auto` has a name from here on
     console = Screen(quiet=quiet)
     console.print(f"{config.model.name} before any training, in {config.env} ...", soft_wrap=True)
     uniform = uniform_prior(config, episodes)
     rows = [] if uniform is None else [("uniformly random", "–", *_cells(uniform))]
     chosen, states = None, list[Offered]()
-    for shape in _formats(config):
-        agent = load_agent(replace(config, prompt=replace(config.prompt, format=shape)))
+    agent = load_agent(config)
+    for shape in _formats(agent):
+        if shape != agent.config.prompt.format:
+            agent = load_agent(replace(config, prompt=replace(config.prompt, format=shape)))
         for temperature in sorted({1.0, config.acting.temperature}):
             acting = replace(agent.settings.acting, temperature=temperature)
             policy = Policy(agent.model, acting, agent.config.prompt)
@@ -219,11 +241,11 @@ def show_prior(config: Config, preset: str, *, episodes: int = 100, quiet: bool 
     return 0
 
 
-def _formats(config: Config) -> list[Literal["plain", "chat"]]:
-    """List the prompt formats to compare: ``chat`` only where the model has a template."""
-    if getattr(load_tokenizer(find_source(config.model)), "chat_template", None):
+def _formats(agent: Agent) -> list[Literal["plain", "chat"]]:
+    """List the prompt formats to compare: both only where the model has a template."""
+    if getattr(agent.model.codec.tokenizer, "chat_template", None):
         return ["plain", "chat"]
-    return ["plain"]
+    return [agent.config.prompt.format]
 
 
 def _show_states(console: Console, states: Sequence[Offered]) -> None:

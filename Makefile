@@ -94,6 +94,7 @@ clean: ## Remove .venv and all caches; runs stay
 
 # Several installations in one venv: the demo does without the development tools, and having those
 # includes what the others need. A changed pyproject.toml or constraints.txt installs anew.
+# Ctrl-C does not reach the loop that says how far it is, so that ends with the shell that began it.
 define install
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "There is no '$(PYTHON)' here. poad needs Python 3.11 or newer: make demo PYTHON=..." >&2; exit 1; }
@@ -101,7 +102,7 @@ define install
 		{ echo "poad needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V). Name another: make demo PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time, most of it for torch ..."
 	@$(PYTHON) -m venv $(VENV)
-	@while sleep 15 >/dev/null 2>&1; do \
+	@while sleep 15 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
 		echo "  still installing, $$(du -sh $(VENV) | cut -f1) so far ..."; \
 	done & beat=$$!; \
 	$(BIN)/python -m pip install -qq $(PIP_ARGS) -c constraints.txt -e "$(1)"; status=$$?; \

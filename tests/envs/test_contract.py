@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poad.envs import BestWork, CheckedWorld, FreeText, check_env, make
-from poad.envs.contract import LONGEST, number
+from poad.envs.contract import LONGEST, MANY_TURNS, number
 from poad.errors import WorldError
 
 OFFERED = ("look around", "open the door", "wait")
@@ -357,3 +357,18 @@ def test_equal_episodes_have_equal_digests_and_others_do_not() -> None:
         assert other[:2] == plain[:2]
         assert other[2] != plain[2]
         assert other[3] != plain[3]
+
+
+def test_an_episode_without_an_end_is_told_once() -> None:
+    class Endless(Door):
+        def step(self, action: str) -> Any:
+            return "You wait", 0.0, False, False, {"admissible_actions": OFFERED}
+
+    world = CheckedWorld(Endless())
+    world.reset(0)
+    for _ in range(MANY_TURNS - 1):
+        world.step("wait")
+    with pytest.warns(UserWarning, match="'Endless' has had 1,000 turns and goes on"):
+        world.step("wait")
+    for _ in range(5):
+        world.step("wait")

@@ -301,6 +301,31 @@ def test_generate_ends_where_the_runs_actions_end(
     assert written[0, 3:].tolist() == [codec.end_id]
 
 
+def test_generate_writes_no_id_without_a_token(zoo: Zoo, tmp_path: Path) -> None:
+    """As while acting, though the model may have rows beyond its tokenizer's tokens."""
+    base = Path(shutil.copytree(zoo.path(), tmp_path / "base"))
+    padded: Any = AutoModelForCausalLM.from_pretrained(base)
+    padded.resize_token_embeddings(padded.config.vocab_size + 8)
+    padded.save_pretrained(base)
+    run = run_of(tmp_path / "run", settings("Chain", model={"name": str(base), "device": "cpu"}))
+    model = load_weights(Weights(run.path))[1].model
+    to = exported(run, tmp_path / "out")
+    causal: Any = AutoModelForCausalLM.from_pretrained(to)
+    rows = causal.get_output_embeddings().weight
+    beyond = range(len(model.codec.tokenizer), len(rows))
+    assert len(beyond) == 8
+    assert set(beyond) <= set(model.unwritable)
+    prompt = torch.tensor([[6, 7, 8]])
+    with torch.no_grad():  # a row without a token becomes the likeliest
+        rows[beyond[-1]] = 10 * causal.model(prompt).last_hidden_state[0, -1]
+        assert int(causal(prompt).logits[0, -1].argmax()) == beyond[-1]
+    for sampled in (False, True):
+        written = causal.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=sampled
+        )
+        assert not set(written[0].tolist()) & set(model.unwritable)
+
+
 def test_others_may_read_every_file_of_an_export(zoo: Zoo, tmp_path: Path) -> None:
     """Several chat templates are stored in a directory of their own."""
     base = Path(shutil.copytree(zoo.path("llama", "marked"), tmp_path / "base"))

@@ -268,13 +268,23 @@ def _named_values(words: Sequence[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not (name and equals):
             raise ValueError(f"expected name=value, not {word!r}.")
-        try:
-            values[name] = parse_value(text)
-        except ConfigError:
-            raise ValueError(
-                f"{text!r} is not a YAML value. Quote it, and write a list as '[a, b]'."
-            ) from None
+        values[name] = _yaml_value(name, text)
     return values
+
+
+def _yaml_value(name: str, text: str) -> Any:
+    """Read a YAML value; what would become null or lose a part unasked is an error."""
+    try:
+        value = parse_value(text)
+    except ConfigError as error:
+        if "comment" in str(error):
+            raise ValueError(f"{error} For example: '{name}=\"#7\"'.") from None
+        raise ValueError(
+            f"{text!r} is not a YAML value. Quote it, and write a list as '[a, b]'."
+        ) from None
+    if value is None and text.strip().lower() not in ("null", "~"):
+        raise ValueError(f"{name} has no value. Write {name}=null, or '{name}=\"\"' for no text.")
+    return value
 
 
 # Texts.

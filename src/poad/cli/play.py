@@ -16,7 +16,7 @@ from poad.cli.arguments import Switch
 from poad.cli.settings import check_seed
 from poad.cli.trust import open_run, trust
 from poad.config import Config
-from poad.display import Screen, show_ending, show_turn
+from poad.display import Screen, counted, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
 from poad.trie import Form
@@ -134,10 +134,10 @@ def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
             if step.ended:
                 end = step.episode()
                 word, style = ("Success", "green") if end.success else ("No success", "red")
-                outcome = f" after {turns} turns; return {end.episode_return:.3f}"
+                outcome = f" after {counted(turns, 'turn')}; return {end.episode_return:.3f}"
                 console.print(Text.assemble((word, f"bold {style}"), outcome))
     except _Left:
-        console.print(f"\nYou left after {turns} turns.")
+        console.print(f"\nYou left after {counted(turns, 'turn')}.")
     finally:
         world.close()
     return 0

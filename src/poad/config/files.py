@@ -168,9 +168,16 @@ def parse_value(text: str) -> Any:
     """Read a value as a configuration file would: 1e-3 is a number, [a, b] is a list.
 
     Raises:
-        ConfigError: the text is not YAML.
+        ConfigError: the text is not YAML, or YAML takes a part of it for a comment.
     """
-    return _parse(text, repr(text))
+    value = _parse(text, repr(text))
+    end = 0
+    for token in yaml.scan(text):  # the scanner drops comments between tokens
+        if "#" in text[end : token.start_mark.index]:
+            comment = text[end : token.start_mark.index].strip()
+            raise ConfigError(f"YAML takes {comment!r} for a comment and would drop it. Quote it.")
+        end = max(end, token.end_mark.index)
+    return value
 
 
 def _parse(text: str, where: str) -> Any:

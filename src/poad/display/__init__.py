@@ -2,7 +2,7 @@
 
 from poad.display.clean import printable
 from poad.display.html import Html, page, stylesheet, tag
-from poad.display.numbers import bounds, compact, interval, number, p_value, percent
+from poad.display.numbers import bounds, compact, counted, interval, number, p_value, percent
 from poad.display.plots import (
     Bar,
     Line,
@@ -37,6 +37,7 @@ __all__ = [
     "bounds",
     "can_be_live",
     "compact",
+    "counted",
     "describe_ending",
     "evaluation_table",
     "interval",

@@ -23,6 +23,11 @@ def compact(value: float | None) -> str:
     return number(value, ",.0f" if value is not None and abs(value) >= 100 else ".3g")
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: "1 turn", "2,000 turns"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def interval(values: Sequence[float | None], form: str = ".3f") -> str:
     """Format (estimate, low, high) as ``0.94 [0.49, 1.00]``; without bounds, the estimate alone."""
     estimate, low, high = (number(value, form) for value in values)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from poad.display.clean import printable
 from poad.display.html import Html, tag
-from poad.display.numbers import compact, number, percent
+from poad.display.numbers import compact, counted, number, percent
 from poad.runs import EpisodeRecord, TurnRecord
 
 TOKENS_SHOWN = 16
@@ -72,7 +72,8 @@ def describe_ending(record: EpisodeRecord) -> tuple[str, str]:
     """Describe how an episode ended: ("Success", "terminated after 7 turns, return 1.1")."""
     turns = len(record.turns)
     steps = "" if record.length == turns else f" ({record.length:g} primitive steps)"
-    ending = f"{record.ending} after {turns} turns{steps}, return {compact(record.episode_return)}"
+    after = f"{record.ending} after {counted(turns, 'turn')}{steps}"
+    ending = f"{after}, return {compact(record.episode_return)}"
     return "Success" if record.success else "No success", ending
 
 

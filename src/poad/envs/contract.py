@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -18,11 +19,14 @@ from typing import Any, Final, NamedTuple
 import gymnasium
 
 from poad.envs.registry import full_name
+from poad.envs.watch import WATCH
 from poad.errors import WorldError, WorldNote
 from poad.trie import Form
 
 LONGEST: Final = 1_000_000
 """The largest duration of an action, in primitive steps."""
+MANY_TURNS: Final = 1_000
+"""After so many turns a note says that an episode has not ended."""
 
 Offers = tuple[str, ...] | Form | None
 
@@ -69,6 +73,11 @@ class CheckedWorld:
         """The world without any wrapper."""
         return self.env.unwrapped
 
+    @property
+    def name(self) -> str:
+        """The world's id, or the name of its class."""
+        return self.env.spec.id if self.env.spec else type(self.unwrapped).__name__
+
     def reset(self, seed: int) -> Shown:
         """Begin the episode of a seed.
 
@@ -78,7 +87,9 @@ class CheckedWorld:
         """
         self.seed, self.seen, self._turn = seed, [], 0
         with self.placed():
-            prompt, info = answer_of(self.env.reset(seed=seed), "reset")
+            with WATCH.over(self.place):
+                answer = self.env.reset(seed=seed)
+            prompt, info = answer_of(answer, "reset")
             shown = Shown(_prompt(prompt), _offers(info), info)
             _check_texts(shown.prompt, shown.actions)
             check_extras(shown.info)
@@ -90,7 +101,9 @@ class CheckedWorld:
         """Act; errors are those of `reset`."""
         self._turn, self._action = self._turn + 1, action
         with self.placed():
-            happened = _read(self.env.step(action))
+            with WATCH.over(self.place):
+                answer = self.env.step(action)
+            happened = _read(answer)
             ended = happened.terminated or happened.truncated
             check_extras(happened.info)
             if not ended:  # nothing is read or chosen after the end
@@ -99,6 +112,14 @@ class CheckedWorld:
                     self._refuse_change()
         duration = happened.info["duration"]
         self._note(*happened[:5], duration)
+        if self._turn == MANY_TURNS and not ended:
+            warnings.warn(
+                f"An episode of the world {self.name!r} has had {MANY_TURNS:,} turns and goes on. "
+                "Success and return are those of episodes that ended, and an evaluation waits for "
+                "the end of each. If there may be none, let step return truncated = True after "
+                "some number of turns.",
+                stacklevel=2,
+            )
         return happened
 
     def prepare(self, action: str) -> None:
@@ -115,13 +136,12 @@ class CheckedWorld:
 
     def place(self) -> str:
         """Say where in which world this is, and how to check it."""
-        name = self.env.spec.id if self.env.spec else type(self.unwrapped).__name__
         turn = f"action {self._turn} ({short(self._action)})" if self._turn else "reset"
         full = full_name(self.env)
         advice = f"`poad envs {full} --check` checks" if full else "poad.check_env(world) checks"
         return (
-            f"This was the world {name!r}, seed {self.seed}, {turn}. {advice} everything that a "
-            "text world must keep."
+            f"This was the world {self.name!r}, seed {self.seed}, {turn}. {advice} everything that "
+            "a text world must keep."
         )
 
     def _note(self, *shown: object) -> None:

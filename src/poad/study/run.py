@@ -13,7 +13,7 @@ from rich.text import Text
 
 from poad.config import Config
 from poad.credit import find_method
-from poad.display import Screen, Table, can_be_live, interval
+from poad.display import Screen, Table, can_be_live, counted, interval
 from poad.errors import ConfigError, RunError
 from poad.study.comparable import incomparable
 from poad.study.directory import StudyDirectory
@@ -160,4 +160,4 @@ def _show(console: Console, results: Results, page: Path) -> None:
     console.print(Table(columns, rows, align="l" * len(columns)).to_terminal())
     states = Counter(missing.state for missing in results.missing)
     missing = "".join(f", {count} {state}" for state, count in states.items())
-    console.print(f"{len(results.runs)} runs finished{missing}. See {page}")
+    console.print(f"{counted(len(results.runs), 'run')} finished{missing}. See {page}")

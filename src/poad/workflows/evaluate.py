@@ -10,7 +10,7 @@ from rich.text import Text
 
 from poad.agent import Agent
 from poad.config import Config
-from poad.display import Screen, show_evaluation, watch
+from poad.display import Screen, counted, show_evaluation, watch
 from poad.learn import evaluate
 from poad.pages import write_report
 from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode, summarize
@@ -69,7 +69,7 @@ def evaluate_modes(
     results: dict[Mode, Evaluation] = {}
     for mode in MODES:
         if not console.is_terminal:  # there is no progress bar then
-            console.print(f"Playing {config.eval.episodes:,} episodes, {mode} ...")
+            console.print(f"Playing {counted(config.eval.episodes, 'episode')}, {mode} ...")
         label = f"evaluating, {mode}"
         results[mode] = evaluate_mode(
             agent, iteration, config, mode, keep, label=label, console=console

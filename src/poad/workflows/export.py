@@ -131,7 +131,11 @@ def _merged(agent: Agent) -> Any:
 
 
 def _as_it_acts(causal: Any, agent: Agent) -> Any:
-    """Let ``generate()`` end where the run's actions end, by nothing but the model itself."""
+    """Let ``generate()`` write what the run may write and end where its actions end.
+
+    Nothing else but the model itself decides. Rows of a padded vocabulary that have no token are
+    suppressed, as they are while acting.
+    """
     from transformers import GenerationConfig
 
     codec = agent.model.codec
@@ -139,6 +143,7 @@ def _as_it_acts(causal: Any, agent: Agent) -> Any:
         bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.end_id,
         pad_token_id=codec.pad_id,
+        suppress_tokens=agent.model.unwritable or None,
     )
     return causal
 

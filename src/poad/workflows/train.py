@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from poad.config import PRESETS, Config, from_dict, nested, to_dict
-from poad.display import Progress, Screen, show_work
+from poad.display import Progress, Screen, counted, show_work
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
 from poad.pages import write_report
@@ -172,7 +172,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
 
 def _show_start(console: Console, trainer: Trainer, run: Run) -> None:
     config = trainer.config
-    plan = f"{config.steps:,} steps, {config.streams} streams"
+    plan = f"{counted(config.steps, 'step')}, {counted(config.streams, 'stream')}"
     if trainer.meters.env_steps >= config.steps:
         plan = f"already trained for {trainer.meters.env_steps:,} steps; more with --steps"
     console.print(

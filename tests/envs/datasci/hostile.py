@@ -147,6 +147,7 @@ _NUMBERS = {  # x86-64, arm64
     "futex": (202, 98),
     "set_tid_address": (218, 96),
     "set_robust_list": (273, 99),
+    "clock_nanosleep": (230, 115),
     "clone": (56, 220),
     "clone3": (435, 435),
     "execveat": (322, 281),

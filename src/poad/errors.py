@@ -6,6 +6,7 @@
     ├── PromptError             a prompt format that does not suit the model
     ├── WorldError              a world that breaks the contract of text worlds
     ├── DivergenceError         a training that diverged, or whose sampler is another policy
+    ├── RankError               a training of several processes of which one is gone
     ├── RunError                a run directory that cannot be created, read or written
     │   ├── LockedError         another process is writing there
     │   └── TrackerError        a tracker that cannot be opened
@@ -74,6 +75,10 @@ class WorldNote(str):
 
 class DivergenceError(PoadError, ArithmeticError):
     """Training diverged: a loss or gradient is not finite, or the sampler is another policy."""
+
+
+class RankError(PoadError, RuntimeError):
+    """A training of several processes in which one is gone, or does something else."""
 
 
 class RunError(PoadError, RuntimeError):

@@ -175,17 +175,24 @@ def read_hidden(
         return torch.zeros(0, model.width, device=model.device)
     bundles = Bundles.divide(positions, branching=model.branching)
 
-    def compute(tokens: int) -> Tensor:
+    mine = model.ranks.share(bundles.cost)
+
+    def compute(tokens: int) -> tuple[Tensor | None, Tensor]:
         parts, order = [], []
-        for run in bundles.micro_batches(tokens):
+        for run in bundles.micro_batches(tokens, mine):
             part, kept = bundles.select(run)  # [Q'] the positions in this micro-batch
             passes = pack_in_passes(part.positions, model.codec.pad_id, tokens, model.branching)
             for packed, here in passes:
                 parts.append(read(packed))
                 order.append(kept[here])
-        return torch.cat(parts)[torch.cat(order).argsort().to(model.device)]
+        if not parts:
+            return None, torch.zeros(0, dtype=torch.int64)
+        return torch.cat(parts), torch.cat(order)
 
-    return model.passes.within(compute, pass_tokens)
+    rows, places = model.passes.within(compute, pass_tokens)
+    if rows is not None and model.ranks.size == 1:
+        return rows[places.argsort().to(model.device)]
+    return model.ranks.put_together(rows, places, len(positions), model.device)
 
 
 def critic_width(hidden: int, config: CriticConfig) -> int:

@@ -80,16 +80,19 @@ def option_logprobs(
     Returns:
         [Q, K] on the CPU; -inf where there is no option.
     """
+    mine = model.ranks.share(batch.bundles.cost)
 
     def compute(tokens: int) -> Tensor:
         logprob = torch.zeros(batch.option_mask.shape)
         # Every decision lies in one of the micro-batches, which fills its row.
-        for run in batch.bundles.micro_batches(tokens):
+        for run in batch.bundles.micro_batches(tokens, mine):
             part, kept, _ = batch.select(run)
             logprob[kept] = evaluate(model, part, acting, tokens).logprob.cpu()
         return logprob
 
-    return model.passes.within(compute, pass_tokens)
+    logprob = model.passes.within(compute, pass_tokens)
+    model.ranks.add_up([logprob])  # other ranks have the other rows
+    return logprob
 
 
 class _Sums(NamedTuple):

@@ -172,15 +172,18 @@ class Policy:
             batch: the decisions.
             pass_tokens: columns of one forward pass, padding included.
         """
+        mine = self.model.ranks.share(batch.bundles.cost)
 
         def compute(tokens: int) -> Tensor:
             entropy = torch.zeros(len(batch.read))
-            for run in batch.bundles.micro_batches(tokens):
+            for run in batch.bundles.micro_batches(tokens, mine):
                 part, kept, _ = batch.select(run)
                 entropy[kept] = self.evaluate(part, tokens).entropy.cpu()
             return entropy
 
-        return self.model.passes.within(compute, pass_tokens)
+        entropy = self.model.passes.within(compute, pass_tokens)
+        self.model.ranks.add_up([entropy])  # other ranks have the other rows
+        return entropy
 
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None

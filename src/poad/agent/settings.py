@@ -14,6 +14,7 @@ from poad.credit import Method, Rates, find_method
 from poad.envs import FreeText, free_text_of
 from poad.errors import ConfigError
 from poad.lm import resolve_device, resolve_model, resolve_precision
+from poad.ranks import launched
 
 Scheme = Literal["trie", "score", "published"]
 Score = Literal["word", "token", "sum"]
@@ -101,9 +102,28 @@ def resolve(config: Config) -> Settings:
             lam_actor="auto" if "lam_actor" in fitted else rates.lam_actor,
         ),
         model=model,
+        randomness=_resolve_randomness(config),
     )
     by_duration = credit.discount == "duration"
     return Settings(resolved, acting, CreditSettings(method, rates, by_duration, fitted))
+
+
+def _resolve_randomness(config: Config) -> Literal["shared", "stream"]:
+    """Decide where streams take their randomness from.
+
+    Raises:
+        ConfigError: there are several processes, and one source for all streams.
+    """
+    several = launched().size > 1
+    if config.randomness == "shared" and several:
+        raise ConfigError(
+            "randomness = shared: the streams of several processes cannot share one source. Use "
+            "randomness = stream, or auto. A run that has begun with `shared` goes on in one "
+            "process."
+        )
+    if config.randomness == "auto":
+        return "stream" if several else "shared"
+    return config.randomness
 
 
 def _resolve_model(config: Config) -> ModelConfig:

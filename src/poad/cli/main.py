@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from poad.errors import TRACEBACK, ConfigError, did_you_mean, explained
+from poad.ranks import is_told_elsewhere, launched
 
 COMMANDS = {
     "train": ("poad.cli.train", "train an agent in a text world"),
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nInterrupted. Everything written so far is intact.\n")
         return 130
     except Exception as error:
+        if is_told_elsewhere(error):
+            return 2
         told = explained(error)
         if told is None and isinstance(error, BrokenPipeError):  # `poad ... | head`
             sys.stdout = None
@@ -129,7 +132,7 @@ def _prepare_process() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Print our own warnings as one line, and drop those of libraries, meant for developers."""
-    if category is UserWarning:
+    if category is UserWarning and launched().is_first:
         _complain(f"poad: note: {message}\n")
 
 

@@ -125,7 +125,7 @@ def _play_human(env_id: str, env_args: Mapping[str, Any], seed: int) -> int:
         sep="",
     )
     try:
-        for step in play(person, [world], iter(())):
+        for step in play(person, [world], lambda _: None):
             turns += 1
             console.print(f"  reward {step.reward:+.3f}\n", highlight=False)
             if "invalid_action" in step.info:

@@ -12,6 +12,7 @@ from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import FLAG, open_run, trust
 from poad.config import Config
 from poad.errors import ConfigError
+from poad.ranks import launched
 from poad.runs import check_new_run, check_trackers
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
@@ -68,8 +69,9 @@ def run(options: Options) -> int:
 
         return resume_run(options.resume, config, quiet=options.quiet)
     path = options.run or _default_path(config, taken=options.overwrite)
-    check_new_run(path, config, overwrite=options.overwrite)
-    check_trackers(config.trackers)
+    if launched().is_first:  # it may have begun already
+        check_new_run(path, config, overwrite=options.overwrite)
+        check_trackers(config.trackers)
     trust(config, path)
     check_settings(config)
     from poad.workflows import train_run

@@ -319,6 +319,11 @@ class Config:
     """Episodes that are played in parallel (N)."""
     horizon: Annotated[int, Above(0)] = 32
     """Turns per stream and iteration (T)."""
+    randomness: Literal["auto", "shared", "stream"] = "auto"
+    """Where streams take random numbers and episodes from: one source for all (`shared`), or one
+    for each (`stream`), so that a stream is the same whichever process plays it. `auto` takes
+    `stream` in a training of several processes, and `shared` otherwise. Only with `stream` can a
+    run go on in another number of processes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
@@ -375,5 +380,10 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "that it compares.",
         ),
         (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
+        (
+            c.randomness == "stream" and c.acting.engine != "own",
+            f"acting.engine = {c.acting.engine}: draws for all streams at once; set randomness = "
+            "shared, in one process.",
+        ),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
     ]

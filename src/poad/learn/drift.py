@@ -16,6 +16,7 @@ from poad.agent import Policy
 from poad.config import PPOConfig
 from poad.errors import DivergenceError
 from poad.learn.experience import Experience
+from poad.ranks import Ranks
 
 
 class Drift(NamedTuple):
@@ -31,6 +32,22 @@ class Drift(NamedTuple):
         if not len(distance):
             return cls(math.nan, math.nan)
         return cls(float(distance.max()), float(distance.mean()))
+
+    def among(self, ranks: Ranks, count: int) -> Drift:
+        """Join what the ranks measured, each on its own terms.
+
+        Args:
+            ranks: all of them.
+            count: the number S of this rank's terms.
+        """
+        if ranks.size == 1:
+            return self
+        heard = [each for each in ranks.exchange("drift", [*self, count]) if each[2]]
+        total = sum(each[2] for each in heard)
+        if not total:
+            return Drift(math.nan, math.nan)
+        mean = sum(each[1] * each[2] for each in heard) / total
+        return Drift(max(each[0] for each in heard), mean)
 
     def metrics(self) -> dict[str, float]:
         """Name the measurements as metrics."""

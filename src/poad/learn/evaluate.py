@@ -72,6 +72,20 @@ def evaluate(
     return in_threads(agent.config.threads, played)
 
 
+def examine(agent: Agent, iteration: int) -> Iterator[EpisodeRecord]:
+    """Evaluate an agent in the middle of its training, sampled, as its settings say."""
+    config = agent.config.eval
+    return evaluate(
+        agent,
+        episodes=config.episodes,
+        seed=config.seed,
+        greedy=False,
+        streams=config.streams,
+        checkpoint=iteration,
+        turns=config.turns,
+    )
+
+
 def _episodes(
     agent: Agent,
     describe: Callable[..., EpisodeRecord],
@@ -92,7 +106,9 @@ def _episodes(
     recorded: list[list[TurnRecord]] = [[] for _ in worlds]
     done, next_to_yield = dict[int, EpisodeRecord](), seeds.start
     try:
-        for step in play(agent.policy, worlds, waiting, greedy=greedy, cache=cache):
+        for step in play(
+            agent.policy, worlds, lambda _: next(waiting, None), greedy=greedy, cache=cache
+        ):
             if recorder is not None:
                 recorded[step.stream].append(recorder.record(step))
             if step.ended:

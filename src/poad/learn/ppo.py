@@ -7,10 +7,6 @@ decisions adds its own term to the loss.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -20,23 +16,13 @@ from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
 from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
+from poad.learn.steps import Step, divided, mean_of, noise_of
 from poad.learn.trust import TrustRegion
 from poad.learn.value import ValueLearner, joint_value_loss
 from poad.learn.waiting import Waiting
 from poad.lm import renumber
+from poad.ranks import ALONE, Ranks
 from poad.turns import Rollout
-
-
-class _Step(NamedTuple):
-    """Measurements of one minibatch, as means over its terms."""
-
-    policy_loss: float
-    value_loss: float
-    entropy: float
-    kl: float
-    clip_fraction: float
-    kl_reference: float
-    grad_norm: float
 
 
 class PPO:
@@ -44,11 +30,12 @@ class PPO:
 
     Args:
         agent: trained in place.
+        ranks: the processes that divide the passes among themselves. All have the same rollouts.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, ranks: Ranks = ALONE) -> None:
         config, policy = agent.config, agent.policy
-        self.agent, self.policy, self.ppo = agent, policy, config.ppo
+        self.agent, self.policy, self.ppo, self.ranks = agent, policy, config.ppo, ranks
         self._groups, self._rates = [policy.model.parameters()], [config.ppo.lr]
         self.skips = Skips()
         self.values: ValueLearner | None = None
@@ -58,7 +45,9 @@ class PPO:
             self._rates.append(config.critic.lr)
         else:
             limit = config.ppo.max_grad_norm
-            self.values = ValueLearner(agent.critic, config.critic, limit, config.seed, self.skips)
+            self.values = ValueLearner(
+                agent.critic, config.critic, limit, config.seed, self.skips, ranks
+            )
         groups = zip(self._groups, self._rates, strict=True)
         groups = [{"params": group, "lr": lr} for group, lr in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
@@ -88,13 +77,14 @@ class PPO:
         streams, stale = self.waiting.join(rollout.streams)
         if not any(streams):
             return {}
-        experience = gather(streams, stale, self.agent, self.returns)
         metrics = {"passes": 0.0}
-        if experience is None:
-            return metrics
-        self.updates += 1
-        if self.updates > self.agent.config.critic.warmup:
-            metrics = self._improve(experience)
+        with divided(self.policy.model, self.ranks):
+            experience = gather(streams, stale, self.agent, self.returns)
+            if experience is None:
+                return metrics
+            self.updates += 1
+            if self.updates > self.agent.config.critic.warmup:
+                metrics = self._improve(experience)
         if self.values is not None:
             metrics |= self.values.fit(experience)._asdict()
         return experience.metrics | metrics | {"skipped": float(self.skips.here)}
@@ -116,29 +106,29 @@ class PPO:
         passes = [self._one_pass(experience)]
         while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
             passes.append(self._one_pass(experience))
-        metrics = _means([step for steps in passes for step in steps])
+        metrics = mean_of([step for steps in passes for step in steps])
         if region is not None:
             metrics["kept"], metrics["kl_after"] = region.keep(experience)
         if self._drift is not None:
             metrics["logprob_drift"], metrics["logprob_drift_mean"] = self._drift
         return metrics | {"passes": float(len(passes))}
 
-    def _too_far(self, step: _Step) -> bool:
+    def _too_far(self, step: Step) -> bool:
         """Return True if the policy has moved so far that the update must stop."""
         return self.ppo.kl_stop is not None and step.kl > self.ppo.kl_stop
 
-    def _one_pass(self, experience: Experience) -> list[_Step]:
+    def _one_pass(self, experience: Experience) -> list[Step]:
         """Use every term once, in minibatches of bundles; stop early on the approximate KL."""
         bundles = len(experience.batch.bundles.cost)
         parts = min(self.ppo.minibatches, bundles)
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for some in torch.randperm(bundles, generator=self.generator).tensor_split(parts):
             steps.append(self._step(experience, some, share=1.0 / parts))
             if self._too_far(steps[-1]):
                 break
         return steps
 
-    def _step(self, experience: Experience, bundles: Tensor, share: float) -> _Step:
+    def _step(self, experience: Experience, bundles: Tensor, share: float) -> Step:
         """Make one gradient step on some bundles.
 
         Sums are divided by the minibatch's expected number of terms, not by its own, so that a turn
@@ -149,29 +139,34 @@ class PPO:
             bundles: [B] int64: the bundles of this minibatch.
             share: of the rollout's terms that a minibatch holds on average.
         """
-        before = self.generator.get_state()
+        mine = bundles[self.ranks.share(experience.batch.bundles.cost[bundles])]
+        noise = noise_of(self.generator, self.policy.model, self.ranks)
+        before = noise.get_state()
 
         def add_up(tokens: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-            """Add up gradients, measurements and comparisons of the micro-batches."""
             self.optimizer.zero_grad(set_to_none=True)
-            self.generator.set_state(before)  # the same dropout, however often this is repeated
-            totals = torch.zeros(len(_Step._fields) - 1)  # all fields but the last, grad_norm
-            compared: list[tuple[Tensor, Tensor]] = []
-            for some in experience.batch.bundles.micro_batches(tokens, bundles):
-                with self.policy.model.dropout(self.generator):
+            noise.set_state(before)  # the same dropout, however often this is repeated
+            totals = torch.zeros(len(Step._fields) - 1)  # all fields but the last, grad_norm
+            compared = [(torch.zeros(0), torch.zeros(0))]
+            for some in experience.batch.bundles.micro_batches(tokens, mine):
+                with self.policy.model.dropout(noise):
                     loss, sums, pair = self._loss(experience, some, share, tokens)
                     loss.backward()
                 totals += sums
-                compared.append(pair)
+                compared.append((pair[0].cpu(), pair[1].cpu()))
             return totals, compared
 
         fitting = self.policy.model.passes
         totals, compared = fitting.within(add_up, self.ppo.micro_batch_tokens)
+        self.ranks.add_up([totals])
+        for group in self._groups:
+            self.ranks.add_up_gradients(group)
         if self._drift is None:  # before the first step the policy is still the one that sampled
             learner, sampler = map(torch.cat, zip(*compared, strict=True))
-            self._drift = Drift.between(learner, sampler).check(self.ppo.drift_stop)
+            drift = Drift.between(learner, sampler).among(self.ranks, len(learner))
+            self._drift = drift.check(self.ppo.drift_stop)
         norms = [clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups]
-        step = _Step._make([*totals.tolist(), float(norms[0])])
+        step = Step._make([*totals.tolist(), float(norms[0])])
         if not all(norm.isfinite() for norm in norms):
             shared = {"critic.lr": self.agent.critic} if self.values is None else {}
             self.skips.skip(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
@@ -185,7 +180,7 @@ class PPO:
         """Compute the loss of some bundles.
 
         Returns:
-            The loss; the parts of a `_Step`, summed over terms and divided by their expected
+            The loss; the parts of a `Step`, summed over terms and divided by their expected
             number, on the CPU; and the fresh terms' log-probabilities, now and as sampled.
         """
         ppo, terms = self.ppo, experience.policy
@@ -225,14 +220,3 @@ class PPO:
             fresh = terms.fresh[mine].to(device)
             sums = torch.stack(parts).cpu()  # one transfer from a GPU, not one for each part
         return loss, sums, (logprob.detach()[fresh], old[fresh])
-
-
-def _means(steps: Sequence[_Step]) -> dict[str, float]:
-    """Average over an update's steps; the KL and the clipped share are the last step's.
-
-    Skipped steps do not count, unless there are no others.
-    """
-    steps = [step for step in steps if all(map(math.isfinite, step))] or steps
-    names = ("policy_loss", "value_loss", "entropy", "kl_reference", "grad_norm")
-    means = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in names}
-    return means | {"kl": steps[-1].kl, "clip_fraction": steps[-1].clip_fraction}

@@ -18,7 +18,8 @@ def remarks(agent: Agent, collector: Collector) -> Iterator[str]:
     if any(stream.observation.admissible_actions is None for stream in collector.streams):
         refuse_free_writing(agent.settings.credit.method, f"the world {config.env}")
     # A world may discount the primitive steps inside an action by itself.
-    inner = getattr(collector.streams[0].world.unwrapped, "step_discount", None)
+    world = collector.streams[0].world.unwrapped if collector.streams else None
+    inner = getattr(world, "step_discount", None)
     gamma = config.credit.gamma
     if config.credit.discount == "duration" and inner is not None and inner != gamma:
         yield (

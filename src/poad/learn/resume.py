@@ -18,7 +18,7 @@ from poad.learn.rollout import Collector
 from poad.learn.stream import WorldStream
 from poad.learn.value import Readings
 from poad.lm import TextCodec
-from poad.trie import Form
+from poad.trie import Form, TokenTree
 from poad.turns import Action, Turn
 
 
@@ -47,7 +47,7 @@ def take_snapshot(
         "collector": collector_state(collector),
         "updates": learner.updates,
         "pass_tokens": agent.model.passes.tokens,
-        "waiting": [[_turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
+        "waiting": [[turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
     }
     return tensors, state
 
@@ -79,7 +79,8 @@ def restore_snapshot(
     load_collector(collector, state["collector"])
     codec = agent.model.codec
     learner.waiting.turns = [
-        tuple(_turn_from_json(turn, codec) for turn in turns) for turns in state["waiting"]
+        tuple(turn_from_json(turn, _tree_of(turn, codec)) for turn in turns)
+        for turns in state["waiting"]
     ]
 
 
@@ -89,9 +90,11 @@ def collector_state(collector: Collector) -> dict[str, Any]:
     That is only seeds and actions: worlds are deterministic in both. A world may add what its
     copies remember between episodes.
     """
-    remember = getattr(collector.streams[0].world.unwrapped, "memory", None)
+    world = collector.streams[0].world.unwrapped if collector.streams else None
+    remember = getattr(world, "memory", None)
     return {
-        "next_seed": collector.next_seed,
+        "next_seeds": list(collector.next_seeds),
+        "generators": [each.bit_generator.state for each in collector.generators],
         "memory": None if remember is None else remember(),
         "streams": [
             {
@@ -111,7 +114,9 @@ def load_collector(collector: Collector, state: Mapping[str, Any]) -> None:
     Raises:
         WorldError: a world does not repeat what it showed before.
     """
-    collector.next_seed = int(state["next_seed"])
+    collector.next_seeds = [int(seed) for seed in state["next_seeds"]]
+    for generator, saved in zip(collector.generators, state["generators"], strict=True):
+        generator.bit_generator.state = saved
     for i, (stream, saved) in enumerate(zip(collector.streams, state["streams"], strict=True)):
         if state["memory"] is not None:
             cast(Any, stream.world.unwrapped).load_memory(state["memory"])
@@ -170,11 +175,13 @@ def _by_number(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return groups
 
 
-def _turn_to_json(turn: Turn) -> dict[str, Any]:
+def turn_to_json(turn: Turn, *, offered: bool = True) -> dict[str, Any]:
+    """Describe a turn in JSON values, with what was offered or without it."""
     action = turn.action
+    tree = action.trie if offered else None
     return {
         "prompt_ids": turn.prompt_ids,
-        "offered": None if action.trie is None else _offer_to_json(action.trie.offer),
+        "offered": None if tree is None else offer_to_json(tree.offer),
         "text": action.text,
         "token_ids": action.token_ids,
         "choice": action.choice,
@@ -183,18 +190,28 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
         "reward": turn.reward,
         "duration": turn.duration,
         "next_prompt_ids": turn.next_prompt_ids,
+        "terminated": turn.terminated,
+        "truncated": turn.truncated,
     }
 
 
-def _offer_to_json(offer: tuple[str, ...] | Form) -> Any:
+def offer_to_json(offer: tuple[str, ...] | Form) -> Any:
+    """Describe an offer in JSON values."""
     return {"parts": offer.parts} if isinstance(offer, Form) else offer
 
 
-def _offer_from_json(saved: Any) -> tuple[str, ...] | Form:
+def offer_from_json(saved: Any) -> tuple[str, ...] | Form:
+    """Restore what `offer_to_json` returned."""
     return Form(tuple(map(tuple, saved["parts"]))) if isinstance(saved, dict) else tuple(saved)
 
 
-def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
+def _tree_of(saved: Mapping[str, Any], codec: TextCodec) -> TokenTree | None:
+    offered = saved["offered"]
+    return None if offered is None else codec.trie(offer_from_json(offered))
+
+
+def turn_from_json(saved: Mapping[str, Any], trie: TokenTree | None) -> Turn:
+    """Restore what `turn_to_json` returned, with the tree of what was offered."""
     action = Action(
         saved["text"],
         tuple(saved["token_ids"]),
@@ -202,8 +219,7 @@ def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
         tuple(saved["logprob"]),
         thought=saved["thought"],
     )
-    if saved["offered"] is not None:
-        trie = codec.trie(_offer_from_json(saved["offered"]))
+    if trie is not None:
         nodes = (*(-1,) * action.thought, *trie.walk(action.token_ids[action.thought :]))
         action = replace(action, trie=trie, nodes=nodes)
     return Turn(
@@ -211,5 +227,7 @@ def _turn_from_json(saved: dict[str, Any], codec: TextCodec) -> Turn:
         action,
         saved["reward"],
         saved["duration"],
+        terminated=saved["terminated"],
+        truncated=saved["truncated"],
         next_prompt_ids=tuple(saved["next_prompt_ids"]),
     )

@@ -6,7 +6,7 @@ knows neither the critic nor the learner.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -39,9 +39,9 @@ class Actor(Protocol):
 def play(
     actor: Actor,
     streams: Sequence[WorldStream],
-    seeds: Iterator[int],
+    next_seed: Callable[[int], int | None],
     *,
-    generator: np.random.Generator | None = None,
+    generator: np.random.Generator | Sequence[np.random.Generator] | None = None,
     greedy: bool = False,
     cache: ActingCache | None = None,
 ) -> Iterator[Step]:
@@ -50,9 +50,9 @@ def play(
     Args:
         actor: the policy or person that acts.
         streams: N worlds, each in an episode.
-        seeds: of the episodes that follow those that end. A stream without a next seed is closed.
-        generator: the source of randomness of all streams together. None: each episode has its
-            own, seeded like the episode, so that it does not depend on the other streams.
+        next_seed: the seed of the next episode of a stream; None closes the stream.
+        generator: the source of randomness of all streams together, or one of each. None: each
+            episode has its own, seeded like the episode.
         greedy: take the likeliest token or action instead of sampling.
         cache: distributions to reuse; valid while the actor's weights do not change.
 
@@ -64,7 +64,10 @@ def play(
     while playing:
         numbers = list(playing)
         observations = [playing[n].observation for n in numbers]
-        source = generator or [playing[n].generator for n in numbers]
+        if isinstance(generator, Sequence):
+            source = [generator[n] for n in numbers]
+        else:
+            source = generator or [playing[n].generator for n in numbers]
         actions: dict[int, Action] = {}
         # A world may begin to work on an action while others are still being decided.
         for i, action in actor.act_each(observations, source, greedy=greedy, cache=cache):
@@ -73,8 +76,7 @@ def play(
         for n in numbers:
             step = playing[n].step(n, actions[n])
             if step.ended:
-                seed = next(seeds, None)
-                if seed is None:
+                if (seed := next_seed(n)) is None:
                     playing.pop(n).close()
                 else:
                     playing[n].reset(seed)
@@ -89,13 +91,19 @@ class Collector:
         actor: the policy that acts.
         streams: N.
         seed: of the first episode; each new episode takes the next one.
+        own: the streams that are played here, if others are played elsewhere. Each then has its own
+            random numbers, and takes every N-th seed, so that it is the same wherever it is played.
     """
 
-    def __init__(self, make_env: MakeEnv, actor: Actor, streams: int, seed: int) -> None:
-        self._actor = actor
-        self.streams = [WorldStream(make_env, actor.dialogue(), seed + i) for i in range(streams)]
-        self.next_seed = seed + streams
-        """Seed of the next episode to begin."""
+    def __init__(
+        self, make_env: MakeEnv, actor: Actor, streams: int, seed: int, own: range | None = None
+    ) -> None:
+        self._actor, self._step = actor, 1 if own is None else streams
+        numbers = range(streams) if own is None else own
+        self.streams = [WorldStream(make_env, actor.dialogue(), seed + i) for i in numbers]
+        self.next_seeds = [seed + streams] if own is None else [seed + streams + i for i in own]
+        """Seeds of the next episodes to begin: one, or one for each stream."""
+        self.generators = [np.random.default_rng((seed, i)) for i in own or ()]
         self.notes = tuple(dict.fromkeys(n for stream in self.streams for n in stream.notes))
         """Remarks of the worlds about this machine."""
 
@@ -104,14 +112,15 @@ class Collector:
 
         Args:
             horizon: turns per stream (T).
-            generator: the source of randomness.
+            generator: the source of randomness, unless each stream has its own.
         """
         turns: list[list[Turn]] = [[] for _ in self.streams]
         episodes: list[Episode] = []
         measures: list[Mapping[str, float]] = []
         cpu_seconds = 0.0
         cache = ActingCache()  # the weights stay the same until the rollout is complete
-        steps = play(self._actor, self.streams, self._seeds(), generator=generator, cache=cache)
+        source = self.generators or generator
+        steps = play(self._actor, self.streams, self._next_seed, generator=source, cache=cache)
         for step in islice(steps, horizon * len(self.streams)):
             turns[step.stream].append(step.turn())
             measures.append(step.info.get("measures", {}))
@@ -120,10 +129,10 @@ class Collector:
                 episodes.append(step.episode())
         return Rollout(tuple(map(tuple, turns)), tuple(episodes), tuple(measures), cpu_seconds)
 
-    def _seeds(self) -> Iterator[int]:
-        while True:
-            self.next_seed += 1
-            yield self.next_seed - 1
+    def _next_seed(self, stream: int) -> int:
+        place = stream % len(self.next_seeds)
+        self.next_seeds[place] += self._step
+        return self.next_seeds[place] - self._step
 
     def close(self) -> None:
         """Close the worlds."""

@@ -13,14 +13,16 @@ import numpy as np
 from poad.agent import Agent, load_agent, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import BestWork, Work, make
-from poad.learn.evaluate import evaluate
+from poad.learn.evaluate import examine
 from poad.learn.meters import Meters, Metrics
 from poad.learn.ppo import PPO
 from poad.learn.remarks import prompt_remark, remarks
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
 from poad.learn.saving import Schedule
+from poad.learn.sharing import own_streams, share_rollout, share_streams, share_works
 from poad.lm import advice_on_memory
+from poad.ranks import ALONE, Ranks
 from poad.runs import Run, summarize
 
 
@@ -31,19 +33,23 @@ class Trainer:
         config: what to train.
         run: where to write. None writes nothing; it may also be set later.
         resume: go on from the run's newest checkpoint.
+        ranks: the processes that train together. Only the first one writes.
     """
 
-    def __init__(self, config: Config, run: Run | None = None, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: Config, run: Run | None = None, *, resume: bool = False, ranks: Ranks = ALONE
+    ) -> None:
         self.agent: Agent = load_agent(config)
         self.config = config = self.agent.config
-        self.run = run
-        self.learner = PPO(self.agent)
+        self.run, self.ranks = run, ranks
+        self.learner = PPO(self.agent, ranks)
         self.works = BestWork()
         self.collector = Collector(
             lambda: self.works.watch(make(config.env, **config.env_args)),
             self.agent.policy,
             config.streams,
             (config.seed + 2) * SEEDS_PER_RUN,
+            ranks.own(config.streams) if config.randomness == "stream" else None,
         )
         for remark in remarks(self.agent, self.collector):
             warnings.warn(remark, stacklevel=2)
@@ -56,6 +62,8 @@ class Trainer:
         self._noted_prompts = False
         if resume:
             self._resume()
+        if not ranks.is_first:
+            self.run = None
 
     def train(self) -> Iterator[Metrics]:
         """Iterate to the end of the run, logging and saving on the way.
@@ -70,14 +78,14 @@ class Trainer:
                 whole = False
                 with torch_threads(config.threads), advice_on_memory():
                     metrics = self.iterate()
-                    if self._is_due(config.eval.every if config.eval.episodes else 0):
+                    due = self._is_due(config.eval.every if config.eval.episodes else 0)
+                    if due and self.ranks.is_first:  # the other ranks wait
                         metrics |= self.evaluate()
                 if self.run is not None:
                     self.run.log(metrics)
                 whole = True
                 iteration, evaluated = self.meters.iteration, "eval_success" in metrics
-                if self._schedule.owes(self.run, iteration, evaluated=evaluated):
-                    self.save()
+                self.save(due=self._schedule.owes(self.run, iteration, evaluated=evaluated))
                 yield metrics
         finally:
             if whole:  # an interrupted iteration is not kept: the last checkpoint is exact
@@ -90,10 +98,12 @@ class Trainer:
         with self.agent.model.lower.remembered():
             with self.meters.collecting:
                 rollout = self.collector.collect(self.config.horizon, self.generator)
+                rollout = share_rollout(rollout, self.ranks, self.agent.model.codec)
             with self.meters.updating:
                 progress = self.meters.env_steps / self.config.steps
                 learned = self.learner.update(rollout, progress)
         self.meters.count(rollout)
+        share_works(self.works, self.ranks)
         self._keep_best()
         if not self._noted_prompts and (remark := prompt_remark(self.collector)):
             self._noted_prompts = True
@@ -106,17 +116,7 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """Evaluate in the middle of training, sampled, and record the episodes."""
-        config = self.config.eval
-        episodes = evaluate(
-            self.agent,
-            episodes=config.episodes,
-            seed=config.seed,
-            greedy=False,
-            streams=config.streams,
-            checkpoint=self.meters.iteration,
-            turns=config.turns,
-        )
-        records = list(episodes)
+        records = list(examine(self.agent, self.meters.iteration))
         if self.run is not None:
             self.run.add_episodes(records)
         summary = summarize(records)
@@ -129,30 +129,36 @@ class Trainer:
             self.run.keep(best.file, best.page())
             self._kept = best
 
-    def save(self) -> None:
+    def save(self, *, due: bool = True) -> None:
         """Write a checkpoint of this moment, unless there is one, or steps are being skipped.
 
         Weights that lead to numbers that are not finite must not replace those before them.
         """
         iteration = self.meters.iteration
-        if self.run is None or self._schedule.saved == iteration or self.learner.skips.here:
+        due = due and self.run is not None and self._schedule.saved != iteration
+        if not self.ranks.exchange("save", due and not self.learner.skips.here)[0]:
             return
         parts = (self.agent, self.learner, self.collector, self.generator)
         tensors, state = take_snapshot(*parts)
         state |= self.meters.state() | {"works": self.works.state()}
-        self.run.save_checkpoint(iteration, tensors, state)
+        state["collector"] = share_streams(state["collector"], self.ranks)
+        if self.run is not None:
+            self.run.save_checkpoint(iteration, tensors, state)
         self._schedule.note(iteration)
 
     def _resume(self) -> None:
         assert self.run is not None
-        tensors, state = self.run.recover_checkpoint()
+        recovered = self.ranks.first_does("recover", self.run.recover_checkpoint)
+        tensors, state = recovered or self.run.load_checkpoint()
+        state["collector"] = own_streams(state["collector"], self.ranks)
         parts = (self.agent, self.learner, self.collector, self.generator)
         restore_snapshot(tensors, state, *parts)
         self.meters.load_state(state)
         self.works.load_state(state["works"])
         self._schedule.note(self.meters.iteration)
-        self.run.truncate_metrics(self.meters.iteration)
-        self._keep_best()
+        if self.ranks.is_first:
+            self.run.truncate_metrics(self.meters.iteration)
+            self._keep_best()
 
 
 def train(config: Config, run: Run | None = None, *, resume: bool = False) -> Iterator[Metrics]:

@@ -8,7 +8,6 @@ annealed nor ended with the policy's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,9 @@ from poad.config import CriticConfig
 from poad.learn.divergence import Skips
 from poad.learn.experience import Experience
 from poad.learn.losses import clipped_value_loss
+from poad.learn.steps import draws
 from poad.lm import renumber
+from poad.ranks import ALONE, Ranks
 
 
 class Readings(NamedTuple):
@@ -69,6 +70,7 @@ class ValueLearner:
         max_grad_norm: clips the gradient's norm.
         seed: of the order of readings.
         skips: counts steps whose gradient is not finite.
+        ranks: the processes that divide each minibatch among themselves.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class ValueLearner:
         max_grad_norm: float,
         seed: int,
         skips: Skips | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self.critic, self.config, self._max_grad_norm = critic, config, max_grad_norm
         self._skips = Skips() if skips is None else skips
         self.optimizer = torch.optim.Adam(critic.parameters(), lr=config.lr, eps=1e-5, fused=True)
@@ -115,12 +119,16 @@ class ValueLearner:
 
     def _step(self, some: Readings) -> Fitted:
         """Make one gradient step on some readings."""
-        error = (self.critic(some.features) - some.target) ** 2
-        loss = 0.5 * (some.weight * error).mean()
+        mine = some.select(self._ranks.share(torch.ones(len(some.target), dtype=torch.int64)))
+        error = (self.critic(mine.features) - mine.target) ** 2
+        loss = 0.5 * (mine.weight * error).sum() / len(some.target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._ranks.add_up_gradients(list(self.critic.parameters()))
+        loss = loss.detach()
+        self._ranks.add_up([loss])
         norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self._max_grad_norm)
-        step = Fitted(float(loss.detach()), float(norm))
+        step = Fitted(float(loss), float(norm))
         if norm.isfinite():
             self.optimizer.step()
         else:
@@ -148,17 +156,3 @@ def joint_value_loss(
         each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
     )
     return (weight * clipped_value_loss(new, old, target, clip)).sum()
-
-
-def draws(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Draw indices below `count`, `size` at a time; none comes again before all others did.
-
-    Yields:
-        [at most `size`] int64, without end.
-    """
-    order = torch.zeros(0, dtype=torch.int64)
-    while True:
-        if not len(order):
-            order = torch.randperm(count, generator=generator)
-        yield order[:size]
-        order = order[size:]

@@ -28,6 +28,7 @@ from poad.lm.masks import over_positions, window_of
 from poad.lm.memory import PassLimit
 from poad.lm.packing import Packed
 from poad.lm.tokenizer import TextCodec
+from poad.ranks import ALONE, Ranks
 
 _Computed = TypeVar("_Computed")
 LARGE_VOCABULARY = 4096
@@ -50,6 +51,9 @@ class LanguageModel:
     Raises:
         ModelError: the probabilities of this architecture would come out wrong.
     """
+
+    ranks: Ranks = ALONE
+    """The processes among which the reading of many positions is divided just now."""
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ from poad.lm import (
     resolve_model,
 )
 from poad.plan.shape import describe
+from poad.ranks import ALONE
 from poad.trie import Form
 from poad.turns import Position, Rollout
 
@@ -116,6 +117,7 @@ class CountingModel:
 
     width = 1
     device = torch.device("cpu")
+    ranks = ALONE
 
     def __init__(
         self,

@@ -227,7 +227,9 @@ def view_episodes(
         try:
             for _, seed in zip(range(config.eval.streams), waiting, strict=False):
                 worlds.append(WorldStream(make_env, agent.policy.dialogue(), seed))
-            for step in play(agent.policy, worlds, waiting, greedy=greedy, cache=cache):
+            for step in play(
+                agent.policy, worlds, lambda _: next(waiting, None), greedy=greedy, cache=cache
+            ):
                 steps[step.seed].append(step)
         finally:
             for world in worlds:

@@ -142,7 +142,7 @@ def model_prior(
             for seed in islice(seeds, config.eval.streams)
         ]
         try:
-            for step in play(policy, streams, seeds, cache=cache):
+            for step in play(policy, streams, lambda _: next(seeds, None), cache=cache):
                 common[step.observation] += 1
                 if step.ended:
                     played.append(step.episode())

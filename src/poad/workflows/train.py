@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,10 +16,12 @@ from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
 from poad.pages import write_report
 from poad.plan import hindsight
+from poad.ranks import Ranks, joined
 from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
+from poad.workflows.together import check_alike, deferred_interrupt, follow
 
 
 def train_run(
@@ -47,18 +46,31 @@ def train_run(
     Returns:
         The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped it.
     """
-    check_world(config)
-    trainer = Trainer(config)  # before the run is created: a model that fails leaves no run behind
-    with Run.create(path, trainer.config, overwrite=overwrite) as run:
-        trainer.run = run
-        notes = [*trainer.collector.notes]
-        if preset not in (None, "plain"):
-            chosen = _describe_preset(preset, trainer.config)
-            Screen(quiet=quiet).print(chosen, soft_wrap=True)
-            notes += [chosen, *_look(trainer, quiet)]
-        if notes:
-            run.add_notes(notes)
-        return _carry_out(trainer, run, quiet=quiet)
+    with joined() as ranks:
+        check_world(config)
+        # Before the run is created: a model that fails leaves no run behind.
+        trainer = Trainer(config, ranks=ranks)
+        check_alike(trainer.config, ranks)
+        run = ranks.first_does(
+            "create", lambda: Run.create(path, trainer.config, overwrite=overwrite)
+        )
+        if run is None:
+            return follow(trainer)
+        with run:
+            return _train_new(trainer, run, preset, quiet=quiet)
+
+
+def _train_new(trainer: Trainer, run: Run, preset: str | None, *, quiet: bool) -> int:
+    """Train a run that was just created."""
+    trainer.run = run
+    notes = [*trainer.collector.notes]
+    if preset not in (None, "plain"):
+        chosen = _describe_preset(preset, trainer.config)
+        Screen(quiet=quiet).print(chosen, soft_wrap=True)
+        notes += [chosen, *_look(trainer, quiet)]
+    if notes:
+        run.add_notes(notes)
+    return _carry_out(trainer, run, quiet=quiet)
 
 
 def _describe_preset(name: str, config: Config) -> str:
@@ -107,7 +119,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
     Raises:
         ConfigError: the run cannot go on with this configuration.
     """
-    with Run.open(path) as run:
+    with joined() as ranks, Run.open(path) as run:
         before, after = to_dict(run.config), to_dict(config)
         changed = [key for key in after if after[key] != before[key]]
         if forbidden := [key for key in changed if key not in MAY_CHANGE]:
@@ -116,25 +128,28 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
                 f"{', '.join(MAY_CHANGE)} may change when a run is resumed. Start a new run for "
                 "other settings."
             )
-        trainer = _resumed_trainer(run, config)
+        trainer = _resumed_trainer(run, config, ranks)
         if config.steps < trainer.meters.env_steps:
             raise ConfigError(
                 f"{path} has already trained {trainer.meters.env_steps:,} steps, more than --steps "
                 f"{config.steps:,}. Ask for more steps, or leave out --steps."
             )
+        if not ranks.is_first:
+            return follow(trainer)
         if changed:
             run.change_config(config)
         run.record_versions()
         return _carry_out(trainer, run, quiet=quiet)
 
 
-def _resumed_trainer(run: Run, config: Config) -> Trainer:
+def _resumed_trainer(run: Run, config: Config, ranks: Ranks) -> Trainer:
     """The trainer as of the newest checkpoint, or a fresh one if there never was a checkpoint."""
-    if run.checkpoints() or run.summary() is not None:
-        return Trainer(config, run, resume=True)
+    begun = bool(run.checkpoints()) or run.summary() is not None
+    if ranks.exchange("begun", begun)[0]:
+        return Trainer(config, run, resume=True, ranks=ranks)
     warnings.warn(f"{run.path} has no checkpoint yet; it starts again.", stacklevel=3)
-    trainer = Trainer(config, run)
-    run.truncate_metrics(0)
+    trainer = Trainer(config, run if ranks.is_first else None, ranks=ranks)
+    ranks.first_does("start again", lambda: run.truncate_metrics(0))
     return trainer
 
 
@@ -142,10 +157,11 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     """Train to the end, evaluate, and write the summary and the report."""
     console, config = Screen(quiet=quiet), trainer.config
     _show_start(console, trainer, run)
-    with _deferred_interrupt() as interrupts, Progress(config.steps, console) as progress:
+    with deferred_interrupt() as interrupts, Progress(config.steps, console) as progress:
         for metrics in trainer.train():
             progress.update(metrics)
-            if interrupts:
+            if any(trainer.ranks.exchange("stop", bool(interrupts))):
+                interrupts.append(True)
                 break
     evaluation: dict[Mode, Evaluation] = {}
     if not interrupts and config.eval.episodes:
@@ -242,30 +258,3 @@ def _closing(run: Run, report: Path, summary: RunSummary) -> str:
         f"  poad play {run.path}   watch the agent act\n"
         f"  poad eval {run.path}   evaluate it on more episodes (--episodes N)"
     )
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C or SIGTERM into an entry in the list; a second one stops at once.
-
-    Schedulers, containers and `timeout` send SIGTERM before they kill.
-    """
-    requests: list[bool] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def request(*_: object) -> None:
-        requests.append(True)
-        for each in signals:
-            signal.signal(each, signal.default_int_handler)
-        sys.stderr.write("\nStopping after this iteration. Press Ctrl-C again to stop at once.\n")
-
-    try:
-        before = [signal.signal(each, request) for each in signals]
-    except ValueError:  # outside the main thread the caller handles interrupts
-        yield requests
-        return
-    try:
-        yield requests
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)

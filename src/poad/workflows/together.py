@@ -1,0 +1,73 @@
+"""What the processes of a training do together: stop, and agree on what they train."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from poad.config import Config, dump
+from poad.errors import RankError
+from poad.learn import Trainer
+from poad.ranks import Ranks
+
+
+def follow(trainer: Trainer) -> int:
+    """Train along with rank 0, which writes and speaks.
+
+    Returns:
+        The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped the training.
+    """
+    with deferred_interrupt(told=False) as interrupts:
+        for _ in trainer.train():
+            if any(trainer.ranks.exchange("stop", bool(interrupts))):
+                return 130
+    return 0
+
+
+def check_alike(config: Config, ranks: Ranks) -> None:
+    """Check that all ranks have resolved the same settings.
+
+    Raises:
+        RankError: they have not; names what differs.
+    """
+    mine = dump(config).splitlines()
+    for rank, theirs in enumerate(ranks.exchange("settings", mine)):
+        if other := [line.strip() for line in theirs if line not in mine]:
+            raise RankError(
+                f"Rank {rank} would train with {', '.join(other)}, rank {ranks.rank} would not. "
+                "Set it instead of leaving it to poad, and start all ranks by the same command."
+            )
+
+
+@contextmanager
+def deferred_interrupt(*, told: bool = True) -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C or SIGTERM into an entry in the list; a second one stops at once.
+
+    Schedulers, containers and `timeout` send SIGTERM before they kill.
+
+    Args:
+        told: say that the training stops.
+    """
+    requests: list[bool] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def request(*_: object) -> None:
+        requests.append(True)
+        for each in signals:
+            signal.signal(each, signal.default_int_handler)
+        if told:
+            text = "Stopping after this iteration. Press Ctrl-C again to stop at once."
+            sys.stderr.write(f"\n{text}\n")
+
+    try:
+        before = [signal.signal(each, request) for each in signals]
+    except ValueError:  # outside the main thread the caller handles interrupts
+        yield requests
+        return
+    try:
+        yield requests
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)

@@ -1,0 +1,73 @@
+"""Several processes train as one would: same rollouts, same credit, same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks_at_work import learn_all, on_ranks
+
+CASES: dict[str, dict[str, Any]] = {
+    "poad": {"world": "Novel"},
+    "shared body": {"world": "Chain", "critic": {"body": "shared"}},
+    "adapters, reference, bits": {
+        "world": "Prefixes",
+        "model": {"name": "tiny-kitchen", "tuning": "lora"},
+        "credit": {"beta": "auto", "lam_actor": "auto", "trace": "bit"},
+        "critic": {"replay": 2, "standardize": True, "root": True},
+        "ppo": {"kl_reference": 0.1, "return_floor": 1.0, "recompute_logprob": True},
+    },
+    "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},
+    "turn_ppo, one ratio a turn": {
+        "world": "Prefixes",
+        "credit": {"method": "turn_ppo"},
+        "ppo": {"ratio": "turn", "micro_batch_tokens": 64},
+    },
+    "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
+    "free writing": {"world": "Mixed"},
+    "fewer streams than ranks": {"world": "Workshop", "streams": 1},
+}
+
+
+def same(found: Any, expected: Any, error: float) -> None:
+    """Compare nested lists and numbers; NaN is as NaN."""
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for each, other in zip(found, expected, strict=True):
+            same(each, other, error)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            same(found[name], expected[name], error)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=error, rel=error, nan_ok=True)
+    else:
+        assert found == expected
+
+
+Told = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What each rank tells of its trainings, by the number of ranks and the case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return {size: on_ranks(learn_all, size, folder / str(size), CASES, 2) for size in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_train_as_one_process_does(case: str, size: int, trained: Told) -> None:
+    alone = trained[1][0][case]
+    several = [each[case] for each in trained[size]]
+    for each in several:
+        same(each["rollouts"], alone["rollouts"], 1e-9)
+        assert each["terms"] == alone["terms"]
+        same(each["values"], alone["values"], 1e-9)
+        for name, weight in alone["weights"].items():
+            np.testing.assert_allclose(each["weights"][name], weight, rtol=0, atol=1e-6)
+    # Among themselves, they agree to the last bit.
+    for name, weight in several[0]["weights"].items():
+        assert all(np.array_equal(each["weights"][name], weight) for each in several)
+    assert several[0]["values"] == several[1]["values"]

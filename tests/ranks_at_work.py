@@ -1,0 +1,105 @@
+"""Trainings of several processes, for tests: each process is forked from one that knows torch."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_worlds import settings
+from tolerance import float64
+
+from poad.learn import Trainer, ppo
+from poad.learn.resume import turn_to_json
+from poad.ranks import Ranks, joined
+
+PRELOADED = ["poad.study.preload", "torch.distributed", "tiny_worlds", "tolerance"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _enter(
+    work: Callable[..., Any], rank: int, size: int, port: int, out: Path, args: tuple[Any, ...]
+) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)} | place
+    torch.set_num_threads(1)
+    with warnings.catch_warnings(action="ignore"), joined() as ranks:
+        out.write_bytes(pickle.dumps(work(ranks, *args)))
+
+
+def start(work: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[Any]:
+    """Start a function on some ranks; it is called with its `Ranks` and the arguments."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port = free_port()
+    processes = [
+        context.Process(target=_enter, args=(work, r, size, port, folder / f"{r}.out", args))
+        for r in range(size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def on_ranks(work: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[Any]:
+    """What a function returns on each rank."""
+    folder.mkdir()
+    processes = start(work, size, folder, *args)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * size
+    return [pickle.loads((folder / f"{r}.out").read_bytes()) for r in range(size)]
+
+
+def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, Any]:
+    """Train for some iterations in float64, and tell everything that came of it."""
+    told: dict[str, Any] = {"rollouts": [], "terms": [], "values": [], "metrics": []}
+    with float64():
+        trainer = Trainer(settings(**{"randomness": "stream"} | changes), ranks=ranks)
+        update, gather = trainer.learner.update, ppo.gather
+
+        def watched(rollout: Any, progress: float) -> dict[str, float]:
+            turns = [[turn_to_json(turn) for turn in stream] for stream in rollout.streams]
+            others = [rollout.episodes, rollout.measures]
+            told["rollouts"].append(json.loads(json.dumps([turns, others])))
+            return update(rollout, progress)
+
+        def watched_gather(*args: Any) -> Any:
+            found = gather(*args)
+            if found is not None:
+                terms = found.policy
+                told["terms"].append([t.tolist() for t in (terms.decision, terms.option)])
+                told["values"].append([terms.advantage.tolist(), found.value.target.tolist()])
+            return found
+
+        trainer.learner.update, ppo.gather = watched, watched_gather
+        try:
+            for _ in range(iterations):
+                told["metrics"].append(trainer.iterate())
+        finally:
+            ppo.gather = gather
+        tensors = trainer.agent.tensors()
+        told["weights"] = {
+            f"{group}.{name}": tensor.double().numpy().copy()
+            for group, named in tensors.items()
+            for name, tensor in named.items()
+        }
+        trainer.collector.close()
+    return told
+
+
+def learn_all(ranks: Ranks, cases: dict[str, Any], iterations: int) -> dict[str, Any]:
+    """Train in several ways, one after the other."""
+    return {name: learn(ranks, changes, iterations) for name, changes in cases.items()}

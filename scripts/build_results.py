@@ -25,7 +25,7 @@ STUDIES = ROOT / "benchmarks" / "studies"
 SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = (
     *("main", "decompose", "length", "ablations"),
-    *("generalization", "length_free", "actions"),
+    *("generalization", "length_free", "actions", "real"),
 )
 """The order in which `make studies` runs them."""
 HEAD = """\

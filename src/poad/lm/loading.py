@@ -158,6 +158,9 @@ def load_model(
     )
     if config.precision == "mixed":  # after the checks, which compare to many digits
         use_mixed_products(text_body(model.causal_lm))
+        for weight in model.module.parameters():
+            # As long as one of them lies in the file, all of it stays mapped into memory.
+            weight.data = weight.data.clone()
     model.notes = (*notes, *describe_own_system(tokenizer, prompt))
     return model
 

@@ -489,6 +489,7 @@ gymnasium.register("Large-v0", entry_point=Undescribed)
         (("train", "--resume", "nowhere"), "nowhere is not a run"),
         (("eval", "nowhere"), "nowhere is not a run"),
         (("play", "nowhere"), "nowhere is not a run"),
+        (("eval", "tiny-kitchen", "--untrained", "--checkpoint", "3"), "uses no checkpoint"),
         (("envs", "poad/Tomato-v0"), "Known worlds"),
     ],
 )

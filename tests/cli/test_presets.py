@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_keeps_its_settings(
     assert (made.model.lora_layers, made.model.tuning) == (10, "lora")
     assert made.model.precision in ("full", "mixed")
     said = error_of(capsys, "train", "--resume", str(run), "--preset", "plain")
-    assert "Leave out --run, --config and --preset" in said
+    assert "Leave out --run, --config, --preset" in said
     assert main(["train", "--resume", str(run), "--steps", "12", "--quiet"]) == 0
     again = Run.open(run).config
     assert again.acting == made.acting
@@ -136,13 +136,21 @@ def test_what_a_training_starts_from_is_shown_and_kept(
     run = tmp_path / "run"
     small = ("--env", name("Chain"), "--steps", "8", "--streams", "2", "--horizon", "2")
     given = ("--model.name", str(zoo.path()), "--critic.hidden", "8", "--eval.episodes", "0")
+    given = (*given, "--credit.lam-actor", "0.5")
     assert main(["train", "--run", str(run), *small, *given]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Looking at the untrained agent" in shown
     assert "a uniformly random agent in" in shown
-    notes = " ".join(Run.open(run).versions()["notes"])
-    assert "The settings start from the preset `small`." in notes
-    assert "Untrained, it succeeds in" in notes
+    notes: Any = Run.open(run).versions()["notes"]
+    assert notes[-1].startswith("Untrained, it succeeds in")
+    told = notes[-2]
+    assert told in shown
+    assert told.startswith("The preset `small` sets ")
+    precision = Run.open(run).config.model.precision
+    for setting in ("acting.temperature = 5.0", f"model.precision = {precision}"):
+        assert setting in told
+    for replaced in ("horizon", "steps", "critic.hidden", "credit.lam_actor"):
+        assert replaced not in told, "a flag says otherwise"
 
 
 def test_the_help_explains_every_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,8 @@ def run(options: Options) -> int:
         raise ConfigError(
             "--model replaces the run's weights. Leave out --untrained and --checkpoint."
         )
+    if options.untrained and options.checkpoint is not None:
+        raise ConfigError("--untrained uses no checkpoint. Leave out one of the two.")
     language = options.tasks or options.task_folder or options.limit is not None or options.text
     if language and not options.language:
         raise ConfigError("--tasks, --task-folder, --limit and --text belong to --language.")

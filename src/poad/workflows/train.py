@@ -57,15 +57,17 @@ def train_run(
         if run is None:
             return follow(trainer)
         with run:
-            return _train_new(trainer, run, preset, quiet=quiet)
+            chosen = None
+            if preset not in (None, "plain"):
+                chosen = _describe_preset(preset, config, trainer.config)
+            return _train_new(trainer, run, chosen, quiet=quiet)
 
 
-def _train_new(trainer: Trainer, run: Run, preset: str | None, *, quiet: bool) -> int:
-    """Train a run that was just created."""
+def _train_new(trainer: Trainer, run: Run, chosen: str | None, *, quiet: bool) -> int:
+    """Train a run that was just created; ``chosen`` says what a preset sets, if one does."""
     trainer.run = run
     notes = [*trainer.collector.notes]
-    if preset not in (None, "plain"):
-        chosen = _describe_preset(preset, trainer.config)
+    if chosen is not None:
         Screen(quiet=quiet).print(chosen, soft_wrap=True)
         notes += [chosen, *_look(trainer, quiet)]
     if notes:
@@ -73,15 +75,22 @@ def _train_new(trainer: Trainer, run: Run, preset: str | None, *, quiet: bool) -
     return _carry_out(trainer, run, quiet=quiet)
 
 
-def _describe_preset(name: str, config: Config) -> str:
-    """Say which settings come from a preset, as far as nothing else has replaced them."""
+def _describe_preset(name: str, asked: Config, decided: Config) -> str:
+    """Say which settings come from a preset, as far as nothing else has replaced them.
+
+    Args:
+        name: the preset.
+        asked: the configuration as it was given.
+        decided: the same, with what `auto` means.
+    """
     stored = from_dict(nested(PRESETS[name].settings))
     kept = []
     for setting in PRESETS[name].settings:
         group, _, key = setting.rpartition(".")
-        theirs, ours = ((getattr(c, group) if group else c) for c in (stored, config))
-        suggested, value = getattr(theirs, key), getattr(ours, key)
-        if value == suggested or suggested == "auto":
+        theirs, given, value = (
+            getattr(getattr(c, group) if group else c, key) for c in (stored, asked, decided)
+        )
+        if given == theirs:
             kept.append(
                 f"{setting} = {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             )

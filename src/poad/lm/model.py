@@ -100,11 +100,7 @@ class LanguageModel:
         self.branching = branching
         """True if rows may be trees."""
         _limit_window(self)
-        self._dropouts = [
-            module
-            for name, module in causal.named_modules()
-            if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
-        ]
+        self._dropouts = _dropouts_of_adapters(causal)
         self.lower = LowerLayers(self._body, _layers(self._body) if self._adapted else None)
         """The layers below the first with adapters, which can be remembered."""
         self._skips_unread = True
@@ -189,7 +185,7 @@ class LanguageModel:
         Returns:
             [..., V], or [..., K].
         """
-        return self._scaled(_projected(self._head, hidden, tokens), tokens)
+        return _scaled(self, _projected(self._head, hidden, tokens), tokens)
 
     @torch.no_grad()
     def frozen_logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -205,7 +201,7 @@ class LanguageModel:
                 return self.logits(hidden, tokens)
         if self._frozen_head is None:
             raise ModelError("This model was loaded without its untrained head.")
-        return self._scaled(_projected(self._frozen_head, hidden, tokens), tokens)
+        return _scaled(self, _projected(self._frozen_head, hidden, tokens), tokens)
 
     def decoder(self, remember: bool = False, pass_tokens: int = sys.maxsize) -> Decoder:
         """Make an incremental reader of growing rows, which caches keys and values.
@@ -242,9 +238,6 @@ class LanguageModel:
             finally:
                 for module in self._dropouts:
                     module.eval()
-
-    def _scaled(self, logits: Tensor, tokens: Tensor | None) -> Tensor:
-        return _scaled(logits, tokens, self._scale, self._softcap, self._unwritable)
 
     def _check_readable(self, token_ids: Tensor, position_ids: Tensor) -> None:
         """Check tokens and positions on the CPU, before they index the embeddings.
@@ -339,19 +332,14 @@ def _projected(head: nn.Module, hidden: Tensor, tokens: Tensor | None) -> Tensor
     return logits if head.bias is None else logits + head.bias[tokens]
 
 
-def _scaled(
-    logits: Tensor,
-    tokens: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    unwritable: Tensor | None,
-) -> Tensor:
+def _scaled(model: LanguageModel, logits: Tensor, tokens: Tensor | None) -> Tensor:
     """Scale logits and squash them into ±softcap (Gemma 2, arXiv 2408.00118), if need be.
 
     Ids that stand for no token get -inf, so that an agent never writes one.
     """
-    if scale != 1.0:
-        logits = logits * scale
+    unwritable, softcap = model._unwritable, model._softcap
+    if model._scale != 1.0:
+        logits = logits * model._scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if unwritable is None:
@@ -381,6 +369,14 @@ def _train_what_is_read(model: LanguageModel) -> None:
             f"No weight of this {type(model.causal_lm).__name__} can be trained. Set "
             "model.tuning = lora, or name other layers with model.lora_targets."
         )
+
+
+def _dropouts_of_adapters(causal: nn.Module) -> list[nn.Dropout]:
+    return [
+        module
+        for name, module in causal.named_modules()
+        if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p > 0
+    ]
 
 
 def _limit_window(model: LanguageModel) -> None:

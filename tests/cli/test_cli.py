@@ -342,7 +342,7 @@ def test_a_form_is_shown_and_filled_in_by_words(
     out = capsys.readouterr().out
     assert form in out.replace("\n", "")
     assert "'small wheat cake' is not one of the offered actions" in out
-    assert "after 1 turns" in out
+    assert "after 1 turn;" in out
 
 
 def test_envs_lists_shows_and_checks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,11 +119,6 @@ class LanguageModel:
         return int(self._head.weight.shape[1])
 
     @property
-    def unwritable(self) -> list[int]:
-        """Ids below V that stand for no token, as in a padded vocabulary; none is ever written."""
-        return [] if self._unwritable is None else self._unwritable.tolist()
-
-    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self._head.weight.device

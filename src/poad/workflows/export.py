@@ -143,7 +143,7 @@ def _as_it_acts(causal: Any, agent: Agent) -> Any:
         bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.end_id,
         pad_token_id=codec.pad_id,
-        suppress_tokens=agent.model.unwritable or None,
+        suppress_tokens=list(codec.without_token(agent.model.vocabulary)) or None,
     )
     return causal
 

@@ -48,17 +48,17 @@ _PRETRAINED = {
     "credit.trace": "bit",
 }
 PRESETS: Mapping[str, Preset] = {
-    "plain": Preset("The plain defaults. They suit tiny models, such as the embedded ones.", {}),
+    "plain": Preset("The plain defaults, for tiny models such as the embedded ones.", {}),
     "small": Preset(
-        "Pretrained models below two billion weights: adapters in the last ten blocks.",
+        "Below two billion weights: adapters in the last ten blocks.",
         {**_PRETRAINED, **_ADAPTERS, "ppo.lr": 4e-3},
     ),
     "small-full": Preset(
-        "The same models with model.tuning = full: every weight is trained, slowly.",
+        "The same with model.tuning = full: every weight is trained.",
         {**_PRETRAINED, "ppo.lr": 3e-5},
     ),
     "large": Preset(
-        "Larger models: the adapters of `small` on weights in bfloat16, with a lower rate.",
+        "Larger models: adapters as in small, on weights in bfloat16.",
         {
             **_PRETRAINED,
             **_ADAPTERS,

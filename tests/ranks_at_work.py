@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,12 @@ import torch
 from tiny_worlds import settings
 from tolerance import float64
 
+from poad.cli.main import main
+from poad.config import Config
 from poad.learn import Trainer, ppo
 from poad.learn.resume import turn_to_json
 from poad.ranks import Ranks, joined
+from poad.workflows import resume_run, train_run
 
 PRELOADED = ["poad.study.preload", "torch.distributed", "tiny_worlds", "tolerance"]
 
@@ -29,34 +33,47 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _enter(
-    work: Callable[..., Any], rank: int, size: int, port: int, out: Path, args: tuple[Any, ...]
-) -> None:
+def _take_place(rank: int, size: int, port: int) -> None:
+    """Set what a launcher would set."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)} | place
     torch.set_num_threads(1)
+
+
+def _enter(
+    rank: int, size: int, port: int, work: Callable[..., Any], out: Path, args: tuple[Any, ...]
+) -> None:
+    _take_place(rank, size, port)
     with warnings.catch_warnings(action="ignore"), joined() as ranks:
-        out.write_bytes(pickle.dumps(work(ranks, *args)))
+        out.with_name(f"{rank}.out").write_bytes(pickle.dumps(work(ranks, *args)))
 
 
-def start(work: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[Any]:
-    """Start a function on some ranks; it is called with its `Ranks` and the arguments."""
+def _command(rank: int, size: int, port: int, log: Path, words: tuple[str, ...]) -> None:
+    _take_place(rank, size, port)
+    file = os.open(log.with_name(f"{rank}.err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 2)
+    sys.exit(main(words))
+
+
+def _start(target: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     port = free_port()
-    processes = [
-        context.Process(target=_enter, args=(work, r, size, port, folder / f"{r}.out", args))
-        for r in range(size)
-    ]
+    processes = [context.Process(target=target, args=(r, size, port, *args)) for r in range(size)]
     for process in processes:
         process.start()
     return processes
 
 
+def start_command(size: int, folder: Path, *words: str) -> list[Any]:
+    """Start a command of poad on some ranks; `RANK.err` in the folder is what each complains."""
+    return _start(_command, size, folder / "err", words)
+
+
 def on_ranks(work: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[Any]:
     """What a function returns on each rank."""
     folder.mkdir()
-    processes = start(work, size, folder, *args)
+    processes = _start(_enter, size, work, folder / "out", args)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * size
@@ -103,3 +120,11 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
 def learn_all(ranks: Ranks, cases: dict[str, Any], iterations: int) -> dict[str, Any]:
     """Train in several ways, one after the other."""
     return {name: learn(ranks, changes, iterations) for name, changes in cases.items()}
+
+
+def train_in_parts(_: Ranks, path: Path, config: Config, resume: bool) -> int:
+    """Train a run, or go on with it, in float64."""
+    with float64():
+        if resume:
+            return resume_run(path, config, quiet=True)
+        return train_run(config, path, quiet=True)

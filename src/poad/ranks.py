@@ -43,6 +43,8 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.gone = False
+        """Whether another rank is known to be gone, so that there are no more meetings."""
 
     @property
     def is_first(self) -> bool:
@@ -106,7 +108,7 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
-        with _together():
+        with self._together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(message)]))
             longest = int(torch.stack(sizes).max())
@@ -142,6 +144,17 @@ class Ranks:
             raise error
         return result
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            self.gone = True
+            raise RankError(
+                "Another process of this training has ended, so this one ends, too. The last "
+                "checkpoint is intact: start the same command again with --resume RUN."
+            ) from error
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors, of one data type and device, by their sums over all ranks, in place.
 
@@ -169,7 +182,7 @@ class Ranks:
         here = tensor.device
         if here.type == "cuda" and "nccl" not in str(dist.get_backend_config()):
             tensor = tensor.cpu()  # several ranks share a GPU
-        with _together():
+        with self._together():
             dist.all_reduce(tensor)
         return tensor.to(here)
 
@@ -256,7 +269,7 @@ def joined() -> Iterator[Ranks]:
             backend = "cpu:gloo,cuda:nccl"
     started = not dist.is_initialized()
     if started:
-        with _together():
+        with ranks._together():
             dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield ranks
@@ -269,22 +282,14 @@ def joined() -> Iterator[Ranks]:
                 dist.destroy_process_group()
 
 
-@contextmanager
-def _together() -> Iterator[None]:
-    """Tell when another rank is gone."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            "Another process of this training has ended, so this one ends, too. The last "
-            "checkpoint is intact: start the same command again with --resume RUN."
-        ) from error
-
-
 def is_told_elsewhere(error: Exception) -> bool:
     """Tell whether another process of this training tells the user about an error."""
-    unmet = launched().rank > 0  # all ranks refuse a wrong command before they meet
-    return getattr(error, _TOLD, unmet)
+    return getattr(error, _TOLD, False)
+
+
+def has_met(error: Exception) -> bool:
+    """Tell whether an error came while the processes of this training were joined."""
+    return hasattr(error, _TOLD)
 
 
 def _mark(error: Exception) -> None:

@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import random
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks_at_work import start_command
 from tiny_worlds import settings
 
 from poad.config import dump
@@ -20,6 +22,7 @@ from poad.study.workers import PRELOADED, Task, _run_task
 from poad.workflows import train_run
 
 KILLS = 20
+RANK_KILLS = 4
 
 
 def untimed(record: Any) -> Any:
@@ -77,3 +80,35 @@ def test_a_training_killed_at_random_instants_ends_bit_for_bit_as_one_that_was_n
             kills += 1
     assert kills == KILLS
     assert_same_outcome(Run.open(task.path), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_two_processes_of_which_one_is_killed_lose_nothing(tmp_path: Path) -> None:
+    """It goes on in two processes after every kill, and its metrics are the same to the last bit
+    as those of two that were left alone."""
+    config = settings("Novel", steps=450, checkpoint_every=1, randomness="stream")
+    (tmp_path / "run.yaml").write_text(dump(config))
+    words = ("train", "--quiet", "--config", str(tmp_path / "run.yaml"), "--run")
+    for process in start_command(2, tmp_path, *words, str(tmp_path / "whole")):
+        process.join()
+    instants, kills, path = random.Random(2), 0, tmp_path / "killed"
+    resume = ("train", "--quiet", "--resume", str(path))
+    while not (path / "summary.json").exists():
+        begun = (path / "versions.json").exists()
+        processes = start_command(2, tmp_path, *(resume if begun else (*words, str(path))))
+        metrics = path / "metrics.jsonl"
+        known = len(metrics.read_bytes()) if metrics.exists() else 0
+        while kills < RANK_KILLS and all(process.exitcode is None for process in processes):
+            time.sleep(0.05)
+            if metrics.exists() and len(metrics.read_bytes()) > known:
+                time.sleep(instants.uniform(0, 0.5))
+                break
+        victim = processes[instants.randrange(2)]
+        if kills < RANK_KILLS and victim.exitcode is None:
+            victim.kill()
+            kills += 1
+        for process in processes:
+            process.join()
+    assert kills == RANK_KILLS
+    assert_same_outcome(Run.open(path), Run.open(tmp_path / "whole"))

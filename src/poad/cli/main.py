@@ -8,13 +8,14 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from poad.errors import TRACEBACK, ConfigError, did_you_mean, explained
-from poad.ranks import is_told_elsewhere, launched
+from poad.ranks import has_met, is_told_elsewhere, launched
 
 COMMANDS = {
     "train": ("poad.cli.train", "train an agent in a text world"),
@@ -35,6 +36,8 @@ COMMANDS = {
 }
 """The module of each command, and what the command does."""
 
+_PATIENCE = 10
+"""Seconds that a rank waits before it tells what rank 0 should have told already."""
 _EXAMPLES = """\
 Examples:
   poad train                                 learn to make a tomato salad
@@ -72,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nInterrupted. Everything written so far is intact.\n")
         return 130
     except Exception as error:
-        if is_told_elsewhere(error):
+        if launched().rank and not has_met(error):
+            time.sleep(_PATIENCE)  # rank 0 says the same, and then the launcher ends this one
+        elif is_told_elsewhere(error):
             return 2
         told = explained(error)
         if told is None and isinstance(error, BrokenPipeError):  # `poad ... | head`

@@ -88,7 +88,8 @@ class Trainer:
                 self.save(due=self._schedule.owes(self.run, iteration, evaluated=evaluated))
                 yield metrics
         finally:
-            if whole:  # an interrupted iteration is not kept: the last checkpoint is exact
+            # An interrupted iteration is not kept: the last checkpoint is exact.
+            if whole and not self.ranks.gone:
                 self.save()
             self.collector.close()
 

@@ -1,0 +1,136 @@
+"""A run of several processes: one directory, any number of processes after a stop, and one word
+when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks_at_work import on_ranks, start_command, train_in_parts
+from tiny_worlds import name, settings
+
+from poad.config import Config, dump
+from poad.runs import Run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
+
+TIMED = ("seconds", "per_second", "plan", "seal")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The metrics without what a clock said."""
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(TIMED)} for line in found]
+
+
+def assert_same_run(path: Path, expected: Path) -> None:
+    assert len(lines(path)) == len(lines(expected))
+    for line, other in zip(lines(path), lines(expected), strict=True):
+        assert line.keys() == other.keys()
+        for key, value in other.items():
+            if value is None or "drift" in key:
+                continue
+            assert line[key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
+    found, wanted = (Run.open(p).load_checkpoint() for p in (path, expected))
+    for group, named in wanted[0].items():
+        assert found[0][group].keys() == named.keys()
+        for tensor, other in zip(found[0][group].values(), named.values(), strict=True):
+            torch.testing.assert_close(tensor, other, rtol=0, atol=1e-6)
+    collected = [state["collector"] for _, state in (found, wanted)]
+    assert collected[0] == collected[1]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "poad": {"world": "Novel", "eval": {"episodes": 3, "every": 1}},
+    "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}, "eval": {"episodes": 0}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_in_another_number_of_processes(case: str, tmp_path: Path) -> None:
+    config = settings(**CASES[case] | {"steps": 30, "randomness": "stream"})
+    for sizes in ((1, 1), (2, 1), (1, 2), (2, 3)):
+        path = tmp_path / f"run{sizes[0]}{sizes[1]}"
+        folder = tmp_path / f"first{sizes[0]}{sizes[1]}"
+        assert on_ranks(train_in_parts, sizes[0], folder, path, config, False) == [0] * sizes[0]
+        longer: Config = replace(Run.open(path).config, steps=60)
+        folder = tmp_path / f"then{sizes[0]}{sizes[1]}"
+        assert on_ranks(train_in_parts, sizes[1], folder, path, longer, True) == [0] * sizes[1]
+        assert_same_run(path, tmp_path / "run11")
+        assert len(list(Run.open(path).episodes())) == len(
+            list(Run.open(tmp_path / "run11").episodes())
+        )
+
+
+def wait_for(path: Path, count: int, processes: list[Any]) -> None:
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert all(process.exitcode is None for process in processes)
+        time.sleep(0.02)
+
+
+def long_training(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    config = settings("Novel", steps=10**6, checkpoint_every=1, randomness="stream")
+    (tmp_path / "long.yaml").write_text(dump(config))
+    path = tmp_path / "run"
+    return path, ("train", "--config", str(tmp_path / "long.yaml"), "--run", str(path), "--quiet")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_training_with_one_sentence(
+    victim: int, tmp_path: Path
+) -> None:
+    path, command = long_training(tmp_path)
+    processes = start_command(2, tmp_path, *command)
+    wait_for(path / "metrics.jsonl", 3, processes)
+    processes[victim].kill()
+    for process in processes:
+        process.join()
+    assert processes[1 - victim].exitcode == 2
+    told = (tmp_path / f"{1 - victim}.err").read_text()
+    ours = [line for line in told.splitlines() if line.startswith("poad: ")]
+    assert len(ours) == 1
+    assert "Another process of this training has ended" in ours[0]
+    assert "Traceback" not in told
+    run = Run.open(path)
+    run.load_checkpoint()  # it is whole
+    assert len(run.metrics()) - run.checkpoints()[-1] in (0, 1)
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_process_stops_them_all_after_the_same_iteration(
+    told: int, tmp_path: Path
+) -> None:
+    path, command = long_training(tmp_path)
+    processes = start_command(2, tmp_path, *command)
+    wait_for(path / "metrics.jsonl", 2, processes)
+    os.kill(processes[told].pid, signal.SIGTERM)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [130, 130]
+    run, summary = Run.open(path), Run.open(path).summary()
+    assert summary is not None
+    assert summary.status == "stopped"
+    assert run.checkpoints()[-1] == len(run.metrics())
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    for words, says in (
+        (("--env", name("Chain"), "--run", str(tmp_path / "run")), "neither empty nor a run"),
+        (("--randomness", "shared"), "several processes cannot share"),
+    ):
+        processes = start_command(2, tmp_path, "train", *words)
+        processes[0].join()
+        for process in processes[1:]:
+            process.kill()  # as a launcher does
+            process.join()
+        told = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
+        assert "".join(told).count(says) == 1

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,15 @@ from synthetic_run import HOSTILE, episode, metrics, run_of, summary, turn
 from poad.config import Config
 from poad.display.html import Html, tag
 from poad.errors import RunError
-from poad.pages.report import MAX_POINTS, MAX_TURNS, report_page, write_report
+from poad.pages import LocalServer
+from poad.pages.report import (
+    MAX_POINTS,
+    MAX_TURNS,
+    live_data,
+    live_page,
+    report_page,
+    write_report,
+)
 from poad.runs import Mode, Run
 
 VOID = {"meta"}
@@ -451,6 +460,42 @@ def test_long_runs_are_thinned_evenly_and_keep_their_end(tmp_path: Path):
     assert len(steps) <= MAX_POINTS + 1
     assert steps[-1] == 4 * MAX_POINTS - 1
     assert len(page) < 2_000_000
+
+
+# A run that goes on.
+
+
+def test_a_served_report_follows_the_training_to_its_end(browser: Any, tmp_path: Path):
+    with Run.create(tmp_path / "run", Config()) as run:
+        server = LocalServer(partial(live_page, run.path), 0, partial(live_data, run.path))
+        with server:
+            tab = browser.new_page()
+            tab.goto(server.url)
+            assert "No training iteration" in tab.locator("#curves").inner_text()
+            for i in (1, 2, 3):
+                run.log(metrics(i))
+            tab.locator("[data-key='entropy'] path.curve").wait_for(state="attached")
+            assert len(points(curves(tab, "entropy")[0])) == 3
+            run.log(metrics(4))
+            tab.get_by_text("2,048 of").wait_for()
+            assert len(points(curves(tab, "entropy")[0])) == 4
+        tab.get_by_text(f"The training has ended. Its report is {run.path}").wait_for()
+        tab.close()
+
+
+def test_a_line_that_is_half_written_is_waited_for(tmp_path: Path):
+    run = run_of(tmp_path / "run", iterations=2, episodes=0)
+    assert json.loads(live_data(run.path))["runs"]
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, ')
+    with pytest.raises(RunError, match="just being written"):
+        live_data(run.path)
+
+
+def test_only_a_served_page_may_ask_for_data(tmp_path: Path):
+    run = run_of(tmp_path / "run", iterations=2, episodes=0)
+    assert "connect-src" in live_page(run.path)
+    assert "connect-src" not in report_page([run])
 
 
 # Several runs.

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from poad.errors import ConfigError
+from poad.errors import ConfigError, RunError
 from poad.pages import LocalServer
 
 
@@ -68,9 +68,20 @@ def test_there_is_one_page_and_no_way_to_write():
     with LocalServer(lambda: "page") as server:
         assert ask(server.url, path="/etc/passwd")[0] == 404
         assert ask(server.url, path="/../x")[0] == 404
-        assert ask(server.url, path="/?a=b") == (200, b"page")
+        assert ask(server.url, path="/data")[0] == 404
         assert ask(server.url, method="HEAD") == (200, b"")
         assert ask(server.url, method="POST")[0] == 501
+
+
+def test_data_is_served_beside_the_page_and_an_error_is_an_answer():
+    def broken() -> str:
+        raise RunError("It is just being written.\nMore.")
+
+    with LocalServer(lambda: "page", data=lambda: "[1]") as server:
+        assert ask(server.url, path="/data") == (200, b"[1]")
+        assert ask(server.url, "evil.example", path="/data")[0] == 403
+    with LocalServer(broken) as server:
+        assert ask(server.url)[0] == 503
 
 
 def test_a_port_that_is_taken_or_impossible_is_told():

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_run import evaluation, metrics, summary
 
+from poad.config import Config
 from poad.errors import TrackerError
-from poad.runs.trackers import Tracker, open_trackers
+from poad.runs.run import Run
+from poad.runs.trackers import Tracker, grouped, open_trackers
 
 METRICS = {"iteration": 1, "success": 0.5, "return": math.nan}
 
@@ -78,7 +81,7 @@ def test_what_is_no_number_stays_at_home_and_closing_twice_is_fine():
     tracker.log(METRICS, 1)
     tracker.close()
     tracker.close()
-    assert sent == [({"iteration": 1.0, "success": 0.5}, 1), "end"]
+    assert sent == [({"progress/iteration": 1.0, "train/success": 0.5}, 1), "end"]
 
 
 def test_wandb_and_trackio_are_called_as_their_manuals_say(
@@ -125,5 +128,74 @@ def test_tensorboard_gets_every_scalar_and_forgets_what_a_resumed_run_takes_back
     second.log({"success": 0.9}, 3)
     second.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    found = [(event.step, round(event.value, 4)) for event in events.Scalars("success")]
+    found = [(event.step, round(event.value, 4)) for event in events.Scalars("train/success")]
     assert found == [(1, 0.1), (2, 0.2), (3, 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("kl", "train/kl"),
+        ("success", "train/success"),
+        ("eval_success", "eval/success"),
+        ("explained_variance_root", "critic/explained_variance_root"),
+        ("value_bias_last", "critic/value_bias_last"),
+        ("critic_grad_norm", "critic/critic_grad_norm"),
+        ("world/score", "world/score"),
+        ("env_steps", "progress/env_steps"),
+        ("update_seconds", "time/update_seconds"),
+        ("final/greedy_return", "final/greedy_return"),
+    ],
+)
+def test_names_are_in_groups(name: str, shown: str):
+    assert grouped(name) == shown
+
+
+def test_a_run_is_drawn_against_environment_steps_with_its_settings_and_its_outcome(
+    tmp_path: Path,
+):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run.create(tmp_path / "run", Config(trackers=("tensorboard",), seed=7))
+    for i in (1, 2, 3):
+        run.log(metrics(i))
+    run.write_summary(summary(env_steps=1536, evaluation={"greedy": evaluation(0.75)}))
+    run.close()
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/entropy")] == [512, 1024, 1536]
+    (final,) = events.Scalars("final/greedy_success")
+    assert (final.step, final.value) == (1536, 0.75)
+    (tag,) = events.Tags()["tensors"]
+    (settings,) = events.Tensors(tag)
+    assert b'"seed": 7' in settings.tensor_proto.string_val[0]
+
+
+def test_what_wandb_reads_from_its_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: dict[str, Any] = {}
+    run = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    service = types.SimpleNamespace(init=lambda **options: made.update(options) or run)
+    monkeypatch.setattr(importlib, "import_module", lambda _: service)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_RUN_ID", "seven")
+    open_trackers(["wandb"], tmp_path, "abc", {"seed": 3}, 1)
+    assert set(made) == {"config", "name", "resume", "dir"}
+
+
+def test_the_real_wandb_takes_all_of_it_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    (tracker,) = open_trackers(["wandb"], tmp_path, "abc", {"seed": 3}, 1)
+    for step in (512, 1024):
+        tracker.log({"success": 0.5, "explained_variance": 0.1}, step)
+    tracker.log({"final/greedy_success": 1.0}, 1024)
+    tracker.close()
+    wandb.teardown()  # its own process has then written everything
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
+    content = record.read_bytes()
+    for name in (b"train/success", b"critic/explained_variance", b"final/greedy_success", b"mine"):
+        assert name in content

@@ -78,7 +78,7 @@ def test_the_credit_of_a_view_is_what_the_learner_gives_the_same_turns(
     agent, credit = loaded.agent, loaded.agent.settings.credit
     world = partial(make, agent.config.env, **agent.config.env_args)
     stream = WorldStream(world, agent.policy.dialogue(), SEEDS.start)
-    turns = [step.turn() for step in play(agent.policy, [stream], iter(()))]
+    turns = [step.turn() for step in play(agent.policy, [stream], lambda _: None)]
     rows = lay_out([turns], credit)
     judged = rows.credit(torch.tensor(agent.values(rows.positions)), credit)
     view = viewed(runs[name])[0]

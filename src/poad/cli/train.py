@@ -37,8 +37,13 @@ class Options:
     """Go on with this run instead of starting a new one. More --steps are allowed."""
     overwrite: Switch = False
     """Delete the files of a run that is already in the directory. Other files there stay."""
+    watch: Switch = False
+    """Serve the report on 127.0.0.1 while training, for a browser of this machine; it updates
+    itself."""
+    port: int = 0
+    """Port of --watch. 0 takes any that is free."""
     quiet: Switch = False
-    """Print nothing but errors."""
+    """Print nothing but errors, and the address of --watch."""
     trust_code: Switch = False
     """Do what the settings of a run ask for: import modules that are not poad's, or run programs
     without protection. You are asked once (docs/security.md)."""
@@ -56,7 +61,9 @@ def defaults(arguments: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Train; the exit status is 130 after Ctrl-C or SIGTERM."""
-    config = options.settings
+    config, watch = options.settings, options.port if options.watch else None
+    if options.port and not options.watch:
+        raise ConfigError("--port belongs to --watch. Add it, or leave out --port.")
     if options.resume is not None:
         if options.run or options.config or options.preset or options.overwrite:
             raise ConfigError(
@@ -67,7 +74,7 @@ def run(options: Options) -> int:
         check_settings(config)
         from poad.workflows import resume_run
 
-        return resume_run(options.resume, config, quiet=options.quiet)
+        return resume_run(options.resume, config, quiet=options.quiet, watch=watch)
     path = options.run or _default_path(config, taken=options.overwrite)
     if launched().is_first:  # it may have begun already
         check_new_run(path, config, overwrite=options.overwrite)
@@ -77,7 +84,12 @@ def run(options: Options) -> int:
     from poad.workflows import train_run
 
     return train_run(
-        config, path, preset=options.preset, overwrite=options.overwrite, quiet=options.quiet
+        config,
+        path,
+        preset=options.preset,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+        watch=watch,
     )
 
 

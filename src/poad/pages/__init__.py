@@ -2,7 +2,7 @@
 
 from poad.pages.compare import pairs_table, results_table, settings_table, versions_table
 from poad.pages.inspector import Inspection, describe_episodes, inspector_page, page_of_data
-from poad.pages.report import report_page, write_page, write_report
+from poad.pages.report import live_data, live_page, report_page, write_page, write_report
 from poad.pages.serve import LocalServer
 from poad.pages.terminal import inspect_in_terminal
 from poad.pages.traces import TokenTrace, read_episodes
@@ -21,6 +21,8 @@ __all__ = [
     "inspector_page",
     "judge",
     "kinds",
+    "live_data",
+    "live_page",
     "page_of_data",
     "pairs_table",
     "read_episodes",

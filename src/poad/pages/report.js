@@ -239,14 +239,46 @@
     ]));
   }
 
-  if (!data.groups.length) {
-    byId("curves").replaceChildren(element("p", { class: "soft" }, "No training iteration has been logged yet."));
-    return;
+  /* Build the panels anew: at first, and when a run that goes on has numbers of another kind. */
+  function build() {
+    panels.length = 0;
+    if (!data.groups.length) {
+      byId("curves").replaceChildren(element("p", { class: "soft" }, "No training iteration has been logged yet."));
+      return;
+    }
+    showControls();
+    showRuns();
+    showPanels();
+    redraw();
   }
-  showControls();
-  showRuns();
-  showPanels();
-  redraw();
+
+  /* Ask the training for its newest numbers every other second, until it does not answer. */
+  function follow() {
+    let failures = 0;
+    const ask = async () => {
+      try {
+        const answer = await fetch("data", { cache: "no-store" });
+        if (!answer.ok) throw new Error(answer.statusText);
+        const fresh = await answer.json(), kinds = (groups) => JSON.stringify(groups.map((g) => g.panels.map((p) => p.key)));
+        const same = kinds(fresh.groups) === kinds(data.groups);
+        Object.assign(data, { runs: fresh.runs, groups: fresh.groups });
+        document.querySelector(".status").textContent = `${fresh.status} This page follows the training.`;
+        if (same && data.groups.length) redraw(); else build();
+        failures = 0;
+      } catch {
+        failures += 1;
+        if (failures >= 3) {
+          document.querySelector(".status").textContent = `The training has ended. Its report is ${data.live}/report.html.`;
+          return;
+        }
+      }
+      setTimeout(ask, data.pause ?? 2000);
+    };
+    setTimeout(ask, data.pause ?? 2000);
+  }
+
+  build();
+  if (data.live) follow();
   let wide = 0;
   window.addEventListener("resize", () => { if (wide !== document.body.clientWidth) redraw(); wide = document.body.clientWidth; });
   dark.addEventListener("change", () => { showRuns(); redraw(); });

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,13 +131,47 @@ def write_page(path: Path, page: str) -> None:
         raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def report_page(runs: Sequence[Run], place: Path | None = None) -> str:
+def live_data(path: Path) -> str:
+    """Write what the curves of a run show now, as JSON, for a page that is served.
+
+    Raises:
+        RunError: a record cannot be read, perhaps because it is just being written.
+    """
+    run = _open_settled(path)
+    metrics = run.metrics()
+    data = _data([run], [metrics], [played(run)])
+    return embed({**data, "status": printable(_status(run, metrics))})
+
+
+def live_page(path: Path) -> str:
+    """Build the report of a run that is going on; its script asks for `live_data` again and again.
+
+    Raises:
+        RunError: as `live_data`.
+    """
+    return report_page([_open_settled(path)], live=True)
+
+
+def _open_settled(path: Path) -> Run:
+    """Open a run that another thread writes to, unless a line is only half written now."""
+    for name in ("metrics.jsonl", "episodes.jsonl"):
+        file = path / name
+        if file.is_file() and file.stat().st_size:
+            with file.open("rb") as content:
+                content.seek(-1, os.SEEK_END)
+                if content.read(1) != b"\n":
+                    raise RunError(f"{file} is just being written.")
+    return Run.open(path)
+
+
+def report_page(runs: Sequence[Run], place: Path | None = None, *, live: bool = False) -> str:
     """Build the report of one run or several.
 
     Args:
         runs: at least one.
         place: where the page will lie, for links to the runs' inspectors; the run's own directory
             if None.
+        live: whether the page is served, and its script may ask for new data.
 
     Raises:
         RunError: a record cannot be read.
@@ -144,7 +179,9 @@ def report_page(runs: Sequence[Run], place: Path | None = None) -> str:
     title = _title(runs)
     metrics, evaluations = [run.metrics() for run in runs], [played(run) for run in runs]
     body = [tag("h1", title)]
-    body += [tag("p", _status(*pair), cls="soft") for pair in zip(runs, metrics, strict=True)]
+    body += [
+        tag("p", _status(*pair), cls="soft status") for pair in zip(runs, metrics, strict=True)
+    ]
     if len(runs) == 1:
         body.append(_cards(metrics[0], evaluations[0]))
     else:
@@ -162,10 +199,11 @@ def report_page(runs: Sequence[Run], place: Path | None = None) -> str:
     return render(
         "report.html.j2",
         title,
-        embed(_data(runs, metrics, evaluations)),
+        embed(_data(runs, metrics, evaluations) | {"live": str(runs[0].path) if live else ""}),
         css=f"{stylesheet()}\n{style('report.css')}",
         scripts=SCRIPTS,
         body="\n".join(body),
+        live=live,
     )
 
 

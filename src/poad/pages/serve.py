@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-from poad.errors import ConfigError
+from poad.errors import ConfigError, PoadError
 
 ADDRESS = "127.0.0.1"
 
@@ -23,16 +23,19 @@ class LocalServer:
     Args:
         page: makes the page anew for each request.
         port: 0 takes a free one.
+        data: makes the JSON that the page's script asks for under ``/data``; None for none.
 
     Raises:
         ConfigError: the port cannot be used.
     """
 
-    def __init__(self, page: Callable[[], str], port: int = 0) -> None:
+    def __init__(
+        self, page: Callable[[], str], port: int = 0, data: Callable[[], str] | None = None
+    ) -> None:
         if not 0 <= port < 65536:
             raise ConfigError(f"Port {port} does not exist; ports go from 0 (any) to 65535.")
         try:
-            self._server = ThreadingHTTPServer((ADDRESS, port), _handler(page))
+            self._server = ThreadingHTTPServer((ADDRESS, port), _handler(page, data))
         except OSError as error:
             raise ConfigError(
                 f"Cannot serve on port {port}: {error.strerror or error}. Use another one, "
@@ -61,7 +64,13 @@ class LocalServer:
         self._thread.join()
 
 
-def _handler(page: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    page: Callable[[], str], data: Callable[[], str] | None
+) -> type[BaseHTTPRequestHandler]:
+    offered = {"/": (page, "text/html")}
+    if data is not None:
+        offered["/data"] = (data, "application/json")
+
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "poad", ""
 
@@ -77,12 +86,17 @@ def _handler(page: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("Host") not in (f"{ADDRESS}:{port}", f"localhost:{port}"):
                 self.send_error(403, "This page is for the browsers of this machine")
                 return
-            if self.path.partition("?")[0] != "/":
+            if self.path not in offered:
                 self.send_error(404)
                 return
-            content = page().encode("utf-8", "xmlcharrefreplace")
+            make, kind = offered[self.path]
+            try:
+                content = make().encode("utf-8", "xmlcharrefreplace")
+            except PoadError as error:  # files that are just being written, for example
+                self.send_error(503, str(error).splitlines()[0])
+                return
             self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")

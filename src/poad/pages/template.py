@@ -21,7 +21,14 @@ DIGITS = 6
 
 
 def render(
-    template: str, title: str, data: str, *, css: str, scripts: Sequence[str], body: str = ""
+    template: str,
+    title: str,
+    data: str,
+    *,
+    css: str,
+    scripts: Sequence[str],
+    body: str = "",
+    live: bool = False,
 ) -> str:
     """Build a page.
 
@@ -34,12 +41,19 @@ def render(
         css: the style sheet.
         scripts: the files of the script, one after another.
         body: markup that the template puts where it wants it.
+        live: whether the script may ask the server of the page for new data.
     """
     script = "\n".join(_read(name) for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _environment().get_template(template)
     written = page.render(
-        title=printable(title), digest=digest, css=css, script=script, data=data, body=body
+        title=printable(title),
+        digest=digest,
+        connect="; connect-src 'self'" if live else "",
+        css=css,
+        script=script,
+        data=data,
+        body=body,
     )
     return written.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
 

@@ -157,9 +157,9 @@ class Run:
         """Append one iteration's metrics to metrics.jsonl and send them to the trackers."""
         with self._writing("metrics.jsonl", "write to") as path:
             append_line(path, metrics)
-        iteration = int(metrics.get("iteration", 0))
-        for tracker in self._open_trackers(first=iteration):
-            tracker.log(metrics, iteration)
+        step = int(metrics.get("env_steps", 0))
+        for tracker in self._open_trackers(first=step):
+            tracker.log(metrics, step)
 
     def metrics(self) -> list[dict[str, float]]:
         """Read all metrics logged so far, a dictionary per iteration; null reads as NaN."""
@@ -177,7 +177,7 @@ class Run:
         for name, content in kept.items():
             with self._writing(name) as path:
                 write_bytes(path, content)
-        self._open_trackers(first=iteration + 1)
+        self._open_trackers(first=1 + int(sum(m["env_steps"] for m in self.metrics()[-1:])))
 
     def forget_episodes(self, checkpoint: int) -> None:
         """Remove what an interrupted final evaluation of a checkpoint left, before it is repeated.
@@ -211,9 +211,11 @@ class Run:
             write_text(path, text)
 
     def write_summary(self, summary: RunSummary) -> None:
-        """Write the outcome, replacing an earlier one."""
+        """Write the outcome, replacing an earlier one, and send it to the trackers."""
         with self._writing("summary.json") as path:
             write_sealed(path, encode(summary) | {"seal": self._history.new_seal()})
+        for tracker in self._trackers or ():
+            tracker.log(_final_scores(summary), summary.env_steps or 0)
 
     def summary(self) -> RunSummary | None:
         """Read the outcome; None while the run is unfinished."""
@@ -293,8 +295,7 @@ class Run:
 
     def _open_trackers(self, first: int) -> Sequence[Tracker]:
         if self._trackers is None:
-            created = self.versions().get("created")
-            self._trackers = _open_trackers(self.path, created, self.config, first)
+            self._trackers = _open_trackers(self, first)
         return self._trackers
 
 
@@ -308,9 +309,19 @@ def _best(run: Run) -> int:
     return best
 
 
-def _open_trackers(path: Path, created: object, config: Config, first: int) -> list[Tracker]:
-    run_id = hashlib.sha256(f"{path.name} {created}".encode()).hexdigest()[:12]
-    return open_trackers(config.trackers, path, run_id, to_dict(config), first)
+def _final_scores(summary: RunSummary) -> dict[str, float]:
+    """The evaluation at the end, as trackers get it."""
+    return {
+        f"final/{mode}_{what}": value
+        for mode, each in (summary.evaluation or {}).items()
+        for what, value in (("success", each.success_rate), ("return", each.mean_return))
+    }
+
+
+def _open_trackers(run: Run, first: int) -> list[Tracker]:
+    name = f"{run.path.name} {run.versions().get('created')}"
+    run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return open_trackers(run.config.trackers, run.path, run_id, to_dict(run.config), first)
 
 
 def _lock(path: Path) -> int | None:

@@ -1,20 +1,25 @@
 """Optional trackers that receive a copy of a run's metrics: TensorBoard, wandb and trackio.
 
 Each is an extra to install. metrics.jsonl remains complete without them. A tracker that cannot be
-opened is an error before training starts; one that fails later is dropped with a warning.
+opened is an error before training starts; one that fails later is dropped with a warning. They draw
+against environment steps, and names are in groups: train/, eval/, critic/, world/, time/ and
+progress/. The trackers' own environment variables, such as WANDB_PROJECT, decide what they can.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from poad.errors import TrackerError
+from poad.runs.codec import plain
 
 
 class Tracker:
@@ -28,10 +33,15 @@ class Tracker:
         self._end = end
         self._alive = True
 
-    def log(self, metrics: Mapping[str, float], iteration: int) -> None:
-        """Send the finite metrics; NaN stands for a mean over nothing yet and is not sent."""
-        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
-        self._try(self._send, finite, iteration)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send the finite metrics; NaN stands for a mean over nothing yet and is not sent.
+
+        Args:
+            metrics: numbers by the names of metrics.jsonl, which become those of `grouped`.
+            step: environment steps so far.
+        """
+        finite = {grouped(k): float(value) for k, value in metrics.items() if math.isfinite(value)}
+        self._try(self._send, finite, step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -52,10 +62,40 @@ class Tracker:
             )
 
 
+_GROUPS = {
+    "critic": ("explained_variance", "value_", "critic_", "beta"),
+    "eval": ("eval_",),
+    "progress": ("iteration", "env_steps", "episodes", "tokens"),
+    "time": ("collect_", "update_", "cpu_", "wall_", "steps_per_"),
+}
+
+
+def grouped(name: str) -> str:
+    """Return a metric's name within its group: ``kl`` becomes ``train/kl``."""
+    if "/" in name:  # the world's own, and final evaluations
+        return name
+    for group, beginnings in _GROUPS.items():
+        if name.startswith(beginnings):
+            return f"{group}/{name.removeprefix('eval_')}"
+    return f"train/{name}"
+
+
 def open_trackers(
     names: Sequence[str], path: Path, run_id: str, config: Mapping[str, Any], first: int
 ) -> list[Tracker]:
-    """Open every tracker that ``names`` lists."""
+    """Open every tracker that ``names`` lists.
+
+    Args:
+        names: the trackers.
+        path: the directory of the run.
+        run_id: tells the run from others of its name.
+        config: its settings.
+        first: the first environment step that will be logged. What a tracker may have beyond is
+            from iterations that a resumed run took back.
+
+    Raises:
+        TrackerError: a package is missing, or a service does not start.
+    """
     openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
     opened = []
     for name in names:
@@ -93,18 +133,24 @@ def _tensorboard(path: Path, run_id: str, config: Mapping[str, Any], first: int)
         str(path / "tensorboard"), purge_step=first
     )
 
-    def send(metrics: dict[str, float], iteration: int) -> None:
+    writer.add_text("configuration", f"```json\n{json.dumps(plain(config), indent=2)}\n```", first)
+
+    def send(metrics: dict[str, float], step: int) -> None:
         for key, value in metrics.items():
-            writer.add_scalar(key, value, iteration)
+            writer.add_scalar(key, value, step)
         writer.flush()
 
     return Tracker("tensorboard", send, writer.close)
 
 
 def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
-    run = importlib.import_module("wandb").init(
-        project="poad", name=path.name, id=run_id, resume="allow", dir=str(path), config=config
-    )
+    ours = {"project": "poad", "name": path.name, "run_id": run_id, "resume": "allow"}
+    ours["dir"] = str(path)
+    # What is not handed over, wandb takes from its environment variables.
+    chosen = {key: value for key, value in ours.items() if f"WANDB_{key.upper()}" not in os.environ}
+    if "run_id" in chosen:
+        chosen["id"] = chosen.pop("run_id")
+    run = importlib.import_module("wandb").init(config=dict(config), **chosen)
     return Tracker("wandb", lambda metrics, step: run.log(metrics, step=step), run.finish)
 
 

@@ -22,6 +22,7 @@ from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
 from poad.workflows.together import check_alike, deferred_interrupt, follow
+from poad.workflows.watch import watched
 
 
 def train_run(
@@ -31,6 +32,7 @@ def train_run(
     preset: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    watch: int | None = None,
 ) -> int:
     """Train a new run in the directory ``path`` and write its report.
 
@@ -42,6 +44,7 @@ def train_run(
             exclude what is rewarded.
         overwrite: replace a run that is there.
         quiet: print nothing.
+        watch: serve the report meanwhile at this port of 127.0.0.1; 0 takes any, None serves none.
 
     Returns:
         The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped it.
@@ -56,7 +59,7 @@ def train_run(
         )
         if run is None:
             return follow(trainer)
-        with run:
+        with run, watched(run.path, watch):
             chosen = None
             if preset not in (None, "plain"):
                 chosen = _describe_preset(preset, config, trainer.config)
@@ -112,7 +115,7 @@ def _look(trainer: Trainer, quiet: bool) -> list[str]:
     return [found]
 
 
-def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
+def resume_run(path: Path, config: Config, *, quiet: bool = False, watch: int | None = None) -> int:
     """Go on with a run that was stopped.
 
     A run without a checkpoint starts again from its first iteration.
@@ -121,6 +124,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
         path: the directory of the run.
         config: its configuration, perhaps with more steps or another evaluation.
         quiet: print nothing.
+        watch: as in `train_run`.
 
     Returns:
         The exit status: 0, or 130 if Ctrl-C or SIGTERM stopped it.
@@ -148,7 +152,8 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False) -> int:
         if changed:
             run.change_config(config)
         run.record_versions()
-        return _carry_out(trainer, run, quiet=quiet)
+        with watched(run.path, watch):
+            return _carry_out(trainer, run, quiet=quiet)
 
 
 def _resumed_trainer(run: Run, config: Config, ranks: Ranks) -> Trainer:

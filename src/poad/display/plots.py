@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MIN_EPISODES = 30
+"""Means over fewer finished episodes are not shown: the first to finish are the short, successful
+ones, so their mean would flatter the agent."""
+
 # Colours that stand for those of the page, which follow its light or dark theme.
 _INK, _GRID = "#010101", "#020202"
 _GREYS = ("#555555", "#e6e6e6")
@@ -89,9 +93,14 @@ def plot_learning(
         return _save(figure, path)
 
 
+def _settled(rows: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """Leave out iterations when few episodes had ended: the first to end are the short ones."""
+    return [row for row in rows if row.get("episodes", MIN_EPISODES) >= MIN_EPISODES] or rows
+
+
 def _bands(axes: Axes, runs: Sequence[Run], key: str) -> None:
     for number, method in enumerate(dict.fromkeys(run.config.credit.method for run in runs)):
-        seeds = [run.metrics() for run in runs if run.config.credit.method == method]
+        seeds = [_settled(run.metrics()) for run in runs if run.config.credit.method == method]
         curves = [
             ([m["env_steps"] for m in seed], [m.get(key, math.nan) for m in seed]) for seed in seeds
         ]

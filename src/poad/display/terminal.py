@@ -25,15 +25,13 @@ from rich.text import Text
 
 from poad.display.clean import in_a_line, printable
 from poad.display.numbers import number, percent
+from poad.display.plots import MIN_EPISODES
 from poad.display.tables import Table, evaluation_table
 from poad.display.turns import can_draw, describe_ending, rule, turn_in_terminal
 from poad.runs import EpisodeRecord, Evaluation, Mode, TurnRecord
 
 T = TypeVar("T")
 TABLE_ROWS = 8
-MIN_EPISODES = 30
-"""Means over fewer finished episodes are not shown: the first to finish are the short, successful
-ones, so their mean would flatter the agent."""
 WORLD_PREFIX = "world/"
 """Prefix of the metrics that a world measures itself."""
 SPARK_BLOCKS = "▁▂▃▄▅▆▇█"

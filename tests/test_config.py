@@ -28,6 +28,7 @@ from poad.config import (
     PromptConfig,
     dump,
     from_dict,
+    has_frozen_float32,
     load,
     parse_value,
     to_dict,
@@ -69,12 +70,17 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 def configs(kind: Any) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(kind)
-    built = st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
+    fields = {name: values(hint) for name, hint in hints.items()}
+    if kind is Config:  # the third, `stream`, suits only one of the engines
+        fields["randomness"] = st.sampled_from(("auto", "shared"))
+    built = st.builds(kind, **fields)
     return built.map(without_contradictions)
 
 
 def without_contradictions(group: Any) -> Any:
     """The same settings, less what makes no sense together."""
+    if isinstance(group, ModelConfig) and not has_frozen_float32(group):
+        group = replace(group, precision="full")
     if isinstance(group, ModelConfig) and group.tuning == "full":
         dtype = "float32" if group.dtype == "float16" else group.dtype
         return replace(group, quantize="none", dtype=dtype, lora_dropout=0.0)

@@ -18,6 +18,10 @@ CASES: dict[str, dict[str, Any]] = {
         "critic": {"replay": 2, "standardize": True, "root": True},
         "ppo": {"kl_reference": 0.1, "return_floor": 1.0, "recompute_logprob": True},
     },
+    "adapters in the last block": {
+        "world": "Chain",
+        "model": {"name": "tiny-kitchen", "tuning": "lora", "lora_layers": 1},
+    },
     "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},
     "turn_ppo, one ratio a turn": {
         "world": "Prefixes",

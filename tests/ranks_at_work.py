@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tiny_worlds import settings
@@ -19,7 +20,8 @@ from tolerance import float64
 
 from poad.cli.main import main
 from poad.config import Config
-from poad.learn import Trainer, ppo
+from poad.learn import Trainer
+from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
 from poad.ranks import Ranks, joined
 from poad.workflows import resume_run, train_run
@@ -85,7 +87,7 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
     told: dict[str, Any] = {"rollouts": [], "terms": [], "values": [], "metrics": []}
     with float64():
         trainer = Trainer(settings(**{"randomness": "stream"} | changes), ranks=ranks)
-        update, gather = trainer.learner.update, ppo.gather
+        update = trainer.learner.update
 
         def watched(rollout: Any, progress: float) -> dict[str, float]:
             turns = [[turn_to_json(turn) for turn in stream] for stream in rollout.streams]
@@ -101,12 +103,10 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
                 told["values"].append([terms.advantage.tolist(), found.value.target.tolist()])
             return found
 
-        trainer.learner.update, ppo.gather = watched, watched_gather
-        try:
+        watching = patch.object(trainer.learner, "update", watched)
+        with watching, patch("poad.learn.ppo.gather", watched_gather):
             for _ in range(iterations):
                 told["metrics"].append(trainer.iterate())
-        finally:
-            ppo.gather = gather
         tensors = trainer.agent.tensors()
         told["weights"] = {
             f"{group}.{name}": tensor.double().numpy().copy()

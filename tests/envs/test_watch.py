@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from poad.envs import watch
 from poad.envs.watch import Watch
 
 
@@ -30,7 +29,7 @@ def test_a_call_that_takes_long_is_told_while_it_is_waited_for(
         told.append(message)
         heard.set()
 
-    monkeypatch.setattr(watch.warnings, "warn", warn)
+    monkeypatch.setattr("poad.envs.watch.warnings.warn", warn)
     with impatient.over(lambda: "This was the world 'Slow-v0'."):
         heard.wait()
     assert "has not answered" in told[0]

@@ -29,8 +29,9 @@ from poad.learn.meters import LEARNED
 from poad.learn.ppo import PPO
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
+from poad.learn.steps import draws
 from poad.learn.train import Trainer
-from poad.learn.value import Readings, ValueLearner, draws
+from poad.learn.value import Readings, ValueLearner
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -118,13 +118,15 @@ def test_the_counts_are_those_of_a_real_iteration(
     trainer = Trainer(config)
     end = trainer.agent.policy.codec.end_id
 
-    def uniform(self: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
+    def uniform(
+        self: LanguageModel, hidden: torch.Tensor, tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         tally["logits", torch.is_grad_enabled()] += len(hidden)
         tally["most logits", False] = max(tally["most logits", False], len(hidden))
         logits = 0.0 * self._head(hidden).float()
         if not predicted.offered:  # an agent that writes until its budget is spent
             logits[..., end] = -torch.inf
-        return logits
+        return logits if tokens is None else logits.gather(-1, tokens)
 
     monkeypatch.setattr(LanguageModel, "logits", uniform)
     tally.clear()

@@ -113,7 +113,8 @@ def _get(name: str, options: Options) -> int:
         folder = fetch_model(known, options.source, agree, lambda doing: status.update(doing))
     screen.print(
         f"Fetched {name} ({known.licence}): {folder}\n"
-        f"  poad train --model.name {name} --model.tuning lora   train adapters on it",
+        f"  poad eval {name} --untrained    look at what it does before any training\n"
+        f"  poad train --model.name {name}  train it",
         soft_wrap=True,
     )
     return 0

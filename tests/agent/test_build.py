@@ -53,6 +53,7 @@ def test_what_is_said_stays_said() -> None:
             "max_action_tokens": 9,
         },
         "model": {"name": "tiny-kitchen"},
+        "randomness": "shared",
     }
     config = from_dict(said)
     assert resolve(config).config == config

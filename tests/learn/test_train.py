@@ -8,10 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,7 +250,8 @@ def test_a_checkpoint_is_written_when_so_many_minutes_have_passed(
         config = config_of("poad", checkpoint_every=0, checkpoint_minutes=minutes)
         with Run.create(tmp_path / str(minutes), replace(config, keep_checkpoints=9)) as run:
             trainer = Trainer(run.config, run)
-            monkeypatch.setattr(time, "monotonic", lambda: next(now))
+            clock = SimpleNamespace(monotonic=lambda: next(now))
+            monkeypatch.setattr("poad.learn.saving.time", clock)
             list(trainer.train())
             written[minutes] = run.checkpoints()
     assert written[0.0] == [0, 4]

@@ -385,3 +385,30 @@ def test_mistakes_are_explained(
 ) -> None:
     assert main(["plan", *arguments]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_rounded_weights_take_half_the_bytes_once_all_of_them_were_loaded(tmp_path: Path) -> None:
+    config = large(tmp_path / "shape")
+    full, mixed = (
+        predicted(replace(config, model=replace(config.model, tuning="lora", precision=precision)))
+        for precision in ("full", "mixed")
+    )
+    saved = size(full, "base weights") - size(mixed, "base weights")
+    assert saved == 2 * full.shape.quantizable
+    assert size(full, "weights as loaded") == 0
+    assert size(mixed, "weights as loaded") == size(full, "base weights")
+    # Loading takes more than an update of so few tokens, so it is the peak.
+    always = sum(part.size for part in mixed.parts if part.when == "always")
+    assert mixed.memory == always + size(mixed, "weights as loaded")
+
+
+def test_layers_below_all_adapters_are_not_computed_again(tmp_path: Path) -> None:
+    config = large(tmp_path / "shape")
+    lora = replace(config.model, tuning="lora")
+    every, last = (
+        predicted(replace(config, model=replace(lora, lora_layers=layers))) for layers in (None, 1)
+    )
+    assert (every.shape.adapted, last.shape.adapted) == (4, 1)
+    assert size(every, "remembered states") == 0 < size(last, "remembered states")
+    # A first pass over all layers is left; of the others only a quarter.
+    assert 0.25 * every.operations < last.operations < 0.4 * every.operations

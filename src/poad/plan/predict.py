@@ -66,7 +66,7 @@ class Part(NamedTuple):
     name: str
     size: int
     """Bytes."""
-    when: Literal["always", "acting", "updating"] = "always"
+    when: Literal["always", "loading", "acting", "updating"] = "always"
     note: str = ""
 
 
@@ -88,11 +88,11 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak: the permanent parts, and the larger of acting and updating."""
-        size = dict.fromkeys(("always", "acting", "updating"), 0)
+        """Bytes at the peak: the permanent parts, and the largest of those that take turns."""
+        size = dict.fromkeys(("always", "loading", "acting", "updating"), 0)
         for part in self.parts:
             size[part.when] += part.size
-        return size["always"] + max(size["acting"], size["updating"])
+        return size.pop("always") + max(size.values())
 
     @property
     def seconds(self) -> float:
@@ -134,6 +134,8 @@ def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iter
     """Yield what stays in memory from the first update to the last."""
     number = getattr(torch, config.model.dtype).itemsize
     full = config.model.tuning == "full"
+    if config.model.precision == "mixed":
+        yield Part("weights as loaded", 4 * shape.weights, "loading", "until they are rounded")
     yield Part("base weights", base_bytes(config, shape), note=_precision(config, shape))
     if full and (config.critic.body == "frozen" or config.ppo.kl_reference > 0):
         # A tied head is part of the body. Another head is copied only for the reference.

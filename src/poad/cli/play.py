@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,7 +20,10 @@ from poad.display import Screen, counted, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
 from poad.trie import Form
-from poad.turns import Action, Observation, TokenIds
+from poad.turns import Action, Observation
+
+if TYPE_CHECKING:
+    from poad.learn import NoPrompts
 
 
 @dataclass(frozen=True)
@@ -147,26 +150,16 @@ class _Left(Exception):
     """The person does not want to go on."""
 
 
-class _NoPrompts:
-    """Prompts for an actor that reads the observations themselves."""
-
-    note: str | None = None
-
-    def first_prompt(self, observation: str, offered: object = None) -> TokenIds:
-        return ()
-
-    def next_prompt(self, action: Action, observation: str, offered: object = None) -> TokenIds:
-        return ()
-
-
 class _Person:
     """An actor that asks in the terminal what to do."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def dialogue(self) -> _NoPrompts:
-        return _NoPrompts()
+    def dialogue(self) -> NoPrompts:
+        from poad.learn import NoPrompts
+
+        return NoPrompts()
 
     def act_each(
         self, observations: Sequence[Observation], generator: object, **_: object

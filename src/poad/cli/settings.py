@@ -1,6 +1,6 @@
 """The settings of a training on the command line: their options, and checks that cost nothing.
 
-Nothing here imports torch. A mistake is reported before a model is loaded.
+Nothing here imports torch, unless a model is named. A mistake is reported before one is loaded.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from poad.learn.meters import Metrics
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Actor, Collector, play
 from poad.learn.rows import lay_out
-from poad.learn.stream import Step, WorldStream
+from poad.learn.stream import NoPrompts, Step, WorldStream
 from poad.learn.train import Trainer, train
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Actor",
     "Collector",
     "Metrics",
+    "NoPrompts",
     "Step",
     "Trainer",
     "WorldStream",

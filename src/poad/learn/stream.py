@@ -37,6 +37,20 @@ class Prompts(Protocol):
         ...
 
 
+class NoPrompts:
+    """Prompts for an actor that reads the observations themselves."""
+
+    note: str | None = None
+
+    def first_prompt(self, observation: str, offered: object = None) -> TokenIds:
+        """Return no tokens."""
+        return ()
+
+    def next_prompt(self, action: Action, observation: str, offered: object = None) -> TokenIds:
+        """Return no tokens."""
+        return ()
+
+
 @dataclass(frozen=True)
 class Step:
     """One turn as it happened."""

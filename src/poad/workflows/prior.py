@@ -19,12 +19,12 @@ import numpy as np
 from rich.console import Console
 
 from poad.agent import ActingCache, Agent, Policy, load_agent, resolve, torch_threads
-from poad.config import Config, world_seed
-from poad.display import Screen, Table, number, percent
-from poad.envs import CheckedWorld, Form, make
-from poad.learn import Step, WorldStream, play
+from poad.config import Config
+from poad.display import Screen, Table, bounds, number, percent
+from poad.envs import Form, make
+from poad.learn import Actor, NoPrompts, Step, WorldStream, play
 from poad.runs import Evaluation, summarize
-from poad.turns import Action, Episode, Observation
+from poad.turns import Action, Observation
 
 LOOK_EPISODES = 32
 """Episodes of the look before a training."""
@@ -66,42 +66,27 @@ class Prior:
     cost nothing."""
 
 
-def uniform_prior(config: Config, episodes: int = LOOK_EPISODES) -> Prior | None:
-    """Play a world with actions that are drawn uniformly from those offered.
+class _WritesFreelyError(Exception):
+    """The world offers nothing to draw from."""
 
-    Args:
-        config: the world, and the seed of its evaluation episodes.
-        episodes: how many to play.
 
-    Returns:
-        How they went; None if the world lets the agent write freely.
-    """
-    world = CheckedWorld(make(config.env, **config.env_args))
-    rng = random.Random(config.eval.seed)  # also for forms of more than 2⁶³ actions
-    played, entropies, rewards = [], [], Counter[float]()
-    try:
-        for seed in range(config.eval.seed, config.eval.seed + episodes):
-            shown = world.reset(world_seed(seed))
-            actions, earned = shown.actions, 0.0
-            for _ in range(_MOST_TURNS):
-                if actions is None:
-                    return None
-                size = actions.size if isinstance(actions, Form) else len(actions)
-                entropies.append(math.log(size))
-                happened = world.step(actions[rng.randrange(size)])
-                actions = happened.actions
-                rewards[happened.reward] += 1
-                earned += happened.reward
-                if happened.terminated or happened.truncated:
-                    ended = happened.info["episode"]
-                    played.append(Episode(ended["r"], ended["l"], ended["success"]))
-                    break
-            else:
-                played.append(Episode(earned, _MOST_TURNS, False))
-    finally:
-        world.close()
-    commonest = rewards.most_common(1)[0][0] if rewards else 0.0
-    return Prior(summarize(played), float(np.mean(entropies)), max(0.0, -commonest))
+class _Uniform:
+    """An actor that takes every offered action with the same chance."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)  # also draws from forms of more than 2⁶³ actions
+
+    def dialogue(self) -> NoPrompts:
+        return NoPrompts()
+
+    def act_each(
+        self, observations: Sequence[Observation], generator: object, **_: object
+    ) -> Iterator[tuple[int, Action]]:
+        for i, observation in enumerate(observations):
+            offered = observation.admissible_actions
+            if offered is None:
+                raise _WritesFreelyError
+            yield i, Action(offered[self._rng.randrange(_size(offered))], (), (), ())
 
 
 class _BoundedStream(WorldStream):
@@ -120,6 +105,41 @@ class _BoundedStream(WorldStream):
         return replace(step, truncated=True, info={**step.info, "episode": episode})
 
 
+def _steps(
+    actor: Actor, config: Config, episodes: int, streams: int, cache: ActingCache | None = None
+) -> Iterator[Step]:
+    """Play sampled episodes from the first evaluation seed on."""
+    seeds = iter(range(config.eval.seed, config.eval.seed + episodes))
+    world = partial(make, config.env, **config.env_args)
+    playing = [_BoundedStream(world, actor.dialogue(), seed) for seed in islice(seeds, streams)]
+    try:
+        yield from play(actor, playing, lambda _: next(seeds, None), cache=cache)
+    finally:
+        for stream in playing:
+            stream.close()
+
+
+def uniform_prior(config: Config, episodes: int = LOOK_EPISODES) -> Prior | None:
+    """Play a world with actions that are drawn uniformly from those offered.
+
+    Args:
+        config: the world, and the seed of its evaluation episodes.
+        episodes: how many to play.
+
+    Returns:
+        How they went; None if the world lets the agent write freely.
+    """
+    try:
+        steps = [*_steps(_Uniform(config.eval.seed), config, episodes, streams=1)]
+    except _WritesFreelyError:
+        return None
+    offers = (step.observation.admissible_actions for step in steps)
+    entropy = float(np.mean([math.log(_size(offered)) for offered in offers if offered]))
+    ((commonest, _),) = Counter(step.reward for step in steps).most_common(1)
+    outcome = summarize(step.episode() for step in steps if step.ended)
+    return Prior(outcome, entropy, max(0.0, -commonest))
+
+
 def model_prior(
     policy: Policy, config: Config, episodes: int = LOOK_EPISODES
 ) -> tuple[Prior, list[Offered]]:
@@ -133,22 +153,12 @@ def model_prior(
     Returns:
         How they went; and the states that came up, the commonest first.
     """
-    seeds = iter(range(config.eval.seed, config.eval.seed + episodes))
-    world = partial(make, config.env, **config.env_args)
     cache, common, played = ActingCache(), Counter[Observation](), []
     with torch_threads(config.threads):
-        streams = [
-            _BoundedStream(world, policy.dialogue(), seed)
-            for seed in islice(seeds, config.eval.streams)
-        ]
-        try:
-            for step in play(policy, streams, lambda _: next(seeds, None), cache=cache):
-                common[step.observation] += 1
-                if step.ended:
-                    played.append(step.episode())
-        finally:
-            for stream in streams:
-                stream.close()
+        for step in _steps(policy, config, episodes, config.eval.streams, cache):
+            common[step.observation] += 1
+            if step.ended:
+                played.append(step.episode())
         states = [
             Offered(seen, tuple(seen.admissible_actions), policy.probabilities(seen, cache), count)
             for seen, count in common.most_common(_COMMON_STATES)
@@ -157,6 +167,10 @@ def model_prior(
     turns = sum(state.count for state in states)
     entropy = sum(state.count * state.entropy for state in states) / turns if turns else math.nan
     return Prior(summarize(played), entropy), states
+
+
+def _size(offered: Sequence[str] | Form) -> int:
+    return offered.size if isinstance(offered, Form) else len(offered)
 
 
 def remarks_on_prior(config: Config, model: Prior, uniform: Prior | None) -> Iterator[str]:
@@ -263,10 +277,9 @@ def _rate(prior: Prior) -> str:
 
 def _cells(prior: Prior) -> tuple[str, str, str, str]:
     outcome = prior.outcome
-    low, high = outcome.success_interval or (math.nan, math.nan)
     return (
         percent(outcome.success_rate),
-        f"{percent(low)} to {percent(high)}",
+        bounds(outcome.success_interval),
         number(outcome.mean_return),
-        number(None if math.isnan(prior.entropy) else prior.entropy, ".2f"),
+        number(prior.entropy, ".2f"),
     )

@@ -220,7 +220,7 @@ class Ranks:
 
         if self.size == 1:
             assert rows is not None
-            return rows
+            return rows[places.argsort().to(device)]
         kind = None if rows is None else (str(rows.dtype).removeprefix("torch."), rows.shape[1:])
         kinds = self.exchange("rows", kind)
         name, shape = next(each for each in kinds if each is not None)

@@ -174,7 +174,6 @@ def read_hidden(
     if not positions:
         return torch.zeros(0, model.width, device=model.device)
     bundles = Bundles.divide(positions, branching=model.branching)
-
     mine = model.ranks.share(bundles.cost)
 
     def compute(tokens: int) -> tuple[Tensor | None, Tensor]:
@@ -190,8 +189,6 @@ def read_hidden(
         return torch.cat(parts), torch.cat(order)
 
     rows, places = model.passes.within(compute, pass_tokens)
-    if rows is not None and model.ranks.size == 1:
-        return rows[places.argsort().to(model.device)]
     return model.ranks.put_together(rows, places, len(positions), model.device)
 
 

@@ -76,7 +76,7 @@ def run(options: Options) -> int:
 
         return resume_run(options.resume, config, quiet=options.quiet, watch=watch)
     path = options.run or _default_path(config, taken=options.overwrite)
-    if launched().is_first:  # it may have begun already
+    if launched().is_first:  # who may have created it before the others look
         check_new_run(path, config, overwrite=options.overwrite)
         check_trackers(config.trackers)
     trust(config, path)

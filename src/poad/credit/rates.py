@@ -60,7 +60,7 @@ class Rates(NamedTuple):
         return self
 
     def expect_rows(self, rows: int) -> None:
-        """Reject rates by row that are not one for each of so many rows (ValueError)."""
+        """Reject a tensor of rates that does not hold one for each row (ValueError)."""
         for name in ("lam_actor", "beta"):
             rate = getattr(self, name)
             if isinstance(rate, Tensor) and rate.shape != (rows,):

@@ -49,10 +49,6 @@ class Drift(NamedTuple):
         mean = sum(each[1] * each[2] for each in heard) / total
         return Drift(max(each[0] for each in heard), mean)
 
-    def metrics(self) -> dict[str, float]:
-        """Name the measurements as metrics."""
-        return {"logprob_drift": self.largest, "logprob_drift_mean": self.mean}
-
     def check(self, limit: float | None) -> Drift:
         """Return the drift itself, unless its mean exceeds a limit.
 

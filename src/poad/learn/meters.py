@@ -133,8 +133,7 @@ class Meters:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
-        self.episodes = state["episodes"]
-        self.tokens = state.get("tokens", 0)  # earlier versions did not count them
+        self.episodes, self.tokens = state["episodes"], state["tokens"]
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.measured.extend(state["measured"])
         clocks = (self.collecting, self.updating)

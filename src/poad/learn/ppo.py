@@ -7,6 +7,8 @@ decisions adds its own term to the loss.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -153,7 +155,8 @@ class PPO:
                     loss, sums, pair = self._loss(experience, some, share, tokens)
                     loss.backward()
                 totals += sums
-                compared.append((pair[0].cpu(), pair[1].cpu()))
+                if self._drift is None:
+                    compared.append((pair[0].cpu(), pair[1].cpu()))
             return totals, compared
 
         fitting = self.policy.model.passes
@@ -170,6 +173,7 @@ class PPO:
         if not all(norm.isfinite() for norm in norms):
             shared = {"critic.lr": self.agent.critic} if self.values is None else {}
             self.skips.skip(step._asdict(), {"ppo.lr": self.policy.model.module} | shared)
+            step = step._replace(grad_norm=math.nan)  # so that the means leave it out
         elif not self._too_far(step):
             self.optimizer.step()
         return step

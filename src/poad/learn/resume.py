@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -66,7 +65,7 @@ def restore_snapshot(
     learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))
     learner.returns.load_state_dict(dict(tensors["returns"]))
     learner.updates = int(state["updates"])
-    agent.model.passes.tokens = int(state.get("pass_tokens", sys.maxsize))
+    agent.model.passes.tokens = int(state["pass_tokens"])
     if learner.values is not None:
         _restore(learner.values.optimizer, tensors["critic_optimizer"])
         learner.values.generator.set_state(tensors["random"]["critic"].to(torch.uint8))

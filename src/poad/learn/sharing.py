@@ -77,13 +77,13 @@ def _turns_of(told: Mapping[str, Any], codec: TextCodec) -> list[tuple[Turn, ...
 
 
 def share_works(works: BestWork, ranks: Ranks) -> None:
-    """Let every rank know the best that any of them has made; the turns are those of its rank."""
+    """Let every rank know the best that any has made; each goes on counting its own turns."""
     if ranks.size == 1:
         return
     heard = ranks.exchange("works", works.state())
     made = [each["best"] for each in heard if each["best"]]
     best = max(made, key=lambda each: each["score"], default=None)
-    works.load_state({"best": best, "turns": heard[ranks.rank]["turns"]})
+    works.load_state({"best": best, "turns": works.turns})
 
 
 def share_streams(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -102,8 +102,6 @@ def share_streams(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def own_streams(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Pick the states of this rank's streams out of those of all."""
-    if ranks.size == 1:
-        return dict(state)
     own = ranks.own(len(state["streams"]))
     parts = ("streams", "generators", "next_seeds")
     return {**state, **{name: state[name][own.start : own.stop] for name in parts}}

@@ -41,7 +41,7 @@ class Trainer:
     ) -> None:
         self.agent: Agent = load_agent(config)
         self.config = config = self.agent.config
-        self.run, self.ranks = run, ranks
+        self.run, self.ranks = run if ranks.is_first else None, ranks
         self.learner = PPO(self.agent, ranks)
         self.works = BestWork()
         self.collector = Collector(
@@ -53,17 +53,16 @@ class Trainer:
         )
         for remark in remarks(self.agent, self.collector):
             warnings.warn(remark, stacklevel=2)
-        if run is not None and not resume and run.config != config:
-            run.change_config(config)  # other directories and versions know no `auto`, for example
+        if self.run is not None and not resume and self.run.config != config:
+            self.run.change_config(config)  # other directories know no `auto`, for example
         self.generator = np.random.default_rng(config.seed)
         self.meters = Meters()
         self._schedule = Schedule(config)
         self._kept: Work | None = None
         self._noted_prompts = False
         if resume:
-            self._resume()
-        if not ranks.is_first:
-            self.run = None
+            assert run is not None
+            self._resume(run)
 
     def train(self) -> Iterator[Metrics]:
         """Iterate to the end of the run, logging and saving on the way.
@@ -133,11 +132,13 @@ class Trainer:
     def save(self, *, due: bool = True) -> None:
         """Write a checkpoint of this moment, unless there is one, or steps are being skipped.
 
-        Weights that lead to numbers that are not finite must not replace those before them.
+        Weights that lead to numbers that are not finite must not replace those before them. At the
+        end of a run, whose skipped steps were too few to stop it, there always is one.
         """
         iteration = self.meters.iteration
         due = due and self.run is not None and self._schedule.saved != iteration
-        if not self.ranks.exchange("save", due and not self.learner.skips.here)[0]:
+        sound = not self.learner.skips.here or self.meters.env_steps >= self.config.steps
+        if not self.ranks.exchange("save", due and sound)[0]:
             return
         parts = (self.agent, self.learner, self.collector, self.generator)
         tensors, state = take_snapshot(*parts)
@@ -147,17 +148,16 @@ class Trainer:
             self.run.save_checkpoint(iteration, tensors, state)
         self._schedule.note(iteration)
 
-    def _resume(self) -> None:
-        assert self.run is not None
-        recovered = self.ranks.first_does("recover", self.run.recover_checkpoint)
-        tensors, state = recovered or self.run.load_checkpoint()
+    def _resume(self, run: Run) -> None:
+        recovered = self.ranks.first_does("recover", run.recover_checkpoint)
+        tensors, state = recovered or run.load_checkpoint()
         state["collector"] = own_streams(state["collector"], self.ranks)
         parts = (self.agent, self.learner, self.collector, self.generator)
         restore_snapshot(tensors, state, *parts)
         self.meters.load_state(state)
         self.works.load_state(state["works"])
         self._schedule.note(self.meters.iteration)
-        if self.ranks.is_first:
+        if self.run is not None:
             self.run.truncate_metrics(self.meters.iteration)
             self._keep_best()
 

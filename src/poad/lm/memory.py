@@ -86,14 +86,14 @@ def advice_on_memory() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise out_of_memory("and smaller passes do not help there") from error
+            raise out_of_memory("where smaller passes do not help") from error
         raise
 
 
 def out_of_memory(where: str) -> ModelError:
     """Make the error for memory that smaller passes do not save."""
     return ModelError(
-        f"Out of memory, {where}. The last checkpoint is intact. Try "
+        f"Out of memory {where}. The last checkpoint is intact. Try "
         "model.gradient_checkpointing, model.tuning = lora, model.quantize = 4bit, fewer streams "
         "or shorter prompts; `poad plan` predicts what each needs."
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from poad.config import Config, dump, load, to_dict
 from poad.errors import ConfigError, RunError
-from poad.runs.files import write_text
+from poad.runs.files import remove_directory, write_text
 from poad.runs.history import LINES, read_json, read_summary, write_sealed
 from poad.runs.provenance import environment, source_hash, versions
 from poad.runs.seals import settings_hash
@@ -74,9 +74,8 @@ def begin_run(path: Path, config: Config, *, overwrite: bool = False) -> None:
         overwrite: whether a run that is there may be deleted.
 
     Raises:
-        RunError: the directory is taken or cannot be written.
+        RunError: the directory cannot be written.
     """
-    check_new_run(path, config, overwrite=overwrite)  # another process may have been quicker
     if (path / "config.yaml").is_file():
         (_delete_run if overwrite else _begin_again)(path)
     with explained_as(f"create the run {path}"):
@@ -103,11 +102,12 @@ def stored_config(path: Path) -> Config:
 
 
 def _begin_again(path: Path) -> None:
-    """Remove what a run without a checkpoint has recorded, and say so."""
+    """Remove what a run that has learned nothing has recorded, and say so."""
     first = "checkpoint" if _has_begun(path) else "iteration"
     text = f"{path} holds a run that stopped before its first {first}; it starts again."
     warnings.warn(text, stacklevel=3)
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    for each in path.glob("checkpoints/[0-9]*"):  # only checkpoint 0 can be there
+        remove_directory(each)
     for name in LINES:
         (path / name).unlink(missing_ok=True)
 

@@ -69,8 +69,8 @@ class Run:
     def create(cls, path: str | Path, config: Config, *, overwrite: bool = False) -> Run:
         """Start a new run in a directory that does not exist yet or is empty.
 
-        A run that stopped before its first iteration is replaced, and one that stopped before its
-        first checkpoint if it had the same settings. With ``overwrite``, any run is replaced.
+        A run that stopped before its first iteration is replaced. So is one that stopped before its
+        first checkpoint after 0, if it had the same settings. With ``overwrite``, any run is.
 
         Raises:
             RunError: the directory is taken or cannot be written, or a tracker cannot be opened
@@ -82,8 +82,11 @@ class Run:
         with explained_as(f"create the run {path}"):
             path.mkdir(parents=True, exist_ok=True)
         run._take_lock()
-        is_new = not (path / "config.yaml").is_file()
+        is_new = False
         try:
+            # Another process may have been quicker.
+            check_new_run(path, config, overwrite=overwrite)
+            is_new = not (path / "config.yaml").is_file()
             begin_run(path, config, overwrite=overwrite)
             run._open_trackers(first=1)
         except BaseException:
@@ -141,7 +144,7 @@ class Run:
         return read_json(self.path / "versions.json") or {}
 
     def add_notes(self, notes: Sequence[str]) -> None:
-        """Record the world's remarks about this machine in versions.json."""
+        """Record remarks in versions.json: the world's, and what was found before training."""
         with self._writing("versions.json") as path:
             write_sealed(path, self.versions() | {"notes": list(notes)})
 
@@ -177,7 +180,7 @@ class Run:
         for name, content in kept.items():
             with self._writing(name) as path:
                 write_bytes(path, content)
-        self._open_trackers(first=1 + int(sum(m["env_steps"] for m in self.metrics()[-1:])))
+        self._open_trackers(first=1 + int(max((m["env_steps"] for m in self.metrics()), default=0)))
 
     def forget_episodes(self, checkpoint: int) -> None:
         """Remove what an interrupted final evaluation of a checkpoint left, before it is repeated.

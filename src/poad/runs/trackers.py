@@ -3,7 +3,7 @@
 Each is an extra to install. metrics.jsonl remains complete without them. A tracker that cannot be
 opened is an error before training starts; one that fails later is dropped with a warning. They draw
 against environment steps, and names are in groups: train/, eval/, critic/, world/, time/ and
-progress/. The trackers' own environment variables, such as WANDB_PROJECT, decide what they can.
+progress/. Where one of wandb's own environment variables is set, such as WANDB_PROJECT, it decides.
 """
 
 from __future__ import annotations

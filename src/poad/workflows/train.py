@@ -102,9 +102,7 @@ def _describe_preset(name: str, asked: Config, decided: Config) -> str:
 
 def _look(trainer: Trainer, quiet: bool) -> list[str]:
     """Look at how the untrained agent acts, and warn of what training could not mend."""
-    if quiet:
-        return []
-    config, console = trainer.config, Screen()
+    config, console = trainer.config, Screen(quiet=quiet)
     console.print("Looking at the untrained agent ...")
     uniform = uniform_prior(config)
     model, _ = model_prior(trainer.agent.policy, config)
@@ -162,7 +160,7 @@ def _resumed_trainer(run: Run, config: Config, ranks: Ranks) -> Trainer:
     if ranks.exchange("begun", begun)[0]:
         return Trainer(config, run, resume=True, ranks=ranks)
     warnings.warn(f"{run.path} has no checkpoint yet; it starts again.", stacklevel=3)
-    trainer = Trainer(config, run if ranks.is_first else None, ranks=ranks)
+    trainer = Trainer(config, run, ranks=ranks)
     ranks.first_does("start again", lambda: run.truncate_metrics(0))
     return trainer
 

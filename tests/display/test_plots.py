@@ -9,7 +9,13 @@ import pytest
 from synthetic_run import metrics, run_of
 
 from poad.config import Config
-from poad.display.plots import plot_learning, plot_signal, plot_theory
+from poad.display.plots import (
+    MIN_EPISODES,
+    _settled,
+    plot_learning,
+    plot_signal,
+    plot_theory,
+)
 from poad.runs.run import Run
 
 
@@ -43,6 +49,13 @@ def test_other_metrics_can_be_asked_for(tmp_path: Path):
     text = plot_learning([run], tmp_path / "learning.svg", keys=("entropy",)).read_text()
     assert "poad/TomatoSalad-v0: entropy" in text
     assert "success" not in text
+
+
+def test_a_curve_begins_when_enough_episodes_have_ended():
+    counts = (0.0, MIN_EPISODES - 1.0, float(MIN_EPISODES), 500.0)
+    rows = [{"episodes": count, "success": 1.0} for count in counts]
+    assert [row["episodes"] for row in _settled(rows)] == [MIN_EPISODES, 500]
+    assert _settled(rows[:2]) == rows[:2]  # a short run is drawn all the same
 
 
 def test_no_runs_make_no_figure(tmp_path: Path):

@@ -132,8 +132,7 @@ class Trainer:
     def save(self, *, due: bool = True) -> None:
         """Write a checkpoint of this moment, unless there is one, or steps are being skipped.
 
-        Weights that lead to numbers that are not finite must not replace those before them. At the
-        end of a run, whose skipped steps were too few to stop it, there always is one.
+        Weights that lead to numbers that are not finite replace those before them at the end only.
         """
         iteration = self.meters.iteration
         due = due and self.run is not None and self._schedule.saved != iteration

@@ -69,8 +69,8 @@ class Run:
     def create(cls, path: str | Path, config: Config, *, overwrite: bool = False) -> Run:
         """Start a new run in a directory that does not exist yet or is empty.
 
-        A run that stopped before its first iteration is replaced. So is one that stopped before its
-        first checkpoint after 0, if it had the same settings. With ``overwrite``, any run is.
+        A run that has learned nothing is replaced if it never began or had the same settings. With
+        ``overwrite``, any run is.
 
         Raises:
             RunError: the directory is taken or cannot be written, or a tracker cannot be opened
@@ -78,14 +78,12 @@ class Run:
         """
         path = Path(path)
         check_new_run(path, config, overwrite=overwrite)
-        run = cls(path, config)
+        run, is_new = cls(path, config), False
         with explained_as(f"create the run {path}"):
             path.mkdir(parents=True, exist_ok=True)
         run._take_lock()
-        is_new = False
         try:
-            # Another process may have been quicker.
-            check_new_run(path, config, overwrite=overwrite)
+            check_new_run(path, config, overwrite=overwrite)  # another may have been quicker
             is_new = not (path / "config.yaml").is_file()
             begin_run(path, config, overwrite=overwrite)
             run._open_trackers(first=1)

@@ -52,7 +52,8 @@ def test_two_runs_stand_side_by_side_and_one_alone_does_not(
     assert [(e["seed"], e["agent"]) for e in data["episodes"]] == [
         (seed, agent) for seed in (1_000_000, 1_000_001) for agent in (0, 1)
     ]
-    assert data["agents"] == [f"{each}, checkpoint 1" for each in (run, copy)]
+    names = [f"{each.parent.name}/{each.name}" for each in (run, copy)]
+    assert data["agents"] == [f"{name}, checkpoint 1" for name in names]
     assert main(["inspect", str(run), "--checkpoint", "1", "--against", "1"]) == 2
     assert "Name two that differ" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from changed_run import run_of
+from synthetic_run import metrics
 from tiny_worlds import settings
 
+from poad.agent import Agent, load_agent
+from poad.config import Config
 from poad.envs import make
 from poad.errors import ConfigError
 from poad.learn import WorldStream, lay_out, play
@@ -20,7 +24,7 @@ from poad.learn.evaluate import evaluate
 from poad.pages import EpisodeView, judge
 from poad.runs import Run, append_line
 from poad.workflows.inspect import Selection, dials_of, inspect_file, inspect_runs, view_episodes
-from poad.workflows.load import Weights, load_weights
+from poad.workflows.load import LoadedRun, Weights, load_weights
 
 KITCHEN = "poad/TomatoSalad-v0"
 SHORT = {"max_steps": 12}
@@ -147,6 +151,61 @@ def test_sliders_stand_where_the_run_trained(runs: dict[str, Run]):
     assert found.dials.gamma_token is None, "ntpo's own is γ"
     assert (found.method, found.before) == ("ntpo", "")
     assert not any(turn.before for e in next(iter(found.agents.values())) for turn in e.turns)
+
+
+@pytest.mark.parametrize(
+    ("credit", "iteration", "beta", "lam_actor"),
+    [
+        ({"beta": 0.5, "lam_actor": "auto"}, 3, 0.5, 0.4),
+        ({"beta": "auto", "lam_actor": 0.4}, 3, 0.6, 0.4),
+        ({"beta": "auto", "lam_actor": "auto"}, 2, 0.3, 0.7),
+        ({"beta": "auto", "lam_actor": "auto"}, 1, 1.0, None),
+        ({"beta": "auto", "lam_actor": "auto"}, None, 1.0, None),
+    ],
+)
+def test_fitted_rates_are_those_found_before_the_weights_and_fixed_ones_stay(
+    tmp_path: Path,
+    credit: dict[str, Any],
+    iteration: int | None,
+    beta: float,
+    lam_actor: float | None,
+):
+    agent = load_agent(settings(KITCHEN, env_args=SHORT, credit=credit))
+    with Run.create(tmp_path / "fitted", agent.config) as run:
+        for i, found in enumerate((math.nan, 0.3, 0.6), 1):
+            run.log(metrics(i) | {"beta": found})
+        dials = dials_of(LoadedRun(run, agent, iteration))
+    assert dials.beta == pytest.approx(beta)
+    assert dials.lam_actor == (None if lam_actor is None else pytest.approx(lam_actor))
+
+
+def test_checkpoints_of_a_run_share_its_untrained_model_and_its_notes(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[object] = []
+
+    def counting(config: Config) -> Agent:
+        loaded.append(config)
+        return load_agent(config)
+
+    shutil.copytree(runs["poad"].path, tmp_path / "poad")
+    with Run.open(tmp_path / "poad") as run:
+        run.save_checkpoint(2, load_agent(run.config).tensors(), {})
+    monkeypatch.setattr("poad.workflows.inspect.load_agent", counting)
+    found = inspect_runs([Weights(run.path, 1), Weights(run.path, 2)], Selection(1))
+    assert [*found.agents] == ["checkpoint 1", "checkpoint 2"]
+    assert len(loaded) == 1
+    assert found.notes[0] == "Sampled episodes of poad."
+    assert len(found.notes) == 2
+
+
+def test_the_same_weights_are_refused_before_anything_is_played(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr("poad.workflows.inspect.view_episodes")
+    chosen = [Weights(runs["poad"].path, 1)] * 2
+    with pytest.raises(ConfigError, match=r"Both are checkpoint 1 of .*Name two that differ"):
+        inspect_runs(chosen, Selection(1))
 
 
 def test_recorded_episodes_are_shown_without_a_model(runs: dict[str, Run], tmp_path: Path):

@@ -1,6 +1,13 @@
 """Pages about runs: reports of how they learned, and the inspector of what each token earned."""
 
-from poad.pages.compare import pairs_table, results_table, settings_table, versions_table
+from poad.pages.compare import (
+    names,
+    pairs_table,
+    results_table,
+    settings_table,
+    versions_table,
+    world_of,
+)
 from poad.pages.inspector import Inspection, describe_episodes, inspector_page, page_of_data
 from poad.pages.report import live_data, live_page, report_page, write_page, write_report
 from poad.pages.serve import LocalServer
@@ -23,6 +30,7 @@ __all__ = [
     "kinds",
     "live_data",
     "live_page",
+    "names",
     "page_of_data",
     "pairs_table",
     "read_episodes",
@@ -30,6 +38,7 @@ __all__ = [
     "results_table",
     "settings_table",
     "versions_table",
+    "world_of",
     "write_page",
     "write_report",
 ]

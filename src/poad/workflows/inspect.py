@@ -21,12 +21,19 @@ from poad.agent import (
     read_hidden,
     torch_threads,
 )
-from poad.config import Config
 from poad.envs import make
 from poad.errors import ConfigError, ModelError
 from poad.learn import Step, WorldStream, play
-from poad.pages import Alternative, Dials, EpisodeView, Inspection, TurnView, read_episodes
-from poad.runs import Run
+from poad.pages import (
+    Alternative,
+    Dials,
+    EpisodeView,
+    Inspection,
+    TurnView,
+    names,
+    read_episodes,
+    world_of,
+)
 from poad.trie import Form
 from poad.workflows.load import LoadedRun, Weights, load_weights
 
@@ -62,28 +69,23 @@ def inspect_runs(
         RunError, ModelError: a run cannot be read, or its model cannot be loaded.
     """
     loaded = [load_weights(weights) for weights in chosen]
+    _check_worlds(loaded)
+    called = _agent_names(loaded, chosen)
     first = loaded[0]
-    if any(_world(each.run.config) != _world(first.run.config) for each in loaded):
-        worlds = " and ".join(each.run.config.env for each in loaded)
-        raise ConfigError(
-            f"These runs act in different worlds ({worlds}), so the same seed is not the same "
-            "episode. Inspect them one by one."
-        )
+    start = first.run.config.eval.seed if selection.seed is None else selection.seed
+    seeds = range(start, start + selection.episodes)
+    untrained: dict[Path, Agent] = {}  # of one run at a time, to save memory
     agents: dict[str, list[EpisodeView]] = {}
-    for each, weights in zip(loaded, chosen, strict=True):
-        name = weights.describe(each.iteration)
-        if len({e.run.path for e in loaded}) > 1:
-            same = len({e.run.path.name for e in loaded}) < len(loaded)
-            name = f"{each.run.path if same else each.run.path.name}, {name}"
-        if name in agents:
-            raise ConfigError(f"Both are {name} of {each.run.path}. Name two that differ.")
-        trained = each.iteration is not None or weights.exported is not None
-        before = load_agent(each.run.config) if compare_before and trained else None
-        seed = first.run.config.eval.seed if selection.seed is None else selection.seed
-        seeds = range(seed, seed + selection.episodes)
+    for name, each, weights in zip(called, loaded, chosen, strict=True):
+        before = None
+        if compare_before and (each.iteration is not None or weights.exported is not None):
+            if each.run.path not in untrained:
+                untrained = {each.run.path: load_agent(each.run.config)}
+            before = untrained[each.run.path]
         agents[name] = view_episodes(each.agent, before, seeds, greedy=selection.greedy)
     settings = first.agent.settings.credit
-    mode = "greedy" if selection.greedy else "sampled"
+    mode = "Greedy" if selection.greedy else "Sampled"
+    runs = dict.fromkeys(each.run.path.name for each in loaded)
     return Inspection(
         title=f"{first.run.config.env}: {' and '.join(agents)}",
         agents=agents,
@@ -93,10 +95,36 @@ def inspect_runs(
         before="the untrained model" if compare_before else "",
         clip=first.run.config.ppo.clip,
         notes=(
-            f"{mode.capitalize()} episodes of {' and '.join(e.run.path.name for e in loaded)}.",
-            *_critic_notes(loaded),
+            f"{mode} episodes of {' and '.join(runs)}.",
+            *dict.fromkeys(_critic_notes(loaded)),
         ),
     )
+
+
+def _check_worlds(loaded: Sequence[LoadedRun]) -> None:
+    worlds = dict.fromkeys(world_of(e.run.config.env, e.run.config.env_args) for e in loaded)
+    if len(worlds) > 1:
+        raise ConfigError(
+            f"These runs act in different worlds ({' and '.join(worlds)}), so the same seed is not "
+            "the same episode. Inspect them one by one."
+        )
+
+
+def _agent_names(loaded: Sequence[LoadedRun], chosen: Sequence[Weights]) -> list[str]:
+    """Name agents by their weights, and by their runs if there are several.
+
+    Raises:
+        ConfigError: two of them are the same.
+    """
+    called = [w.describe(each.iteration) for each, w in zip(loaded, chosen, strict=True)]
+    if len(set(zip([each.run.path.resolve() for each in loaded], called, strict=True))) < len(
+        called
+    ):
+        raise ConfigError(f"Both are {called[0]} of {loaded[0].run.path}. Name two that differ.")
+    if len({each.run.path.resolve() for each in loaded}) > 1:
+        runs = names([each.run for each in loaded])
+        called = [f"{run}, {name}" for run, name in zip(runs, called, strict=True)]
+    return called
 
 
 def inspect_file(
@@ -141,15 +169,12 @@ def _decoder(name: str) -> Callable[[Sequence[int]], list[str]]:
     return lambda ids: [tokenizer.decode([token]) for token in ids]
 
 
-def _world(config: Config) -> tuple[str, str]:
-    return config.env, repr(config.env_args)
-
-
 def _critic_notes(loaded: Sequence[LoadedRun]) -> Iterator[str]:
     """Say whose values the page shows, and how far they can be trusted."""
-    for each in loaded:
+    several = len({each.run.path.resolve() for each in loaded}) > 1
+    for each, name in zip(loaded, names([each.run for each in loaded]), strict=True):
         credit = each.agent.settings.credit
-        whose = f" of {each.run.path.name}" if len(loaded) > 1 else ""
+        whose = f" of {name}" if several else ""
         if not credit.method.uses_critic:
             yield (
                 f"The run{whose} was trained by {credit.method.name}, which trains no critic: the "
@@ -173,13 +198,16 @@ def _critic_notes(loaded: Sequence[LoadedRun]) -> Iterator[str]:
 def dials_of(loaded: LoadedRun) -> Dials:
     """Read where the sliders stand for a run; None where it uses the method's own rate.
 
-    A rate that the run fits to its critic is the one of its last iteration.
+    A rate that the run fits to its critic is the one that it found last before these weights. Where
+    it has found none yet, as before its first iteration, the method's own stands for it.
     """
     settings = loaded.agent.settings.credit
     rates, own = settings.rates, settings.method.rates(settings.rates.gamma, settings.rates.lam)
     beta, lam_actor = rates.beta, rates.lam_actor
-    if settings.fitted:
-        beta, lam_actor = _fitted(loaded.run, settings.fitted, rates.lam_token)
+    found = _found_beta(loaded)
+    if found is not None:
+        beta = found if "beta" in settings.fitted else beta
+        lam_actor = 1 - found if "lam_actor" in settings.fitted else lam_actor
     assert not isinstance(beta, Tensor), "configurations hold one number for all rows"
     assert not isinstance(lam_actor, Tensor), "configurations hold one number for all rows"
     return Dials(
@@ -194,14 +222,15 @@ def dials_of(loaded: LoadedRun) -> Dials:
     )
 
 
-def _fitted(run: Run, fitted: Sequence[str], lam_token: float) -> tuple[float, float]:
-    """The β and λ inside actions, for advantages, that the run's last iteration found."""
-    found = [m["beta"] for m in run.metrics() if math.isfinite(m.get("beta", math.nan))]
-    beta = found[-1] if found else 1.0
-    return (
-        beta if "beta" in fitted else 1.0,
-        1 - beta if "lam_actor" in fitted else lam_token,
-    )
+def _found_beta(loaded: LoadedRun) -> float | None:
+    """Look up the newest β that the run found up to the weights that were loaded, if any."""
+    last = loaded.iteration or 0
+    found = [
+        m["beta"]
+        for m in loaded.run.metrics()
+        if m["iteration"] <= last and math.isfinite(m.get("beta", math.nan))
+    ]
+    return found[-1] if found else None
 
 
 # Episodes.

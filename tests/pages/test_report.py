@@ -483,6 +483,27 @@ def test_a_served_report_follows_the_training_to_its_end(browser: Any, tmp_path:
         tab.close()
 
 
+def test_files_that_are_just_being_written_do_not_end_a_live_page(browser: Any, tmp_path: Path):
+    with Run.create(tmp_path / "run", Config()) as run:
+        unreadable = 5
+
+        def data() -> str:
+            nonlocal unreadable
+            if unreadable:
+                unreadable -= 1
+                raise RunError("metrics.jsonl is just being written.")
+            return live_data(run.path)
+
+        with LocalServer(partial(live_page, run.path), 0, data) as server:
+            tab = browser.new_page()
+            tab.add_init_script("const wait = setTimeout; setTimeout = (f, ms) => wait(f, ms / 20)")
+            tab.goto(server.url)
+            run.log(metrics(1))
+            tab.get_by_text("512 of").wait_for(timeout=10_000)
+            assert not unreadable
+            tab.close()
+
+
 def test_a_line_that_is_half_written_is_waited_for(tmp_path: Path):
     run = run_of(tmp_path / "run", iterations=2, episodes=0)
     assert json.loads(live_data(run.path))["runs"]
@@ -496,6 +517,13 @@ def test_only_a_served_page_may_ask_for_data(tmp_path: Path):
     run = run_of(tmp_path / "run", iterations=2, episodes=0)
     assert "connect-src" in live_page(run.path)
     assert "connect-src" not in report_page([run])
+
+
+def test_a_served_page_links_to_no_file_because_only_the_page_is_served(tmp_path: Path):
+    run = run_of(tmp_path / "run", iterations=2, episodes=0)
+    (run.path / "inspect.html").write_text("x")
+    assert page_of(run).links == ["inspect.html"]
+    assert Page(live_page(run.path)).links == []
 
 
 # Several runs.

@@ -75,13 +75,15 @@ def test_there_is_one_page_and_no_way_to_write():
 
 def test_data_is_served_beside_the_page_and_an_error_is_an_answer():
     def broken() -> str:
-        raise RunError("It is just being written.\nMore.")
+        raise RunError("läufe/跑/metrics.jsonl is just being written.\nMore.")
 
     with LocalServer(lambda: "page", data=lambda: "[1]") as server:
         assert ask(server.url, path="/data") == (200, b"[1]")
         assert ask(server.url, "evil.example", path="/data")[0] == 403
     with LocalServer(broken) as server:
-        assert ask(server.url)[0] == 503
+        status, body = ask(server.url)
+        assert status == 503
+        assert "läufe/跑/metrics.jsonl is just being written." in body.decode()
 
 
 def test_a_port_that_is_taken_or_impossible_is_told():

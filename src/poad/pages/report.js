@@ -9,6 +9,7 @@
   const DARK = ["#56b4e9", "#f0944d", "#3fc79a", "#e08fc0", "#e5d44a", "#9ad3f5", "#c8c8c8", "#d0a070"];
   const DASHES = ["", "8 3", "12 3 3 3", "4 2"];
   const X = { env_steps: "environment steps", tokens: "tokens", wall_seconds: "wall seconds", cpu_seconds: "CPU seconds", iteration: "iterations" };
+  const PAUSE = 2000; // milliseconds between two questions to a training
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const state = { x: "env_steps", log: false, smooth: 0, range: null, hidden: new Set(), at: null };
   const panels = [];
@@ -26,7 +27,7 @@
 
   // Numbers.
 
-  /* Exponential moving average without the bias of its start; what is unknown stays unknown. */
+  /* Exponential moving average, corrected for its start; what is unknown stays unknown. */
   function smoothed(values) {
     if (!state.smooth) return values;
     let sum = 0, weight = 0;
@@ -252,19 +253,23 @@
     redraw();
   }
 
-  /* Ask the training for its newest numbers every other second, until it does not answer. */
+  /* Ask the training for its newest numbers every other second, until nobody answers. An answer without
+     numbers means that a file is just being written. */
   function follow() {
     let failures = 0;
     const ask = async () => {
       try {
         const answer = await fetch("data", { cache: "no-store" });
-        if (!answer.ok) throw new Error(answer.statusText);
+        failures = 0;
+        if (!answer.ok) {
+          setTimeout(ask, PAUSE);
+          return;
+        }
         const fresh = await answer.json(), kinds = (groups) => JSON.stringify(groups.map((g) => g.panels.map((p) => p.key)));
         const same = kinds(fresh.groups) === kinds(data.groups);
         Object.assign(data, { runs: fresh.runs, groups: fresh.groups });
         document.querySelector(".status").textContent = `${fresh.status} This page follows the training.`;
         if (same && data.groups.length) redraw(); else build();
-        failures = 0;
       } catch {
         failures += 1;
         if (failures >= 3) {
@@ -272,9 +277,9 @@
           return;
         }
       }
-      setTimeout(ask, data.pause ?? 2000);
+      setTimeout(ask, PAUSE);
     };
-    setTimeout(ask, data.pause ?? 2000);
+    setTimeout(ask, PAUSE);
   }
 
   build();

@@ -103,6 +103,7 @@ _GROUPS: Mapping[str, Sequence[_Panel]] = {
 }
 
 
+_NO_SCRIPT = "The curves need JavaScript, which is turned off in this browser."
 _OFF_AT_0, _ALWAYS = "kl_reference", ("success", "return")
 
 
@@ -189,10 +190,11 @@ def report_page(runs: Sequence[Run], place: Path | None = None, *, live: bool = 
         body += pairs.to_html() if (pairs := pairs_table(runs)).rows else []
         body += _differences(runs)
     body += [tag("div", id="controls"), tag("div", id="runs"), tag("div", id="curves")]
-    body.append(tag("noscript", tag("p", "The curves need JavaScript, which this page has.")))
+    body.append(tag("noscript", tag("p", _NO_SCRIPT)))
     for name, run, each in zip(names(runs), runs, evaluations, strict=True):
         body += _evaluation_table(each, f"Evaluation of {name}" if len(runs) > 1 else "Evaluation")
-        body.append(_inspector_link(run, place))
+        if not live:  # the server has this page alone
+            body.append(_inspector_link(run, place))
     if len(runs) == 1 and (example := _example(runs[0])) is not None:
         body += _episode(example)
     body += _details(runs)

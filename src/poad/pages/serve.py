@@ -93,7 +93,8 @@ def _handler(
             try:
                 content = make().encode("utf-8", "xmlcharrefreplace")
             except PoadError as error:  # files that are just being written, for example
-                self.send_error(503, str(error).splitlines()[0])
+                # Not the reason in the status line, which is latin-1 and cannot hold every path.
+                self.send_error(503, explain=str(error))
                 return
             self.send_response(200)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
@@ -101,9 +102,9 @@ def _handler(
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Referrer-Policy", "no-referrer")
-            self.end_headers()
-            if with_body:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was closed
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was closed
+                self.end_headers()
+                if with_body:
                     self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:

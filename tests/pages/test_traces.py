@@ -101,6 +101,28 @@ def test_our_own_episodes_are_those_of_the_newest_checkpoint_by_mode(tmp_path: P
         read_episodes(path, limit=2, checkpoint=4)
 
 
+def test_the_same_seed_in_a_world_with_other_arguments_is_another_episode(tmp_path: Path):
+    path = tmp_path / "episodes.jsonl"
+    for steps, success in ((8, True), (12, False)):
+        append_line(path, episode(1, checkpoint=9, success=success, env_args={"max_steps": steps}))
+    found = read_episodes(path, limit=5)
+    assert {who: [view.success for view in views] for who, views in found.items()} == {
+        "checkpoint 9 in poad/TomatoSalad-v0 max_steps=8, sampled": [True],
+        "checkpoint 9 in poad/TomatoSalad-v0 max_steps=12, sampled": [False],
+    }
+
+
+def test_rewards_at_the_tokens_of_an_observation_do_not_count(tmp_path: Path):
+    view = read_one(tmp_path, TRACE | {"rewards": [5, 0, 0.5, 5, 0, 1]})
+    assert [turn.reward for turn in view.turns] == [0.5, 1]
+
+
+def test_a_file_may_mix_the_forms(tmp_path: Path):
+    file = lines(tmp_path, TRACE, ROLLOUT, TRACE, encode(episode(5)))
+    for limit, sizes in ((5, [3, 1]), (2, [2, 1])):
+        assert [len(views) for views in read_episodes(file, limit=limit).values()] == sizes
+
+
 def test_an_episode_of_ours_keeps_all_that_was_recorded(tmp_path: Path):
     view = read_one(tmp_path, encode(episode(5, success=False, turns=[turn(invalid=True)])))
     assert (view.seed, view.success, view.ending) == (5, False, "truncated")

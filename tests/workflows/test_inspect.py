@@ -215,6 +215,6 @@ def test_recorded_episodes_are_shown_without_a_model(runs: dict[str, Run], tmp_p
         append_line(file, record)
     found = inspect_file(file, limit=2)
     ((who, episodes),) = found.agents.items()
-    assert who == f"checkpoint 2 in {KITCHEN}, sampled"
+    assert who == f"checkpoint 2 in {KITCHEN} max_steps=12, sampled"
     assert [e.seed for e in episodes] == [40, 41]
     assert any("was not recorded" in note for note in found.notes)

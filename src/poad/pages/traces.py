@@ -1,6 +1,7 @@
 """Episodes from files: our own episodes.jsonl, traces of other tools, and those of verifiers.
 
-docs/inspect.md documents the three forms; a line is an episode in each.
+Each line is an episode, in one of the three forms of docs/inspect.md, which its keys decide. A file
+may mix them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from poad.errors import RunError
+from poad.pages.compare import age, world_of
 from poad.pages.views import EpisodeView, TurnView
 from poad.runs import EpisodeRecord, decode
 
@@ -30,7 +33,8 @@ class TokenTrace:
     """[n] the turn of each token; never decreasing. An observation may have the number of the turn
     that answers it."""
     rewards: tuple[float, ...]
-    """[n] the sum over a turn's tokens is the turn's reward."""
+    """[n] the sum over a turn's action tokens is the turn's reward. Rewards at the tokens of an
+    observation do not count."""
     texts: tuple[str, ...] = ()
     """[n] the tokens as text."""
     logprobs: tuple[float, ...] = ()
@@ -56,7 +60,7 @@ def read_episodes(
     """Read episodes from JSON lines, by the agent that acted in them.
 
     Args:
-        path: the file; the first line shows its form.
+        path: the file. The keys of each line decide its form.
         limit: how many episodes of each agent.
         checkpoint: of our own episodes, those of this checkpoint. None: of the newest.
         pieces: decodes tokens that have no text of their own; without it they show their ids.
@@ -64,27 +68,28 @@ def read_episodes(
     Raises:
         RunError: the file or a line cannot be read; the message names the line and what is wrong.
     """
-    found: dict[str, list[EpisodeView]] = {}
-    records: list[tuple[EpisodeRecord, EpisodeView]] = []
+    traces: list[EpisodeView] = []
+    records: list[EpisodeRecord] = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         if "turns" in line:
             record = decode(EpisodeRecord, line, where)
             if record.turns:
-                records.append((record, _from_record(record)))
+                records.append(record)
         elif "trajectory" in line:
-            found.setdefault("", []).append(_from_verifiers(line, number, pieces, where))
+            if len(traces) < limit:
+                traces.append(_from_verifiers(line, number, pieces, where))
         elif "token_ids" in line:
-            trace = decode(TokenTrace, line, where)
-            found.setdefault("", []).append(_from_trace(trace, number, pieces, where))
+            if len(traces) < limit:
+                trace = decode(TokenTrace, line, where)
+                traces.append(_from_trace(trace, number, pieces, where))
         else:
             raise RunError(
                 f"{where}: this is no episode. Its keys are {', '.join([*line][:8]) or 'none'}; "
                 "a line needs `turns` (episodes.jsonl), `token_ids` (a trace) or `trajectory` "
                 "(verifiers, saved with that column). docs/inspect.md has the three forms."
             )
-        if not records and len(found.get("", ())) >= limit:
-            break
+    found = {"": traces} if traces else {}
     found |= _newest(records, checkpoint, path, limit)
     if not any(found.values()):
         raise RunError(f"{path} holds no episode with turns.")
@@ -112,26 +117,32 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _newest(
-    records: Sequence[tuple[EpisodeRecord, EpisodeView]],
+    records: Sequence[EpisodeRecord],
     checkpoint: int | None,
     path: Path,
     limit: int,
 ) -> dict[str, list[EpisodeView]]:
-    """Keep the episodes of one checkpoint, sampled and greedy, each seed once."""
+    """Keep the episodes of one checkpoint by world and mode, each seed once."""
     if not records:
         return {}
-    ages = sorted({-1 if r.checkpoint is None else r.checkpoint for r, _ in records})
-    age = ages[-1] if checkpoint is None else checkpoint
-    if age not in ages:
+    ages = sorted({age(record.checkpoint) for record in records})
+    chosen = ages[-1] if checkpoint is None else checkpoint
+    if chosen not in ages:
         known = ", ".join("untrained" if each < 0 else str(each) for each in ages)
-        raise RunError(f"{path} has no episodes of checkpoint {age}; there are those of {known}.")
-    found: dict[str, dict[int, EpisodeView]] = {}
-    for record, view in records:
-        if (-1 if record.checkpoint is None else record.checkpoint) == age:
-            who = "untrained" if age < 0 else f"checkpoint {age}"
-            who = f"{record.model or who} in {record.env}, {record.mode}"
-            found.setdefault(who, {})[record.seed] = view
-    return {who: list(views.values())[:limit] for who, views in found.items()}
+        raise RunError(
+            f"{path} has no episodes of checkpoint {chosen}; there are those of {known}."
+        )
+    weights = "untrained" if chosen < 0 else f"checkpoint {chosen}"
+    found: dict[str, dict[int, EpisodeRecord]] = {}
+    for record in records:
+        if age(record.checkpoint) == chosen:
+            world = world_of(record.env, record.env_args)
+            who = f"{record.model or weights} in {world}, {record.mode}"
+            found.setdefault(who, {})[record.seed] = record
+    return {
+        who: [_from_record(record) for record in islice(kept.values(), limit)]
+        for who, kept in found.items()
+    }
 
 
 def _from_record(record: EpisodeRecord) -> EpisodeView:

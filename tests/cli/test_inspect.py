@@ -65,6 +65,18 @@ def test_a_trace_becomes_a_page_next_to_it(tmp_path: Path):
     assert len(data_of(tmp_path / "some.html")["episodes"][0]["turns"]) == 2
 
 
+def test_without_a_browser_the_address_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(asked.append(url)))
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"token_ids": [1], "turn_ids": [0], "rewards": [1]}\n')
+    assert main(["inspect", str(file), "--open"]) == 0
+    assert asked == [(tmp_path / "some.html").as_uri()]
+    assert f"Open {asked[0]} yourself" in capsys.readouterr().out
+
+
 def test_the_terminal_shows_the_first_episode(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(run), "--terminal", "--seed", "5", "--greedy"]) == 0
     told = capsys.readouterr().out
@@ -99,6 +111,8 @@ def test_the_page_is_served_until_ctrl_c(run: Path):
         (["--terminal", "--serve", "0"], "--terminal writes no page"),
         (["--serve", "0", "--to", "x.html"], "--serve writes no file"),
         (["--serve", "99999"], "Port 99999 does not exist"),
+        (["--checkpoint", "best"], "eval.every"),
+        (["--checkpoint", "1", "--untrained"], "--untrained uses no checkpoint"),
         (["--episodes", "0"], "there must be at least 1"),
         (["--tokenizer", "x"], "--tokenizer is for files"),
         (["--to", "/no/such/place/page.html"], "Cannot write /no/such/place/page.html"),
@@ -120,5 +134,7 @@ def test_what_cannot_be_compared_is_told(
     assert "both must be runs" in capsys.readouterr().err
     assert main(["inspect", str(file), "--greedy"]) == 2
     assert "were played already" in capsys.readouterr().err
+    assert main(["inspect", str(file), "--checkpoint", "best"]) == 2
+    assert "Name one by its number" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err

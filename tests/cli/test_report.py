@@ -26,6 +26,15 @@ def test_one_run_gets_its_page_and_several_get_one_together(
     assert "2 runs in" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_without_a_browser_the_address_is_told(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    assert main(["report", runs[0], "--open"]) == 0
+    page = Path(runs[0]).resolve() / "report.html"
+    assert f"Open {page.as_uri()} yourself" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("ending", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
 )

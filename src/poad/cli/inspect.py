@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from poad.cli.arguments import Switch
+from poad.cli.browser import open_in_browser
 from poad.cli.settings import check_episodes, check_seed
 from poad.cli.trust import open_run
-from poad.errors import ConfigError, RunError
+from poad.display import Screen
+from poad.errors import ConfigError
 
 if TYPE_CHECKING:
     from poad.pages import Inspection
@@ -45,8 +47,9 @@ class Options:
     """Seed of the first episode. Default: the run's own (eval.seed)."""
     greedy: Switch = False
     """Take the likeliest token instead of sampling."""
-    checkpoint: int | None = None
-    """Iteration whose weights are used. Default: the newest checkpoint."""
+    checkpoint: int | Literal["best"] | None = None
+    """Iteration whose weights are used, or `best`, the best by evaluation in training (eval.every).
+    Default: the newest checkpoint."""
     untrained: Switch = False
     """Use the run's model as it was before training."""
     against: int | None = None
@@ -73,29 +76,22 @@ class Options:
 def run(options: Options) -> int:
     """Inspect; the exit status."""
     _check(options)
-    from poad.display import Screen
-
     console = Screen()
     inspection = _of_file(options) if options.target.is_file() else _of_runs(options)
     if options.terminal:
         return _show(console, inspection)
-    from poad.pages import describe_episodes, inspector_page
+    from poad.pages import describe_episodes, inspector_page, write_page
 
     page = inspector_page(inspection)
     for name, episodes in inspection.agents.items():
         console.print(f"{name or 'Episodes'}: {describe_episodes(episodes)}", soft_wrap=True)
     if options.serve is not None:
-        return _serve(console, page, options)
-    from poad.runs import write_text
-
+        return _serve(page, options.serve, open_it=options.open)
     to = _default_place(options) if options.to is None else options.to
-    try:
-        write_text(to, page)
-    except OSError as error:
-        raise RunError(f"Cannot write {to}: {error.strerror or error}.") from error
+    write_page(to, page)
     console.print(f"The page is {to} ({len(page.encode()) / 1e6:.1f} MB).", soft_wrap=True)
     if options.open:
-        _open(to.resolve().as_uri())
+        open_in_browser(to.resolve().as_uri())
     return 0
 
 
@@ -122,6 +118,12 @@ def _check(options: Options) -> None:
             f"{options.target} holds episodes that were played already. Leave out --seed, "
             "--greedy, --untrained, --against and --alone."
         )
+    if is_file and options.checkpoint == "best":
+        raise ConfigError(
+            f"{options.target} does not say which checkpoint is the best. Name one by its number."
+        )
+    if options.untrained and options.checkpoint is not None:
+        raise ConfigError("--untrained uses no checkpoint. Leave out one of the two.")
     if options.tokenizer is not None and not is_file:
         raise ConfigError("--tokenizer is for files. A run has its own.")
 
@@ -146,6 +148,7 @@ def _of_runs(options: Options) -> Inspection:
 def _of_file(options: Options) -> Inspection:
     from poad.workflows import inspect_file
 
+    assert options.checkpoint != "best", "_check refused it"
     return inspect_file(
         options.target,
         limit=options.episodes,
@@ -154,12 +157,9 @@ def _of_file(options: Options) -> Inspection:
     )
 
 
-def _show(console: object, inspection: Inspection) -> int:
-    from rich.console import Console
-
+def _show(console: Screen, inspection: Inspection) -> int:
     from poad.pages import inspect_in_terminal
 
-    assert isinstance(console, Console)
     for name, episodes in inspection.agents.items():
         if name:
             console.print(f"{name}, seed {episodes[0].seed}")
@@ -172,25 +172,17 @@ def _default_place(options: Options) -> Path:
     return target.with_suffix(".html") if target.is_file() else target / "inspect.html"
 
 
-def _serve(console: object, page: str, options: Options) -> int:
+def _serve(page: str, port: int, *, open_it: bool) -> int:
     import threading
 
     from poad.pages import LocalServer
 
-    assert options.serve is not None
-    with LocalServer(lambda: page, options.serve) as server:
+    with LocalServer(lambda: page, port) as server:
         print(f"{server.url}   (Ctrl-C ends it)", flush=True)
-        if options.open:
-            _open(server.url)
+        if open_it:
+            open_in_browser(server.url)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             print("\nNo longer served.")
     return 0
-
-
-def _open(url: str) -> None:
-    import webbrowser
-
-    if not webbrowser.open(url):
-        print(f"No browser could be opened. Open {url} yourself.")

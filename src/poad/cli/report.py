@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from poad.cli.arguments import Switch
+from poad.cli.browser import open_in_browser
 from poad.display import Screen
 from poad.errors import ConfigError, RunError
 from poad.runs import Run
@@ -56,9 +57,7 @@ def run(options: Options) -> int:
         write_page(path, report_page(runs, path))
     Screen().print(f"The report is {path}.", soft_wrap=True)
     if options.open:
-        import webbrowser
-
-        webbrowser.open(path.resolve().as_uri())
+        open_in_browser(path.resolve().as_uri())
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Write the case study of docs/inspect.md: docs/microwave.html and its figure, docs/microwave.png.
+"""Write the case study of docs/inspect.md: its data, docs/microwave.json, and its figure.
 
-It trains on FoodPreparation for some seconds and inspects a checkpoint in the middle. With --page
-it only puts the data of the shipped page into the present template. The figure needs a Chromium and
-Playwright (`make browser`).
+It trains on FoodPreparation for some seconds, inspects a checkpoint in the middle, and writes the
+data, the page docs/microwave.html and the figure docs/microwave.png. With --page it only makes the
+page of the data that is there. The page is not under version control. The figure needs a Chromium
+and Playwright (`make browser`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from poad.cli import main
-from poad.pages import inspector_page, page_of_data
+from poad.pages import data_of, page_of_data
 from poad.workflows import Selection, Weights, inspect_runs
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, FIGURE = DOCS / "microwave.html", DOCS / "microwave.png"
+DATA, PAGE, FIGURE = (DOCS / f"microwave.{ending}" for ending in ("json", "html", "png"))
 TITLE = "Open, put, close: shutting the pancake into the microwave"
 TRAINING = (
     *("--env", "poad/FoodPreparation-v0", "--steps", "12288", "--checkpoint-every", "4"),
@@ -33,23 +34,22 @@ CHECKPOINT, EPISODES, SHOWN = 20, 6, 1_000_004
 ACTIONS = ("open the microwave", "put the pancake into the microwave", "close the microwave")
 
 
-def shipped() -> str:
-    """The shipped page, made anew from the data in it."""
-    data = PAGE.read_text(encoding="utf-8").split('id="data">')[1].partition("</script>")[0]
-    return page_of_data(TITLE, data)
+def page() -> str:
+    """Build the page of the data that is there."""
+    return page_of_data(TITLE, DATA.read_text(encoding="utf-8").strip())
 
 
 def train() -> str:
-    """Train, inspect, and return the page."""
+    """Train, inspect, and return the data of the page."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "pancake"
         assert main(["train", "--run", str(run), *TRAINING]) == 0
         found = inspect_runs([Weights(run, CHECKPOINT)], Selection(EPISODES))
-    return inspector_page(replace(found, title=TITLE))
+    return data_of(replace(found, title=TITLE))
 
 
 def draw() -> None:
-    """Take the picture of the three actions, in the shipped page."""
+    """Take the picture of the three actions, in the page."""
     from playwright.sync_api import sync_playwright
 
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -76,8 +76,11 @@ def _chosen(tab: Any, action: str) -> Any:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(shipped() if "--page" in sys.argv else train(), encoding="utf-8")
-    print(f"wrote {PAGE}, {PAGE.stat().st_size:,} bytes")
-    if "--page" not in sys.argv:
+    anew = "--page" not in sys.argv
+    if anew:
+        DATA.write_text(train() + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+    if anew:
         draw()
-        print(f"wrote {FIGURE}, {FIGURE.stat().st_size:,} bytes")
+    for path in (DATA, PAGE, FIGURE) if anew else (PAGE,):
+        print(f"wrote {path}, {path.stat().st_size:,} bytes")

@@ -16,7 +16,17 @@ from synthetic_episodes import episode_view, turn_view
 from synthetic_run import HOSTILE
 
 from poad.credit import METHODS
-from poad.pages import Alternative, Dials, EpisodeView, Inspection, inspector_page, judge, kinds
+from poad.pages import (
+    Alternative,
+    Dials,
+    EpisodeView,
+    Inspection,
+    data_of,
+    describe_episodes,
+    inspector_page,
+    judge,
+    kinds,
+)
 from poad.pages.inspector import LONGEST_PIECE
 from poad.pages.template import LARGEST, embed
 
@@ -309,7 +319,13 @@ def test_a_page_never_exceeds_its_limit_and_says_what_it_leaves_out():
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     left_out = 30 - len(data["episodes"])
     assert left_out > 0
-    assert f"{left_out} more episodes" in data["notes"][-1]
+    assert f"leaves out {left_out} more episodes" in data["notes"][-1]
+
+
+def test_episodes_are_counted_in_plain_english():
+    one, two = some_episodes(1), some_episodes(2)
+    assert describe_episodes(one).startswith("1 episode, ")
+    assert describe_episodes(two).startswith("2 episodes, ")
 
 
 def test_prompts_that_repeat_are_stored_once():
@@ -345,18 +361,23 @@ CONTRAST = """() => {
 }"""
 
 
-def test_the_shipped_case_study_is_a_page_of_today():
-    build = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_case_study.py"))
-    page = build["PAGE"].read_text(encoding="utf-8")
-    assert page == build["shipped"](), "run scripts/build_case_study.py --page"
+def case_study() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_case_study.py"))
 
 
-def test_the_figures_of_the_documentation_are_those_of_the_shipped_page(
+def test_the_shipped_case_study_is_what_a_page_reads_today():
+    shipped = json.loads(case_study()["DATA"].read_text(encoding="utf-8"))
+    today = json.loads(data_of(Inspection("x", {"one": some_episodes(1)})))
+    assert shipped.keys() == today.keys()
+    assert shipped["dials"].keys() == today["dials"].keys()
+    assert shipped["methods"] == today["methods"], "run scripts/build_case_study.py"
+
+
+def test_the_figures_of_the_documentation_are_those_of_the_shipped_data(
     browser: Any, tmp_path: Path
 ):
     """The four advantages that docs/inspect.md quotes."""
-    page = (Path(__file__).parents[2] / "docs" / "microwave.html").read_text(encoding="utf-8")
-    with opened(browser, page, tmp_path, **WIDE) as tab:
+    with opened(browser, case_study()["page"](), tmp_path, **WIDE) as tab:
         tab.locator("[data-seed='1000004']").click()
         turns = [tab.locator("article", has_text=f"▸ {verb}").last for verb in VERBS]
         for method, expected in (("poad", POAD), ("ntpo", NTPO)):

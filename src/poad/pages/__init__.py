@@ -8,7 +8,13 @@ from poad.pages.compare import (
     versions_table,
     world_of,
 )
-from poad.pages.inspector import Inspection, describe_episodes, inspector_page, page_of_data
+from poad.pages.inspector import (
+    Inspection,
+    data_of,
+    describe_episodes,
+    inspector_page,
+    page_of_data,
+)
 from poad.pages.report import live_data, live_page, report_page, write_page, write_report
 from poad.pages.serve import LocalServer
 from poad.pages.terminal import inspect_in_terminal
@@ -23,6 +29,7 @@ __all__ = [
     "LocalServer",
     "TokenTrace",
     "TurnView",
+    "data_of",
     "describe_episodes",
     "inspect_in_terminal",
     "inspector_page",

@@ -102,9 +102,7 @@
           showEpisodes();
         },
       }, label)),
-      element("label", {}, "Order ", element("select", {
-        id: "order", onchange: (event) => { state.order = event.target.value; showEpisodes(); },
-      }, ...Object.entries(orders).map(([key, label]) => element("option", { value: key }, label)))),
+      choice("Order", "order", orders, state.order, (value) => { state.order = value; showEpisodes(); }),
     );
   }
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from poad.display import compact, printable
+from poad.display import compact, counted, printable
 from poad.pages.template import LARGEST, embed, render, rounded, style
 from poad.pages.views import Alternative, Dials, EpisodeView, TurnView, kinds
 
@@ -50,11 +49,11 @@ class Inspection:
 
 def inspector_page(inspection: Inspection) -> str:
     """Build the page."""
-    return page_of_data(inspection.title, _page_data(inspection))
+    return page_of_data(inspection.title, data_of(inspection))
 
 
 def page_of_data(title: str, data: str) -> str:
-    """Build the page of data that another one had."""
+    """Build the page of what `data_of` wrote."""
     css = style("inspect.css")
     return render("inspect.html.j2", title, data, css=css, scripts=SCRIPTS)
 
@@ -62,27 +61,26 @@ def page_of_data(title: str, data: str) -> str:
 SCRIPTS = ("credit.js", "elements.js", "inspect.js")
 
 
-def _page_data(inspection: Inspection) -> str:
+def data_of(inspection: Inspection) -> str:
     """Write the episodes as JSON, as many as the size of the page allows."""
     texts = _Texts()
     heading = _heading(inspection)
     packed: list[dict[str, Any]] = []
     size = len(embed(heading).encode()) + 200_000  # room for the rest of the page
-    left_out = 0
     for agent, episode in _in_turn(inspection.agents):
         before = len(texts.known)
         entry = {"agent": agent, **_episode(episode, texts)}
         more = len(embed([entry, texts.known[before:]]).encode())
-        if left_out or size + more > LARGEST:
+        if size + more > LARGEST:
             del texts.known[before:]
-            left_out += 1
-            continue
+            break
         size += more
         packed.append(entry)
+    left_out = sum(map(len, inspection.agents.values())) - len(packed)
     if left_out:
         heading["notes"].append(
-            f"{left_out} more episodes would make this page larger than "
-            f"{LARGEST / 1e6:g} MB, so they are left out."
+            f"This page leaves out {counted(left_out, 'more episode')}, because it would otherwise "
+            f"be larger than {LARGEST / 1e6:g} MB."
         )
     return embed({**heading, "texts": texts.known, "episodes": packed})
 
@@ -104,7 +102,6 @@ def _heading(inspection: Inspection) -> dict[str, Any]:
             "repeat, so it is not among the methods."
         )
     return {
-        "title": printable(inspection.title),
         "agents": [printable(name) for name in inspection.agents],
         "before": printable(inspection.before),
         "clip": inspection.clip,
@@ -127,7 +124,6 @@ def _heading(inspection: Inspection) -> dict[str, Any]:
 def _method(names: str, method: Method) -> dict[str, Any]:
     return {
         "names": names.split(", "),
-        "summary": printable(method.summary),
         "decision": method.decision,
         "slots": method.slots,
         "gamma_token": method.gamma_token,
@@ -146,7 +142,7 @@ class _Texts:
     def __call__(self, text: str, longest: int = LONGEST_TEXT) -> int:
         text = printable(_cut(text, longest))
         number = self._numbers.get(text)
-        if number is None or number >= len(self.known):  # an episode that was left out had it
+        if number is None:
             number = self._numbers[text] = len(self.known)
             self.known.append(text)
         return number
@@ -215,5 +211,5 @@ def _offered(turn: TurnView, texts: _Texts) -> tuple[list[Any], list[tuple[str, 
 def describe_episodes(episodes: Sequence[EpisodeView]) -> str:
     """Describe episodes in a few words: "20 episodes, 18 successful, mean return 0.62"."""
     count, wins = len(episodes), sum(bool(e.success) for e in episodes)
-    mean = sum(e.episode_return for e in islice(episodes, count)) / max(1, count)
-    return f"{count} episodes, {wins} successful, mean return {compact(mean)}"
+    mean = sum(e.episode_return for e in episodes) / max(1, count)
+    return f"{counted(count, 'episode')}, {wins} successful, mean return {compact(mean)}"

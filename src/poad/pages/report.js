@@ -1,4 +1,4 @@
-// The curves of one run or several: hover, zoom, logarithms, smoothing, four kinds of x.
+// The curves of one run or several: hover, zoom, logarithms, smoothing, five kinds of x.
 
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);

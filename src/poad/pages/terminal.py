@@ -10,7 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from poad.display import number, printable, show_turn
+from poad.display import counted, number, printable, show_turn
 from poad.pages.inspector import Inspection
 from poad.pages.views import EpisodeView, TokenJudgement, TurnView, judge, kinds
 from poad.runs import TurnRecord
@@ -38,7 +38,7 @@ def inspect_in_terminal(console: Console, inspection: Inspection, episode: Episo
     outcome = {True: "Success", False: "No success", None: "Outcome unknown"}[episode.success]
     symbol = "─" if console.encoding.lower().startswith("utf") else "-"
     console.print(Rule(style="dim", characters=symbol))
-    ending = f"{episode.ending} after {len(episode.turns)} turns, return "
+    ending = f"{episode.ending} after {counted(len(episode.turns), 'turn')}, return "
     console.print(Text.assemble((outcome, "bold"), f": {ending}{number(episode.episode_return)}"))
     console.print(
         Text(

@@ -3,7 +3,8 @@
 Each is an extra to install. metrics.jsonl remains complete without them. A tracker that cannot be
 opened is an error before training starts; one that fails later is dropped with a warning. They draw
 against environment steps, and names are in groups: train/, eval/, critic/, world/, time/ and
-progress/. Where one of wandb's own environment variables is set, such as WANDB_PROJECT, it decides.
+progress/. wandb's own environment variables, such as WANDB_PROJECT, take precedence over poad's own
+values.
 """
 
 from __future__ import annotations
@@ -144,12 +145,15 @@ def _tensorboard(path: Path, run_id: str, config: Mapping[str, Any], first: int)
 
 
 def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
-    ours = {"project": "poad", "name": path.name, "run_id": run_id, "resume": "allow"}
-    ours["dir"] = str(path)
+    ours = {
+        "WANDB_PROJECT": ("project", "poad"),
+        "WANDB_NAME": ("name", path.name),
+        "WANDB_RUN_ID": ("id", run_id),
+        "WANDB_RESUME": ("resume", "allow"),
+        "WANDB_DIR": ("dir", str(path)),
+    }
     # What is not handed over, wandb takes from its environment variables.
-    chosen = {key: value for key, value in ours.items() if f"WANDB_{key.upper()}" not in os.environ}
-    if "run_id" in chosen:
-        chosen["id"] = chosen.pop("run_id")
+    chosen = dict(setting for variable, setting in ours.items() if variable not in os.environ)
     run = importlib.import_module("wandb").init(config=dict(config), **chosen)
     return Tracker("wandb", lambda metrics, step: run.log(metrics, step=step), run.finish)
 

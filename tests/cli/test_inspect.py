@@ -54,6 +54,7 @@ def test_two_runs_stand_side_by_side_and_one_alone_does_not(
     ]
     names = [f"{each.parent.name}/{each.name}" for each in (run, copy)]
     assert data["agents"] == [f"{name}, checkpoint 1" for name in names]
+    assert data["notes"][0] == f"Sampled episodes of {' and '.join(names)}."
     assert main(["inspect", str(run), "--checkpoint", "1", "--against", "1"]) == 2
     assert "Name two that differ" in capsys.readouterr().err
 

@@ -85,7 +85,6 @@ def inspect_runs(
         agents[name] = view_episodes(each.agent, before, seeds, greedy=selection.greedy)
     settings = first.agent.settings.credit
     mode = "Greedy" if selection.greedy else "Sampled"
-    runs = dict.fromkeys(each.run.path.name for each in loaded)
     return Inspection(
         title=f"{first.run.config.env}: {' and '.join(agents)}",
         agents=agents,
@@ -95,7 +94,7 @@ def inspect_runs(
         before="the untrained model" if compare_before else "",
         clip=first.run.config.ppo.clip,
         notes=(
-            f"{mode} episodes of {' and '.join(runs)}.",
+            f"{mode} episodes of {' and '.join(dict.fromkeys(_run_names(loaded)))}.",
             *dict.fromkeys(_critic_notes(loaded)),
         ),
     )
@@ -116,15 +115,20 @@ def _agent_names(loaded: Sequence[LoadedRun], chosen: Sequence[Weights]) -> list
     Raises:
         ConfigError: two of them are the same.
     """
+    runs = _run_names(loaded)
     called = [w.describe(each.iteration) for each, w in zip(loaded, chosen, strict=True)]
-    if len(set(zip([each.run.path.resolve() for each in loaded], called, strict=True))) < len(
-        called
-    ):
+    if len(set(zip(runs, called, strict=True))) < len(called):
         raise ConfigError(f"Both are {called[0]} of {loaded[0].run.path}. Name two that differ.")
-    if len({each.run.path.resolve() for each in loaded}) > 1:
-        runs = names([each.run for each in loaded])
-        called = [f"{run}, {name}" for run, name in zip(runs, called, strict=True)]
-    return called
+    if len(set(runs)) == 1:
+        return called
+    return [f"{run}, {name}" for run, name in zip(runs, called, strict=True)]
+
+
+def _run_names(loaded: Sequence[LoadedRun]) -> list[str]:
+    """Name the run of each, with as much of its path as tells different runs apart."""
+    runs = {each.run.path.resolve(): each.run for each in loaded}
+    called = dict(zip(runs, names([*runs.values()]), strict=True))
+    return [called[each.run.path.resolve()] for each in loaded]
 
 
 def inspect_file(
@@ -171,10 +175,10 @@ def _decoder(name: str) -> Callable[[Sequence[int]], list[str]]:
 
 def _critic_notes(loaded: Sequence[LoadedRun]) -> Iterator[str]:
     """Say whose values the page shows, and how far they can be trusted."""
-    several = len({each.run.path.resolve() for each in loaded}) > 1
-    for each, name in zip(loaded, names([each.run for each in loaded]), strict=True):
+    runs = _run_names(loaded)
+    for each, name in zip(loaded, runs, strict=True):
         credit = each.agent.settings.credit
-        whose = f" of {name}" if several else ""
+        whose = f" of {name}" if len(set(runs)) > 1 else ""
         if not credit.method.uses_critic:
             yield (
                 f"The run{whose} was trained by {credit.method.name}, which trains no critic: the "

@@ -1,4 +1,4 @@
-"""Offered actions as a token tree, listed one by one or as a form.
+"""Offered actions as a token tree: listed one by one, as a form, or described by a grammar.
 
 An action is a path from the root to a leaf. A node with several children is a choice; after a node
 with one child the next token is forced. The policy samples along this path, so its cost depends on
@@ -8,13 +8,16 @@ anyone could list, and its tree grows only where it is walked.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, get_args
+
+from poad.errors import did_you_mean
 
 ROOT = -1
 """The node before the first token. It stands for the end of the prompt."""
@@ -112,6 +115,164 @@ class Form:
         return f"<Form of {self.size:,} actions: {self}>"
 
 
+GrammarKind = Literal["json_schema", "regex", "lark", "tools"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    r"""An offer of all texts that a grammar describes, exponentially many or without end.
+
+    A world writes it as ``info["action_grammar"] = {KIND: SOURCE}`` instead of a list of actions::
+
+        {"json_schema": {"type": "object", "properties": {"table": {"enum": [1, 2]}}}}
+        {"regex": "(open|close) the (red|blue) door"}
+        {"lark": 'start: "go " PLACE+\nPLACE: "north" | "south"'}
+        {"tools": [{"type": "function", "function": {"name": "look", "parameters": {...}}}]}
+
+    An action of tools is a call, ``{"name": "look", "arguments": {...}}``, or up to ``calls`` of
+    them, each on a line of its own. All JSON is written as `json.dumps` writes it, with one space
+    behind every comma and colon and none elsewhere, and properties in the order of the schema.
+    Lark grammars are those of llguidance, and begin at ``start``.
+    """
+
+    kind: GrammarKind
+    source: str
+    """The pattern or the Lark grammar; a JSON schema or a list of tools is JSON."""
+    calls: int = 1
+    """For tools: the most calls in one action."""
+
+    @classmethod
+    def of(cls, given: object) -> Grammar:
+        """Read what a world gave as ``info["action_grammar"]``.
+
+        Raises:
+            ValueError: it is no grammar; says what is expected.
+        """
+        if isinstance(given, Grammar):
+            return given
+        kinds = get_args(GrammarKind)
+        if not isinstance(given, Mapping) or len(kind := [*given.keys() - {"calls"}]) != 1:
+            raise ValueError(
+                f"An action grammar is a dictionary with one of the keys {', '.join(kinds)}, not "
+                f"{_short(given)}."
+            )
+        if kind[0] not in kinds:
+            raise ValueError(
+                f"There is no kind of grammar {kind[0]!r}. {did_you_mean(str(kind[0]), kinds)}"
+                f"Known kinds: {', '.join(kinds)}."
+            )
+        source, calls = given[kind[0]], given.get("calls", 1)
+        if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
+            raise ValueError(f"calls = {calls!r}: it must be a whole number from 1.")
+        if kind[0] == "tools":
+            source = _plain_tools(source)
+        elif "calls" in given:
+            raise ValueError("calls is the most calls of tools in an action; only tools have it.")
+        if kind[0] in ("json_schema", "tools") and not isinstance(source, str):
+            try:
+                source = json.dumps(source, ensure_ascii=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"The action grammar's {kind[0]} is no JSON: {error}.") from error
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"The action grammar's {kind[0]} is {_short(source)}; give a text.")
+        return cls(kind[0], source, calls)
+
+    @property
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools, each as a dictionary with a name, a description and parameters."""
+        if self.kind != "tools":
+            return ()
+        return tuple(tool["function"] for tool in json.loads(self.source))
+
+    def rules(self) -> dict[str, Any]:
+        """Write the grammar as llguidance takes one of several.
+
+        Raises:
+            ValueError: a JSON schema is no dictionary.
+        """
+        if self.kind == "lark":
+            return {"lark_grammar": self.source}
+        if self.kind == "regex":
+            from llguidance import regex_to_lark
+
+            return {"lark_grammar": f"start: TEXT\nTEXT: /{regex_to_lark(self.source)}/"}
+        if self.kind == "json_schema":
+            return {"json_schema": _with_layout(json.loads(self.source))}
+        schema = json.dumps(_with_layout({"anyOf": [_call(tool) for tool in self.tools]}))
+        more = f' ("\\n" call){{0,{self.calls - 1}}}' if self.calls > 1 else ""
+        return {"lark_grammar": f"start: call{more}\ncall: %json {schema}"}
+
+    def __str__(self) -> str:
+        """Write the grammar compactly."""
+        if self.kind == "tools":
+            return f"a call of {', '.join(tool['name'] for tool in self.tools)}"
+        return f"{self.kind} {self.source if len(self.source) <= 200 else self.source[:200] + ' …'}"
+
+
+def _plain_tools(given: object) -> list[dict[str, Any]]:
+    """Bring tools into the shape that chat templates take.
+
+    Raises:
+        ValueError: says which tool is none, and why.
+    """
+    if isinstance(given, Mapping | str) or not isinstance(given, Sequence) or not given:
+        raise ValueError(f"The action grammar's tools are {_short(given)}; give a list of tools.")
+    tools: list[dict[str, Any]] = []
+    for number, tool in enumerate(given, 1):
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if inner is None or not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f"Tool {number} is {_short(tool)}; it must be a dictionary with a name, a "
+                "description and parameters, which are a JSON schema."
+            )
+        parameters = inner.get("parameters") or {"type": "object", "properties": {}}
+        if not isinstance(parameters, Mapping):
+            raise ValueError(
+                f"The parameters of the tool {name!r} are {_short(parameters)}; they must be a "
+                "JSON schema, as a dictionary."
+            )
+        if any(name == known["function"]["name"] for known in tools):
+            raise ValueError(f"There are two tools of the name {name!r}.")
+        known = {"name": name, "description": str(inner.get("description", ""))}
+        tools.append({"type": "function", "function": {**known, "parameters": dict(parameters)}})
+    return tools
+
+
+def _with_layout(schema: Any) -> dict[str, Any]:
+    if not isinstance(schema, dict):
+        raise ValueError(f"a JSON schema is a dictionary, not {schema!r}.")
+    return schema | {
+        # As `json.dumps` writes it, so that whitespace is no choice.
+        "x-guidance": {
+            "whitespace_flexible": False,
+            "item_separator": ", ",
+            "key_separator": ": ",
+        }
+    }
+
+
+def _call(tool: dict[str, Any]) -> dict[str, Any]:
+    """Describe the calls of a tool; it takes no arguments but those it names."""
+    arguments = {"type": "object", "properties": {}, "additionalProperties": False}
+    properties = {"name": {"const": tool["name"]}, "arguments": arguments | tool["parameters"]}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
+
+
+Offer = tuple[str, ...] | Form | Grammar
+"""The actions that a world offers."""
+
+
 class TokenTree(ABC):
     """The offered actions as a tree of numbered nodes with one token each.
 
@@ -121,7 +282,7 @@ class TokenTree(ABC):
 
     @property
     @abstractmethod
-    def offer(self) -> tuple[str, ...] | Form:
+    def offer(self) -> Offer:
         """The actions as the world offers them."""
 
     @abstractmethod
@@ -145,8 +306,28 @@ class TokenTree(ABC):
         """The last node of each action, in the order of the offer.
 
         Raises:
-            ValueError: there are more than `MAX_LISTED` actions in a form.
+            ValueError: a form or a grammar has more than `MAX_LISTED` actions.
         """
+
+    def allowed(self, node: int) -> bytes | None:
+        """The admissible tokens after a node where they are many, one bit each, lowest first.
+
+        None where `options` lists them. Where it does not, `child` makes the node of one of them.
+        """
+        return None
+
+    def child(self, node: int, token: int) -> int:
+        """The node of a token after another node.
+
+        Raises:
+            ValueError: the token is not admissible there.
+        """
+        found = next((n for n in self.options(node) if self.token(n) == token), None)
+        if found is None:
+            raise ValueError(
+                f"No offered action begins with the tokens {[*self.token_path(node), token]}."
+            )
+        return found
 
     @property
     def choices(self) -> tuple[tuple[int, ...], int] | None:
@@ -170,7 +351,8 @@ class TokenTree(ABC):
 
     def is_choice(self, node: int) -> bool:
         """True if the node's token has an alternative."""
-        return len(self.options(self.parent(node))) > 1
+        parent = self.parent(node)
+        return self.allowed(parent) is not None or len(self.options(parent)) > 1
 
     def walk(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """The nodes that some tokens lead through from the root.
@@ -180,11 +362,7 @@ class TokenTree(ABC):
         """
         nodes: list[int] = []
         for token in tokens:
-            here = nodes[-1] if nodes else ROOT
-            node = next((n for n in self.options(here) if self.token(n) == token), None)
-            if node is None:
-                raise ValueError(f"No offered action begins with the tokens {list(tokens)}.")
-            nodes.append(node)
+            nodes.append(self.child(nodes[-1] if nodes else ROOT, token))
         return tuple(nodes)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-from poad.trie import Form, TokenTree
+from poad.trie import Offer, TokenTree
 
 TokenIds = tuple[int, ...]
 
@@ -61,7 +61,7 @@ class Observation:
     """The text that a world shows, and the actions it offers."""
 
     prompt: str
-    admissible_actions: tuple[str, ...] | Form | None = None
+    admissible_actions: Offer | None = None
     """None lets the agent write freely."""
     prompt_ids: TokenIds = ()
     """The prompt as the model reads it. If empty, it is encoded as the first of an episode."""

@@ -31,7 +31,7 @@ from poad.envs.registry import make
 from poad.errors import ModelError
 from poad.lm.model import LanguageModel
 from poad.lm.packing import pack
-from poad.trie import ActionTrie
+from poad.trie import ActionTrie, Grammar, Offer
 from poad.turns import Action, Observation, TokenIds, Turn
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -67,6 +67,11 @@ MIXED = [
 
 def policy_of(model: LanguageModel, scheme: str = "trie", **changes: Any) -> Policy:
     return Policy(model, replace(SCHEMES[scheme], **(FREE | changes)))
+
+
+def listed(offer: Offer | None) -> tuple[str, ...]:
+    assert not isinstance(offer, Grammar), "a grammar is not listed"
+    return tuple(offer or ())
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -159,7 +164,7 @@ def test_probabilities_equal_brute_force(zoo: Zoo, architecture, tokenizer, tuni
             found = torch.tensor(policy.probabilities(observation))
             prompt, texts = policy.codec.prompt(observation.prompt), observation.admissible_actions
             with torch.no_grad():
-                assert_same(found.log(), plain.offered(prompt, tuple(texts or ())))
+                assert_same(found.log(), plain.offered(prompt, listed(texts)))
             assert_same(found.sum(), 1.0)
 
 
@@ -217,7 +222,9 @@ def test_recorded_logprobs_equal_brute_force(zoo: Zoo, scheme):
                 counted = torch.tensor(action.choice)
                 assert_same(torch.tensor(action.logprob), expected.where(counted, torch.zeros(())))
             else:
-                expected = plain.offered(prompt, tuple(offered))[tuple(offered).index(action.text)]
+                expected = plain.offered(prompt, listed(offered))[
+                    listed(offered).index(action.text)
+                ]
                 assert_same(sum(action.logprob), expected)
 
 
@@ -753,7 +760,7 @@ def test_worlds_that_offer_and_worlds_that_do_not_act_side_by_side(zoo: Zoo, sch
     for observation, action in acted(policy):
         assert (action.trie is None) == (observation.admissible_actions is None)
         if observation.admissible_actions:
-            assert action.text in observation.admissible_actions
+            assert action.text in listed(observation.admissible_actions)
         else:
             assert all(action.choice)
 
@@ -765,7 +772,7 @@ def expected_terms(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of the decision at a turn's token j, by brute force."""
     prompt, action, policy = turn.prompt_ids, turn.action, plain.policy
     if action.trie is not None and policy.acting.scheme == "score":
-        texts = tuple(action.trie.offer)
+        texts = listed(action.trie.offer)
         distribution, taken = plain.offered(prompt, texts), texts.index(action.text)
     else:
         logits = plain.logits(*prompt, *action.token_ids[:j]) / policy.acting.temperature
@@ -911,7 +918,9 @@ def test_free_writing_has_a_temperature_of_its_own(zoo: Zoo):
                 assert_same(action.logprob, plain.written(prompt, action.token_ids))
             else:
                 plain.policy = policy_of(model, temperature=3.0)
-                expected = plain.offered(prompt, tuple(offered))[tuple(offered).index(action.text)]
+                expected = plain.offered(prompt, listed(offered))[
+                    listed(offered).index(action.text)
+                ]
                 assert_same(sum(action.logprob), expected)
     for observation in (OFFER, FAR):
         found = policy.probabilities(observation)

@@ -155,8 +155,8 @@ def test_what_the_trees_of_forms_have_grown_counts_in_the_cache():
         tree = codec.trie(form)
         forgotten += form in told and told[form][0] is not tree
         told[form] = tree, tree.grown
-        held = sum(told[each][1] for each in codec._forms)
-        assert held <= 500_000 / 240 or len(codec._forms) == 1
+        held = sum(told[each][1] for each in codec._trees)
+        assert held <= 500_000 / 240 or len(codec._trees) == 1
         node = ROOT
         while options := tree.options(node):
             node = choose.choice(options)

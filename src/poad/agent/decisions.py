@@ -8,7 +8,7 @@ decisions of a rollout are merged, so that each is computed once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +53,14 @@ class DecisionBatch:
     """[Q, K] float32: the summed log-probability of an option is divided by this."""
     renormalize: Tensor
     """[Q] bool: True if the policy is the softmax over the options, False if the options are tokens
-    of the whole vocabulary."""
+    of the whole vocabulary, or of the part of it that is allowed."""
     extra_readings: Tensor
     """[E] int64: readings of further positions, for a critic that shares the body."""
+    allowed: Tensor | None = None
+    """[D, B] uint8: distinct masks over the vocabulary, one bit a token, lowest first; None if
+    there is none."""
+    mask: Tensor | None = None
+    """[Q] int64: the row of ``allowed`` that holds for a decision, -1 where all tokens are."""
     reference: Tensor | None = None
     """[R, H] what the untrained model reads, if the policy is compared with it. These are states
     and not distributions, which would hold the whole vocabulary where the agent writes freely."""
@@ -97,6 +102,8 @@ class DecisionBatch:
             divisor=self.divisor[kept],
             renormalize=self.renormalize[kept],
             extra_readings=extra[kept_extra],
+            allowed=self.allowed,
+            mask=None if self.mask is None else self.mask[kept],
             reference=(
                 None
                 if self.reference is None
@@ -113,21 +120,30 @@ class _Decision:
     paths: list[list[tuple[Position, int]]]
     divisor: list[float]
     renormalize: bool
+    allowed: bytes | None = None
+    """For a decision between many tokens: which of the vocabulary, one bit each."""
 
 
 def listed_leaves(trie: TokenTree) -> Sequence[int]:
     """Return the last node of each offered action, where whole actions are to be scored.
 
     Raises:
-        ConfigError: a form offers more actions than are ever listed.
+        ConfigError: a form or a grammar offers more actions than are ever listed.
     """
-    if isinstance(trie.offer, Form) and trie.offer.size > MAX_LISTED:
-        raise ConfigError(
-            f"Whole actions are scored one by one, but a form offers {trie.offer.size:,} of them, "
-            f"more than {MAX_LISTED:,}. Use a method that decides token by token, such as poad or "
-            "turn_ppo, with acting.scheme = trie."
+    try:
+        return trie.all_leaves()
+    except ValueError as error:
+        offer = trie.offer
+        number = (
+            f"a form offers {offer.size:,} of them"
+            if isinstance(offer, Form)
+            else "a grammar describes many"
         )
-    return trie.all_leaves()
+        raise ConfigError(
+            f"Whole actions are scored one by one, but {number}, more than {MAX_LISTED:,}. "
+            "Use a method that decides token by token, such as poad or turn_ppo, with "
+            "acting.scheme = trie."
+        ) from error
 
 
 class DecisionTable:
@@ -152,6 +168,20 @@ class DecisionTable:
             ]
             self._add(key, _Decision(paths, [1.0] * len(children), renormalize=True))
         return self._index[key]
+
+    def after_node(
+        self, prompt: TokenIds, trie: TokenTree, node: int, child: int
+    ) -> tuple[int, int]:
+        """Add the decision after a trie node; return its number and that of the option taken.
+
+        Where the children of the node are listed, they are the options. Otherwise the options are
+        those that were taken, as in `of_vocabulary`.
+        """
+        allowed = trie.allowed(node)
+        if allowed is None:
+            return self.at_node(prompt, trie, node), trie.options(node).index(child)
+        key, position = (prompt, trie, node), (prompt, trie.token_path(node))
+        return self._taken(key, position, trie.token(child), allowed)
 
     def between_actions(
         self, prompt: TokenIds, trie: TokenTree, score: str, score_end: bool
@@ -186,9 +216,14 @@ class DecisionTable:
 
         Only the tokens that were taken become options, in the order in which they come.
         """
-        if position not in self._index:
-            self._add(position, _Decision([], [], renormalize=False))
-        q = self._index[position]
+        return self._taken(position, position, token, None)
+
+    def _taken(
+        self, key: tuple, position: Position, token: int, allowed: bytes | None
+    ) -> tuple[int, int]:
+        if key not in self._index:
+            self._add(key, _Decision([], [], renormalize=False, allowed=allowed))
+        q = self._index[key]
         if (q, token) not in self._options:
             self._options[q, token] = len(self._decisions[q].paths)
             self._decisions[q].paths.append([(position, token)])
@@ -219,7 +254,31 @@ class DecisionTable:
         numbers: dict[Position, int] = {}
         for position in (*self._positions(), *extra_positions):
             numbers.setdefault(position, len(numbers))
-        # All decisions are padded to K options of A tokens each.
+        read, token, token_mask, divisor = self._padded(numbers)
+        positions = tuple(numbers)
+        # A decision between whole actions reads all over its prompt, so it must stay in one bundle.
+        # Where a bundle is larger than a pass, `evaluate` divides the pass.
+        whole_prompts = read.shape[2] > 1
+        allowed, mask = self._masks()
+        max_unshared = None if whole_prompts else 128 if divide else sys.maxsize
+        return DecisionBatch(
+            bundles=Bundles.divide(positions, max_unshared, branching),
+            pad_id=pad_id,
+            read=torch.from_numpy(read),
+            token=torch.from_numpy(token),
+            token_mask=torch.from_numpy(token_mask),
+            option_mask=torch.from_numpy(token_mask.any(2)),
+            divisor=torch.from_numpy(divisor),
+            renormalize=torch.tensor([d.renormalize for d in self._decisions]),
+            extra_readings=torch.tensor([numbers[p] for p in extra_positions], dtype=torch.int64),
+            allowed=allowed,
+            mask=mask,
+        )
+
+    def _padded(
+        self, numbers: Mapping[Position, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Pad all decisions: read, token and token_mask [Q, K, A], and divisor [Q, K]."""
         shape = (
             len(self._decisions),  # Q
             max(len(d.paths) for d in self._decisions),  # K
@@ -239,22 +298,18 @@ class DecisionTable:
                     read[q, k, a] = numbers[position]
                     token[q, k, a] = token_id
                     token_mask[q, k, a] = True
-        positions = tuple(numbers)
-        # A decision between whole actions reads all over its prompt, so it must stay in one bundle.
-        # Where a bundle is larger than a pass, `evaluate` divides the pass.
-        whole_prompts = shape[2] > 1
-        max_unshared = None if whole_prompts else 128 if divide else sys.maxsize
-        return DecisionBatch(
-            bundles=Bundles.divide(positions, max_unshared, branching),
-            pad_id=pad_id,
-            read=torch.from_numpy(read),
-            token=torch.from_numpy(token),
-            token_mask=torch.from_numpy(token_mask),
-            option_mask=torch.from_numpy(token_mask.any(2)),
-            divisor=torch.from_numpy(divisor),
-            renormalize=torch.tensor([d.renormalize for d in self._decisions]),
-            extra_readings=torch.tensor([numbers[p] for p in extra_positions], dtype=torch.int64),
-        )
+        return read, token, token_mask, divisor
+
+    def _masks(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Number the distinct masks over the vocabulary: [D, B] uint8 and [Q] int64."""
+        rows: dict[bytes, int] = {}
+        for decision in self._decisions:
+            if decision.allowed is not None:
+                rows.setdefault(decision.allowed, len(rows))
+        if not rows:
+            return None, None
+        mask = [-1 if d.allowed is None else rows[d.allowed] for d in self._decisions]
+        return torch.tensor([[*row] for row in rows], dtype=torch.uint8), torch.tensor(mask)
 
     def _add(self, key: tuple, decision: _Decision) -> None:
         self._index[key] = len(self._decisions)

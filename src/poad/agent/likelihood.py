@@ -142,17 +142,39 @@ def _read_pass(
         # [Q'] decisions over the vocabulary have one token per option, all read at one position.
         free = (~batch.renormalize & (at[:, 0, 0] >= 0)).nonzero().squeeze(1)
         reading, which = at[free, 0, 0].to(logits.device), free.to(logits.device)
-        everything = (logits[reading] / acting.free_temperature).log_softmax(-1)  # [Q', V]
+        excluded = _excluded(batch, free, logits.shape[1])  # [Q', V] or None
+        everything = _vocabulary(logits[reading], acting, excluded)  # [Q', V]
         taken = everything.gather(1, batch.token[free, :, 0].to(logits.device))  # [Q', K]
         picked = torch.zeros_like(score).index_copy(0, which, taken)
         entropy = score.new_zeros(len(score)).index_copy(0, which, _entropy(everything))
         if old_logits is not None:
-            old = (old_logits[reading] / acting.free_temperature).log_softmax(-1)
+            old = _vocabulary(old_logits[reading], acting, excluded)
             divergence = categorical_kl(everything, old)
             divergence = score.new_zeros(len(score)).index_copy(0, which, divergence)
     extra = place[batch.extra_readings]
     read = hidden[extra[extra >= 0].to(hidden.device)]
     return _Sums(score, old_score, picked, entropy, divergence, read)
+
+
+def _excluded(batch: DecisionBatch, decisions: Tensor, vocabulary: int) -> Tensor | None:
+    """Unpack which tokens some decisions [Q'] exclude: [Q', V] bool, or None for none at all."""
+    if batch.allowed is None or batch.mask is None:
+        return None
+    row = batch.mask[decisions.to(batch.mask.device)]  # [Q'], -1 where all tokens are allowed
+    bits = torch.arange(8, dtype=torch.uint8)
+    each = (batch.allowed[row.clamp(min=0)][:, :, None] >> bits) & 1  # [Q', B, 8], lowest first
+    inside = torch.zeros(len(row), vocabulary, dtype=torch.bool)
+    known = each.flatten(1)[:, :vocabulary].bool()
+    inside[:, : known.shape[1]] = known
+    return ~inside & (row >= 0)[:, None]
+
+
+def _vocabulary(logits: Tensor, acting: Acting, excluded: Tensor | None) -> Tensor:
+    """Turn logits into log-probabilities over the vocabulary, without some tokens. [Q', V]."""
+    scores = logits / acting.free_temperature
+    if excluded is not None:
+        scores = scores.masked_fill(excluded.to(scores.device), -math.inf)
+    return scores.log_softmax(-1)
 
 
 def _joined(
@@ -247,9 +269,8 @@ def _decisions_of(
         if trie is None or acting.scheme == "published" or j < action.thought:
             yield j, *table.of_vocabulary((prompt, action.beginnings[j]), action.token_ids[j])
         elif acting.scheme == "trie":
-            parent = trie.parent(action.nodes[j])
-            option = trie.options(parent).index(action.nodes[j])
-            yield j, table.at_node(after_thoughts, trie, parent), option
+            node = action.nodes[j]
+            yield j, *table.after_node(after_thoughts, trie, trie.parent(node), node)
         else:  # the whole action is one decision, recorded at its first token
             q = table.between_actions(prompt, trie, acting.score, acting.score_end)
             yield j, q, trie.all_leaves().index(action.nodes[-1])

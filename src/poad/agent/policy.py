@@ -43,6 +43,7 @@ class Policy:
         self.model, self.codec = model, model.codec
         self.acting = acting or Acting()
         self.prompt = prompt or PromptConfig()
+        self.codec.spare_tokens = self.acting.max_action_tokens
 
     def dialogue(self) -> Dialogue:
         """Return a maker of prompts for one stream."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poad.agent.settings import Acting
 from poad.errors import ModelError
-from poad.lm import Decoder, LanguageModel, explain_nan
+from poad.lm import Decoder, LanguageModel, allowed_tokens, explain_nan
 from poad.trie import ROOT, TokenTree
 from poad.turns import Action, TokenIds
 
@@ -117,7 +117,7 @@ class _Walker:
 
     def advance(self, greedy: bool, cache: ActingCache) -> bool:
         """Walk on as long as the distributions are known; return whether a leaf was reached."""
-        while children := self.trie.options(self.node):
+        while self.trie.allowed(self.node) is None and (children := self.trie.options(self.node)):
             if len(children) == 1:
                 self._step(children[0], 0.0, choice=False)
                 continue
@@ -126,7 +126,11 @@ class _Walker:
                 return False
             option = known.sample(self.generator, greedy)
             self._step(children[option], known.logprob[option], choice=True)
-        return True
+        return self.trie.allowed(self.node) is None
+
+    def take(self, token: int, logprob: float) -> None:
+        """Walk on with one of many admissible tokens."""
+        self._step(self.trie.child(self.node, token), logprob, choice=True)
 
     def action(self) -> Action:
         """Return the action at the leaf."""
@@ -175,19 +179,23 @@ def walk(
     decoder = cache.decoder or model.decoder(pass_tokens=acting.pass_tokens)
     waiting = [w for w in walkers if not w.advance(greedy, cache)]
     while waiting:
-        _read_nodes(model, acting.temperature, waiting, decoder, cache)
+        _read_nodes(model, acting, waiting, greedy, decoder, cache)
         waiting = [w for w in waiting if not w.advance(greedy, cache)]
     return [w.action() for w in walkers]
 
 
 def _read_nodes(
     model: LanguageModel,
-    temperature: float,
+    acting: Acting,
     waiting: Sequence[_Walker],
+    greedy: bool,
     decoder: Decoder,
     cache: ActingCache,
 ) -> None:
-    """Compute the distributions at the nodes where walkers wait, in one forward pass."""
+    """Compute the distributions at the nodes where walkers wait, in one forward pass.
+
+    Walkers that wait where many tokens are admissible take one, since that hardly repeats.
+    """
     # Walkers with the same prompt and tokens share a row.
     groups: dict[tuple, list[_Walker]] = {}
     for w in waiting:
@@ -205,8 +213,9 @@ def _read_nodes(
         for w in group:
             w.row, w.read = row, len(w.tokens)
             key = (w.prompt, w.trie, w.node)
-            if key not in cache.node_choices:
+            if w.trie.allowed(w.node) is None and key not in cache.node_choices:
                 unknown.setdefault(key, row)
+    _take_freely(model, acting, hidden, [w for w in waiting if w.trie.allowed(w.node)], greedy)
     options = [
         torch.tensor([trie.token(child) for child in trie.options(node)])
         for _, trie, node in unknown
@@ -216,8 +225,27 @@ def _read_nodes(
     tokens = torch.nn.utils.rnn.pad_sequence(options, batch_first=True).to(hidden.device)
     logits = model.logits(hidden[[*unknown.values()]], tokens)  # [n, H], [n, K] -> [n, K]
     for (key, own), some in zip(zip(unknown, options, strict=True), logits, strict=True):
-        logprob = (some[: len(own)] / temperature).log_softmax(-1)
+        logprob = (some[: len(own)] / acting.temperature).log_softmax(-1)
         cache.node_choices[key] = Categorical.from_logprob(logprob).checked(model, key[0])
+
+
+def _take_freely(
+    model: LanguageModel, acting: Acting, hidden: Tensor, walkers: Sequence[_Walker], greedy: bool
+) -> None:
+    """Take a token for each walker whose node admits many; ``hidden`` [n, H] by their rows."""
+    if not walkers:
+        return
+    # Walkers of one row wait at one node of one trie, or at the same tokens of two: one mask each.
+    rows = [w.row for w in walkers]
+    logits = model.logits(hidden[rows]) / acting.free_temperature  # [R, V]
+    masks = [allowed_tokens(w.trie.allowed(w.node) or b"", logits.shape[1]) for w in walkers]
+    inside = torch.from_numpy(np.stack(masks)).to(logits.device)
+    scores = logits.masked_fill(~inside, -math.inf).log_softmax(-1)
+    chosen = scores.argmax(-1) if greedy else _sample(scores, [w.generator for w in walkers])
+    taken = scores.gather(1, chosen[:, None]).squeeze(1).tolist()  # [R, V] -> [R]
+    for walker, token, logprob in zip(walkers, chosen.tolist(), taken, strict=True):
+        check_finite(model, walker.prompt, [logprob])
+        walker.take(token, logprob)
 
 
 def write(

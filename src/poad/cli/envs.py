@@ -17,7 +17,7 @@ from poad.config import Config
 from poad.display import Screen
 from poad.envs import CheckedWorld, check_env, docstring_of, known_worlds, make, world_arguments
 from poad.errors import WorldError, beginning
-from poad.trie import Form
+from poad.trie import Form, Grammar
 
 LONGEST_TEXT = 2_000
 """Characters of an observation or action that are shown."""
@@ -88,7 +88,7 @@ def _describe(env_id: str, env_args: Mapping[str, Any]) -> int:
     world = CheckedWorld(env)
     prompt, offered, _ = world.reset(0)
     console.print(beginning(prompt, LONGEST_TEXT), markup=False, highlight=False)
-    offered = (str(offered),) if isinstance(offered, Form) else offered
+    offered = (str(offered),) if isinstance(offered, Form | Grammar) else offered
     for action in (offered or ())[:MOST_ACTIONS]:
         console.print(f"  {beginning(action, LONGEST_TEXT)}", markup=False, highlight=False)
     if offered and len(offered) > MOST_ACTIONS:

@@ -19,7 +19,7 @@ from poad.config import Config
 from poad.display import Screen, counted, show_ending, show_turn
 from poad.envs import known_worlds, make
 from poad.errors import ConfigError
-from poad.trie import Form
+from poad.trie import Form, Grammar, Offer
 from poad.turns import Action, Observation
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ class _Person:
             answer = self._ask(observation.prompt, observation.admissible_actions or ())
             yield i, Action(answer, (), (), ())
 
-    def _ask(self, prompt: str, offered: Sequence[str] | Form) -> str:
+    def _ask(self, prompt: str, offered: Offer) -> str:
         """Ask for the next action."""
         self._console.print(Text(prompt))
-        if isinstance(offered, Form):
+        if isinstance(offered, Form | Grammar):
             self._console.print(f"  {offered}", highlight=False, markup=False)
             offered = ()
         for number, action in enumerate(offered, 1):

@@ -3,6 +3,7 @@
 from poad.envs.best_work import BestWork, Work
 from poad.envs.check import RULES, check_env
 from poad.envs.contract import CheckedWorld
+from poad.envs.draw import draw, size_of
 from poad.envs.registry import (
     FreeText,
     docstring_of,
@@ -14,7 +15,7 @@ from poad.envs.registry import (
     unseen_worlds,
     world_arguments,
 )
-from poad.trie import Form
+from poad.trie import Form, Grammar
 
 __all__ = [
     "RULES",
@@ -22,14 +23,17 @@ __all__ = [
     "CheckedWorld",
     "Form",
     "FreeText",
+    "Grammar",
     "Work",
     "check_env",
     "docstring_of",
+    "draw",
     "free_text_of",
     "known_worlds",
     "make",
     "register_worlds",
     "same_class",
+    "size_of",
     "unseen_worlds",
     "world_arguments",
 ]

@@ -12,9 +12,10 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 
 from poad.envs.contract import LONGEST, answer_of, catching_exits, check_extras, is_text, short
+from poad.envs.draw import draw
 from poad.envs.registry import make
 from poad.errors import WorldError
-from poad.trie import Form
+from poad.trie import Form, Grammar
 
 World: TypeAlias = gymnasium.Env[str, str]
 Choose: TypeAlias = Callable[[int, dict[str, Any]], str | None]
@@ -24,7 +25,13 @@ Record: TypeAlias = tuple[Any, ...]
 
 NOT_OFFERED: Final = "whistle at the moon"
 """A string that no world should offer."""
-CONTRACT: Final = ("admissible_actions", "duration", "invalid_action", "episode")
+CONTRACT: Final = (
+    "admissible_actions",
+    "action_grammar",
+    "duration",
+    "invalid_action",
+    "episode",
+)
 """The keys of `info` that have a meaning in every text world. A world may add keys of its own."""
 
 # The rules. Each is the key of what was seen when it was broken.
@@ -142,11 +149,12 @@ def _play_twice(
     check.accepts_any_string(second, seeds.start)
 
     def choose(turn: int, info: dict[str, Any]) -> str | None:
-        actions = info.get("admissible_actions")
-        if actions is None and turn < turns:
+        if turn >= turns:
+            return None
+        actions = _offer(info)
+        if actions is None:
             return first.action_space.sample()
-        # Not rng.choice, since a form can have more actions than `len` can tell.
-        return actions[rng.randrange(_size(actions))] if actions and turn < turns else None
+        return draw(actions, rng) if actions else None
 
     for played, seed in enumerate(seeds):
         watch(played)
@@ -160,8 +168,10 @@ def _play_twice(
                 break
 
 
-def _size(offer: tuple[str, ...] | Form) -> int:
-    return offer.size if isinstance(offer, Form) else len(offer)
+def _offer(info: Mapping[str, Any]) -> Any:
+    """Return what a world offers; a grammar is read, and refused if it is none."""
+    grammar = info.get("action_grammar")
+    return info.get("admissible_actions") if grammar is None else Grammar.of(grammar)
 
 
 def _extremes(form: Form) -> tuple[str, ...]:
@@ -224,7 +234,7 @@ class _Check:
         try:
             with catching_exits():
                 prompt, info = answer_of(world.reset(seed=seed), "reset")
-            self._offers = info.get("admissible_actions") is not None
+            self._offers = _offer(info) is not None
             action, reward, terminated, truncated = "", 0.0, False, False
             while True:
                 contract = (info.get(key) for key in CONTRACT)
@@ -253,7 +263,7 @@ class _Check:
             with catching_exits():
                 _, info = answer_of(world.reset(seed=seed), "reset")
                 named: object = answer_of(world.step(NOT_OFFERED), "step")[4].get("invalid_action")
-            good = named == NOT_OFFERED or info.get("admissible_actions") is None
+            good = named == NOT_OFFERED or _offer(info) is None
         except Exception as error:
             named, good = error, False
         self.expect(INVALID, good, named)
@@ -275,8 +285,8 @@ class _Check:
         good = is_text(prompt)
         some = bool(prompt) or ended
         self.expect(PROMPTS, good and some and prompt in world.observation_space, prompt)
-        actions = info.get("admissible_actions")
-        if actions is not None:
+        actions = _offer(info)
+        if actions is not None and not isinstance(actions, Grammar):
             some = _extremes(actions) if isinstance(actions, Form) else actions
             texts = isinstance(some, tuple) and all(map(is_text, some))
             # A form itself refuses actions that are blank or repeated.
@@ -310,7 +320,7 @@ class _Check:
         duration = info.get("duration", 1)
         whole = isinstance(duration, int) and not isinstance(duration, bool)
         self.expect(DURATION, whole and 1 <= duration <= LONGEST, duration)
-        good = "invalid_action" not in info or "admissible_actions" not in info
+        good = "invalid_action" not in info or _offer(info) is None
         self.expect(VALID, good, info.get("invalid_action"))
         episode = info.get("episode")
         if any(flags):

@@ -21,21 +21,19 @@ import gymnasium
 from poad.envs.registry import full_name
 from poad.envs.watch import WATCH
 from poad.errors import WorldError, WorldNote
-from poad.trie import Form
+from poad.trie import Form, Grammar, Offer
 
 LONGEST: Final = 1_000_000
 """The largest duration of an action, in primitive steps."""
 MANY_TURNS: Final = 1_000
 """After so many turns a note says that an episode has not ended."""
 
-Offers = tuple[str, ...] | Form | None
-
 
 class Shown(NamedTuple):
     """What `reset` returned."""
 
     prompt: str
-    actions: Offers
+    actions: Offer | None
     """The offered actions; None lets the agent write freely."""
     info: Mapping[str, Any]
 
@@ -44,7 +42,7 @@ class Happened(NamedTuple):
     """What `step` returned, in plain types."""
 
     prompt: str
-    actions: Offers
+    actions: Offer | None
     reward: float
     terminated: bool
     truncated: bool
@@ -257,8 +255,15 @@ def _prompt(prompt: object) -> str:
     return str(prompt)
 
 
-def _offers(info: Mapping[str, Any]) -> Offers:
-    actions = info.get("admissible_actions")
+def _offers(info: Mapping[str, Any]) -> Offer | None:
+    actions, grammar = info.get("admissible_actions"), info.get("action_grammar")
+    if grammar is not None:
+        if actions is not None:
+            raise WorldError("info has admissible_actions and action_grammar; give one of them.")
+        try:
+            return Grammar.of(grammar)
+        except ValueError as error:
+            raise WorldError(f"info['action_grammar'] cannot be used: {error}") from error
     if actions is None or isinstance(actions, Form):
         return actions
     if not isinstance(actions, tuple | list) and getattr(actions, "ndim", None) != 1:
@@ -311,11 +316,11 @@ def _episode(given: object) -> dict[str, Any]:
     raise WorldError(f"An episode ended with info['episode'] = {short(given)}; {kind}.")
 
 
-def _check_texts(prompt: str, actions: Offers) -> None:
+def _check_texts(prompt: str, actions: Offer | None) -> None:
     """Check what an agent is to read, and the actions that it is to choose from."""
     if not prompt:
         raise WorldError("An observation is empty; a world must show some text.")
-    if actions is None or isinstance(actions, Form):  # a form checks itself
+    if actions is None or isinstance(actions, Form | Grammar):  # these check themselves
         return
     if not actions:
         raise WorldError(

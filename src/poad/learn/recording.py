@@ -7,7 +7,7 @@ from dataclasses import replace
 from poad.agent import ActingCache, Agent
 from poad.learn.stream import Step
 from poad.runs import TurnRecord
-from poad.trie import Form, TokenTree
+from poad.trie import Form, Grammar, TokenTree
 from poad.turns import TokenIds
 
 
@@ -53,7 +53,7 @@ class TurnRecorder:
         decided = replace(observation, prompt_ids=(*prompt, *tokens[: action.thought]))
         value = self._agent.values([(prompt, tokens[:j]) for j in range(len(tokens))])
         actions, offered, form = observation.admissible_actions, None, ""
-        if isinstance(actions, Form):
+        if isinstance(actions, Form | Grammar):
             form = str(actions)
         elif actions is not None:
             chances = policy.probabilities(decided, self._cache)

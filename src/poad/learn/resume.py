@@ -17,7 +17,7 @@ from poad.learn.rollout import Collector
 from poad.learn.stream import WorldStream
 from poad.learn.value import Readings
 from poad.lm import TextCodec
-from poad.trie import Form, TokenTree
+from poad.trie import Form, Grammar, Offer, TokenTree
 from poad.turns import Action, Turn
 
 
@@ -194,13 +194,17 @@ def turn_to_json(turn: Turn, *, offered: bool = True) -> dict[str, Any]:
     }
 
 
-def offer_to_json(offer: tuple[str, ...] | Form) -> Any:
+def offer_to_json(offer: Offer) -> Any:
     """Describe an offer in JSON values."""
+    if isinstance(offer, Grammar):
+        return {"grammar": vars(offer)}
     return {"parts": offer.parts} if isinstance(offer, Form) else offer
 
 
-def offer_from_json(saved: Any) -> tuple[str, ...] | Form:
+def offer_from_json(saved: Any) -> Offer:
     """Restore what `offer_to_json` returned."""
+    if isinstance(saved, dict) and "grammar" in saved:
+        return Grammar(**saved["grammar"])
     return Form(tuple(map(tuple, saved["parts"]))) if isinstance(saved, dict) else tuple(saved)
 
 

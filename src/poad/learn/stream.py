@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 from poad.config import world_seed
 from poad.envs import CheckedWorld
 from poad.errors import PoadError, WorldError
-from poad.trie import Form
+from poad.trie import Offer
 from poad.turns import Action, Episode, Observation, TokenIds, Turn
 
 MakeEnv = Callable[[], gymnasium.Env[str, str]]
@@ -24,14 +24,12 @@ class Prompts(Protocol):
 
     note: str | None
 
-    def first_prompt(
-        self, observation: str, offered: Sequence[str] | Form | None = None
-    ) -> TokenIds:
+    def first_prompt(self, observation: str, offered: Offer | None = None) -> TokenIds:
         """Begin an episode."""
         ...
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Sequence[str] | Form | None = None
+        self, action: Action, observation: str, offered: Offer | None = None
     ) -> TokenIds:
         """Go on after an action."""
         ...

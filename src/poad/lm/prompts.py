@@ -20,7 +20,7 @@ from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.lm.packing import common_prefix_length
 from poad.lm.tokenizer import TextCodec
-from poad.trie import Form
+from poad.trie import Offer
 from poad.turns import Action, TokenIds
 
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
@@ -95,9 +95,7 @@ class Dialogue:
         """A sentence about something unexpected in these prompts, for the user; None if all is
         well."""
 
-    def first_prompt(
-        self, observation: str, offered: Sequence[str] | Form | None = None
-    ) -> TokenIds:
+    def first_prompt(self, observation: str, offered: Offer | None = None) -> TokenIds:
         """Begin an episode and return its first prompt.
 
         Args:
@@ -114,7 +112,7 @@ class Dialogue:
         return self._begin_segment(observation)
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Sequence[str] | Form | None = None
+        self, action: Action, observation: str, offered: Offer | None = None
     ) -> TokenIds:
         """Return the prompt after an action.
 
@@ -155,7 +153,7 @@ class Dialogue:
             return self._begin_segment(observation)
         return self._ids
 
-    def _room(self, offered: Sequence[str] | Form | None) -> int | None:
+    def _room(self, offered: Offer | None) -> int | None:
         """Return the length of the longest prompt that leaves room for any offered action.
 
         Raises:

@@ -16,7 +16,8 @@ from itertools import chain
 from typing import Any, TypeVar, overload
 
 from poad.errors import ModelError
-from poad.trie import ActionTrie, Form, FormTree, TokenTree
+from poad.lm.grammar import GrammarReader, GrammarTree
+from poad.trie import ActionTrie, Form, FormTree, Grammar, TokenTree
 from poad.turns import TokenIds
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -61,6 +62,8 @@ class TextCodec:
         self.pad_id: int = self.end_id if pad is None else pad
         self.vocabulary: int | None = None
         """Number of tokens that the model knows, once there is one."""
+        self.spare_tokens = 64
+        """The most tokens of an action by a grammar beyond a short one."""
         self._controls = {} if control_tokens else _control_tokens(tokenizer)
         names = [*self._controls, _OPEN, _CLOSE]
         self._names = sorted(names, key=len, reverse=True)  # the longest that fits is meant
@@ -69,7 +72,8 @@ class TextCodec:
         self._rendered: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._actions: _Cache[str, TokenIds] = _Cache(cache_bytes)
         self._tries: _Cache[tuple[str, ...], ActionTrie] = _Cache(cache_bytes)
-        self._forms: _Cache[Form, FormTree] = _Cache(cache_bytes)
+        self._trees: _Cache[Form | Grammar, FormTree | GrammarTree] = _Cache(cache_bytes)
+        self._reader: GrammarReader | None = None
 
     def prompt(self, text: str) -> TokenIds:
         """Encode an observation, with the special tokens that the model expects before it.
@@ -145,19 +149,27 @@ class TextCodec:
     @overload
     def trie(self, offered: Form) -> FormTree: ...
 
-    def trie(self, offered: Sequence[str] | Form) -> TokenTree:
+    @overload
+    def trie(self, offered: Grammar) -> GrammarTree: ...
+
+    @overload
+    def trie(self, offered: Sequence[str] | Form | Grammar) -> TokenTree: ...
+
+    def trie(self, offered: Sequence[str] | Form | Grammar) -> TokenTree:
         """Merge the offered actions into one token tree, the same object for the same offer.
 
         The parts of a form are encoded one by one, each as it continues what is before it, and the
         first behind the action prefix. These are the tokens of the whole action where no token of
         it crosses a border between parts. The tree of a form grows as it is walked, and a new one
-        is begun where it has grown too large to keep.
+        is begun where it has grown too large to keep. So does the tree of a grammar.
 
         Raises:
-            ValueError: there is no action, a blank one, or two with the same text or tokens.
+            ValueError: there is no action, a blank one, or two with the same text or tokens; or a
+                grammar that cannot be used.
+            ConfigError: there is a grammar, but no package that reads it.
         """
-        if isinstance(offered, Form):
-            return self._form_tree(offered)
+        if isinstance(offered, Form | Grammar):
+            return self._growing(offered)
         key = tuple(offered)
         trie = self._tries.get(key)
         if trie is None:
@@ -165,18 +177,24 @@ class TextCodec:
             self._tries.remember(key, trie, sum(map(len, key)), 5 * len(trie.tokens))
         return trie
 
-    def longest(self, offered: Sequence[str] | Form) -> int:
+    def longest(self, offered: Sequence[str] | Form | Grammar) -> int:
         """Return the number of tokens of the longest offered action; 0 if there is none."""
-        if isinstance(offered, Form):
-            return self._form_tree(offered).longest
+        if isinstance(offered, Form | Grammar):
+            return self._growing(offered).longest
         return max((len(self.action(text)) for text in offered), default=0)
 
-    def _form_tree(self, form: Form) -> FormTree:
-        tree = self._forms.get(form)
+    def _growing(self, offer: Form | Grammar) -> FormTree | GrammarTree:
+        """Return the tree of an offer that is never listed."""
+        tree = self._trees.get(offer)
         if tree is None or tree.grown > MAX_NODES:
-            tree = FormTree(form, self._spell_form(form), self.end_id)
+            if isinstance(offer, Form):
+                tree = FormTree(offer, self._spell_form(offer), self.end_id)
+            else:
+                self._reader = self._reader or GrammarReader(self.tokenizer, self.end_id)
+                tree = GrammarTree(offer, self._reader, self.action_prefix, self.spare_tokens)
         # It grew since it was last remembered, so its size is told again.
-        self._forms.remember(form, tree, sum(map(len, chain(*form.parts))), 6 * tree.grown)
+        texts = [offer.source] if isinstance(offer, Grammar) else chain(*offer.parts)
+        self._trees.remember(offer, tree, sum(map(len, texts)), 6 * tree.grown)
         return tree
 
     def _spell_form(self, form: Form) -> list[list[TokenIds]]:
@@ -248,13 +266,11 @@ class TextCodec:
         known = {*self.tokenizer.get_vocab().values(), *self.tokenizer.added_tokens_decoder}
         highest = max(known)
         # Two tokens may share a name, so an id among the others is asked for by itself.
-        return [i for i in range(count) if i not in known and (i > highest or not self._has(i))]
-
-    def _has(self, token: int) -> bool:
-        try:
-            return self.tokenizer.convert_ids_to_tokens(token) is not None
-        except (LookupError, ValueError):  # of a slow tokenizer
-            return False
+        return [
+            i
+            for i in range(count)
+            if i not in known and (i > highest or not _has(self.tokenizer, i))
+        ]
 
     def check_known(self, token_ids: Sequence[int]) -> None:
         """Check that the model knows some tokens.
@@ -298,6 +314,14 @@ class _Cache(dict[_K, _V]):
         self._size += size - self._sizes.get(key, 0)
         self._sizes[key] = size
         self[key] = value
+
+
+def _has(tokenizer: Any, token: int) -> bool:
+    """Check whether an id stands for a token."""
+    try:
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except (LookupError, ValueError):  # of a slow tokenizer
+        return False
 
 
 def _control_tokens(tokenizer: Any) -> dict[str, int]:

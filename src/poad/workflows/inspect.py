@@ -34,7 +34,7 @@ from poad.pages import (
     read_episodes,
     world_of,
 )
-from poad.trie import Form
+from poad.trie import Form, Grammar
 from poad.workflows.load import LoadedRun, Weights, load_weights
 
 ALTERNATIVES = 8
@@ -316,7 +316,7 @@ def _turn(
 ) -> TurnView:
     observation, action = step.observation, step.action
     actions, offered = observation.admissible_actions, None
-    if actions is not None and not isinstance(actions, Form):
+    if actions is not None and not isinstance(actions, Form | Grammar):
         thoughts = action.token_ids[: action.thought]
         read = replace(observation, prompt_ids=(*observation.prompt_ids, *thoughts))
         offered = tuple(zip(actions, agent.policy.probabilities(read, cache), strict=True))
@@ -332,7 +332,7 @@ def _turn(
         duration=step.duration,
         invalid="invalid_action" in step.info,
         offered=offered,
-        form=str(actions) if isinstance(actions, Form) else "",
+        form=str(actions) if isinstance(actions, Form | Grammar) else "",
         before=tuple(d.before for d in decided) if compared else (),
         entropy=tuple(d.entropy for d in decided),
         alternatives=tuple(d.alternatives for d in decided),

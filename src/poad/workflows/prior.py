@@ -21,7 +21,7 @@ from rich.console import Console
 from poad.agent import ActingCache, Agent, Policy, load_agent, resolve, torch_threads
 from poad.config import Config
 from poad.display import Screen, Table, bounds, number, percent
-from poad.envs import Form, make
+from poad.envs import draw, make, size_of
 from poad.learn import Actor, NoPrompts, Step, WorldStream, play
 from poad.runs import Evaluation, summarize
 from poad.turns import Action, Observation
@@ -86,7 +86,7 @@ class _Uniform:
             offered = observation.admissible_actions
             if offered is None:
                 raise _WritesFreelyError
-            yield i, Action(offered[self._rng.randrange(_size(offered))], (), (), ())
+            yield i, Action(draw(offered, self._rng), (), (), ())
 
 
 class _BoundedStream(WorldStream):
@@ -134,7 +134,8 @@ def uniform_prior(config: Config, episodes: int = LOOK_EPISODES) -> Prior | None
     except _WritesFreelyError:
         return None
     offers = (step.observation.admissible_actions for step in steps)
-    entropy = float(np.mean([math.log(_size(offered)) for offered in offers if offered]))
+    entropy = float(np.mean([math.log(size_of(offered)) for offered in offers if offered]))
+    entropy = entropy if math.isfinite(entropy) else math.nan  # nobody counts a grammar's texts
     ((commonest, _),) = Counter(step.reward for step in steps).most_common(1)
     outcome = summarize(step.episode() for step in steps if step.ended)
     return Prior(outcome, entropy, max(0.0, -commonest))
@@ -167,10 +168,6 @@ def model_prior(
     turns = sum(state.count for state in states)
     entropy = sum(state.count * state.entropy for state in states) / turns if turns else math.nan
     return Prior(summarize(played), entropy), states
-
-
-def _size(offered: Sequence[str] | Form) -> int:
-    return offered.size if isinstance(offered, Form) else len(offered)
 
 
 def remarks_on_prior(config: Config, model: Prior, uniform: Prior | None) -> Iterator[str]:

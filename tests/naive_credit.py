@@ -14,6 +14,8 @@ from trajectories import Trajectory
 from poad.credit import Credit
 
 ALL_METHODS = ("poad", "ntpo", "twosome", "glam", "turn_ppo", "archer_adrl", "reinforce")
+"""Methods that judge every episode by itself."""
+GROUP_METHODS = ("grpo", "gigpo")
 CRITIC_METHODS = ALL_METHODS[:-1]
 TURN_METHODS = ("twosome", "glam", "turn_ppo")
 JUNK = (math.nan, math.inf, -math.inf, 1e30, 0.0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from naive_credit import (
     ALL_METHODS,
     CRITIC_METHODS,
+    GROUP_METHODS,
     JUNK,
     TURN_METHODS,
     assert_same_credit,
@@ -170,18 +171,22 @@ def test_no_gradient_flows_through_credit(method: str):
 
 
 def test_the_table_agrees_with_its_keys_and_every_row_has_one_line():
-    assert tuple(METHODS) == ALL_METHODS
+    assert tuple(METHODS) == (*ALL_METHODS, *GROUP_METHODS)
     for name, row in METHODS.items():
         assert row.name == name
         assert "\n" not in row.summary
-    assert [m for m, row in METHODS.items() if row.decision == "turn"] == list(TURN_METHODS)
-    assert [m for m, row in METHODS.items() if not row.uses_critic] == ["reinforce"]
+    turns = [*TURN_METHODS, *GROUP_METHODS]
+    assert [m for m, row in METHODS.items() if row.decision == "turn"] == turns
+    free = [m for m, row in METHODS.items() if not row.uses_critic]
+    assert free == ["reinforce", *GROUP_METHODS]
+    compared = [m for m, row in METHODS.items() if row.compared != "none"]
+    assert compared == list(GROUP_METHODS)
 
 
 def test_an_unknown_method_is_refused_with_its_neighbours():
     with pytest.raises(ConfigError, match=r"'paod'\. Did you mean 'poad'.*archer_adrl"):
         find_method("paod")
-    with pytest.raises(ConfigError, match=r"Known methods: poad, .*reinforce\. Name .*module:NAME"):
+    with pytest.raises(ConfigError, match=r"Known methods: poad, .*gigpo\. Name .*module:NAME"):
         find_method("zzz")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_credit import naive_credit
+from naive_credit import ALL_METHODS, naive_credit
 from trajectories import Trajectory
 
 from poad.agent import CreditSettings
@@ -41,7 +41,7 @@ def turns(draw: st.DrawFn) -> Turn:
 
 
 ragged = st.lists(st.lists(turns(), max_size=4), min_size=1, max_size=3).filter(any)
-methods = st.sampled_from(sorted(METHODS))
+methods = st.sampled_from(sorted(ALL_METHODS))
 slot_rules = st.sampled_from(["choices", "tokens"])
 
 

@@ -49,6 +49,8 @@ class CreditSettings:
     rates: Rates
     by_duration: bool
     """True raises γ to the power of the primitive steps that a turn took."""
+    group: int = 1
+    """Streams whose episodes are compared; 1 for methods that compare none."""
     fitted: tuple[str, ...] = ()
     """The rates, of `beta` and `lam_actor`, that follow the critic's accuracy."""
 
@@ -105,7 +107,8 @@ def resolve(config: Config) -> Settings:
         randomness=_resolve_randomness(config),
     )
     by_duration = credit.discount == "duration"
-    return Settings(resolved, acting, CreditSettings(method, rates, by_duration, fitted))
+    group = 1 if method.compared == "none" else credit.group
+    return Settings(resolved, acting, CreditSettings(method, rates, by_duration, group, fitted))
 
 
 def _resolve_randomness(config: Config) -> Literal["shared", "stream"]:
@@ -184,11 +187,31 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
             f"critic.warmup = {config.critic.warmup} lets the critic learn alone, but {why}; use "
             "critic.warmup = 0."
         )
+    if method.compared != "none":
+        _refuse_groups(config, method)
     if config.prompt.thinking and acting.scheme != "trie":
         raise ConfigError(
             f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking cannot put "
             "thoughts before them; use acting.scheme = trie and a method that judges tokens, such "
             "as poad."
+        )
+
+
+def _refuse_groups(config: Config, method: Method) -> None:
+    """Reject streams that cannot be put into groups.
+
+    Raises:
+        ConfigError: says which settings contradict each other, and what to use instead.
+    """
+    if config.streams % config.credit.group:
+        raise ConfigError(
+            f"credit.group = {config.credit.group}: {method.name} puts the streams into groups of "
+            f"so many, but there are {config.streams}; use a divisor of streams."
+        )
+    if config.randomness == "shared":
+        raise ConfigError(
+            f"randomness = shared: under {method.name} the streams of a group begin the same "
+            "episodes, so each needs random numbers of its own; use randomness = stream."
         )
 
 

@@ -25,6 +25,8 @@ METHODS = {
     "turn_ppo": "the turn's advantage for each of its tokens",
     "archer_adrl": "ntpo that bootstraps from the next action's last token",
     "reinforce": "returns of finished episodes, without a critic",
+    "grpo": "an episode's return beside those of its group, without a critic",
+    "gigpo": "as grpo, and each turn's return behind equal prompts",
 }
 """The credit methods in a line each. The table `poad.credit.METHODS` defines them; importing it
 would load torch."""

@@ -152,8 +152,8 @@ class CreditConfig:
 
     method: str = "poad"
     """Token credit: `poad`, `ntpo` (discounts tokens), `archer_adrl` or `reinforce` (no critic).
-    Action credit: `twosome`, `glam` or `turn_ppo`. A `poad.credit.Method` of your own:
-    `package.module:NAME`."""
+    Action credit: `twosome`, `glam` or `turn_ppo`. Groups of episodes: `grpo` or `gigpo`.
+    A `poad.credit.Method` of your own: `package.module:NAME`."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount γ between actions: per primitive step, or per action if discount is `turn`."""
     discount: Literal["duration", "turn"] = "duration"
@@ -177,6 +177,9 @@ class CreditConfig:
     gamma_token: Annotated[float | None, Between(0, 1)] = None
     """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
     ntpo."""
+    group: Annotated[int, Above(1)] = 8
+    """Streams that begin the same episodes, which `grpo` and `gigpo` compare. It must divide
+    `streams`; other methods ignore it."""
     slots: Literal["auto", "choices", "tokens"] = "auto"
     """Tokens that count as decisions: those with an alternative (`choices`), or all of them
     (`tokens`, as in the paper's code). `auto` takes the method's own."""

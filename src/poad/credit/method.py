@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from poad.credit.groups import Compared
 from poad.credit.rates import Rates, Trace
 from poad.credit.recursion import Credit, recursion
 from poad.credit.slots import Slots, TokenStream, per_bit, sequences, turn_sum
@@ -36,6 +37,8 @@ class Method:
     """The slot of the next turn at which the value after a turn is read."""
     uses_critic: bool = True
     """False: values are 0, λ is 1, nothing follows an ending, and unfinished episodes wait."""
+    compared: Compared = "none"
+    """What its groups of episodes compare; then it is `group_credit` that computes credit."""
     score: Literal["trie", "word", "token", "sum"] = "trie"
     """Default sampling among offered actions: token by token, or by a whole-action score."""
     estimator: Estimator = recursion

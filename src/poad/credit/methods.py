@@ -12,10 +12,11 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from poad.credit.groups import group_credit
 from poad.credit.method import Method
 from poad.credit.rates import Trace
 from poad.credit.recursion import Credit
-from poad.credit.slots import Slots, TokenStream
+from poad.credit.slots import Slots, TokenStream, expect_ids
 from poad.errors import ConfigError, did_you_mean
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -67,6 +68,22 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "policy may have acted; what follows a truncation counts as 0 "
                 "(Machine Learning 8, 1992, 229-256).",
                 uses_critic=False,
+            ),
+            Method(
+                name="grpo",
+                summary="Critic-free: an episode's return beside those of its group, which began "
+                "alike, for each of its tokens (arXiv 2402.03300).",
+                decision="turn",
+                uses_critic=False,
+                compared="episodes",
+            ),
+            Method(
+                name="gigpo",
+                summary="As grpo, and each turn's return beside those of the group's turns behind "
+                "the same prompt (arXiv 2505.10978).",
+                decision="turn",
+                uses_critic=False,
+                compared="steps",
             ),
         )
     }
@@ -140,6 +157,8 @@ def token_credit(
     bootstrap: Tensor | None = None,
     ended: Tensor | None = None,
     episode_ids: Tensor | None = None,
+    group_ids: Tensor | None = None,
+    state_ids: Tensor | None = None,
 ) -> Credit:
     """Compute the credit of flat token tensors by any method, in place of a trainer's GAE.
 
@@ -167,6 +186,8 @@ def token_credit(
         ended: [B] bool, for the row's last episode, or [B, L], read like `bootstrap`. False where
             an episode goes on; methods without a critic then leave it out. None: True.
         episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
+        group_ids: [B, L] int, the group of a token's episode; group methods compare its episodes.
+        state_ids: [B, L] int, the prompt of a token's turn; gigpo compares turns of equal ones.
 
     Raises:
         ValueError, TypeError: impossible shapes, ids or rates; a wrong kind of dtype.
@@ -178,4 +199,10 @@ def token_credit(
     )
     if bits is None and trace == "bit":
         raise ValueError('trace = "bit" needs `bits`, the entropy of each decision, [B, L].')
-    return method.credit(stream, rates)
+    if method.compared == "none":
+        return method.credit(stream, rates)
+    needed = {"group_ids": group_ids, "state_ids": state_ids if method.compared == "steps" else 0}
+    if missing := [name for name, given in needed.items() if given is None]:
+        raise ValueError(f"{method.name} compares within groups; give {' and '.join(missing)}.")
+    groups = expect_ids(reward.shape, group_ids=group_ids, state_ids=state_ids)
+    return group_credit(stream, rates, method.compared, *groups)

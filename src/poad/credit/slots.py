@@ -270,6 +270,13 @@ def last_of_turn(flags: Tensor, turn: Tensor) -> Tensor:
     return flags & (pick(turn, following(flags), fill=-1) != turn)
 
 
+def pick_first(cut: Tensor, root: Tensor) -> Tensor:
+    """Mark, among roots, those of turns behind a cut turn, and each row's first. [N, L] bool."""
+    # Read from right to left, the next root is the one before; a row's first root has none.
+    before = pick(cut.flip(-1), following(root.flip(-1)), fill=True).flip(-1)
+    return root & (before > 0)
+
+
 def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
     """Sum values [N, L] over each turn, and write the sum at every position of the turn."""
     # A row has at most L turns, so its sums by turn number fit into L columns. Add every value to
@@ -297,6 +304,13 @@ def expect_rows(**kinds: Mapping[str, Tensor]) -> None:
             found = "float" if tensor.is_floating_point() else "int"
             if kind != ("bool" if tensor.dtype == torch.bool else found):
                 raise TypeError(f"{name} has dtype {tensor.dtype}; expected {kind}.")
+
+
+def expect_ids(shape: torch.Size, **given: Tensor | None) -> list[Tensor]:
+    """Return ids of a shape, [B, L] int, with zeros for None; others are refused like rows."""
+    ids = {name: torch.zeros(shape).long() if i is None else i for name, i in given.items()}
+    expect_rows(float={"reward": torch.empty(shape, device="meta")}, int=ids)
+    return [*ids.values()]
 
 
 def reject(places: Tensor, message: str) -> None:

@@ -54,7 +54,7 @@ class PPO:
         groups = [{"params": group, "lr": lr} for group, lr in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.waiting = Waiting(config.streams, not agent.settings.credit.method.uses_critic)
+        self.waiting = Waiting(config.streams, agent.settings.credit)
         self.returns = Standardizer(1)
         """Moments of all returns so far, which tell how small a spread of advantages is."""
         self.updates = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poad.agent import CreditSettings
 from poad.credit import Credit, token_credit
-from poad.turns import Position, Turn
+from poad.turns import Position, TokenIds, Turn
 
 Streams = Sequence[Sequence[Turn]]
 """N streams of turns in time order."""
@@ -51,6 +51,10 @@ class TokenRows:
     """Bool. Whether the token's turn ended its episode."""
     place: Tensor
     """Int64. Where in its action the reading before the token stands; see `PLACES`."""
+    group_ids: Tensor
+    """Int64. Equal for the episodes that are compared."""
+    state_ids: Tensor
+    """Int64. Equal for turns behind equal prompts."""
     bits: Tensor | None = None
     """Float32. The entropy of the decision at the token, in bits, if credit asks for it."""
 
@@ -74,6 +78,8 @@ class TokenRows:
             bootstrap=self.values(value, self.read_next),
             ended=self.ended,
             episode_ids=self.episode_ids,
+            group_ids=self.group_ids,
+            state_ids=self.state_ids,
         )
 
     def with_bits(self, decision: Tensor, entropy: Tensor) -> TokenRows:
@@ -146,7 +152,26 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         discount=discount,
         ended=ended,
         place=place,
+        group_ids=torch.tensor([*_groups(streams, settings.group), -1])[turn_ids],
+        state_ids=torch.tensor([*_states(turns), -1])[turn_ids],
     )
+
+
+def _groups(streams: Streams, size: int) -> Iterator[int]:
+    """Number the group of each turn's episode: the n-th episodes of some streams are a group."""
+    numbers: dict[tuple[int, int], int] = {}
+    for stream, turns in enumerate(streams):
+        episode = 0
+        for turn in turns:
+            yield numbers.setdefault((stream // size, episode), len(numbers))
+            episode += turn.terminated or turn.truncated
+
+
+def _states(turns: Sequence[Turn]) -> Iterator[int]:
+    """Number the prompts of turns."""
+    numbers: dict[TokenIds, int] = {}
+    for turn in turns:
+        yield numbers.setdefault(turn.prompt_ids, len(numbers))
 
 
 def _places(choice: Sequence[bool]) -> list[int]:

@@ -1,9 +1,14 @@
-"""Turns that wait for the end of their episode, under methods that learn from whole episodes."""
+"""Turns that wait for the end of their episode, under methods that learn from whole episodes.
+
+Where the episodes of a group of streams are compared, they also wait for each other. The streams of
+a group begin the same episodes in the same order, so the n-th of each belong together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from poad.agent import CreditSettings
 from poad.learn.rows import Streams
 from poad.turns import Turn
 
@@ -13,12 +18,13 @@ class Waiting:
 
     Args:
         streams: N, the number of streams of a rollout.
-        whole: whether turns wait at all; methods with a critic learn from each at once.
+        credit: the method, since those with a critic learn from each turn at once; and how many
+            streams wait for each other's episodes.
     """
 
-    def __init__(self, streams: int, whole: bool) -> None:
+    def __init__(self, streams: int, credit: CreditSettings) -> None:
         self.turns: list[tuple[Turn, ...]] = [() for _ in range(streams)]
-        self._whole = whole
+        self._whole, self._group = not credit.method.uses_critic, credit.group
 
     def join(self, streams: Streams) -> tuple[Streams, list[int]]:
         """Take in the turns of a rollout, and hand out those that can be learned from now.
@@ -30,18 +36,26 @@ class Waiting:
             return streams, [0] * len(streams)
         stale = [len(turns) for turns in self.turns]
         joined = [[*old, *new] for old, new in zip(self.turns, streams, strict=True)]
-        finished, self.turns = split_finished(joined)
+        finished, self.turns = split_finished(joined, self._group)
         return finished, stale
 
 
 def split_finished(
-    streams: Sequence[Sequence[Turn]],
+    streams: Sequence[Sequence[Turn]], group: int = 1
 ) -> tuple[list[tuple[Turn, ...]], list[tuple[Turn, ...]]]:
-    """Split streams after their last ended episode: (finished turns, turns that wait)."""
+    """Split streams after their last ended episode: (finished turns, turns that wait).
+
+    Of a group of streams, each hands out as many episodes as the one that has ended the fewest.
+    """
+    ends = [
+        [i + 1 for i, turn in enumerate(stream) if turn.terminated or turn.truncated]
+        for stream in streams
+    ]
     finished, waiting = [], []
-    for stream in streams:
-        ends = [i + 1 for i, turn in enumerate(stream) if turn.terminated or turn.truncated]
-        cut = ends[-1] if ends else 0
+    for number, stream in enumerate(streams):
+        first = number - number % group
+        common = min(map(len, ends[first : first + group]))
+        cut = ends[number][common - 1] if common else 0
         finished.append(tuple(stream[:cut]))
         waiting.append(tuple(stream[cut:]))
     return finished, waiting

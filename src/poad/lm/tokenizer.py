@@ -102,8 +102,7 @@ class TextCodec:
     def continuation(self, text: str) -> TokenIds:
         """Encode a text as it continues another one, with nothing put before it.
 
-        Some tokenizers put a space before every text. So the text is encoded behind an anchor, and
-        the tokens of the anchor are removed, provided that they do not merge with the text.
+        Some tokenizers put a space before every text, so it is encoded behind an anchor.
         """
         return self._spelled_out(text, self._continue)
 
@@ -259,18 +258,12 @@ class TextCodec:
         return [self.tokenizer.decode([token]) for token in token_ids]
 
     def without_token(self, count: int) -> list[int]:
-        """List the ids below ``count`` that stand for no token.
-
-        Many models have more rows than tokens, so that their size is a round number.
-        """
+        """List the ids below ``count`` that stand for no token, as many models have."""
         known = {*self.tokenizer.get_vocab().values(), *self.tokenizer.added_tokens_decoder}
         highest = max(known)
         # Two tokens may share a name, so an id among the others is asked for by itself.
-        return [
-            i
-            for i in range(count)
-            if i not in known and (i > highest or not _has(self.tokenizer, i))
-        ]
+        named = {i for i in range(min(count, highest + 1)) if _has(self.tokenizer, i)}
+        return [i for i in range(count) if i not in known and i not in named]
 
     def check_known(self, token_ids: Sequence[int]) -> None:
         """Check that the model knows some tokens.

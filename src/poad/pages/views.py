@@ -180,14 +180,14 @@ def kinds(more: Sequence[Method] = ()) -> Mapping[str, Method]:
     """Group the methods that give the same credit to the same episode, by their joined names.
 
     Methods that only sample in another way, as glam and twosome do, differ in nothing that a
-    recorded episode shows. A method with an estimator of its own is left out, because the page can
-    compute the one recursion alone.
+    recorded episode shows. Left out are methods with an estimator of their own, because the page
+    can compute the one recursion alone, and those that compare several episodes.
     """
     from poad.credit import METHODS, recursion
 
     groups: dict[tuple[Any, ...], list[Method]] = {}
     for method in {m.name: m for m in (*METHODS.values(), *more)}.values():
-        if method.estimator is recursion:
+        if method.estimator is recursion and method.compared == "none":
             groups.setdefault(_essence(method), []).append(method)
     named = {", ".join(m.name for m in group): group[0] for group in groups.values()}
     return MappingProxyType(named)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from naive_credit import GROUP_METHODS, JUNK
 from torch import Tensor
 
-from poad.credit import Credit, token_credit
+from poad.credit import Credit, group_credit, token_credit
 
 seeds = st.integers(0, 2**32 - 1)
 methods = st.sampled_from(GROUP_METHODS)
@@ -50,7 +50,7 @@ def tensors(rows: Rows, junk: float = 0.0, size: int = 2) -> dict[str, Any]:
     """The arguments of `token_credit`; values and whatever lies outside the mask are junk."""
     length = max(sum(len(c) for e in row for c in e.choices) for row in rows) + 1
     shape = (len(rows), length)
-    floats = {name: torch.full(shape, junk, dtype=torch.float64) for name in ("reward", "value")}
+    floats = {name: torch.full(shape, junk, dtype=torch.float64) for name in ("reward",)}
     ints = {
         name: torch.zeros(shape, dtype=torch.int64)
         for name in ("turn_ids", "episode_ids", "group_ids", "state_ids")
@@ -74,7 +74,7 @@ def tensors(rows: Rows, junk: float = 0.0, size: int = 2) -> dict[str, Any]:
 
 
 def credit_of(method: str, rows: Rows, gamma: float, junk: float = 0.0, **rest: Any) -> Credit:
-    return token_credit(**(tensors(rows, junk) | rest), method=method, gamma=gamma, lam=0.9)
+    return group_credit(**(tensors(rows, junk) | rest), method=method, gamma=gamma)
 
 
 def by_hand(method: str, rows: Rows, gamma: float, size: int = 2) -> list[list[list[float]]]:
@@ -195,14 +195,18 @@ def test_an_episode_that_goes_on_takes_no_part(seed: int, method: str):
     assert torch.equal(credit.advantage[1:, :same], without.advantage[1:, :same])
 
 
-@pytest.mark.parametrize("method", GROUP_METHODS)
-def test_what_is_missing_is_named(method: str):
+def test_what_cannot_be_compared_is_told():
     given_ = tensors(random_rows(0))
-    del given_["group_ids"]
-    with pytest.raises(ValueError, match=f"{method} compares within groups; give group_ids"):
-        token_credit(**given_, method=method, gamma=1.0, lam=1.0)
-    small, floats = torch.zeros(1, 1).long(), given_["reward"]
+    with pytest.raises(ValueError, match="gigpo compares turns behind equal prompts; give state_"):
+        group_credit(**(given_ | {"state_ids": None}), method="gigpo", gamma=1.0)
+    with pytest.raises(ValueError, match="reinforce judges each episode by itself"):
+        group_credit(**given_, method="reinforce", gamma=1.0)
+    small = {"group_ids": torch.zeros(1, 1).long()}
     with pytest.raises(ValueError, match="group_ids has shape"):
-        token_credit(**given_, group_ids=small, method=method, gamma=1.0, lam=1.0)
+        group_credit(**(given_ | small), gamma=1.0)
     with pytest.raises(TypeError, match="group_ids has dtype"):
-        token_credit(**given_, group_ids=floats, method=method, gamma=1.0, lam=1.0)
+        group_credit(**(given_ | {"group_ids": given_["reward"]}), gamma=1.0)
+    for name in ("group_ids", "state_ids"):
+        del given_[name]
+    with pytest.raises(ValueError, match=r"grpo compares episodes; call poad.credit.group_credit"):
+        token_credit(value=given_["reward"], **given_, method="grpo", gamma=1.0, lam=1.0)

@@ -1,5 +1,6 @@
 """Credit for every decision: one recursion, and a row per method. Needs torch and nothing else."""
 
+from poad.credit.groups import group_credit
 from poad.credit.method import Method
 from poad.credit.methods import METHODS, find_method, token_credit
 from poad.credit.rates import Rates, Trace
@@ -14,6 +15,7 @@ __all__ = [
     "Slots",
     "Trace",
     "find_method",
+    "group_credit",
     "recursion",
     "token_credit",
 ]

@@ -12,34 +12,69 @@ Sources: GRPO is eq. 3 of arXiv 2402.03300, with outcome supervision; GiGPO is e
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from poad.credit.rates import Rates
+from poad.credit.method import Method
+from poad.credit.methods import find_method
 from poad.credit.recursion import Credit, recursion
-from poad.credit.slots import TokenStream, pick_first, sequences, turn_sum
+from poad.credit.slots import TokenStream, expect_ids, pick_first, sequences, turn_sum
 
-Compared = Literal["none", "episodes", "steps"]
-"""What is compared within a group: nothing, whole episodes, or also the turns of one state."""
 _EPSILON = 1e-6
 
 
 @torch.no_grad()
 def group_credit(
-    stream: TokenStream, rates: Rates, compared: Compared, group: Tensor, state: Tensor
+    reward: Tensor,
+    mask: Tensor,
+    turn_ids: Tensor,
+    group_ids: Tensor,
+    state_ids: Tensor | None = None,
+    *,
+    gamma: float,
+    method: str | Method = "grpo",
+    choice: Tensor | None = None,
+    discount: Tensor | None = None,
+    ended: Tensor | None = None,
+    episode_ids: Tensor | None = None,
 ) -> Credit:
-    """Compute the credit of every choice by comparison within groups, [N, L].
+    """Compute the credit of flat token tensors by comparing episodes, and turns, within groups.
+
+    The arguments that `poad.token_credit` has as well are the same here.
 
     Args:
-        stream: the tokens. Episodes whose end is not in it take no part.
-        rates: of which only γ counts.
-        compared: "episodes", or "steps" for the turns as well.
-        group: [N, L] int: the group of a token's episode.
-        state: [N, L] int: what a token's turn began with; the same for equal observations.
+        reward: [B, L] float.
+        mask: [B, L] bool.
+        turn_ids: [B, L] int.
+        group_ids: [B, L] int: the group of a token's episode. Its episodes began alike.
+        state_ids: [B, L] int: what a token's turn began with, the same for equal observations. None
+            if only episodes are compared.
+        gamma: discount between actions.
+        method: "grpo", "gigpo", or a `Method` that compares.
+        choice: [B, L] bool.
+        discount: [B, L] float.
+        ended: [B] or [B, L] bool. Episodes that go on take no part.
+        episode_ids: [B, L] int.
+
+    Raises:
+        ValueError, TypeError: impossible shapes or ids; a wrong kind of dtype; a method that does
+            not compare.
     """
-    dtype, stream = stream.value.dtype, stream.in_working_precision().without_critic()
+    method = find_method(method)
+    if method.compared == "none":
+        raise ValueError(f"{method.name} judges each episode by itself; call poad.token_credit.")
+    if state_ids is None and method.compared == "steps":
+        raise ValueError(f"{method.name} compares turns behind equal prompts; give state_ids.")
+    group, state = expect_ids(reward.shape, group_ids=group_ids, state_ids=state_ids)
+    value = torch.zeros_like(reward)
+    stream = TokenStream.from_rows(
+        reward, value, mask, turn_ids, gamma, choice, discount, None, ended, episode_ids
+    )
+    return _compared(stream, group, state, steps=method.compared == "steps")
+
+
+def _compared(stream: TokenStream, group: Tensor, state: Tensor, *, steps: bool) -> Credit:
+    dtype, stream = stream.value.dtype, stream.in_working_precision()
     root = stream.roots()
     five = sequences(stream, root, gamma_token=1.0, lam=1.0, lam_token=1.0)
     returns, _ = recursion(*five)  # [N, L], of a turn at its root
@@ -50,7 +85,7 @@ def group_credit(
     episode = first[seen].cumsum(0) - 1  # [n] the number of the turn's episode
     whole = _compare(returns[first], group[first])  # [episodes]
     advantage = whole[episode]  # [n]
-    if compared == "steps":
+    if steps:
         pairs = torch.stack([group[seen], state[seen]], dim=1)  # [n, 2]
         _, together = pairs.unique(dim=0, return_inverse=True)
         advantage = advantage + _compare(returns[seen], together)

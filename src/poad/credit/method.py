@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poad.credit.groups import Compared
 from poad.credit.rates import Rates, Trace
 from poad.credit.recursion import Credit, recursion
-from poad.credit.slots import Slots, TokenStream, per_bit, sequences, turn_sum
+from poad.credit.slots import Compared, Slots, TokenStream, per_bit, sequences, turn_sum
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From reward, value, next value, discount and trace to advantage and target; all [N, L]."""

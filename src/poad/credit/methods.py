@@ -12,11 +12,10 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from poad.credit.groups import group_credit
 from poad.credit.method import Method
 from poad.credit.rates import Trace
 from poad.credit.recursion import Credit
-from poad.credit.slots import Slots, TokenStream, expect_ids
+from poad.credit.slots import Slots, TokenStream
 from poad.errors import ConfigError, did_you_mean
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -157,8 +156,6 @@ def token_credit(
     bootstrap: Tensor | None = None,
     ended: Tensor | None = None,
     episode_ids: Tensor | None = None,
-    group_ids: Tensor | None = None,
-    state_ids: Tensor | None = None,
 ) -> Credit:
     """Compute the credit of flat token tensors by any method, in place of a trainer's GAE.
 
@@ -186,8 +183,6 @@ def token_credit(
         ended: [B] bool, for the row's last episode, or [B, L], read like `bootstrap`. False where
             an episode goes on; methods without a critic then leave it out. None: True.
         episode_ids: [B, L] int, never decreasing. Turn ids may start over where they change.
-        group_ids: [B, L] int, the group of a token's episode; group methods compare its episodes.
-        state_ids: [B, L] int, the prompt of a token's turn; gigpo compares turns of equal ones.
 
     Raises:
         ValueError, TypeError: impossible shapes, ids or rates; a wrong kind of dtype.
@@ -197,12 +192,13 @@ def token_credit(
     stream = TokenStream.from_rows(
         reward, value, mask, turn_ids, gamma, choice, discount, bootstrap, ended, episode_ids, bits
     )
+    _expect_all(method, trace, bits)
+    return method.credit(stream, rates)
+
+
+def _expect_all(method: Method, trace: Trace, bits: Tensor | None) -> None:
+    """Refuse methods and traces that need more than they were given (ValueError)."""
     if bits is None and trace == "bit":
         raise ValueError('trace = "bit" needs `bits`, the entropy of each decision, [B, L].')
-    if method.compared == "none":
-        return method.credit(stream, rates)
-    needed = {"group_ids": group_ids, "state_ids": state_ids if method.compared == "steps" else 0}
-    if missing := [name for name, given in needed.items() if given is None]:
-        raise ValueError(f"{method.name} compares within groups; give {' and '.join(missing)}.")
-    groups = expect_ids(reward.shape, group_ids=group_ids, state_ids=state_ids)
-    return group_credit(stream, rates, method.compared, *groups)
+    if method.compared != "none":
+        raise ValueError(f"{method.name} compares episodes; call poad.credit.group_credit.")

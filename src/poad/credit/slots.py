@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 
 Slots = Literal["choices", "tokens"]
 """Which tokens of an action are decisions: its real choices, or all of its tokens."""
+Compared = Literal["none", "episodes", "steps"]
+"""What is compared within a group: nothing, whole episodes, or also the turns of one state."""
 FALL = (
     " decrease after the action token at {}; tokens must be in time order (turn_ids may start over "
     "only with a new episode id)."

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from poad.agent import CreditSettings
-from poad.credit import Credit, token_credit
+from poad.credit import Credit, group_credit, token_credit
 from poad.turns import Position, TokenIds, Turn
 
 Streams = Sequence[Sequence[Turn]]
@@ -65,6 +66,16 @@ class TokenRows:
 
     def credit(self, value: Tensor, settings: CreditSettings) -> Credit:
         """Compute the credit of every token, [N, L], from the critic's readings [U]."""
+        if settings.method.compared != "none":
+            return group_credit(
+                *(self.reward, self.mask, self.turn_ids, self.group_ids, self.state_ids),
+                gamma=settings.rates.gamma,
+                method=settings.method,
+                choice=self.choice,
+                discount=self.discount,
+                ended=self.ended,
+                episode_ids=self.episode_ids,
+            )
         return token_credit(
             self.reward,
             self.values(value, self.read),
@@ -78,8 +89,6 @@ class TokenRows:
             bootstrap=self.values(value, self.read_next),
             ended=self.ended,
             episode_ids=self.episode_ids,
-            group_ids=self.group_ids,
-            state_ids=self.state_ids,
         )
 
     def with_bits(self, decision: Tensor, entropy: Tensor) -> TokenRows:
@@ -129,16 +138,15 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         index.setdefault((turn.next_prompt_ids, ()), len(index)) if reads else -1
         for turn, reads in zip(turns, goes_on, strict=True)
     ]
+    compared = zip(_groups(streams, settings.group), _states(turns), strict=True)
     # Rows of tokens -> [N, L] columns. With n turns, padding belongs to an extra turn of number n.
     # Facts about turns, [n + 1], are copied to the tokens by indexing: [n + 1][N, L] -> [N, L].
-    length = max(map(len, rows))
     blank = (len(turns), 0.0, False, -1, 0)
-    padded = chain.from_iterable(row + [blank] * (length - len(row)) for row in rows)
-    turn_ids, reward, choice, read, place = (
-        torch.tensor(column).reshape(len(rows), length) for column in zip(*padded, strict=True)
-    )
-    episode_ids, discount, ended = (
-        torch.tensor(column)[turn_ids] for column in zip(*facts, (0, 1.0, False), strict=True)
+    turn_ids, reward, choice, read, place = _columns(rows, blank)
+    episode_ids, discount, ended, group_ids, state_ids = (
+        torch.tensor(column)[turn_ids]
+        for some, of_padding in ((facts, (0, 1.0, False)), (compared, (0, 0)))
+        for column in zip(*some, of_padding, strict=True)
     )
     return TokenRows(
         positions=list(index),
@@ -152,9 +160,17 @@ def lay_out(streams: Streams, settings: CreditSettings) -> TokenRows:
         discount=discount,
         ended=ended,
         place=place,
-        group_ids=torch.tensor([*_groups(streams, settings.group), -1])[turn_ids],
-        state_ids=torch.tensor([*_states(turns), -1])[turn_ids],
+        group_ids=group_ids,
+        state_ids=state_ids,
     )
+
+
+def _columns(rows: Sequence[list[tuple[Any, ...]]], blank: tuple[Any, ...]) -> Iterator[Tensor]:
+    """Pad rows of tuples on the right, and yield what stands at each place of a tuple: [N, L]."""
+    length = max(map(len, rows))
+    padded = chain.from_iterable(row + [blank] * (length - len(row)) for row in rows)
+    for column in zip(*padded, strict=True):
+        yield torch.tensor(column).reshape(len(rows), length)
 
 
 def _groups(streams: Streams, size: int) -> Iterator[int]:

@@ -24,7 +24,7 @@ Record: TypeAlias = tuple[Any, ...]
 
 NOT_OFFERED: Final = "whistle at the moon"
 """A string that no world should offer."""
-CONTRACT: Final = ("admissible_actions", "duration", "invalid_action", "episode")
+CONTRACT: Final = ("admissible_actions", "duration", "invalid_action", "episode", "goal")
 """The keys of `info` that have a meaning in every text world. A world may add keys of its own."""
 
 # The rules. Each is the key of what was seen when it was broken.

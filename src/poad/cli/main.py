@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": ("poad.cli.plan", "predict the memory and time of a training"),
     "study": ("poad.cli.study", "train with many methods and seeds, and compare them"),
     "verify": ("poad.cli.verify", "check the theory on problems with exact answers"),
+    "pretrain": ("poad.cli.pretrain", "make a tiny model that knows the words of your world"),
     "models": ("poad.cli.models", "list the models poad knows, or fetch one of them"),
     "envs": ("poad.cli.envs", "list the worlds, describe one, or check your own"),
     "sandbox": ("poad.cli.sandbox", "check how safely this machine can run programs"),

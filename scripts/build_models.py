@@ -22,7 +22,7 @@ import torch
 from code_model import CodeRecipe, shown
 from transformers import LlamaForCausalLM
 
-from poad.envs import make
+from poad.envs import CheckedWorld, make
 from poad.lm import TextCodec
 from poad.workflows.pretrain import play_randomly, train_tokenizer
 from poad.workflows.tiny import Row, describe, drawn, fit, new_llama, save
@@ -116,7 +116,7 @@ Turn = tuple[str, str]
 def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
     """Play episodes with uniformly random offered actions, and return all turns."""
     turns, ended = [], 0
-    for turn in play_randomly(make(world, **arguments), seed):
+    for turn in play_randomly(CheckedWorld(make(world, **arguments)), seed):
         turns.append((turn.prompt, turn.action))
         ended += turn.success is not None
         if ended == episodes:

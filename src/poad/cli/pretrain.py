@@ -62,7 +62,7 @@ def run(options: Options) -> int:
         raise ConfigError("--steps and --minutes both say how long to train. Leave out one.")
     trust(Config(env=options.env))
     make(options.env, **options.env_args).close()  # before torch is loaded
-    from poad.workflows import TinyModel, pretrain
+    from poad.workflows import TinyModel, pretrain_model
 
     model = TinyModel(
         options.env,
@@ -78,4 +78,4 @@ def run(options: Options) -> int:
         context=options.context,
         seed=options.seed,
     )
-    return pretrain(model, options.to, overwrite=options.overwrite, quiet=options.quiet)
+    return pretrain_model(model, options.to, overwrite=options.overwrite, quiet=options.quiet)

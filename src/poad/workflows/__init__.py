@@ -7,7 +7,7 @@ from poad.workflows.generalize import generalize_run
 from poad.workflows.inspect import Selection, inspect_file, inspect_runs
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
-from poad.workflows.pretrain import TinyModel, pretrain
+from poad.workflows.pretrain import TinyModel, pretrain_model
 from poad.workflows.prior import show_prior
 from poad.workflows.train import resume_run, train_run
 
@@ -28,7 +28,7 @@ __all__ = [
     "inspect_file",
     "inspect_runs",
     "load_weights",
-    "pretrain",
+    "pretrain_model",
     "resume_run",
     "show_prior",
     "train_run",

@@ -26,7 +26,6 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
-import gymnasium
 import torch
 
 from poad.agent import torch_threads
@@ -149,12 +148,12 @@ class RandomTurn(NamedTuple):
 
 
 def play_randomly(
-    env: gymnasium.Env[str, str], seed: int, longest: int | None = None
+    world: CheckedWorld, seed: int, longest: int | None = None
 ) -> Iterator[RandomTurn]:
     """Play episode after episode with actions that are drawn uniformly from those offered.
 
     Args:
-        env: the world. It is closed with this generator.
+        world: is closed with this generator.
         seed: of the first episode, and of the actions; each new episode takes the next one.
         longest: turns after which an episode is abandoned; None for no limit.
 
@@ -162,7 +161,7 @@ def play_randomly(
         ConfigError: the world lets the agent write freely.
         WorldError: the world breaks the contract.
     """
-    world, rng = CheckedWorld(env), Random(seed)
+    rng = Random(seed)
     try:
         while True:
             prompt, offers, info = world.reset(world_seed(seed))
@@ -244,7 +243,9 @@ def context_for(rows: Sequence[Row], most: int) -> int:
 # --- the story --------------------------------------------------------------------------------
 
 
-def pretrain(model: TinyModel, to: Path, *, overwrite: bool = False, quiet: bool = False) -> int:
+def pretrain_model(
+    model: TinyModel, to: Path, *, overwrite: bool = False, quiet: bool = False
+) -> int:
     """Make a tiny model for a world, and print how to train it further; the exit status.
 
     The same settings give the same bytes on the same machine. Whatever interrupts it, ``to`` is
@@ -263,8 +264,8 @@ def pretrain(model: TinyModel, to: Path, *, overwrite: bool = False, quiet: bool
     to = Path(os.path.abspath(to))
     _check_free(to, overwrite=overwrite)
     screen = Screen(quiet=quiet)
-    env = make(model.env, **model.env_args)
-    playing = islice(play_randomly(env, model.seed, LONGEST_EPISODE), model.turns)
+    world = CheckedWorld(make(model.env, **model.env_args))
+    playing = islice(play_randomly(world, model.seed, LONGEST_EPISODE), model.turns)
     with torch_threads(1), seeded(model.seed, _CPU):
         turns = [*watch(playing, model.turns, "random play", screen, unit="turns")]
         facts = _facts_of(turns)

@@ -17,7 +17,8 @@ import os
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -149,7 +150,7 @@ class RandomTurn(NamedTuple):
 
 def play_randomly(
     world: CheckedWorld, seed: int, longest: int | None = None
-) -> Iterator[RandomTurn]:
+) -> Generator[RandomTurn, None, None]:
     """Play episode after episode with actions that are drawn uniformly from those offered.
 
     Args:
@@ -265,9 +266,10 @@ def pretrain_model(
     _check_free(to, overwrite=overwrite)
     screen = Screen(quiet=quiet)
     world = CheckedWorld(make(model.env, **model.env_args))
-    playing = islice(play_randomly(world, model.seed, LONGEST_EPISODE), model.turns)
+    with closing(play_randomly(world, model.seed, LONGEST_EPISODE)) as playing:
+        first = islice(playing, model.turns)
+        turns = [*watch(first, model.turns, "random play", screen, unit="turns")]
     with torch_threads(1), seeded(model.seed, _CPU):
-        turns = [*watch(playing, model.turns, "random play", screen, unit="turns")]
         facts = _facts_of(turns)
         screen.print(_describe_play(facts), soft_wrap=True)
         tokenizer = train_tokenizer([turn[:2] for turn in turns], model.vocabulary)

@@ -44,7 +44,8 @@ Examples:
   poad train                                 learn to make a tomato salad
   poad play runs/tomato-salad-poad-seed0     watch the trained agent
   poad train --credit.method twosome --seed 1
-  poad train --env my_module:MyWorld-v0 --model.name path/to/model
+  poad pretrain --env my_module:MyWorld-v0 --to my-model
+  poad train --env my_module:MyWorld-v0 --model.name my-model
 
 `poad help COMMAND` explains a command and its options.
 """

@@ -11,7 +11,6 @@ The build is deterministic on one CPU thread. `src/poad/assets/NAME/` holds the 
 from __future__ import annotations
 
 import argparse
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,12 +19,13 @@ from typing import Any
 
 import code_model
 import torch
-from code_model import CodeRecipe
-from tiny_llama import Row, describe, fit, new_model, save, train_bpe
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from code_model import CodeRecipe, shown
+from transformers import LlamaForCausalLM
 
-from poad.envs import make
+from poad.envs import CheckedWorld, make
 from poad.lm import TextCodec
+from poad.workflows.pretrain import play_randomly, train_tokenizer
+from poad.workflows.tiny import Row, describe, drawn, fit, new_llama, save
 
 ASSETS = Path(__file__).parent.parent / "src" / "poad" / "assets"
 
@@ -115,49 +115,33 @@ Turn = tuple[str, str]
 
 def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
     """Play episodes with uniformly random offered actions, and return all turns."""
-    chooser = random.Random(seed)
-    env = make(world, **arguments)
-    turns = []
-    for episode in range(episodes):
-        prompt, info = env.reset(seed=seed + episode)
-        over = False
-        while not over:
-            action = chooser.choice(info["admissible_actions"])
-            turns.append((prompt, action))
-            prompt, _, terminated, truncated, info = env.step(action)
-            over = terminated or truncated
+    turns, ended = [], 0
+    for turn in play_randomly(CheckedWorld(make(world, **arguments)), seed):
+        turns.append((turn.prompt, turn.action))
+        ended += turn.success is not None
+        if ended == episodes:
+            break
     return turns
-
-
-def train_tokenizer(turns: list[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the texts of the worlds."""
-    texts = sorted({text for prompt, action in turns for text in (prompt, f" {action}")})
-    return train_bpe(texts, vocabulary)
 
 
 def train_model(
     recipe: Recipe, codec: TextCodec, parts: list[list[Turn]]
 ) -> tuple[LlamaForCausalLM, float]:
     """Train next-token prediction on random turns. Returns the model and its last loss in nats."""
-    model = new_model(recipe, codec, positions=512, seed=recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = new_llama(recipe, codec, positions=512)
     rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
     if recipe.gradually:
         batches = joining(rows, recipe.batch, recipe.steps)
     else:
         batches = drawn([row for part in rows for row in part], recipe.batch)
-    losses = fit(model, batches, recipe.steps, recipe.lr, recipe.name)
+    losses = list(shown(fit(model, batches, recipe.steps, recipe.lr), recipe.name))
     return model, losses[-1]
 
 
 def _row(codec: TextCodec, turn: Turn, read: bool) -> Row:
     prompt = codec.prompt(turn[0])
     return prompt + codec.action(turn[1]), len(prompt) if read else 0
-
-
-def drawn(rows: list[Row], batch: int) -> Iterator[list[Row]]:
-    """Yield batches forever, with rows drawn uniformly."""
-    while True:
-        yield [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
 
 
 def joining(parts: list[list[Row]], batch: int, steps: int) -> Iterator[list[Row]]:

@@ -7,7 +7,7 @@ failure, with the error from the sandbox, and the body without the fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from code_grammar import draw_body, draw_data, plant_fault
-from tiny_llama import Row, describe, fit, new_model, save, train_bpe
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from poad.agent import Acting, Policy
@@ -24,6 +23,7 @@ from poad.config import ModelConfig
 from poad.envs.datasci import Sandbox, Scorer, datasets, program, prompt
 from poad.lm import TextCodec, load_model
 from poad.turns import Observation
+from poad.workflows.tiny import Row, describe, fit, new_llama, save, train_bpe
 
 WORDS = r"\n *| ?[A-Za-z_]+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\w]+|\s+"
 """The limits of a token: a line break with its indentation, a name with its underscores, a number,
@@ -147,11 +147,20 @@ def train_model(
     recipe: CodeRecipe, codec: TextCodec, turns: list[Turn]
 ) -> tuple[LlamaForCausalLM, float]:
     """Train next-token prediction of bodies. Returns the model and the mean of its last losses."""
-    model = new_model(recipe, codec, positions=1024, seed=recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = new_llama(recipe, codec, positions=1024)
     rows = [row(codec, *turn) for turn in turns]
     batches = alike(rows, recipe.batch)
-    losses = fit(model, batches, recipe.steps, recipe.lr, recipe.name)
+    losses = list(shown(fit(model, batches, recipe.steps, recipe.lr), recipe.name))
     return model, float(np.mean(losses[-100:]))
+
+
+def shown(losses: Iterable[float], name: str) -> Iterator[float]:
+    """Pass on the losses of a training, and print every hundredth."""
+    for step, loss in enumerate(losses, 1):
+        if step % 100 == 0:
+            print(f"  {name}: step {step}, loss {loss:.3f}")
+        yield loss
 
 
 def row(codec: TextCodec, shown: str, body: str) -> Row:

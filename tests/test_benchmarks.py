@@ -84,6 +84,7 @@ def test_the_order_desk_is_a_text_world_and_never_repeats(iteration):
         ("startup --times 1", "| poad --help |"),
         ("action_length --lengths 16 32 --turns 1", "exponent: "),
         ("frozen_lake --seeds 0 --steps 1 --limits 0.2", "/1 "),
+        ("pretrained --worlds doors --seeds 0 --steps 1 --turns 9 --fits 2", "tiny-household"),
         ("large_models --small --tasks kitchen --steps 1", "| small | kitchen | ours |"),
         ("large_models --small --tasks programs --steps 1 --action-tokens 3", "| ours |"),
         pytest.param(

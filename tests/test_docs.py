@@ -27,6 +27,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 SHORTER = {
     "train": "--steps 512 --eval.episodes 2 --quiet",
     "eval": "--episodes 2",
+    "pretrain": "--turns 300 --steps 20",
     "study": "--only poad tokens_2 --jobs 1",
 }
 

@@ -53,7 +53,7 @@ class TinyWorld(gymnasium.Env[str, str]):
     """Plays by `Rules`. An action that is not offered passes the turn."""
 
     def __init__(self, rules: Rules) -> None:
-        text = Text(max_length=400, min_length=0, charset=string.printable)
+        text = Text(max_length=800, min_length=0, charset=string.printable)
         self.observation_space = self.action_space = text
         self.rules = rules
         self._state: State | None = None
@@ -188,6 +188,11 @@ WORLDS: dict[str, Rules] = {
     ),
     # Offers actions at first and none later.
     "Mixed": Rules(at_place, lambda s: TWO if s.turn < 2 else None, lambda s, a: Outcome(s.place)),
+    "Quest": Rules(
+        lambda s: f"You are in room {s.turn}. It is large. {'A table and a chair. ' * 20}What now?",
+        lambda s: TWO,
+        lambda s, a: Outcome(s.place, float(a == "walk on"), s.turn == 5),
+    ),
     "Broken": Rules(at_place, lambda s: TWO, fall_over),
     "Deadly": Rules(at_place, lambda s: TWO, kill_us),
     "Priceless": Rules(at_place, lambda s: TWO, lambda s, a: Outcome(0, math.nan)),
@@ -198,6 +203,20 @@ class MixedWorld(TinyWorld):
     """Means to offer actions at times only, and says so."""
 
     free_text = FreeText()
+
+
+class QuestWorld(TinyWorld):
+    """Shows more than a small model reads, and names its goal, which changes on the way."""
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        prompt, info = super().reset(**kwargs)
+        return prompt, info | {"goal": "Find the hat."}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        *rest, info = super().step(action)
+        if self._state is not None and self._state.turn == 2:
+            info["goal"] = "Find the cat."
+        return *rest, info  # pyright: ignore[reportReturnType]
 
 
 class SilentWorld(TinyWorld):
@@ -264,6 +283,7 @@ def settings(world: str, **changes: Any) -> Config:
 def _register() -> None:
     rows: dict[str, tuple[Any, Rules]] = {w: (TinyWorld, rules) for w, rules in WORLDS.items()}
     rows["Mixed"] = (MixedWorld, WORLDS["Mixed"])
+    rows["Quest"] = (QuestWorld, WORLDS["Quest"])
     rows["Silent"] = (SilentWorld, WORLDS["Chain"])
     rows["Workshop"] = (WorkshopWorld, WORLDS["Diary"])
     for world, (kind, rules) in rows.items():

@@ -452,7 +452,7 @@ gymnasium.register("Large-v0", entry_point=Undescribed)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("trian",), "Did you mean 'train'?"),
+        (("trian",), "Did you mean 'train'"),
         (("help", "paly"), "Did you mean 'play'"),
         (("train", "--env", "poad/TomatoSalat-v0"), "poad/TomatoSalad-v0"),
         (("train", "--env-args", "max_stps=3"), "max_steps"),

@@ -167,6 +167,10 @@ EXTRAS = {
     "work with more": {"work": {"file": "a", "text": "a", "score": 1, "deviation": 0, "by": "me"}},
     "work of bytes": {"work": {"file": "a", "text": b"a", "score": 1.0, "deviation": 0.0}},
     "seconds that ran backwards": {"cpu_seconds": -1.0},
+    "a goal of no words": {"goal": " \n"},
+    "a list of goals": {"goal": ["eat"]},
+    "a goal of bytes": {"goal": b"eat"},
+    "half a character as a goal": {"goal": "\ud800"},
 }
 RAISED = {
     "an exit": SystemExit(0),
@@ -191,6 +195,7 @@ AT_RESET: dict[str, tuple[Answer, str]] = {
     "info: None": (put(1, None), "must be a dictionary"),
     "info: a list": (put(1, []), "must be a dictionary"),
     "notes: a bare string": (told(notes="beware"), "tuple of sentences"),
+    "goal: a number": (told(goal=3), "a string with words in it"),
 }
 AT_STEP: dict[str, tuple[Answer, str]] = {
     **{f"prompt: {name}": (put(0, bad), why) for name, (bad, why) in TEXTS.items()},

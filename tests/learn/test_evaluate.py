@@ -16,6 +16,7 @@ from tolerance import EXACT, float64
 from poad.agent.build import Agent, load_agent
 from poad.envs.registry import make
 from poad.learn.evaluate import evaluate
+from poad.learn.train import Trainer
 from poad.runs import EpisodeRecord, Evaluation, decode, encode, plain, summarize
 from poad.stats import wilson_interval
 from poad.trie import Form
@@ -210,3 +211,18 @@ def test_without_turns_an_episode_ends_the_same(agent: Agent, world: str) -> Non
     brief = played(agent, world, turns=False)
     assert all(record.turns for record in whole)
     assert brief == [replace(record, turns=()) for record in whole]
+
+
+def test_prompts_that_are_too_long_are_said_once() -> None:
+    """By training, and not again by its evaluations; by an evaluation on its own as well."""
+    config = settings("Quest", acting={"max_action_tokens": 430}, eval={"every": 1, "episodes": 3})
+    trainer = Trainer(config)
+    with pytest.warns(UserWarning, match="Kept: the goal and both ends of the obs") as told:
+        for _ in trainer.train():
+            pass
+    assert len(told) == 1
+    playing = {"episodes": 2, "seed": 0, "greedy": False}
+    with pytest.warns(UserWarning, match=r"reads at most \d+ before an action") as told:
+        list(evaluate(trainer.agent, **playing))
+    assert len(told) == 1
+    list(evaluate(trainer.agent, **playing, remark=False))  # a warning would be an error

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from poad.errors import ModelError
 from poad.lm.tokenizer import TextCodec
-from poad.trie import ROOT, Form, FormTree
+from poad.trie import ROOT, Form, FormTree, Grammar
 
 STRANGE = ("open the wormhole", "drop 3 eggs!", "say 'naïve'", 'print("a")')
 """Actions the tokenizers were not trained on."""
@@ -149,7 +149,7 @@ def test_what_the_trees_of_forms_have_grown_counts_in_the_cache():
     codec = TextCodec(byte_level(), cache_bytes=500_000)
     choose = random.Random(0)
     forms = [Form(tuple((f" no {n}{i}", f" yes {i}") for i in range(30))) for n in range(7)]
-    told: dict[Form, tuple[FormTree, int]] = {}
+    told: dict[Form | Grammar, tuple[FormTree, int]] = {}
     forgotten = 0
     for form in forms * 40:
         tree = codec.trie(form)

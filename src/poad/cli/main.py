@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": ("poad.cli.plan", "predict the memory and time of a training"),
     "study": ("poad.cli.study", "train with many methods and seeds, and compare them"),
     "verify": ("poad.cli.verify", "check the theory on problems with exact answers"),
+    "pretrain": ("poad.cli.pretrain", "make a tiny model that knows the words of your world"),
     "models": ("poad.cli.models", "list the models poad knows, or fetch one of them"),
     "envs": ("poad.cli.envs", "list the worlds, describe one, or check your own"),
     "sandbox": ("poad.cli.sandbox", "check how safely this machine can run programs"),
@@ -43,7 +44,8 @@ Examples:
   poad train                                 learn to make a tomato salad
   poad play runs/tomato-salad-poad-seed0     watch the trained agent
   poad train --credit.method twosome --seed 1
-  poad train --env my_module:MyWorld-v0 --model.name path/to/model
+  poad pretrain --env my_module:MyWorld-v0 --to my-model
+  poad train --env my_module:MyWorld-v0 --model.name my-model
 
 `poad help COMMAND` explains a command and its options.
 """

@@ -72,8 +72,7 @@ class Method:
         fades = self.gamma_token is None
         if gamma_token is None:
             gamma_token = gamma if self.gamma_token is None else self.gamma_token
-        if lam_token is None:
-            lam_token = lam if fades else 1.0
+        lam_token = (lam if fades else 1.0) if lam_token is None else lam_token
         slots = self.slots if slots is None else slots
         lam_actor = lam_token if lam_actor is None else lam_actor
         return Rates(gamma, lam, gamma_token, lam_token, slots, lam_actor, trace, beta).check()

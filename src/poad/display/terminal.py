@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -196,17 +196,34 @@ def can_be_live(console: Console) -> bool:
 
 
 def watch(
-    records: Iterable[T], total: int, label: str, console: Console, pause: float = 10.0
+    records: Iterable[T],
+    total: int,
+    label: str,
+    console: Console,
+    pause: float = 10.0,
+    *,
+    unit: str = "episodes",
+    tell: Callable[[T], str] = lambda _: "",
 ) -> Iterator[T]:
-    """Pass on evaluation episodes while a progress bar counts them.
+    """Pass on episodes, or other things, while a progress bar counts them.
 
     Without a terminal, a plain line counts them instead, every `pause` seconds at most.
+
+    Args:
+        records: the things.
+        total: how many there will be.
+        label: what is going on.
+        console: where to show it.
+        pause: seconds between two plain lines.
+        unit: what is counted, in the plural.
+        tell: says more of the newest one, in a few words.
     """
     if not console.is_terminal:
         shown = time.monotonic()
         for i, record in enumerate(records, 1):
             if time.monotonic() - shown >= pause and i < total:
-                console.print(f"  {label}: {i:,} of {total:,} episodes")
+                more = tell(record)
+                console.print(f"  {label}: {i:,} of {total:,} {unit}{more and f', {more}'}")
                 shown = time.monotonic()
             yield record
         return
@@ -214,11 +231,15 @@ def watch(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("episodes,"),
+        TextColumn(f"{unit},"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
     )
     with Bar(*columns, console=console, transient=True, disable=console.quiet) as bar:
-        yield from bar.track(records, total=total, description=label)
+        task = bar.add_task(label, total=total, told="")
+        for record in records:
+            yield record
+            bar.update(task, advance=1, told=tell(record))
 
 
 def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:

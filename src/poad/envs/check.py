@@ -31,6 +31,7 @@ CONTRACT: Final = (
     "duration",
     "invalid_action",
     "episode",
+    "goal",
 )
 """The keys of `info` that have a meaning in every text world. A world may add keys of its own."""
 

@@ -92,7 +92,7 @@ class CheckedWorld:
             _check_texts(shown.prompt, shown.actions)
             check_extras(shown.info)
         self._offers = shown.actions is not None
-        self._note(shown.prompt, shown.actions)
+        self._note(shown.prompt, shown.actions, *_goal(shown.info))
         return shown
 
     def step(self, action: str) -> Happened:
@@ -109,7 +109,7 @@ class CheckedWorld:
                 if self._offers != (happened.actions is not None):
                     self._refuse_change()
         duration = happened.info["duration"]
-        self._note(*happened[:5], duration)
+        self._note(*happened[:5], duration, *_goal(happened.info))
         if self._turn == MANY_TURNS and not ended:
             warnings.warn(
                 f"An episode of the world {self.name!r} has had {MANY_TURNS:,} turns and goes on. "
@@ -336,6 +336,9 @@ def _check_texts(prompt: str, actions: Offer | None) -> None:
 
 def check_extras(info: Mapping[str, Any]) -> None:
     """Check the optional entries that poad reads."""
+    goal = info.get("goal")
+    if goal is not None and not (is_text(goal) and goal.strip()):
+        raise WorldError(f"info['goal'] is {short(goal)}; it must be a string with words in it.")
     notes = info.get("notes", ())
     if isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
         raise WorldError(f"info['notes'] is {short(notes)}; it must be a tuple of sentences.")
@@ -357,6 +360,11 @@ def check_extras(info: Mapping[str, Any]) -> None:
                 f"info['work'] is {short(work)}; it must hold file and text, which are strings, "
                 "and score and deviation, which are finite numbers."
             )
+
+
+def _goal(info: Mapping[str, Any]) -> list[str]:
+    """Return the goal that a world names, which prompts may show, if it does."""
+    return [info["goal"]] if info.get("goal") is not None else []
 
 
 def _is_finite(value: object) -> bool:

@@ -6,6 +6,7 @@ of an evaluation can be played again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -14,6 +15,7 @@ from typing import Any
 from poad.agent import ActingCache, Agent, in_threads
 from poad.envs import make
 from poad.learn.recording import TurnRecorder
+from poad.learn.remarks import prompt_remark
 from poad.learn.rollout import play
 from poad.learn.stream import MakeEnv, Step, WorldStream
 from poad.runs import EpisodeRecord, TurnRecord, versions
@@ -30,6 +32,7 @@ def evaluate(
     env_args: Mapping[str, Any] | None = None,
     checkpoint: int | None = None,
     turns: bool = True,
+    remark: bool = True,
 ) -> Iterator[EpisodeRecord]:
     """Play episodes and record them.
 
@@ -46,6 +49,7 @@ def evaluate(
         env_args: arguments of that world.
         checkpoint: the agent's training iteration, for the records.
         turns: record every turn; otherwise the records have no turns.
+        remark: warn if prompts were too long for the model, or rewritten by its chat template.
 
     Yields:
         One record per episode, in the order of the seeds.
@@ -68,6 +72,7 @@ def evaluate(
         greedy=greedy,
         streams=streams,
         turns=turns,
+        remark=remark,
     )
     return in_threads(agent.config.threads, played)
 
@@ -83,6 +88,7 @@ def examine(agent: Agent, iteration: int) -> Iterator[EpisodeRecord]:
         streams=config.streams,
         checkpoint=iteration,
         turns=config.turns,
+        remark=False,  # training has said it
     )
 
 
@@ -95,6 +101,7 @@ def _episodes(
     greedy: bool,
     streams: int,
     turns: bool,
+    remark: bool,
 ) -> Generator[EpisodeRecord, None, None]:
     """Play the episodes of some seeds, and yield their records in the order of the seeds."""
     cache = ActingCache()
@@ -117,6 +124,8 @@ def _episodes(
             while next_to_yield in done:
                 yield done.pop(next_to_yield)
                 next_to_yield += 1
+        if remark and (told := prompt_remark(worlds)):
+            warnings.warn(told, stacklevel=2)
     finally:
         for world in worlds:
             world.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from poad.agent import Agent, refuse_free_writing
 from poad.learn.rollout import Collector
+from poad.learn.stream import WorldStream
 
 
 def remarks(agent: Agent, collector: Collector) -> Iterator[str]:
@@ -31,6 +32,6 @@ def remarks(agent: Agent, collector: Collector) -> Iterator[str]:
     yield from collector.notes
 
 
-def prompt_remark(collector: Collector) -> str | None:
+def prompt_remark(streams: Iterable[WorldStream]) -> str | None:
     """Return what is unexpected about the prompts so far, if anything is."""
-    return next((s.prompts.note for s in collector.streams if s.prompts.note), None)
+    return next((stream.prompts.note for stream in streams if stream.prompts.note), None)

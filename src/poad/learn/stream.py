@@ -24,12 +24,21 @@ class Prompts(Protocol):
 
     note: str | None
 
-    def first_prompt(self, observation: str, offered: Offer | None = None) -> TokenIds:
+    def first_prompt(
+        self,
+        observation: str,
+        offered: Offer | None = None,
+        goal: str | None = None,
+    ) -> TokenIds:
         """Begin an episode."""
         ...
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Offer | None = None
+        self,
+        action: Action,
+        observation: str,
+        offered: Offer | None = None,
+        goal: str | None = None,
     ) -> TokenIds:
         """Go on after an action."""
         ...
@@ -40,11 +49,15 @@ class NoPrompts:
 
     note: str | None = None
 
-    def first_prompt(self, observation: str, offered: object = None) -> TokenIds:
+    def first_prompt(
+        self, observation: str, offered: object = None, goal: str | None = None
+    ) -> TokenIds:
         """Return no tokens."""
         return ()
 
-    def next_prompt(self, action: Action, observation: str, offered: object = None) -> TokenIds:
+    def next_prompt(
+        self, action: Action, observation: str, offered: object = None, goal: str | None = None
+    ) -> TokenIds:
         """Return no tokens."""
         return ()
 
@@ -122,7 +135,9 @@ class WorldStream:
         self.actions: list[Action] = []
         shown = self.world.reset(world_seed(seed))
         with _encoding(self.world):
-            prompt_ids = self.prompts.first_prompt(shown.prompt, shown.actions)
+            prompt_ids = self.prompts.first_prompt(
+                shown.prompt, shown.actions, shown.info.get("goal")
+            )
         self.observation = Observation(shown.prompt, shown.actions, prompt_ids)
         self.generator = np.random.default_rng(seed)
         self.notes = tuple(shown.info.get("notes", ()))
@@ -140,7 +155,9 @@ class WorldStream:
         ended = happened.terminated or happened.truncated
         offered = None if ended else happened.actions  # nothing is chosen after the end
         with _encoding(self.world):
-            prompt_ids = self.prompts.next_prompt(action, happened.prompt, offered)
+            prompt_ids = self.prompts.next_prompt(
+                action, happened.prompt, offered, happened.info.get("goal")
+            )
         self.observation = Observation(happened.prompt, happened.actions, prompt_ids)
         return Step(
             stream,

@@ -105,7 +105,7 @@ class Trainer:
         self.meters.count(rollout)
         share_works(self.works, self.ranks)
         self._keep_best()
-        if not self._noted_prompts and (remark := prompt_remark(self.collector)):
+        if not self._noted_prompts and (remark := prompt_remark(self.collector.streams)):
             self._noted_prompts = True
             warnings.warn(remark, stacklevel=2)
         return self.meters.metrics(rollout, learned)

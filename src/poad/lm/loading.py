@@ -66,8 +66,10 @@ def resolve_model(name: str, env: str) -> str:
         if env in model_card(embedded)["recipe"]["worlds"]:
             return embedded
     raise ModelError(
-        f"No embedded model knows the words of {env!r}. Name a model with --model.name: a "
-        f"directory, a .gguf file, a hub name, or one of {', '.join(own_names())}."
+        f"No embedded model knows the words of {env!r}. `poad pretrain --env {env} --to my-model` "
+        "makes a tiny one that does, in a minute or two; then train it with --model.name my-model. "
+        "Or name another model: a directory, a .gguf file, a hub name, or one of "
+        f"{', '.join(own_names())}."
     )
 
 

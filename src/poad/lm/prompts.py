@@ -6,6 +6,10 @@ earlier turns before it or without. A :class:`Dialogue` makes the prompt of each
 only new text is encoded. Some templates rewrite earlier turns, for instance by cutting thoughts.
 The dialogue notices this, reports it in its ``note``, and begins a new segment with the prompt that
 the template makes now.
+
+A prompt that is too long for the model loses its middle: the oldest turns, the examples, and at
+last the middle of the observation. The system message and the episode's goal stay, and so does the
+end. Whatever fits is never changed.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.lm.packing import common_prefix_length
+from poad.lm.shortening import describe_cut, describe_lack_of_room, shorten
 from poad.lm.tokenizer import TextCodec
 from poad.trie import Offer
 from poad.turns import Action, TokenIds
@@ -89,43 +94,57 @@ class Dialogue:
         if config.format == "chat" and config.system == "":
             self._opening, self._kept = _opening_to_cut(codec.tokenizer, config.date)
         self._turns: list[tuple[str, str]] = []
+        self._goal, self._lost = "", False  # whether turns of the episode are gone for good
+        # Of a segment: its examples, what stands before its first turn, and if it was shortened.
+        self._examples, self._front, self._cut = config.examples, "", False
         self._observation = self._text = ""
         self._ids: TokenIds = ()
         self.note: str | None = None
         """A sentence about something unexpected in these prompts, for the user; None if all is
         well."""
 
-    def first_prompt(self, observation: str, offered: Offer | None = None) -> TokenIds:
+    def first_prompt(
+        self,
+        observation: str,
+        offered: Offer | None = None,
+        goal: str | None = None,
+    ) -> TokenIds:
         """Begin an episode and return its first prompt.
 
         Args:
             observation: the text that the world shows.
             offered: the actions it offers, None to write freely.
+            goal: a text that stays where a prompt of the episode is too long. It is put in front
+                of what remains, unless that shows it already.
 
         Raises:
-            PromptError: the offered actions leave no room for a prompt.
+            PromptError: offered actions, or the system message and the goal, leave no room.
             ValueError: a text has no tokens, or two offered actions have the same.
         """
         self._max_tokens = self._room(offered)
-        self._turns = []
+        self._turns, self._lost = [], False
+        self._goal = self._codec.escape((goal or "").strip())
         observation = self._codec.escape(observation)
         return self._begin_segment(observation)
 
     def next_prompt(
-        self, action: Action, observation: str, offered: Offer | None = None
+        self,
+        action: Action,
+        observation: str,
+        offered: Offer | None = None,
+        goal: str | None = None,
     ) -> TokenIds:
-        """Return the prompt after an action.
+        """Return the prompt after an action; errors are those of `first_prompt`.
 
         Args:
             action: the action that was written behind the last prompt.
             observation: the text that the world shows now.
             offered: the actions it offers, None to write freely.
-
-        Raises:
-            PromptError: the offered actions leave no room for a prompt.
-            ValueError: a text has no tokens, or two offered actions have the same.
+            goal: the goal from now on; None if it is the same as before.
         """
         self._max_tokens = self._room(offered)
+        if goal is not None:
+            self._goal = self._codec.escape(goal.strip())
         observation = self._codec.escape(observation)
         if self._config.history == "none":
             return self._begin_segment(observation)
@@ -133,10 +152,13 @@ class Dialogue:
         if self._config.history == "last":
             del self._turns[: -self._config.last]
             return self._begin_segment(observation)
-        text = self._render(observation)
+        if self._cut and not self._shows_goal(self._turns, observation):
+            return self._begin_segment(observation)
+        text = self._render(self._turns, observation)
         suffix = self._new_text(text, action)
         if suffix is None:
-            self.note = self._describe_rewriting(text, action)
+            written = (*self._ids, *action.token_ids)
+            self.note = _describe_rewriting(self._codec, written, self._encode(text))
             return self._begin_segment(observation)
         # The new prompt is: old prompt + sampled tokens + encoded suffix. The sampled end token
         # stays where the template writes it, too.
@@ -175,27 +197,68 @@ class Dialogue:
         return room
 
     def _begin_segment(self, observation: str) -> TokenIds:
-        """Encode a whole prompt; as long as it is too long, leave out the oldest turns."""
-        self._observation = observation
-        while True:
-            self._text = self._render(observation)
-            self._ids = self._encode(self._text)
-            if not self._is_too_long(self._ids):
-                return self._ids
-            if not self._turns:
-                return self._truncate()
-            # Half of them, so that the prompt can grow again for several turns.
-            del self._turns[: (len(self._turns) + 1) // 2]
-
-    def _truncate(self) -> TokenIds:
-        """Keep the end of a prompt that is too long without any history."""
-        assert self._max_tokens is not None
-        self.note = (
-            f"A prompt of {len(self._ids)} tokens is too long: the model reads at most "
-            f"{self._max_tokens} before an action. The first tokens of the prompt are left out."
-        )
-        self._ids = self._ids[-self._max_tokens :]
+        """Encode a whole prompt. If it is too long, leave out turns, examples, or more."""
+        turns, self._examples, self._cut = [*self._turns], self._config.examples, self._lost
+        fits, whole, before = self._lay_out(turns, observation), len(self._ids), len(turns)
+        while not fits and (turns or self._examples):
+            self._cut = True
+            if not turns:
+                self._examples = self._examples[1:]
+            elif self._config.history == "episode":
+                # Half of them, so that the prompt can grow again for several turns.
+                del turns[: (len(turns) + 1) // 2]
+                self._turns, self._lost = turns, True
+            else:
+                del turns[0]
+            fits = self._lay_out(turns, observation)
+        if not fits:
+            self._cut = True
+            self._leave_out_middle(observation)
+        if self._config.history == "last":
+            self._observation = observation  # later prompts begin with the whole of it
+        if whole > len(self._ids):
+            self.note = describe_cut(
+                whole,
+                len(self._ids),
+                self._max_tokens or 0,
+                turns=before - len(turns),
+                examples=len(self._config.examples) - len(self._examples),
+                middle=not fits,
+                kept=[*self._pinned()],
+            )
         return self._ids
+
+    def _leave_out_middle(self, observation: str) -> None:
+        """Shorten an observation that is too long by itself.
+
+        Raises:
+            PromptError: there is no room for any of it.
+        """
+        most = self._max_tokens or 0
+        kept = shorten(observation, lambda text: self._lay_out((), text), most / len(self._ids))
+        if kept is None:
+            sizes = {name: len(self._codec.continuation(t)) for name, t in self._pinned().items()}
+            raise PromptError(describe_lack_of_room(most, sizes))
+        self._lay_out((), kept)
+
+    def _pinned(self) -> dict[str, str]:
+        """Return the texts that stay in every prompt, by what they are called."""
+        texts = {"the system message": self._config.system, "the goal": self._goal}
+        return {name: text for name, text in texts.items() if text}
+
+    def _lay_out(self, turns: Sequence[tuple[str, str]], observation: str) -> bool:
+        """Write and encode a prompt, with the goal if nothing else shows it; True if it fits."""
+        self._front = ""
+        if self._cut and not self._shows_goal(turns, observation):
+            self._front = f"{self._goal}\n\n"
+        self._observation, self._text = observation, self._render(turns, observation)
+        self._ids = self._encode(self._text)
+        return not self._is_too_long(self._ids)
+
+    def _shows_goal(self, turns: Sequence[tuple[str, str]], observation: str) -> bool:
+        """Return whether a prompt has the words of the goal."""
+        texts = [self._config.system or "", self._front, *(seen for seen, _ in turns), observation]
+        return any(self._goal in text for text in texts)
 
     def _is_too_long(self, ids: TokenIds) -> bool:
         return self._max_tokens is not None and len(ids) > self._max_tokens
@@ -212,9 +275,13 @@ class Dialogue:
         answer = self._codec.tokenizer.decode(list(tokens)).strip()
         return self._config.thinking_open + answer if self._config.thinking else answer
 
-    def _render(self, observation: str) -> str:
+    def _render(self, turns: Sequence[tuple[str, str]], observation: str) -> str:
         """Write examples, earlier turns and the observation as the text of one prompt."""
-        turns = [*self._config.examples, *self._turns]
+        if turns:
+            turns = [(self._front + turns[0][0], turns[0][1]), *turns[1:]]
+        else:
+            observation = self._front + observation
+        turns = [*self._examples, *turns]
         if self._config.format == "chat":
             messages = _messages(self._config.system, turns, observation)
             text = _chat(self._codec.tokenizer, messages, self._config.date)
@@ -247,20 +314,19 @@ class Dialogue:
         written = self._codec.tokenizer.decode(tokens)
         return after.removeprefix(written[len(written.rstrip()) :])
 
-    def _describe_rewriting(self, text: str, action: Action) -> str:
-        """Say which tokens of the last prompt and the action a new prompt's text changes."""
-        before, after = (*self._ids, *action.token_ids), self._encode(text)
-        same = common_prefix_length(before, after)
 
-        def excerpt(ids: Sequence[int]) -> str:
-            pieces = self._codec.pieces(ids[same : same + 8])
-            return " ".join(map(repr, pieces)) or "nothing"
+def _describe_rewriting(codec: TextCodec, before: TokenIds, after: TokenIds) -> str:
+    """Say which tokens of a prompt and the action behind it a new prompt's text changes."""
+    same = common_prefix_length(before, after)
 
-        return (
-            f"The prompt format rewrites earlier turns: from token {same} on, {excerpt(before)} "
-            f"became {excerpt(after)}. A new segment begins there, so the turns before it are "
-            "computed again."
-        )
+    def excerpt(ids: TokenIds) -> str:
+        return " ".join(map(repr, codec.pieces(ids[same : same + 8]))) or "nothing"
+
+    return (
+        f"The prompt format rewrites earlier turns: from token {same} on, {excerpt(before)} "
+        f"became {excerpt(after)}. A new segment begins there, so the turns before it are "
+        "computed again."
+    )
 
 
 def _gap(seen: str, answer: str) -> str:

@@ -22,6 +22,8 @@ from poad.turns import TokenIds
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a control token whose name a text holds. Unicode has no such characters."""
+ESCAPED = f"{_OPEN}\\d+{_CLOSE}"
+"""The regular expression of a name that `TextCodec.escape` marked."""
 
 MAX_NODES = 20_000
 """A form's tree with more nodes is not used again: over a long run it would fill the memory."""

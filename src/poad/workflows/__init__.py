@@ -1,4 +1,4 @@
-"""Workflows on whole runs: train, load, evaluate, inspect, export, generalize; and fetch models."""
+"""Workflows on whole runs, from training to export; and models that are fetched or made."""
 
 from poad.workflows.evaluate import evaluate_run
 from poad.workflows.export import export_run
@@ -7,6 +7,7 @@ from poad.workflows.generalize import generalize_run
 from poad.workflows.inspect import Selection, inspect_file, inspect_runs
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
+from poad.workflows.pretrain import TinyModel, pretrain_model
 from poad.workflows.prior import show_prior
 from poad.workflows.train import resume_run, train_run
 
@@ -14,6 +15,7 @@ __all__ = [
     "TASKS",
     "LoadedRun",
     "Selection",
+    "TinyModel",
     "Weights",
     "check_world",
     "convert_gguf",
@@ -26,6 +28,7 @@ __all__ = [
     "inspect_file",
     "inspect_runs",
     "load_weights",
+    "pretrain_model",
     "resume_run",
     "show_prior",
     "train_run",

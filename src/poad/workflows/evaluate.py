@@ -64,15 +64,33 @@ def evaluate_modes(
     config: Config,
     keep: Callable[[EpisodeRecord], None],
     console: Console,
+    *,
+    remark: bool = True,
 ) -> dict[Mode, Evaluation]:
-    """Evaluate an agent sampled and greedy, and print the results."""
+    """Evaluate an agent sampled and greedy, and print the results.
+
+    Args:
+        agent: the agent.
+        iteration: its checkpoint; None if it is untrained.
+        config: the world and the settings of the evaluation.
+        keep: receives every record.
+        console: where to print.
+        remark: warn if prompts were too long, unless training has said so.
+    """
     results: dict[Mode, Evaluation] = {}
     for mode in MODES:
         if not console.is_terminal:  # there is no progress bar then
             console.print(f"Playing {counted(config.eval.episodes, 'episode')}, {mode} ...")
         label = f"evaluating, {mode}"
         results[mode] = evaluate_mode(
-            agent, iteration, config, mode, keep, label=label, console=console
+            agent,
+            iteration,
+            config,
+            mode,
+            keep,
+            label=label,
+            console=console,
+            remark=remark and mode == "sampled",
         )
     if not console.quiet:
         show_evaluation(console, results)
@@ -88,6 +106,7 @@ def evaluate_mode(
     *,
     label: str,
     console: Console,
+    remark: bool = True,
 ) -> Evaluation:
     """Evaluate an agent in one mode, with a progress bar; ``keep`` receives every record."""
     settings = config.eval
@@ -101,6 +120,7 @@ def evaluate_mode(
         env_args=config.env_args,
         checkpoint=iteration,
         turns=settings.turns,
+        remark=remark,
     )
     outcomes = []  # without the turns of the records, which would fill the memory
     for record in watch(records, settings.episodes, label, console):

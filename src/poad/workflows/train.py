@@ -186,6 +186,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
                 run.config,
                 lambda record: run.add_episodes([record]),
                 console,
+                remark=False,
             )
         except KeyboardInterrupt:  # the training is saved; only its evaluation is missing
             interrupts.append(True)

@@ -1,19 +1,27 @@
-"""The parts of all embedded models: a byte-level BPE and a small Llama."""
+"""Tiny models from nothing: a byte-level BPE, a small Llama, and its training on rows of tokens.
+
+The embedded models are made of these parts, and so are those of `poad pretrain`. On one thread, the
+same rows and the same seed give the same bytes.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from poad.lm import TextCodec
+from poad.lm import TextCodec, without_progress_bars
+
+if TYPE_CHECKING:  # importing the model takes long
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 END, PAD = "<|end|>", "<|pad|>"
+SMALLEST_VOCABULARY = 256 + 2
+"""All bytes, the end of text and the padding."""
 
 
 class Shape(Protocol):
@@ -40,8 +48,11 @@ def train_bpe(
         words: a regular expression for words. No token crosses their borders. By default, the
             expression of GPT-2.
     """
-    bpe = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe: Any = Tokenizer(models.BPE())
+    byte_level: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
     if words is not None:
         split = pre_tokenizers.Split(Regex(words), behavior="isolated")
         byte_level = pre_tokenizers.Sequence([split, byte_level])
@@ -57,9 +68,16 @@ def train_bpe(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
 
 
-def new_model(shape: Shape, codec: TextCodec, positions: int, seed: int) -> LlamaForCausalLM:
-    """Create a Llama with random weights and tied embeddings."""
-    torch.manual_seed(seed)
+def new_llama(shape: Shape, codec: TextCodec, positions: int) -> LlamaForCausalLM:
+    """Create a Llama with random weights, drawn from torch's generator, and tied embeddings.
+
+    Args:
+        shape: its size.
+        codec: of its tokenizer.
+        positions: the longest row that it reads, in tokens.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=len(codec.tokenizer),
         hidden_size=shape.width,
@@ -80,43 +98,59 @@ Row = tuple[Sequence[int], int]
 """Token ids, and the number of tokens at the beginning that have no loss."""
 
 
+def drawn(rows: Sequence[Row], batch: int) -> Iterator[list[Row]]:
+    """Yield batches forever, with rows drawn uniformly by torch's generator."""
+    while True:
+        yield [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
+
+
 def fit(
-    model: LlamaForCausalLM, batches: Iterator[list[Row]], steps: int, lr: float, name: str
-) -> list[float]:
-    """Train next-token prediction, one step per batch. Returns the losses in nats per token."""
+    model: LlamaForCausalLM, batches: Iterator[list[Row]], steps: int, lr: float
+) -> Iterator[float]:
+    """Train next-token prediction, one step per batch.
+
+    Args:
+        model: the model, which is changed.
+        batches: the rows of each step.
+        steps: how many steps to take.
+        lr: the highest learning rate of a one-cycle schedule.
+
+    Yields:
+        The loss of each step, in nats per token.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    losses = []
-    for step in range(steps):
+    padding: Any = model.config.pad_token_id
+    for _ in range(steps):
         rows = next(batches)
         length = max(len(row) for row, _ in rows)
-        ids = torch.full((len(rows), length), model.config.pad_token_id)
+        ids = torch.full((len(rows), length), padding)
         mask = torch.zeros_like(ids)
         labels = torch.full_like(ids, -100)  # transformers ignores −100
         for b, (row, read) in enumerate(rows):
             ids[b, : len(row)] = torch.tensor(row)
             mask[b, : len(row)] = 1
             labels[b, read : len(row)] = ids[b, read : len(row)]
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss: Any = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        losses.append(loss.item())
-        if (step + 1) % 100 == 0:
-            print(f"  {name}: step {step + 1}/{steps}, loss {losses[-1]:.3f}")
-    return losses
+        yield loss.item()
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the weights, the tokenizer and the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    # safetensors makes files for their owner only.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def describe(folder: Path, making: Mapping[str, Any], card: str) -> None:
     """Write `making.json` and the model card."""
-    (folder / "making.json").write_text(json.dumps(making, indent=2) + "\n")
-    (folder / "README.md").write_text(card)
+    (folder / "making.json").write_text(json.dumps(making, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from poad.errors import did_you_mean
 
@@ -115,6 +115,14 @@ class Form:
         return f"<Form of {self.size:,} actions: {self}>"
 
 
+class Border(NamedTuple):
+    """What a chat template writes around calls of tools, and between two of them."""
+
+    opening: str = ""
+    between: str = "\n"
+    closing: str = ""
+
+
 GrammarKind = Literal["json_schema", "regex", "lark", "tools"]
 
 
@@ -184,8 +192,14 @@ class Grammar:
             return ()
         return tuple(tool["function"] for tool in json.loads(self.source))
 
-    def rules(self) -> dict[str, Any]:
+    def rules(
+        self, border: Border | None = None, literal: Callable[[str], str] = json.dumps
+    ) -> dict[str, Any]:
         """Write the grammar as llguidance takes one of several.
+
+        Args:
+            border: what stands around calls of tools.
+            literal: writes a text as Lark does.
 
         Raises:
             ValueError: a JSON schema is no dictionary.
@@ -199,8 +213,10 @@ class Grammar:
         if self.kind == "json_schema":
             return {"json_schema": _with_layout(json.loads(self.source))}
         schema = json.dumps(_with_layout({"anyOf": [_call(tool) for tool in self.tools]}))
-        more = f' ("\\n" call){{0,{self.calls - 1}}}' if self.calls > 1 else ""
-        return {"lark_grammar": f"start: call{more}\ncall: %json {schema}"}
+        opening, between, closing = (literal(text) if text else "" for text in border or Border())
+        more = f" ({between} call){{0,{self.calls - 1}}}" if self.calls > 1 else ""
+        start = f"{opening} call{more} {closing}"
+        return {"lark_grammar": f"start: {start}\ncall: %json {schema}"}
 
     def __str__(self) -> str:
         """Write the grammar compactly."""

@@ -24,7 +24,8 @@ from poad.errors import ConfigError, ModelError, PromptError
 from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.learn.train import Trainer
-from poad.lm.prompts import Dialogue, codec_for, describe_own_system
+from poad.lm.chat import describe_own_system
+from poad.lm.prompts import Dialogue, codec_for
 from poad.lm.tokenizer import TextCodec
 from poad.trie import ActionTrie, Form
 from poad.turns import Action, TokenIds

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from poad.errors import ConfigError, ModelError
-from poad.trie import MAX_LISTED, ROOT, Grammar, TokenTree
+from poad.trie import MAX_LISTED, ROOT, Border, Grammar, TokenTree
 
 FEW: Final = 128
 """Up to so many admissible tokens are listed as the children of a node."""
@@ -60,6 +60,21 @@ class GrammarReader:
             ) from error
         self.end = end
 
+    def literal(self, text: str) -> str:
+        """Write a text as Lark does; the names of control tokens become these tokens."""
+        tokens = self.tokenizer.tokenize_str(text, parse_special=True)
+        pieces = [""]
+        for token in tokens:
+            if self.tokenizer.is_special_token(token):
+                pieces += [f"<[{token}]>", ""]
+            else:
+                pieces[-1] += self.tokenizer.decode_str([token])
+        return " ".join(
+            piece if number % 2 else json.dumps(piece)
+            for number, piece in enumerate(pieces)
+            if piece
+        )
+
     def matcher(self, grammar: str) -> Any:
         """Compile a grammar in the words of llguidance.
 
@@ -82,15 +97,18 @@ class _Cursor:
         grammar: the offer.
         reader: the tokenizer.
         prefix: a text before each of the texts.
+        border: what stands around calls of tools.
 
     Raises:
         ValueError: the grammar cannot be read, or admits an empty text.
     """
 
-    def __init__(self, grammar: Grammar, reader: GrammarReader, prefix: str) -> None:
+    def __init__(
+        self, grammar: Grammar, reader: GrammarReader, prefix: str, border: Border | None
+    ) -> None:
         self._grammar, self._reader = grammar, reader
         try:
-            body = grammar.rules()
+            body = grammar.rules(border, reader.literal)
             if reader.matcher(json.dumps({"grammars": [body]})).is_accepting():
                 raise ValueError("it admits an empty action.")
             before = json.dumps(prefix) if prefix else ""
@@ -212,6 +230,7 @@ class GrammarTree(TokenTree):
         grammar: the offer.
         reader: the tokenizer.
         prefix: the text between a prompt and an action. It belongs to the action.
+        border: what a chat template writes around calls of tools; None leaves it out.
         spare: the most tokens that an action may have beyond a short one. Behind them, the way to
             the end is forced, so that every action is complete.
 
@@ -219,9 +238,16 @@ class GrammarTree(TokenTree):
         ValueError: the grammar cannot be read, describes no text, or admits an empty action.
     """
 
-    def __init__(self, grammar: Grammar, reader: GrammarReader, prefix: str, spare: int) -> None:
+    def __init__(
+        self,
+        grammar: Grammar,
+        reader: GrammarReader,
+        prefix: str,
+        spare: int,
+        border: Border | None = None,
+    ) -> None:
         self._grammar, self._reader, self._prefix = grammar, reader, prefix.encode()
-        self._cursor = _Cursor(grammar, reader, prefix)
+        self._cursor = _Cursor(grammar, reader, prefix, border)
         self._tokens: list[int] = []
         self._parents: list[int] = []
         self._options: dict[int, tuple[int, ...]] = {}
@@ -291,7 +317,8 @@ class GrammarTree(TokenTree):
     def text(self, leaf: int) -> str:
         """The action that ends in a leaf."""
         spelled = self._reader.tokenizer.decode_bytes(list(self.token_path(leaf)[:-1]))
-        return spelled.removeprefix(self._prefix).decode(errors="replace")
+        text = spelled.removeprefix(self._prefix).decode(errors="replace")
+        return "\n".join(_calls_in(text)) if self._grammar.tools else text
 
     def all_leaves(self) -> Sequence[int]:
         """The last node of each action.
@@ -365,6 +392,15 @@ class GrammarTree(TokenTree):
         self._tokens.append(token)
         self._parents.append(node)
         return len(self._tokens) - 1
+
+
+def _calls_in(text: str) -> Iterator[str]:
+    """Yield the calls in a text, without what a chat template writes around them."""
+    decoder, at = json.JSONDecoder(), text.find("{")
+    while at >= 0:
+        _, end = decoder.raw_decode(text, at)
+        yield text[at:end]
+        at = text.find("{", end)
 
 
 def allowed_tokens(mask: bytes, vocabulary: int) -> np.ndarray:

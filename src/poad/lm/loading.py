@@ -19,6 +19,7 @@ import torch
 from poad.config import ModelConfig, PromptConfig
 from poad.errors import ModelError, did_you_mean
 from poad.lm.adapters import quiet_bitsandbytes, with_adapters
+from poad.lm.chat import describe_own_system
 from poad.lm.gguf import (
     Contents,
     as_ordinary,
@@ -31,7 +32,7 @@ from poad.lm.gguf import (
 from poad.lm.known import KNOWN, fetched
 from poad.lm.mixed import use_mixed_products
 from poad.lm.model import LanguageModel, seeded, text_body
-from poad.lm.prompts import codec_for, describe_own_system
+from poad.lm.prompts import codec_for
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The directory of the embedded models."""

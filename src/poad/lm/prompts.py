@@ -14,24 +14,17 @@ end. Whatever fits is never changed.
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from poad.config import PromptConfig
 from poad.errors import PromptError
+from poad.lm.chat import answer_border, call_border, opening_to_cut, written_chat
 from poad.lm.packing import common_prefix_length
 from poad.lm.shortening import describe_cut, describe_lack_of_room, shorten
 from poad.lm.tokenizer import TextCodec
-from poad.trie import Offer
+from poad.trie import Grammar, Offer
 from poad.turns import Action, TokenIds
-
-_CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
-"""A template's call of the one clock it has, with a literal format."""
-_PLACEHOLDER, _SYSTEM = "open", "hush"
-"""Words that no template changes."""
 
 
 def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
@@ -46,7 +39,7 @@ def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
     """
     end_id, action_prefix, answer_prefix = None, " ", " "
     if config.format == "chat":
-        answer_prefix, closing = _answer_border(tokenizer, config)
+        answer_prefix, closing = answer_border(tokenizer, config)
         action_prefix = answer_prefix
         # An answer ends with the template's closing token if that is a special one. Otherwise it
         # ends with the tokenizer's end of text, like a plain one.
@@ -61,6 +54,7 @@ def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
         answer_prefix=answer_prefix,
         end_id=end_id,
         control_tokens=config.control_tokens,
+        calls=call_border(tokenizer, config) if config.format == "chat" else None,
     )
 
 
@@ -92,8 +86,9 @@ class Dialogue:
         self._max_tokens = self._room(None)
         self._opening = self._kept = ""
         if config.format == "chat" and config.system == "":
-            self._opening, self._kept = _opening_to_cut(codec.tokenizer, config.date)
+            self._opening, self._kept = opening_to_cut(codec.tokenizer, config.date)
         self._turns: list[tuple[str, str]] = []
+        self._tools: Grammar | None = None
         self._goal, self._lost = "", False  # whether turns of the episode are gone for good
         # Of a segment: its examples, what stands before its first turn, and if it was shortened.
         self._examples, self._front, self._cut = config.examples, "", False
@@ -183,6 +178,7 @@ class Dialogue:
         """
         if offered is not None:
             self._codec.trie(offered)
+            self._tools = offered if isinstance(offered, Grammar) and offered.tools else None
         if self._most is None:
             return None
         longest = 0 if offered is None else self._codec.longest(offered)
@@ -283,8 +279,8 @@ class Dialogue:
             observation = self._front + observation
         turns = [*self._examples, *turns]
         if self._config.format == "chat":
-            messages = _messages(self._config.system, turns, observation)
-            text = _chat(self._codec.tokenizer, messages, self._config.date)
+            shown = (turns, len(self._examples), observation, self._tools)
+            text = written_chat(self._codec.tokenizer, self._config, *shown)
             text = self._kept + text.removeprefix(self._opening)
         else:
             system = [self._config.system] if self._config.system else []
@@ -297,11 +293,7 @@ class Dialogue:
         return text + (self._codec.answer_prefix if is_chat else _gap(text, opening)) + opening
 
     def _new_text(self, text: str, action: Action) -> str | None:
-        """Return the part of a new prompt's text behind the last prompt and the action.
-
-        Returns:
-            None if the text does not begin with the last prompt and the action.
-        """
+        """Return the new part of a prompt's text, or None if the old one and the action changed."""
         if not text.startswith(self._text):
             return None
         answer = self._answer(action).removeprefix(self._config.thinking_open).strip()
@@ -334,152 +326,3 @@ def _gap(seen: str, answer: str) -> str:
     if seen[-1:].isspace():
         return ""
     return "\n" if "\n" in answer else " "
-
-
-def _messages(
-    system: str | None, turns: Sequence[tuple[str, str]], observation: str | None
-) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": system}] if system else []
-    for seen, answer in turns:
-        messages.append({"role": "user", "content": seen})
-        messages.append({"role": "assistant", "content": answer})
-    if observation is not None:
-        messages.append({"role": "user", "content": observation})
-    return messages
-
-
-def _chat(tokenizer: Any, messages: list[dict[str, str]], date: str) -> str:
-    """Render messages by the chat template; begin an answer if the user spoke last."""
-    from jinja2 import TemplateError
-
-    asks = messages[-1]["role"] == "user"
-    try:
-        template: dict[str, str] = {}
-        if "strftime_now" in str(tokenizer.chat_template):
-            template["chat_template"] = _without_clock(tokenizer.get_chat_template(), date)
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=asks, **template
-        )
-    except (TemplateError, ValueError) as error:
-        system = any(message["role"] == "system" for message in messages)
-        hint = " Perhaps it takes no system message: leave prompt.system out." if system else ""
-        raise PromptError(
-            f"The model's chat template rejects these messages: {error}{hint} "
-            "prompt.format = plain needs no template."
-        ) from error
-
-
-def describe_own_system(tokenizer: Any, config: PromptConfig) -> tuple[str, ...]:
-    """Say that a chat template adds a system message of its own, if prompts have it."""
-    if config.format != "chat" or config.system is not None:
-        return ()
-    message, _ = _own_system(tokenizer, config.date)
-    if not message:
-        return ()
-    return (
-        f"The model's chat template puts a system message of its own first: {message!r}. Another "
-        "text in prompt.system replaces it, and an empty one leaves it out.",
-    )
-
-
-def _own_system(tokenizer: Any, date: str) -> tuple[str, str]:
-    """Find the system message that a chat template adds where none is given.
-
-    Returns:
-        The message, empty if there is none; and what a chat begins with because of it, empty if
-        that is not known.
-    """
-    seen, system = _PLACEHOLDER, _SYSTEM
-
-    def chat(*arguments: Any) -> str:
-        return _chat(tokenizer, _messages(*arguments), date)
-
-    try:
-        alone, told = chat(None, (), seen), chat(system, (), seen)
-        answered, again = (chat(system, [(seen, seen)], more) for more in (None, seen))
-    except PromptError:  # the template takes no system message
-        return "", ""
-    before, found, behind = told.partition(system)
-    length = len(alone) - len(before) - len(behind)
-    if not found or length <= 0 or not (alone.startswith(before) and alone.endswith(behind)):
-        return "", ""
-    message = alone[len(before) :][:length]
-    turn = again.removeprefix(answered)  # of the user, and what asks for an answer
-    known = turn != again and behind.endswith(turn)
-    return message, alone.removesuffix(turn) if known else ""
-
-
-def _opening_to_cut(tokenizer: Any, date: str) -> tuple[str, str]:
-    """Return what a chat begins with because of its own system message, and what of it stays.
-
-    Raises:
-        PromptError: it is not known where the system message ends.
-    """
-    message, opening = _own_system(tokenizer, date)
-    if message and not opening:
-        raise PromptError(
-            f"The chat template's own system message, {message!r}, cannot be left out. Write "
-            "another into prompt.system."
-        )
-    # A text begins with this token, unless every turn does.
-    begin = tokenizer.bos_token or ""
-    turn = _chat(tokenizer, _messages(None, (), _PLACEHOLDER), date)[len(opening) :]
-    stays = bool(begin) and opening.startswith(begin) and not turn.startswith(begin)
-    return opening, begin if stays else ""
-
-
-def _without_clock(template: str, date: str) -> str:
-    """Write a date into a chat template, wherever it asks for today's.
-
-    Raises:
-        PromptError: it asks in a way that we do not understand, or the date is none.
-    """
-    try:
-        day = datetime.strptime(date, "%Y-%m-%d")
-    except ValueError as error:
-        raise PromptError(f"prompt.date = {date}: it must be a date such as 2024-07-26.") from error
-
-    def written(call: re.Match[str]) -> str:
-        return repr(day.strftime(call["format"]))
-
-    fixed = _CLOCK.sub(written, template)
-    # A template may ask whether there is a clock, but must not read it by another name.
-    if "strftime_now" in re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", fixed):
-        raise PromptError(
-            "The model's chat template shows today's date, in a way in which prompt.date cannot "
-            "replace it, so a run would differ from day to day. Replace strftime_now in the "
-            "template, or use prompt.format = plain."
-        )
-    return fixed
-
-
-def _note_own_code(tokenizer: Any) -> None:
-    """Warn of a tokenizer that makes chats by code of its own, whose clock nobody can set."""
-    from transformers import PreTrainedTokenizerBase
-
-    kind = type(tokenizer)
-    usual = PreTrainedTokenizerBase.apply_chat_template
-    if getattr(kind, "apply_chat_template", usual) is not usual:
-        warnings.warn(
-            f"The tokenizer {kind.__name__} makes chat prompts by code of its own. If that code "
-            "shows today's date, prompt.date cannot replace it, and a run differs from day to day.",
-            stacklevel=2,
-        )
-
-
-def _answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
-    """Return the texts that the chat template puts before and behind an answer."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise PromptError(
-            "prompt.format = chat: this model's tokenizer has no chat template. Use an instruct "
-            "model, or prompt.format = plain."
-        )
-    _note_own_code(tokenizer)
-    turns = [*config.examples, (_PLACEHOLDER, _PLACEHOLDER)]
-    asked = _chat(tokenizer, _messages(config.system, turns[:-1], _PLACEHOLDER), config.date)
-    answered = _chat(tokenizer, _messages(config.system, turns, None), config.date)
-    if answered.startswith(asked):
-        before, _, behind = answered[len(asked) :].partition(_PLACEHOLDER)
-        return before, behind
-    # The generation prompt has words that the template leaves out once there is an answer.
-    return "", answered.rpartition(_PLACEHOLDER)[2]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from poad.errors import ModelError
 from poad.lm.grammar import GrammarReader, GrammarTree
-from poad.trie import ActionTrie, Form, FormTree, Grammar, TokenTree
+from poad.trie import ActionTrie, Border, Form, FormTree, Grammar, TokenTree
 from poad.turns import TokenIds
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -43,6 +43,7 @@ class TextCodec:
             thoughts if it has any.
         end_id: the token that closes an action; by default the tokenizer's end of text.
         control_tokens: let the names of control tokens in a world's text become control tokens.
+        calls: what stands around calls of tools.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, and no ``end_id`` is given.
@@ -56,9 +57,10 @@ class TextCodec:
         answer_prefix: str = " ",
         end_id: int | None = None,
         control_tokens: bool = False,
+        calls: Border | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.action_prefix, self.answer_prefix = action_prefix, answer_prefix
+        self.action_prefix, self.answer_prefix, self.calls = action_prefix, answer_prefix, calls
         self.end_id = _end_token(tokenizer) if end_id is None else end_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
@@ -159,10 +161,10 @@ class TextCodec:
     def trie(self, offered: Sequence[str] | Form | Grammar) -> TokenTree:
         """Merge the offered actions into one token tree, the same object for the same offer.
 
-        The parts of a form are encoded one by one, each as it continues what is before it, and the
-        first behind the action prefix. These are the tokens of the whole action where no token of
-        it crosses a border between parts. The tree of a form grows as it is walked, and a new one
-        is begun where it has grown too large to keep. So does the tree of a grammar.
+        The parts of a form are encoded one by one, the first behind the action prefix. These are
+        the tokens of the whole action where no token of it crosses a border between parts. The tree
+        of a form or a grammar grows as it is walked, and a new one is begun where it has grown too
+        large to keep.
 
         Raises:
             ValueError: there is no action, a blank one, or two with the same text or tokens; or a
@@ -192,7 +194,8 @@ class TextCodec:
                 tree = FormTree(offer, self._spell_form(offer), self.end_id)
             else:
                 self._reader = self._reader or GrammarReader(self.tokenizer, self.end_id)
-                tree = GrammarTree(offer, self._reader, self.action_prefix, self.spare_tokens)
+                spare = self.spare_tokens
+                tree = GrammarTree(offer, self._reader, self.action_prefix, spare, self.calls)
         # It grew since it was last remembered, so its size is told again.
         texts = [offer.source] if isinstance(offer, Grammar) else chain(*offer.parts)
         self._trees.remember(offer, tree, sum(map(len, texts)), 6 * tree.grown)

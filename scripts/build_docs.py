@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from poad.envs import Form, known_worlds, make, world_arguments
 
@@ -38,6 +39,9 @@ def manual(kind: type, names: list[str]) -> str:
     taken = ", ".join(f"`{name}`" for name in world_arguments(names[0]))
     offered = info.get("admissible_actions", ())
     offered = (offered,) if isinstance(offered, Form) else offered
+    offered = offered or [
+        signature(tool) for tool in info.get("action_grammar", {}).get("tools", ())
+    ]
     scene = "\n".join([prompt.rstrip("\n"), *(f"  {action}" for action in offered)])
     worlds = ", ".join(f"`{name}`" for name in names)
     return "\n".join(
@@ -55,6 +59,12 @@ def manual(kind: type, names: list[str]) -> str:
             "",
         ]
     )
+
+
+def signature(tool: dict[str, Any]) -> str:
+    """Write a tool of a grammar as a function with its parameters."""
+    function = tool["function"]
+    return f"{function['name']}({', '.join(function['parameters']['properties'])})"
 
 
 if __name__ == "__main__":

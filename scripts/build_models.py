@@ -55,6 +55,17 @@ class Recipe:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class StretchRecipe(Recipe):
+    """A recipe whose rows are consecutive turns, so that the model learns to find things again.
+
+    A batch has rows of one of `arguments`, which join the training as with `gradually`.
+    """
+
+    tokens: int = 256
+    """The largest number of tokens in a row of several turns."""
+
+
 RECIPES: tuple[Recipe | CodeRecipe, ...] = (
     Recipe("tiny-kitchen", ("poad/TomatoSalad-v0", "poad/TomatoLettuceSalad-v0")),
     Recipe(
@@ -105,6 +116,20 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
         batch=24,
         gradually=True,
     ),
+    StretchRecipe(
+        "tiny-tooldesk",
+        ("poad/ToolDesk-v0",),
+        arguments=(
+            {"families": "train"},
+            {"families": "unseen"},
+            {"families": "all", "customers": 8},
+            {"families": "all", "masked": True},
+        ),
+        episodes=500,
+        vocabulary=1000,
+        steps=1000,
+        batch=8,
+    ),
     CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
 
@@ -130,8 +155,11 @@ def train_model(
     """Train next-token prediction on random turns. Returns the model and its last loss in nats."""
     torch.manual_seed(recipe.seed)
     model = new_llama(recipe, codec, positions=512)
-    rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
-    if recipe.gradually:
+    if isinstance(recipe, StretchRecipe):
+        rows = [stretches(codec, turns, recipe.tokens) for turns in parts]
+    else:
+        rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
+    if recipe.gradually or isinstance(recipe, StretchRecipe):
         batches = joining(rows, recipe.batch, recipe.steps)
     else:
         batches = drawn([row for part in rows for row in part], recipe.batch)
@@ -142,6 +170,18 @@ def train_model(
 def _row(codec: TextCodec, turn: Turn, read: bool) -> Row:
     prompt = codec.prompt(turn[0])
     return prompt + codec.action(turn[1]), len(prompt) if read else 0
+
+
+def stretches(codec: TextCodec, turns: list[Turn], longest: int) -> list[Row]:
+    """Lay consecutive turns out in rows, as many in each as fit."""
+    rows: list[list[int]] = []
+    for prompt, action in turns:
+        ids = codec.prompt(prompt) + codec.action(action)
+        if rows and len(rows[-1]) + len(ids) <= longest:
+            rows[-1] += ids
+        else:
+            rows.append(list(ids))
+    return [(row, 0) for row in rows]
 
 
 def joining(parts: list[list[Row]], batch: int, steps: int) -> Iterator[list[Row]]:
@@ -184,6 +224,10 @@ def card(making: dict[str, Any], folder: Path) -> str:
     count = len({str(arguments) for arguments in recipe["arguments"]})
     ways = f"{count} combinations" if len(used) > count else "each"
     opened = f" with {ways} of {', '.join(dict.fromkeys(used))}" if used else ""
+    drawn, rows = "among those offered", f"{recipe['batch']} turns"
+    if "tokens" in recipe:
+        drawn = "among the tools, then among the values of each argument"
+        rows = f"{recipe['batch']} rows of consecutive turns, up to {recipe['tokens']} tokens each"
     gradually = " of actions, short ones first" if recipe["gradually"] else ""
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
@@ -191,11 +235,10 @@ def card(making: dict[str, Any], folder: Path) -> str:
         "tokenizer": "byte-level BPE, trained on the same text",
         "training text": f"{making['turns']:,} turns ({making['distinct_prompts']} distinct "
         f"prompts): {recipe['episodes']} episodes of each world{opened}, with actions drawn "
-        "uniformly among those offered",
+        f"uniformly {drawn}",
         "selection": "none: every turn of every episode, in the order of the seeds, whatever its "
         "reward",
-        "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of "
-        f"{recipe['batch']} turns; "
+        "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of {rows}; "
         f"final loss {making['final_loss']} nats per token",
         "seed": recipe["seed"],
     }

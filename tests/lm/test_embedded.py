@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,7 @@ from poad.runs import summarize
 from poad.turns import Observation
 
 ROOT = Path(__file__).parents[2]
-CODE = "tiny-code"
+CODE, CALLS = "tiny-code", "poad/ToolDesk-v0"
 WORDS_OF_WORLDS = [name for name in embedded_models() if name != CODE]
 # Highest success rates allowed for the untrained agent; those of uniformly random actions are .442,
 # .0102, .0150, .0030 and .114.
@@ -110,16 +111,31 @@ def random_play(world: str, episodes: int, seed: int, **arguments: Any) -> list[
         prompt, info = env.reset(seed=episode_seed)
         ended = False
         while not ended:
-            turns.append((prompt, dice.choice(info["admissible_actions"])))
+            turns.append((prompt, drawn(info, dice)))
             prompt, _, terminated, truncated, info = env.step(turns[-1][1])
             ended = terminated or truncated
     return turns
 
 
+def drawn(info: dict[str, Any], dice: random.Random) -> str:
+    """A uniformly random action: offered, or a call whose tool is drawn before its arguments."""
+    if "admissible_actions" in info:
+        return dice.choice(info["admissible_actions"])
+    function = dice.choice([tool["function"] for tool in info["action_grammar"]["tools"]])
+    arguments: dict[str, Any] = {}
+    for name, values in function["parameters"]["properties"].items():
+        if values["type"] == "integer":
+            arguments[name] = dice.choice(range(values["minimum"], values["maximum"] + 1))
+        else:
+            arguments[name] = dice.choice(values.get("enum", (False, True)))
+    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+
+
 def test_the_text_is_every_turn_of_every_episode_in_order(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = script.Recipe("x", tuple(BOUNDS), episodes=3, seed=11, steps=1, batch=2)
+    worlds = (*BOUNDS, CALLS)
+    recipe = script.Recipe("x", worlds, episodes=3, seed=11, steps=1, batch=2)
     given: list[Any] = []
     train_model = script.train_model
 
@@ -129,7 +145,7 @@ def test_the_text_is_every_turn_of_every_episode_in_order(
 
     monkeypatch.setattr(script, "train_model", spy)
     script.build(recipe, tmp_path)
-    expected = [random_play(world, 3, 11) for world in BOUNDS]
+    expected = [random_play(world, 3, 11) for world in worlds]
     assert given == [expected]
     making = json.loads((tmp_path / "x" / "making.json").read_text())
     assert making["turns"] == sum(map(len, expected))
@@ -148,6 +164,22 @@ def test_longer_actions_join_the_training_one_by_one(script: ModuleType) -> None
     assert first[6] < 1_100
     late = [sum(of == {part} for of in drawn[1_000:]) for part in range(7)]
     assert min(late) > 100
+
+
+def test_rows_of_consecutive_turns_hold_every_turn_and_as_many_as_fit(script: ModuleType) -> None:
+    codec = load_model(ModelConfig(name="tiny-order")).codec
+    turns = [(f"Order {n}. " + "Write " * (n % 7), "small rye " * (n % 3 + 1)) for n in range(40)]
+    texts = [codec.prompt(prompt) + codec.action(action) for prompt, action in turns]
+    rows = script.stretches(codec, [*turns[:20], ("Write " * 90, "rye"), *turns[20:]], 60)
+    assert {read for _, read in rows} == {0}
+    long = next(i for i, (row, _) in enumerate(rows) if len(row) > 60)
+    alone = rows.pop(long)
+    assert len(alone[0]) > 90  # a turn that is longer has a row of its own
+    assert list(chain(*(row for row, _ in rows))) == list(chain(*texts))
+    assert max(len(row) for row, _ in rows) <= 60
+    for (row, _), (after, _) in pairwise(rows[:long]):
+        first = next(text for text in texts if tuple(after[: len(text)]) == text)
+        assert len(row) + len(first) > 60
 
 
 @pytest.mark.parametrize("name", WORDS_OF_WORLDS)
@@ -235,6 +267,17 @@ def test_an_evaluation_agrees_with_the_exact_success_probability() -> None:
     exact = success_probability(agent, world)
     assert played.success_rate <= BOUNDS[world]
     assert abs(played.success_rate - exact) <= 4 * math.sqrt(exact * (1 - exact) / episodes)
+
+
+def test_untrained_it_writes_calls_and_serves_requests_hardly_more_than_chance() -> None:
+    """A random agent succeeds in .09 % of these episodes."""
+    played = list(evaluate(load_agent(Config(env=CALLS)), episodes=120, seed=0, greedy=False))
+    assert summarize(played).success_rate <= 0.02
+    actions = [turn.action for record in played for turn in record.turns]
+    formed = sum(
+        re.fullmatch(r'\{"name": "\w+", "arguments": \{.+\}\}', a) is not None for a in actions
+    )
+    assert formed > 0.8 * len(actions)
 
 
 # --- the code model, whose text comes from a grammar ------------------------------------------

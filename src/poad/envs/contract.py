@@ -144,7 +144,7 @@ class CheckedWorld:
 
     def _note(self, *shown: object) -> None:
         before = self.seen[-1] if self.seen else ""
-        text = json.dumps([before, *shown], default=lambda form: form.parts)
+        text = json.dumps([before, *shown], default=_as_json)
         self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _refuse_change(self) -> None:
@@ -168,6 +168,10 @@ class CheckedWorld:
         except Exception as error:
             error.add_note(WorldNote(self.place(), line_in(self.unwrapped, error)))
             raise
+
+
+def _as_json(offer: Form | Grammar) -> object:
+    return offer.parts if isinstance(offer, Form) else vars(offer)
 
 
 @contextmanager

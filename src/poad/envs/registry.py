@@ -81,6 +81,12 @@ _WORLDS = (
         "Measurement: forms with up to sixteen decisions in each action, offered or written.",
     ),
     _World(
+        "poad/ToolDesk-v0",
+        "poad.envs.tooldesk.env:ToolDeskEnv",
+        {},
+        "Tools: look up, change and answer at a service desk, by calls with typed arguments.",
+    ),
+    _World(
         "poad/DataScience-v0",
         "poad.envs.datasci.env:DataScienceEnv",
         {},

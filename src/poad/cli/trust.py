@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from poad.config import Config
+from poad.envs import host_of, modules_of
 from poad.errors import ConfigError
 from poad.runs import Run, write_json
 
 FLAG = "--trust-code"
 _REMOTE = "the remote code of a model"
 _UNPROTECTED = "isolation=none"
+_CONNECTION = "a connection to a server"
 
 
 class _Request(NamedTuple):
@@ -33,7 +35,8 @@ class _Request(NamedTuple):
     what: str
     """A module, or one of the names above."""
     where: str
-    """The file of the module; the model; the run whose programs would not be confined."""
+    """The file of the module; the model; the run whose programs would not be confined; the server's
+    address."""
 
 
 def trust(config: Config, run: Path | None = None) -> None:
@@ -72,9 +75,9 @@ def check_stored(config: Config, run: Path, *, trusted: bool) -> None:
         trust(config, run)
     elif asked:
         raise ConfigError(
-            f"{run} asks for code that is not poad's, or for programs without protection: "
-            f"{', '.join(asked)}. It could do whatever you can do. If you trust it, add {FLAG}. "
-            "You are asked only once."
+            f"{run} asks for code that is not poad's, for programs without protection or for a "
+            f"connection: {', '.join(asked)}. It could do whatever you can do. If you trust it, "
+            f"add {FLAG}. You are asked only once."
         )
     _open_directory(requests)
 
@@ -95,9 +98,9 @@ def is_in_run(file: Path) -> bool:
 
 
 def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
-    for name in (config.env, config.credit.method):
-        module = name.rpartition(":")[0]
-        file = _file_of(module) if module and module.partition(".")[0] != "poad" else None
+    method = config.credit.method.rpartition(":")[0]
+    for module in filter(None, (*modules_of(config.env, config.env_args), method)):
+        file = _file_of(module) if module.partition(".")[0] != "poad" else None
         if file is None:  # there is nothing to import, which is told by whoever tries
             continue
         if is_in_run(file):
@@ -108,6 +111,8 @@ def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
         yield _Request(module, str(file))
     if config.model.trust_remote_code:
         yield _Request(_REMOTE, config.model.name)
+    if (host := host_of(config.env)) is not None:
+        yield _Request(_CONNECTION, host)
     if run is not None and config.env_args.get("isolation") == "none":
         yield _Request(_UNPROTECTED, str(run.resolve()))
 
@@ -131,7 +136,7 @@ def _file_of(module: str) -> Path | None:
 
 def _open_directory(requests: list[_Request]) -> None:
     """Let the modules of the current directory be imported, if one is wanted."""
-    wanted = any(each.what not in (_REMOTE, _UNPROTECTED) for each in requests)
+    wanted = any(each.what not in (_REMOTE, _UNPROTECTED, _CONNECTION) for each in requests)
     if wanted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 

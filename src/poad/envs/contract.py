@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import gymnasium
 
-from poad.envs.registry import full_name
+from poad.envs.registry import full_name, inner_of
 from poad.envs.watch import WATCH
 from poad.errors import WorldError, WorldNote
 from poad.trie import Form, Grammar, Offer
@@ -166,7 +166,7 @@ class CheckedWorld:
         except WorldError as error:
             raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
         except Exception as error:
-            error.add_note(WorldNote(self.place(), line_in(self.unwrapped, error)))
+            error.add_note(WorldNote(self.place(), line_in(inner_of(self.env), error)))
             raise
 
 

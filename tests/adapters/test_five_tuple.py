@@ -218,9 +218,8 @@ def test_a_world_of_ours_passes_through(module: str) -> None:
         (shown := other.reset(seed=0))[0],
         shown[1]["admissible_actions"],
     )
-    for action in ("walk to the kitchen", info["admissible_actions"][0]):
-        ours, theirs = one.step(action), other.step(action)
-        assert ours[:2] == theirs[:2] or action not in info["admissible_actions"]
+    action = info["admissible_actions"][0]
+    assert one.step(action)[:4] == other.step(action)[:4]
     check_env(lambda: make("gymnasium:poad/Cheese-v0"), episodes=3)
 
 
@@ -229,7 +228,7 @@ def test_a_world_of_ours_passes_through(module: str) -> None:
     [
         ("gymnasium:Taxi-v3", {}, "Please use `Taxi-v4` instead"),
         ("gymnasium:FrozenLake-v2", {}, "no environment 'FrozenLake-v2'. Did you mean 'FrozenLak"),
-        ("gymnasium:nowhere:Some-v0", {}, "no environment 'nowhere:Some-v0'"),
+        ("gymnasium:nowhere:Some-v0", {}, "Cannot import what .* No module named 'nowhere'"),
         ("gymnasium:Pendulum-v1", {"describe": "users_module:tell"}, "actions in Box"),
         ("gymnasium:FrozenLake-v1", {"actions": ["a", "b"]}, "4 numbered actions and 2 words"),
         ("gymnasium:FrozenLake-v1", {"actions": "up"}, "list of distinct texts, not 'up'"),

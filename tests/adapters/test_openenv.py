@@ -147,4 +147,6 @@ def test_an_answer_that_does_not_come_is_waited_for_so_long() -> None:
         world.reset(seed=0)
         with pytest.raises(WorldError, match=r"has not answered a step for 0\.05 s"):
             world.step("1")
+        with pytest.raises(WorldError, match="closed the connection"):  # no late answer is taken
+            world.reset(seed=0)
         world.close()

@@ -69,6 +69,11 @@ class Bare:
         return -1
 
 
+class Echo(Bare):
+    def say(self, word: str) -> str:
+        return word
+
+
 class Unpaid:
     def knock(self) -> None:
         pass
@@ -171,6 +176,16 @@ def test_what_a_tool_raises_is_read_by_the_agent() -> None:
     assert text == "close failed: ValueError: too much money"
     assert info["measures"] == {"failed_calls": 1.0}
     assert "invalid_action" not in info
+
+
+def test_no_text_of_an_agent_stops_the_world() -> None:
+    world = CheckedWorld(make("tools:users_tools:Echo", max_steps=99))
+    world.reset(0)
+    assert world.step(call("say", word="a\ud800b")).prompt == "a?b"
+    assert "there is no tool" in world.step(call("\ud800")).prompt
+    assert "it is no JSON" in world.step("[" * 100_000).prompt
+    assert "(10,000 characters)" in world.step(call("say", word="a" * 10_000)).prompt
+    assert world.step(call("say", word=" ")).prompt == "(no text)"
 
 
 def test_a_class_may_do_without_most_of_it() -> None:

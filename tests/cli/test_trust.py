@@ -161,12 +161,35 @@ def test_a_module_that_a_scheme_imports_is_asked_about(
     messages = refused(openings("runs/nice"))
     assert len(messages) == len(openings("runs/nice"))
     for message in messages:
-        assert f"own ({folder / 'own.py'})" in message
+        assert f"({folder / 'own.py'})" in message
         assert "--trust-code" in message
     assert not witness.exists()
     stored = load(folder / "runs" / "nice" / "config.yaml")
     check_stored(stored, folder / "runs" / "nice", trusted=True)
     check_stored(stored, folder / "runs" / "nice", trusted=False)
+
+
+@pytest.mark.parametrize("module", ["os", "builtins", "subprocess", "poad.cli.main", "json"])
+def test_what_is_called_is_asked_about_in_any_module(folder: Path, module: str) -> None:
+    """A stranger could call `os.system`, which is imported already."""
+    run = strangers_run(folder / "nice", env=f"object:{module}:system", env_args={"command": "ls"})
+    config = load(run / "config.yaml")
+    with pytest.raises(ConfigError, match=rf"object:{module}:system \(.*--trust-code"):
+        check_stored(config, run, trusted=False)
+    lake = "gymnasium:FrozenLake-v1"
+    run = strangers_run(folder / "lake", env=lake, env_args={"success": f"{module}:print"})
+    with pytest.raises(ConfigError, match=rf"success={module}:print \("):
+        check_stored(load(run / "config.yaml"), run, trusted=False)
+
+
+def test_trusting_one_function_is_not_trusting_its_module(folder: Path) -> None:
+    module(folder / "own.py")
+    trust(Config(env="object:own:World"))
+    run = folder / "run"
+    check_stored(Config(env="object:own:World"), run, trusted=False)
+    for other in ("object:own:Other", "tools:own:World"):
+        with pytest.raises(ConfigError, match=other):
+            check_stored(Config(env=other), run, trusted=False)
 
 
 def test_a_run_connects_to_no_server_that_nobody_trusts(folder: Path) -> None:

@@ -188,6 +188,21 @@ def test_what_breaks_the_contract_is_told_with_its_place(answer: Any, told: str)
     assert "seed 7, action 1 ('word')" in str(caught.value)
 
 
+def test_a_class_that_forgets_the_bases_init_works() -> None:
+    class Forgetful(Scribble):
+        def __init__(self, size: int) -> None:
+            self.size = size
+            self._steps = self._text = self._offers = "names of one's own"
+
+    world = Forgetful(3)
+    with pytest.raises(ResetNeeded):
+        world.step("word")
+    world.reset(seed=0)
+    assert world.step("word")[0] == "More:"
+    assert world.step("end")[2] is True
+    assert "word" in world.action_space
+
+
 def test_a_begin_that_returns_something_else_is_told() -> None:
     class Odd(Scribble):
         def begin(self, seed: int) -> Any:

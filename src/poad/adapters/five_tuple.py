@@ -9,7 +9,7 @@ from typing import Any, Final
 import gymnasium
 from gymnasium.error import DeprecatedEnv, UnregisteredEnv
 
-from poad.adapters.packages import function_named
+from poad.adapters.packages import distinct_texts, function_named
 from poad.adapters.words import WORDS, Words
 from poad.envs import Form, FreeText, TextAdapter
 from poad.errors import ConfigError, WorldError, beginning, did_you_mean
@@ -54,6 +54,8 @@ class FiveTuple(TextAdapter):
             self._describe = function_named(describe, "describe=")
         self._success = None if success is None else function_named(success, "success=")
         self._words = words
+        if isinstance(words_end := getattr(self.inner, "free_text", None), FreeText):
+            self.free_text = words_end
         functions = filter(inspect.isfunction, (self._describe, self._success))
         self.files = [Path(inspect.getfile(each)) for each in functions]
         self._seeded = _takes_seed(env)
@@ -61,7 +63,8 @@ class FiveTuple(TextAdapter):
         if self._describe is None and _holds_no_text(space):
             raise self._speechless(f"has observations in {_short(space)}")
         named = words.actions if actions is None and words else actions
-        self._actions = None if named is None else _distinct(named)
+        example = "'actions=[go left, go right]'"
+        self._actions = None if named is None else distinct_texts(named, "actions", example)
         self._first: int | None = self._number_of_first_action()
 
     @property
@@ -265,7 +268,9 @@ def _made(id: str, arguments: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
             return gymnasium.make(id, disable_env_checker=True, **arguments)
     except DeprecatedEnv as error:
         raise ConfigError(f"gymnasium:{id}: {error}") from error
-    except (UnregisteredEnv, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"Cannot import what gymnasium:{id} needs: {error}") from error
+    except UnregisteredEnv as error:
         name = id.rpartition(":")[2]
         raise ConfigError(
             f"Gymnasium knows no environment {id!r}. {did_you_mean(name, gymnasium.registry)}"
@@ -293,18 +298,6 @@ def _holds_no_text(space: object) -> bool:
 def _short(space: object) -> str:
     """Show a space in a line."""
     return beginning(" ".join(str(space).split()), 60)
-
-
-def _distinct(actions: object) -> tuple[str, ...]:
-    """Check the texts of actions."""
-    texts = tuple(actions) if isinstance(actions, list | tuple) else ()
-    good = all(isinstance(text, str) and text.strip() for text in texts)
-    if not (texts and good and len(set(texts)) == len(texts)):
-        raise ConfigError(
-            f"actions must be a list of distinct texts, not {actions!r}. On the command line: "
-            "'actions=[go left, go right]'."
-        )
-    return texts
 
 
 def _free_text(creator: object) -> FreeText:

@@ -113,8 +113,11 @@ class OpenEnvWorld(TextAdapter):
 
     def _connected(self) -> Any:
         try:
-            connecting = self._library.connect(self._ws, open_timeout=PATIENCE, max_size=None)
-            return self._open.enter_context(connecting)
+            return self._open.enter_context(
+                self._library.connect(
+                    self._ws, open_timeout=PATIENCE, close_timeout=1.0, max_size=None
+                )
+            )
         except (OSError, self._errors.WebSocketException) as error:
             raise ConfigError(
                 f"The OpenEnv server at {self._http} takes no connection at {self._ws}: {error}. "
@@ -133,6 +136,7 @@ class OpenEnvWorld(TextAdapter):
                 self._socket.send(json.dumps({"type": kind, "data": data}))
             return json.loads(self._socket.recv(timeout=self._timeout))
         except TimeoutError as error:
+            self._open.close()  # lest the answer be taken for that of a later question
             raise WorldError(
                 f"The OpenEnv server at {self._http} has not answered a {kind} for "
                 f"{self._timeout:g} s. Pass a larger timeout= if it needs longer."
@@ -204,7 +208,7 @@ def _parsed(action: str) -> dict[str, Any] | str:
     """Read a JSON object; if it is none, say what it is."""
     try:
         value = json.loads(action)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"no JSON ({error})"
     return value if isinstance(value, dict) else "JSON, but no object"
 

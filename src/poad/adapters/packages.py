@@ -62,3 +62,23 @@ def function_named(name: object, given: str) -> Callable[..., Any]:
             f"{did_you_mean(attribute, offered)}".rstrip()
         )
     return value
+
+
+def distinct_texts(value: object, argument: str, example: str) -> tuple[str, ...]:
+    """Check a list of texts that an agent is to choose from.
+
+    Args:
+        value: the list.
+        argument: what it was given for.
+        example: how to write it on a command line, where YAML and the shell have traps.
+
+    Raises:
+        ConfigError: it is no list of distinct texts.
+    """
+    texts = tuple(value) if isinstance(value, list | tuple) else ()
+    good = all(isinstance(text, str) and text.strip() for text in texts)
+    if not (texts and good and len(set(texts)) == len(texts)):
+        raise ConfigError(
+            f"{argument} must be a list of distinct texts, not {value!r}. Write {example}."
+        )
+    return texts

@@ -117,8 +117,9 @@ def _wrong_entries(
     """Say what is wrong with the entries of an object."""
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     takes = f"{name} takes {', '.join(known) or 'nothing'}"
-    for missing in set(schema.get("required", ())) - value.keys():
-        yield f"{missing!r} is missing; {takes}"
+    for needed in schema.get("required", ()):
+        if needed not in value:
+            yield f"{needed!r} is missing; {takes}"
     for key, each in value.items():
         if key in known:
             yield wrong_with(each, known[key], repr(key))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy
 
-from poad.adapters.packages import needed
+from poad.adapters.packages import distinct_texts, needed
 from poad.envs import FreeText, TextAdapter
 from poad.errors import ConfigError, did_you_mean
 
@@ -60,7 +60,9 @@ class TextArenaGame(TextAdapter):
         if game not in known:
             raise ConfigError(f"TextArena has no game {game!r}. {did_you_mean(game, known, 3)}")
         self._name, self._arguments = game, arguments
-        self._choices = None if choices is None else _moves(choices)
+        # YAML reads `[up]` as a list.
+        quoted = 'texts in brackets as \'choices=["[up]", "[down]"]\''
+        self._choices = None if choices is None else distinct_texts(choices, "choices", quoted)
         self._random: tuple[Any, Any] | None = None
         with self._own_random(0):
             self._game = self._started(0)
@@ -133,15 +135,3 @@ class TextArenaGame(TextAdapter):
                 self._random = random.getstate(), numpy.random.get_state()
                 random.setstate(before[0])
                 numpy.random.set_state(before[1])
-
-
-def _moves(choices: object) -> tuple[str, ...]:
-    """Check the list of moves; YAML reads `[up]` as a list, which is a trap."""
-    moves = tuple(choices) if isinstance(choices, list | tuple) else ()
-    good = all(isinstance(move, str) and move.strip() for move in moves)
-    if not (moves and good and len(set(moves)) == len(moves)):
-        raise ConfigError(
-            f"choices must be a list of distinct texts, not {choices!r}. A move in brackets needs "
-            'quotes of its own: \'choices=["[up]", "[down]"]\'.'
-        )
-    return moves

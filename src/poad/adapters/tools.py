@@ -140,7 +140,7 @@ class ToolsWorld(TextAdapter):
         """Read a call: the tool's name and its arguments, or what is wrong with it."""
         try:
             call = json.loads(action)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"it is no JSON ({error})"
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return 'it must be an object with "name" and "arguments"'
@@ -160,9 +160,8 @@ class ToolsWorld(TextAdapter):
         try:
             value = _result(getattr(self.world, name)(**arguments))
         except Exception as error:
-            return beginning(f"{name} failed: {type(error).__name__}: {error}", LONGEST), True
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        return beginning(text, LONGEST) if text.strip() else "(no text)", False
+            return _shown(f"{name} failed: {type(error).__name__}: {error}"), True
+        return _shown(value if isinstance(value, str) else json.dumps(value, default=str)), False
 
     def _total(self) -> float:
         get_reward = getattr(self.world, "get_reward", None)
@@ -172,6 +171,12 @@ class ToolsWorld(TextAdapter):
                 "reward of the episode so far, a number."
             )
         return float(_result(get_reward()))
+
+
+def _shown(text: str) -> str:
+    """Make what a tool says fit for a prompt. JSON can hold halves of characters."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return beginning(text, LONGEST) if text.strip() else "(no text)"
 
 
 def _told(name: str, schema: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from poad.config import Config
-from poad.envs import host_of, modules_of
+from poad.envs import code_named, host_of
 from poad.errors import ConfigError
 from poad.runs import Run, write_json
 
@@ -33,7 +33,7 @@ class _Request(NamedTuple):
     """What a setting asks for."""
 
     what: str
-    """A module, or one of the names above."""
+    """A module, something in it that is called, or one of the names above."""
     where: str
     """The file of the module; the model; the run whose programs would not be confined; the server's
     address."""
@@ -99,16 +99,20 @@ def is_in_run(file: Path) -> bool:
 
 def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
     method = config.credit.method.rpartition(":")[0]
-    for module in filter(None, (*modules_of(config.env, config.env_args), method)):
-        file = _file_of(module) if module.partition(".")[0] != "poad" else None
-        if file is None:  # there is nothing to import, which is told by whoever tries
-            continue
-        if is_in_run(file):
+    for what, module in (*code_named(config.env, config.env_args), (method, method)):
+        if what == module:
+            imported = module and module.partition(".")[0] != "poad" and module not in sys.modules
+            file = _file_of(module) if imported else None
+            if file is None:  # there is nothing to import, which is told by whoever tries
+                continue
+        else:  # something is called, which may do harm in any module
+            file = _file_of(module)
+        if file is not None and is_in_run(file):
             raise ConfigError(
                 f"{module} lies inside a run ({file}), and nothing is imported from there. If you "
                 "trust it, copy it to another directory."
             )
-        yield _Request(module, str(file))
+        yield _Request(what, str(file or "a module of Python itself"))
     if config.model.trust_remote_code:
         yield _Request(_REMOTE, config.model.name)
     if (host := host_of(config.env)) is not None:
@@ -119,8 +123,9 @@ def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
 
 def _file_of(module: str) -> Path | None:
     """Find the file of a module without importing it or anything around it."""
-    if module in sys.modules:
-        return None
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded is not None:
+        return Path(loaded).resolve()
     first, *inner = module.split(".")
     search = [*sys.path, os.getcwd()]
     found = (finder.find_spec(first, search) for finder in sys.meta_path)

@@ -18,7 +18,7 @@ from poad.envs.registry import (
     unseen_worlds,
     world_arguments,
 )
-from poad.envs.schemes import host_of, known_schemes, modules_of, split_scheme
+from poad.envs.schemes import code_named, host_of, known_schemes, split_scheme
 from poad.trie import Form, Grammar
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "TextAdapter",
     "Work",
     "check_env",
+    "code_named",
     "docstring_of",
     "draw",
     "free_text_of",
@@ -41,7 +42,6 @@ __all__ = [
     "known_worlds",
     "make",
     "manual_of_adapter",
-    "modules_of",
     "register_worlds",
     "same_class",
     "size_of",

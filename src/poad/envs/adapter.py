@@ -3,7 +3,7 @@
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import gymnasium
 from gymnasium.error import ResetNeeded
@@ -69,8 +69,8 @@ class TextAdapter(gymnasium.Env[str, str]):
         ConfigError: `max_steps` is below 1.
     """
 
-    free_text: FreeText = FreeText()
-    """Where freely written actions end."""
+    free_text: FreeText
+    """Where freely written actions end. A class that offers actions in some turns only sets it."""
     takes_other_actions: ClassVar[bool] = False
     """Whether `act` also takes actions that were not offered. If not, such an action passes the
     turn: the agent sees the same text again, and the reward is 0."""
@@ -78,17 +78,23 @@ class TextAdapter(gymnasium.Env[str, str]):
     """Files that decide what happens besides the code of the class, such as a game. Studies take a
     world whose files have changed for another one."""
 
-    def __init__(self, max_steps: int | None = None) -> None:
-        whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
-        if max_steps is not None and not (whole and max_steps >= 1):
-            raise ConfigError(f"max_steps must be a whole number from 1, got {max_steps!r}.")
-        self.max_steps = max_steps
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Set what a world has even if its class forgets to call this class's `__init__`."""
+        self = super().__new__(cls)
         self.observation_space, self.action_space = AnyText(), AnyText()
+        self.max_steps: int | None = None
         self.goal: str | None = None
         self.info: dict[str, Any] = {}
         self.truncated = self.invalid = False
         # Two underscores, so that a subclass may use any name of its own.
         self.__running = False
+        return self
+
+    def __init__(self, max_steps: int | None = None) -> None:
+        whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
+        if max_steps is not None and not (whole and max_steps >= 1):
+            raise ConfigError(f"max_steps must be a whole number from 1, got {max_steps!r}.")
+        self.max_steps = max_steps
 
     def begin(self, seed: int) -> tuple[str, Offers]:
         """Begin an episode.

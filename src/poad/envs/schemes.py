@@ -4,7 +4,7 @@ An adapter is named by an entry point and imported when the first world of its s
 Gymnasium does with registered worlds. So this room knows the names of the adapters and no more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -115,30 +115,33 @@ def known_schemes() -> list[tuple[str, str]]:
     return [(scheme.example, scheme.summary) for scheme in SCHEMES.values()]
 
 
-def modules_of(env: str, env_args: Mapping[str, Any]) -> list[str]:
-    """List the modules that opening a world imports because its name or arguments say so.
+def code_named(env: str, env_args: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the code that opening a world runs because its name or arguments say so.
 
     Args:
         env: a name for `make`.
         env_args: arguments of the world.
+
+    Returns:
+        What is run, and the module that is imported for it. The two are equal where importing the
+        module is all. Otherwise something in the module is called, so the module may be any.
     """
     found = split_scheme(env)
     if found is None:
-        return [*filter(None, [env.rpartition(":")[0]])]
+        module = env.rpartition(":")[0]
+        return [(module, module)] if module else []
     scheme, rest = found
-    return list(dict.fromkeys(filter(None, _named(scheme, rest, env_args))))
+    module = rest.rpartition(":")[0] if scheme.holds_module else ""
+    called = scheme.shown.count(":") > 1
+    named = [(env if called else module, module)] if module else []
+    for argument in scheme.functions:
+        function = str(env_args.get(argument, ""))
+        if module := function.rpartition(":")[0]:
+            named.append((f"{argument}={function}", module))
+    return named
 
 
 def host_of(env: str) -> str | None:
     """Return the address that opening a world connects to; None if it connects to none."""
     found = split_scheme(env)
     return found[1] if found is not None and found[0].name == "openenv" else None
-
-
-def _named(scheme: Scheme, rest: str, env_args: Mapping[str, Any]) -> Iterator[str]:
-    if scheme.holds_module:
-        yield rest.rpartition(":")[0]
-    for argument in scheme.functions:
-        value = env_args.get(argument)
-        if isinstance(value, str):
-            yield value.rpartition(":")[0]

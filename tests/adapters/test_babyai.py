@@ -38,7 +38,7 @@ def picture(things: dict[tuple[int, int], tuple[str, str, str]]) -> Any:
 
 
 def told(things: dict[tuple[int, int], tuple[str, str, str]], **arguments: Any) -> list[str]:
-    world = make(f"babyai:{LEVEL}", **arguments)
+    world = make(f"babyai:{LEVEL}", **arguments).unwrapped
     assert isinstance(world, BabyAI)
     return [*world._things(picture(things))]
 
@@ -147,7 +147,8 @@ def test_a_mission_pays_by_its_time() -> None:
     for seed in range(30):
         world.reset(seed=seed)
         while True:
-            _, reward, terminated, truncated, info = world.step(rng.choice(ACTIONS[:3]))
+            _, paid, terminated, truncated, info = world.step(rng.choice(ACTIONS[:3]))
+            reward = float(paid)
             if terminated or truncated:
                 break
             assert reward == 0

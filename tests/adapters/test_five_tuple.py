@@ -62,6 +62,16 @@ class Numbers(gymnasium.Env[Any, Any]):
         return self.at, np.float32(over), over, over, {"measures": {"at": float(self.at[0])}}
 
 
+class Silent:
+    """Actions are numbers, which nothing declares."""
+
+    def reset(self) -> str:
+        return "Press a button."
+
+    def step(self, action: Any) -> tuple[Any, ...]:
+        return f"You pressed {action!r}.", 0, False, {}
+
+
 def tell(observation: Any, env: Any) -> str:
     return f"You are at {observation[0]} of {observation[1]}, {type(env).__name__}."
 
@@ -143,7 +153,7 @@ def test_blackjack_is_told_with_aces() -> None:
 
 
 def test_numbers_need_words_and_get_them(module: str) -> None:
-    gymnasium.register("Numbers-v0", Numbers)
+    gymnasium.register("Numbers-v0", Numbers)  # pyright: ignore[reportArgumentType]
     try:
         with pytest.raises(ConfigError, match=r"observations in Box\(.*describe=my_module:func"):
             make("gymnasium:Numbers-v0")
@@ -172,8 +182,8 @@ def test_both_flags_count_as_terminated_and_success_may_be_a_function(module: st
     for seed in range(8):
         text, _ = world.reset(seed=seed)
         goal = int(text.split(",")[0].split()[-1])
-        for _ in range(goal):
-            *_, terminated, truncated, info = world.step("go on")
+        steps = [world.step("go on") for _ in range(goal)]
+        *_, terminated, truncated, info = steps[-1]
         assert (terminated, truncated) == (True, False)
         assert info["episode"]["success"] is (goal == 2)
         outcomes.add(goal)
@@ -198,10 +208,23 @@ def test_an_object_needs_neither_a_seed_nor_five_values(module: str) -> None:
     assert docstring_of(world) == Counter.__doc__
 
 
+def test_numbers_are_named_by_actions_and_texts_are_offered_by_choices(module: str) -> None:
+    world = make(f"object:{module}:Silent", actions=["red", "blue"])
+    assert world.reset(seed=0)[1]["admissible_actions"] == ("red", "blue")
+    assert world.step("blue")[0] == "You pressed 1."
+    world = make(f"object:{module}:Silent", choices=["red", "blue"])
+    assert world.reset(seed=0)[1]["admissible_actions"] == ("red", "blue")
+    assert world.step("blue")[0] == "You pressed 'blue'."
+    world = make(f"object:{module}:Silent")
+    world.reset(seed=0)
+    assert world.step("anything")[0] == "You pressed 'anything'."
+
+
 def test_the_arguments_are_the_adapters_and_any_others_go_on(module: str) -> None:
     assert list(world_arguments(f"object:{module}:Counter")) == [
         "describe",
         "actions",
+        "choices",
         "success",
         "max_steps",
     ]
@@ -234,6 +257,9 @@ def test_a_world_of_ours_passes_through(module: str) -> None:
         ("gymnasium:FrozenLake-v1", {"actions": "up"}, "list of distinct texts, not 'up'"),
         ("gymnasium:FrozenLake-v1", {"actions": ["a", "a", "b", "c"]}, "distinct texts"),
         ("gymnasium:FrozenLake-v1", {"actions": [["a"], "b"]}, "distinct texts"),
+        ("gymnasium:FrozenLake-v1", {"choices": ["a"]}, "here they are numbers"),
+        ("gymnasium:poad/Cheese-v0", {"actions": ["a"]}, "has actions that are texts"),
+        ("object:users_module:Counter", {"choices": "up"}, "list of distinct texts, not 'up'"),
         ("gymnasium:FrozenLake-v1", {"describe": "tell"}, "describe=my_module:name"),
         ("gymnasium:FrozenLake-v1", {"describe": 7}, "describe=my_module:name"),
         ("gymnasium:FrozenLake-v1", {"success": "nowhere:won"}, "success=nowhere:won"),
@@ -255,15 +281,15 @@ def test_what_cannot_be_opened_is_told_in_a_sentence(
 
 
 def test_observations_that_are_no_text_are_refused_where_they_are_shown(module: str) -> None:
-    class Silent(Counter):
+    class Seven(Counter):
         def reset(self) -> Any:
             return 7
 
-    sys.modules[module].Silent = Silent  # type: ignore[attr-defined]
-    world = CheckedWorld(make(f"object:{module}:Silent"))
-    with pytest.raises(ConfigError, match="Silent shows 7, and an agent reads text"):
+    sys.modules[module].Seven = Seven  # type: ignore[attr-defined]
+    world = CheckedWorld(make(f"object:{module}:Seven"))
+    with pytest.raises(ConfigError, match="Seven shows 7, and an agent reads text"):
         world.reset(0)
-    world = CheckedWorld(make(f"object:{module}:Silent", describe=f"{module}:mumble"))
+    world = CheckedWorld(make(f"object:{module}:Seven", describe=f"{module}:mumble"))
     with pytest.raises(WorldError, match="describe returned 7; it must return a string"):
         world.reset(0)
 
@@ -281,6 +307,6 @@ def test_an_error_of_the_users_code_is_told_with_its_line(tmp_path: Path, monkey
     world.reset(2)
     with pytest.raises(OSError, match="wet") as caught:
         world.step("walk")
-    (note,) = caught.value.__notes__
+    note: Any = caught.value.__notes__[0]
     assert note.line.endswith("wet_floor.py, line 5, in step")
     assert "'object:wet_floor:World', seed 2, action 1 ('walk')" in note

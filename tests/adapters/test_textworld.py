@@ -135,7 +135,7 @@ def test_a_real_game_is_won_by_its_walkthrough(coin: Path) -> None:
     prompt, info = world.reset(seed=0)
     assert info["goal"] in prompt
     assert "$$" not in prompt
-    paid = []
+    paid, terminated = [], False
     for command in walkthrough:
         assert command in info["admissible_actions"]
         prompt, reward, terminated, _, info = world.step(command)

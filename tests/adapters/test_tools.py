@@ -27,14 +27,14 @@ class Till:
         self.due = self.price * (seed % 2 + 1)
         return f"Take {self.due} euros."
 
-    def take(self, coin: Literal[0.5, 1], times: int = 1) -> str:
+    def take(self, halves: Literal[1, 2], times: int = 1) -> str:
         """Take coins.
 
         Args:
-            coin: what a coin is worth
+            halves: what a coin is worth
             times: how many of them
         """
-        self.paid += coin * times
+        self.paid += halves * times / 2
         return f"{self.paid} euros"
 
     def look(self) -> dict[str, float]:
@@ -108,19 +108,22 @@ def test_an_episode_of_calls() -> None:
     world = make("tools:users_tools:Till")
     text, info = world.reset(seed=0)
     assert text.startswith("Take 1.5 euros.\n\nYou have these tools:\n- close(): no description\n")
-    assert "- take(coin: 0.5 | 1, times: integer = 1): Take coins." in text
+    assert (
+        "\n- take(halves: 1 | 2, times: integer = 1): Take coins."
+        "\n  halves: what a coin is worth\n  times: how many of them\n- wait("
+    ) in text
     assert info["goal"] == "Take 1.5 euros."
     tools = {each["function"]["name"]: each for each in info["action_grammar"]["tools"]}
     assert tools == {
         name: tool_schema(getattr(Till, name)) for name in ("close", "look", "take", "wait")
     }
-    text, reward, *_, info = world.step(call("take", coin=1))
+    text, reward, *_, info = world.step(call("take", halves=2))
     assert (text, reward) == ("1.0 euros", 0.0)
     assert info["action_grammar"]["tools"] == [*tools.values()]
     assert info["measures"] == {"failed_calls": 0.0}
     assert world.step(call("look"))[0] == '{"paid": 1.0, "due": 1.5}'
     assert world.step(call("wait", seconds=0))[0] == "null"
-    assert world.step(call("take", coin=0.5, times=1))[0] == "1.5 euros"
+    assert world.step(call("take", halves=1, times=1))[0] == "1.5 euros"
     text, reward, terminated, truncated, info = world.step(call("close"))
     assert (text, reward, terminated, truncated) == ("(no text)", 1.0, True, False)
     assert info["episode"] == {"r": 1.0, "l": 5, "success": True}
@@ -131,7 +134,7 @@ def test_rewards_are_read_once_or_after_each_step() -> None:
     for reward in ("end", "step"):
         world = make("tools:users_tools:Till", reward=reward, max_steps=3, price=2)
         world.reset(seed=0)
-        steps = [world.step(call("take", coin=0.5)) for _ in range(3)]
+        steps = [world.step(call("take", halves=1)) for _ in range(3)]
         assert [step[3] for step in steps] == [False, False, True]
         assert steps[-1][-1]["episode"]["r"] == 0.75
         paid.append([step[1] for step in steps])
@@ -145,15 +148,15 @@ def test_rewards_are_read_once_or_after_each_step() -> None:
         ("[1]", 'it must be an object with "name" and "arguments"'),
         ('{"arguments": {}}', 'it must be an object with "name" and "arguments"'),
         ('{"name": "look", "arguments": {}, "id": 3}', "alone, without 'id'"),
-        (call("tkae", coin=1), "there is no tool 'tkae'. Did you mean 'take'? There are close"),
+        (call("tkae", halves=2), "there is no tool 'tkae'. Did you mean 'take'? There are close"),
         (call("reset", seed=3), "there is no tool 'reset'"),
         (call("_count"), "there is no tool '_count'"),
         ('{"name": "look", "arguments": [1]}', '"arguments" must be an object'),
-        (call("take"), "'coin' is missing; take takes coin, times"),
-        (call("take", coin=1, tmies=2), "there is no 'tmies'; take takes coin, times"),
-        (call("take", coin=2), "'coin' is 2; it must be one of 0.5, 1"),
-        (call("take", coin=1, times="two"), "'times' is \"two\"; it must be of the type integer"),
-        (call("take", coin=1, times=True), "'times' is true; it must be of the type integer"),
+        (call("take"), "'halves' is missing; take takes halves, times"),
+        (call("take", halves=2, tmies=2), "there is no 'tmies'; take takes halves, times"),
+        (call("take", halves=3), "'halves' is 3; it must be one of 1, 2"),
+        (call("take", halves=2, times="two"), "'times' is \"two\"; it must be of the type integer"),
+        (call("take", halves=2, times=True), "'times' is true; it must be of the type integer"),
     ],
 )
 def test_what_is_no_call_changes_nothing_and_is_told(action: str, told: str) -> None:
@@ -171,7 +174,7 @@ def test_what_is_no_call_changes_nothing_and_is_told(action: str, told: str) -> 
 def test_what_a_tool_raises_is_read_by_the_agent() -> None:
     world = make("tools:users_tools:Till")
     world.reset(seed=0)
-    world.step(call("take", coin=1, times=5))
+    world.step(call("take", halves=2, times=5))
     text, *_, info = world.step(call("close"))
     assert text == "close failed: ValueError: too much money"
     assert info["measures"] == {"failed_calls": 1.0}

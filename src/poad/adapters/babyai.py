@@ -77,9 +77,10 @@ class BabyAI(TextAdapter):
 
     def act(self, action: str) -> tuple[str, tuple[str, ...], float, bool, bool]:
         """Carry out one of `ACTIONS`."""
-        observation, reward, terminated, self.truncated, _ = self.env.step(ACTIONS.index(action))
+        observation, paid, terminated, self.truncated, _ = self.env.step(ACTIONS.index(action))
         self._done.append(action)
-        return self._told(observation), ACTIONS, 20 * float(reward), terminated, reward > 0
+        reward = 20 * float(paid)
+        return self._told(observation), ACTIONS, reward, terminated, reward > 0
 
     def close(self) -> None:
         """Close the level."""

@@ -28,7 +28,8 @@ class FiveTuple(TextAdapter):
         env: the object.
         describe: a function from an observation and the object to a text, as "module:function".
             Observations that are strings need none.
-        actions: what the agent reads for the actions 0, 1, ... of a `Discrete` action space.
+        actions: what the agent reads for the numbered actions 0, 1, ...
+        choices: actions that are texts, to offer in every turn.
         success: a function from the last reward, whether the episode was terminated, and the last
             info to whether it was a success, as "module:function".
         max_steps: the number of actions after which an episode is cut off.
@@ -42,7 +43,8 @@ class FiveTuple(TextAdapter):
         self,
         env: Any,
         describe: str | None,
-        actions: Sequence[str] | None,
+        actions: list[str] | None,
+        choices: list[str] | None,
         success: str | None,
         max_steps: int | None,
         words: Words | None = None,
@@ -62,10 +64,15 @@ class FiveTuple(TextAdapter):
         space = getattr(env, "observation_space", None)
         if self._describe is None and _holds_no_text(space):
             raise self._speechless(f"has observations in {_short(space)}")
-        named = words.actions if actions is None and words else actions
-        example = "'actions=[go left, go right]'"
-        self._actions = None if named is None else distinct_texts(named, "actions", example)
-        self._first: int | None = self._number_of_first_action()
+        self._numbered = _numbered(env, words.actions if actions is None and words else actions)
+        self._offered = None if self._numbered is None else tuple(self._numbered)
+        if choices is not None:
+            if self._numbered is not None:
+                raise ConfigError(
+                    "choices= offers actions that are texts, and here they are numbers. Leave it "
+                    "out; actions= names them."
+                )
+            self._offered = distinct_texts(choices, "choices", "'choices=[go left, go right]'")
 
     @property
     def inner(self) -> object:
@@ -85,8 +92,7 @@ class FiveTuple(TextAdapter):
 
     def act(self, action: str) -> tuple[str, Sequence[str] | Form | None, float, bool, bool | None]:
         """Pass an action on: by its number where actions have numbers, elsewhere as it is."""
-        numbered = self._first is not None and self._actions is not None
-        sent = self._first + self._actions.index(action) if numbered else action
+        sent = action if self._numbered is None else self._numbered[action]
         answer: object = self.env.step(sent)
         if not (isinstance(answer, tuple) and len(answer) in (4, 5)):
             raise WorldError(
@@ -114,26 +120,6 @@ class FiveTuple(TextAdapter):
         if close is not None:
             close()
 
-    def _number_of_first_action(self) -> int | None:
-        """Find the number that the first action has; None where actions are texts."""
-        space = getattr(self.env, "action_space", None)
-        name = type(self.inner).__name__
-        count = getattr(space, "n", None)
-        if count is None or getattr(space, "shape", ()) != ():
-            if _holds_no_text(space):
-                raise ConfigError(
-                    f"{name} has actions in {_short(space)}, which an agent cannot write. Wrap it "
-                    "so that its actions are numbers from 0 (Discrete), or texts."
-                )
-            return None
-        if self._actions is None or len(self._actions) != count:
-            words = "no words for them" if self._actions is None else f"{len(self._actions)} words"
-            raise ConfigError(
-                f"{name} has {count} numbered actions and {words}. Name each of them, in the "
-                "order of their numbers: 'actions=[go left, go right]'."
-            )
-        return int(getattr(space, "start", 0))
-
     def _take_over(self, info: Mapping[str, Any]) -> None:
         self.info |= {key: info[key] for key in _PASSED_ON if key in info}
         if isinstance(info.get("goal"), str):
@@ -158,7 +144,7 @@ class FiveTuple(TextAdapter):
         )
 
     def _offers(self, info: Mapping[str, Any]) -> Sequence[str] | Form | None:
-        return self._actions or info.get("admissible_actions")
+        return self._offered or info.get("admissible_actions")
 
     def _succeeded(self, reward: Any, terminated: bool, info: Mapping[str, Any]) -> bool | None:
         """Judge by the function or by what the object says; None leaves it to the reward."""
@@ -187,6 +173,7 @@ class GymnasiumWorld(FiveTuple):
     * `describe`: a function from an observation and the environment to a text, as
       "module:function".
     * `actions`: a list of texts for the actions 0, 1, ...
+    * `choices`: a list of actions to offer in every turn, where actions are texts.
     * `success`: a function from the last reward, whether the episode was terminated, and the last
       info to True or False, as "module:function".
     * `max_steps`: cut episodes off after so many actions. By default the environment's own limit
@@ -200,7 +187,8 @@ class GymnasiumWorld(FiveTuple):
         /,
         *,
         describe: str | None = None,
-        actions: Sequence[str] | None = None,
+        actions: list[str] | None = None,
+        choices: list[str] | None = None,
         success: str | None = None,
         max_steps: int | None = None,
         **arguments: Any,
@@ -209,7 +197,7 @@ class GymnasiumWorld(FiveTuple):
         if max_steps is None and env.spec is not None and env.spec.max_episode_steps is None:
             max_steps = ENOUGH
         words = WORDS.get(id.rpartition(":")[2])
-        super().__init__(env, describe, actions, success, max_steps, words)
+        super().__init__(env, describe, actions, choices, success, max_steps, words)
 
 
 class ObjectWorld(FiveTuple):
@@ -228,7 +216,8 @@ class ObjectWorld(FiveTuple):
     ### Arguments
     * `describe`: a function from an observation and the object to a text, as "module:function".
       Observations that are strings need none.
-    * `actions`: a list of texts for the actions 0, 1, ... of a `Discrete` action space.
+    * `actions`: a list of texts for the actions 0, 1, ..., where actions are numbers.
+    * `choices`: a list of actions to offer in every turn, where actions are texts.
     * `success`: a function from the last reward, whether the episode was terminated, and the last
       info to True or False, as "module:function".
     * `max_steps`: cut episodes off after so many actions, 200 by default.
@@ -241,7 +230,8 @@ class ObjectWorld(FiveTuple):
         /,
         *,
         describe: str | None = None,
-        actions: Sequence[str] | None = None,
+        actions: list[str] | None = None,
+        choices: list[str] | None = None,
         success: str | None = None,
         max_steps: int | None = ENOUGH,
         **arguments: Any,
@@ -252,7 +242,7 @@ class ObjectWorld(FiveTuple):
                 raise ConfigError(
                     f"object:{name} made a {type(env).__name__}, which has no method {method}."
                 )
-        super().__init__(env, describe, actions, success, max_steps)
+        super().__init__(env, describe, actions, choices, success, max_steps)
 
     @classmethod
     def free_text_of(cls, name: str) -> FreeText:
@@ -291,8 +281,39 @@ def _holds_no_text(space: object) -> bool:
     """Tell whether a space is one of Gymnasium's own that holds no texts."""
     if type(space).__module__.partition(".")[0] not in ("gymnasium", "gym"):
         return False
-    kind = getattr(getattr(space, "dtype", None), "kind", "")
-    return kind != "U" and type(space) is not gymnasium.Space
+    return not _is_text(space) and type(space) is not gymnasium.Space
+
+
+def _is_text(space: object) -> bool:
+    return getattr(getattr(space, "dtype", None), "kind", "") == "U"
+
+
+def _numbered(env: Any, actions: object) -> dict[str, int] | None:
+    """Map the texts of numbered actions to their numbers; None where actions are texts."""
+    space = getattr(env, "action_space", None)
+    name = type(getattr(env, "unwrapped", env)).__name__
+    count = getattr(space, "n", None) if getattr(space, "shape", ()) == () else None
+    if count is None and _holds_no_text(space):
+        raise ConfigError(
+            f"{name} has actions in {_short(space)}, which an agent cannot write. Wrap it so that "
+            "its actions are numbers from 0 (Discrete), or texts."
+        )
+    if count is None and actions is None:
+        return None
+    if count is None and _is_text(space):
+        raise ConfigError(
+            f"{name} has actions that are texts, and actions= names actions that are numbers. "
+            "Offer texts by choices=, or let the agent write."
+        )
+    example = "'actions=[go left, go right]'"
+    texts = () if actions is None else distinct_texts(actions, "actions", example)
+    if count is not None and len(texts) != count:
+        words = f"{len(texts)} words" if texts else "no words for them"
+        raise ConfigError(
+            f"{name} has {count} numbered actions and {words}. Name each of them, in the order of "
+            f"their numbers: {example}."
+        )
+    return {text: number for number, text in enumerate(texts, int(getattr(space, "start", 0)))}
 
 
 def _short(space: object) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy
@@ -50,7 +50,7 @@ class TextArenaGame(TextAdapter):
         game: str,
         /,
         *,
-        choices: Sequence[str] | None = None,
+        choices: list[str] | None = None,
         max_steps: int | None = 100,
         **arguments: Any,
     ) -> None:

@@ -98,8 +98,8 @@ class TextWorldGame(TextAdapter):
             feedback=True,
             score=True,
         )
-        names_things = path.suffix == ALFWORLD and self._demangler is not None
-        wrappers = [self._demangler()] if names_things else []
+        clear = self._demangler if path.suffix == ALFWORLD else None
+        wrappers = [] if clear is None else [clear()]
         with warnings.catch_warnings():  # that the interpreter knows no walkthrough of the game
             warnings.simplefilter("ignore")
             return self._engine.start(str(path), wanted, wrappers=wrappers)

@@ -129,8 +129,12 @@ class ToolsWorld(TextAdapter):
         lines = ["You have these tools:"]
         for name, schema in self.schemas.items():
             body = schema["function"]
-            named = ", ".join(_told(*each) for each in body["parameters"]["properties"].items())
+            parameters = body["parameters"]["properties"]
+            named = ", ".join(_told(*each) for each in parameters.items())
             lines.append(f"- {name}({named}): {body['description'] or 'no description'}")
+            for parameter, each in parameters.items():
+                if "description" in each:
+                    lines.append(f"  {parameter}: {each['description']}")
         lines.append(
             'Call one of them in a line of JSON: {"name": "TOOL", "arguments": {"NAME": VALUE}}'
         )

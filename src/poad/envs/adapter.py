@@ -77,14 +77,17 @@ class TextAdapter(gymnasium.Env[str, str]):
     files: Sequence[Path] = ()
     """Files that decide what happens besides the code of the class, such as a game. Studies take a
     world whose files have changed for another one."""
+    max_steps: int | None
+    goal: str | None
+    info: dict[str, Any]
+    truncated: bool
+    invalid: bool
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Set what a world has even if its class forgets to call this class's `__init__`."""
         self = super().__new__(cls)
         self.observation_space, self.action_space = AnyText(), AnyText()
-        self.max_steps: int | None = None
-        self.goal: str | None = None
-        self.info: dict[str, Any] = {}
+        self.max_steps, self.goal, self.info = None, None, {}
         self.truncated = self.invalid = False
         # Two underscores, so that a subclass may use any name of its own.
         self.__running = False

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poad.adapters.schemas import tool_schema, wrong_with
-from poad.envs import CheckedWorld, check_env, docstring_of, free_text_of, make
+from poad.envs import CheckedWorld, Grammar, check_env, docstring_of, free_text_of, make
 from poad.errors import ConfigError
 
 
@@ -203,7 +203,15 @@ def test_a_class_may_do_without_most_of_it() -> None:
     assert info["goal"] == "Knock at the door."
 
 
+def test_calls_are_offered_by_a_grammar_or_written_freely() -> None:
+    offered = CheckedWorld(make("tools:users_tools:Till")).reset(0).actions
+    assert isinstance(offered, Grammar)
+    assert [tool["name"] for tool in offered.tools] == ["close", "look", "take", "wait"]
+    assert CheckedWorld(make("tools:users_tools:Till", grammar=False)).reset(0).actions is None
+
+
 def test_tools_keep_the_contract() -> None:
+    check_env(lambda: make("tools:users_tools:Till", grammar=False))
     check_env(lambda: make("tools:users_tools:Till"))
     check_env(lambda: make("tools:users_tools:Bare", reward="step"))
     assert free_text_of("tools:users_tools:Till").stop == ("\n",)

@@ -31,9 +31,9 @@ class ToolsWorld(TextAdapter):
     with `prompt.history=episode`.
 
     ### Actions
-    An action is one call, such as `{"name": "add", "arguments": {"a": 1, "b": 2}}`. Any other
-    text changes nothing, and the agent reads what was wrong with it. `info["action_grammar"]`
-    holds the schemas of the tools.
+    An action is one call, such as `{"name": "add", "arguments": {"a": 1, "b": 2}}`. The agent can
+    write nothing else, by `info["action_grammar"]`, unless `grammar` is false. Then any other text
+    changes nothing, and the agent reads what was wrong with it.
 
     ### Rewards
     `get_reward()` is read when the episode ends. With `reward=step` it is read after each action,
@@ -48,6 +48,7 @@ class ToolsWorld(TextAdapter):
     * `reward`: `end` or `step`, see above.
     * `prompt`: a text that the episode begins with, before what `reset` returns.
     * `list_tools`: false leaves out the list of the tools, for prompts that have one already.
+    * `grammar`: false lets the agent write any text, and so it has to learn how calls are written.
     * `max_steps`: cut episodes off after so many actions, 10 by default.
     * Any other argument is passed to the class.
     """
@@ -62,6 +63,7 @@ class ToolsWorld(TextAdapter):
         reward: Literal["end", "step"] = "end",
         prompt: str = "",
         list_tools: bool = True,
+        grammar: bool = True,
         max_steps: int | None = 10,
         **arguments: Any,
     ) -> None:
@@ -83,6 +85,7 @@ class ToolsWorld(TextAdapter):
                 f"{' and '.join(NO_TOOLS)}."
             )
         self.schemas = {each["function"]["name"]: each for each in schemas}
+        self._grammar = {"tools": [*self.schemas.values()]} if grammar else None
         self._rewarded = 0.0
 
     @property
@@ -99,12 +102,12 @@ class ToolsWorld(TextAdapter):
         task = "\n\n".join(filter(None, (self._prompt, said if isinstance(said, str) else None)))
         self.goal = task or None
         self._rewarded = self._total() if self._by_step else 0.0
-        self.info["action_grammar"] = {"tools": list(self.schemas.values())}
+        self.info["action_grammar"] = self._grammar
         return "\n\n".join(filter(None, (task, self._list() if self._lists else ""))) or "Go.", None
 
     def act(self, action: str) -> tuple[str, None, float, bool, bool | None]:
         """Make the call that an action is."""
-        self.info["action_grammar"] = {"tools": list(self.schemas.values())}
+        self.info["action_grammar"] = self._grammar
         call = self._call_in(action)
         failed = isinstance(call, str)
         if isinstance(call, str):

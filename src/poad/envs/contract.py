@@ -144,7 +144,7 @@ class CheckedWorld:
 
     def _note(self, *shown: object) -> None:
         before = self.seen[-1] if self.seen else ""
-        text = json.dumps([before, *shown], default=lambda form: form.parts)
+        text = json.dumps([before, *shown], default=_plain)
         self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _refuse_change(self) -> None:
@@ -247,6 +247,11 @@ def is_text(value: object) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def _plain(offer: Form | Grammar) -> object:
+    """Bring an offer that is no tuple into the types of JSON."""
+    return offer.parts if isinstance(offer, Form) else [offer.kind, offer.source, offer.calls]
 
 
 def _prompt(prompt: object) -> str:

@@ -120,6 +120,7 @@ def test_a_check_says_where_two_runs_first_differ(capsys: pytest.CaptureFixture[
     [
         (("envs", "--episodes", "0"), "--episodes 0: there must be at least 1."),
         (("envs", "--max-turns", "0"), "--max-turns 0: there must be at least 1."),
+        (("envs", "--check"), "--check needs a world"),
         (("envs", "babyia:Level"), "Did you mean 'babyai:'?"),
         (("train", "--env", "object:my_corridors:Coridor"), "Did you mean 'Corridor'"),
         (("play", "tools:my_corridors"), "write tools:MODULE:CLASS"),

@@ -64,6 +64,8 @@ def run(options: Options) -> int:
     check_episodes(options.episodes)
     if options.max_turns < 1:
         raise ConfigError(f"--max-turns {options.max_turns}: there must be at least 1.")
+    if options.env is None and options.check:
+        raise ConfigError("--check needs a world: poad envs WORLD --check.")
     if options.env is None:
         return _list()
     trust(Config(env=options.env, env_args=options.env_args))

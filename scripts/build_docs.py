@@ -6,16 +6,25 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from gymnasium.envs.registration import load_env_creator
+
 from poad.envs import Form, known_worlds, make, world_arguments
+from poad.envs.schemes import SCHEMES, Scheme
 
 TARGET = Path(__file__).parent.parent / "docs" / "environments.md"
 HEAD = """\
 # The worlds
 
-This page is the manual of every world that poad ships. `make docs` generates it from the docstrings
-of the worlds, so edit those instead. In the terminal, `poad envs` lists the worlds and
-`poad envs ID` shows one of these manuals.
+This page is the manual of every world that poad ships, and of the schemes that open worlds of other
+projects. `make docs` generates it from the docstrings of the worlds, so edit those instead. In the
+terminal, `poad envs` lists the worlds and `poad envs ID` shows one of these manuals.
 
+"""
+OTHERS = """\
+## Worlds of other projects
+
+A name of the form SCHEME:REST opens a world of another project.
+[your-own-world.md](your-own-world.md) has examples.
 """
 
 
@@ -27,7 +36,15 @@ def page() -> str:
     for env_id, _ in known_worlds():
         kinds.setdefault(type(make(env_id).unwrapped), []).append(env_id)
     manuals = [manual(kind, names) for kind, names in kinds.items()]
-    return HEAD + "\n".join(overview) + "\n\n" + "\n".join(manuals)
+    schemes = [scheme(row) for row in SCHEMES.values()]
+    return HEAD + "\n".join(overview) + "\n\n" + "\n".join([*manuals, OTHERS, *schemes])
+
+
+def scheme(row: Scheme) -> str:
+    """Write the manual of the worlds of another project."""
+    kind = load_env_creator(row.entry_point)
+    first, *lines = (inspect.getdoc(kind) or "").replace("\n### ", "\n#### ").splitlines()
+    return "\n".join([f"### `{row.shown}`", "", first, *lines, ""])
 
 
 def manual(kind: type, names: list[str]) -> str:

@@ -20,7 +20,7 @@ FENCES = {
     "matplotlib": {"display"},
     "tyro": {"cli"},
     "yaml": {"cli", "config"},
-    "gymnasium": {"envs", "learn"},
+    "gymnasium": {"adapters", "envs", "learn"},
     "jinja2": {"lm", "pages"},
 }
 # Files that are started by path inside the sandbox, where there is no poad.
@@ -157,11 +157,12 @@ def outside_functions(path: Path) -> Iterator[ast.AST]:
         waiting += [n for n in inner if not isinstance(n, ast.FunctionDef | ast.Lambda)]
 
 
-def test_worlds_know_gymnasium_numpy_and_nothing_of_learning():
+@pytest.mark.parametrize("room", ["envs", "adapters"])
+def test_worlds_know_gymnasium_numpy_and_nothing_of_learning(room: str):
     known = sys.stdlib_module_names | {"gymnasium", "numpy"}
-    for path in sources("envs"):
+    for path in sources(room):
         for name in imported(outside_functions(path)):
-            at_home = name.startswith(("poad.envs", "poad.errors", "poad.trie"))
+            at_home = name.startswith((f"poad.{room}", "poad.envs", "poad.errors", "poad.trie"))
             assert at_home or name.partition(".")[0] in known, f"{path} imports {name}"
         for name in imports(path):
             assert name.partition(".")[0] not in {"torch", "transformers", "peft"}, str(path)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poad.agent import Critic, Policy
     from poad.config import Config
     from poad.credit import METHODS, Credit, Method, recursion, token_credit
-    from poad.envs import check_env, make
+    from poad.envs import TextAdapter, check_env, make
     from poad.errors import PoadError
     from poad.learn import evaluate, train
     from poad.runs import Run
@@ -34,6 +34,7 @@ _HOME = {
     "Method": "poad.credit",
     "recursion": "poad.credit",
     "token_credit": "poad.credit",
+    "TextAdapter": "poad.envs",
     "check_env": "poad.envs",
     "make": "poad.envs",
     "PoadError": "poad.errors",
@@ -53,6 +54,7 @@ __all__ = [
     "PoadError",
     "Policy",
     "Run",
+    "TextAdapter",
     "check_env",
     "evaluate",
     "make",

@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", sys.path[:])  # to which the directory is added
     return folder
 
 
@@ -140,6 +141,70 @@ def test_programs_are_not_run_unprotected_because_a_run_says_so(folder: Path) ->
         assert "--trust-code" in message
     check_stored(load(folder / "nice" / "config.yaml"), folder / "nice", trusted=True)
     check_stored(load(folder / "nice" / "config.yaml"), folder / "nice", trusted=False)
+
+
+NAMED = [
+    ("object:own:World", {}),
+    ("tools:own:Tools", {}),
+    ("gymnasium:own:Own-v0", {}),
+    ("gymnasium:FrozenLake-v1", {"describe": "own:tell"}),
+    ("object:collections:Counter", {"success": "own:won"}),
+]
+
+
+@pytest.mark.parametrize(("env", "env_args"), NAMED)
+def test_a_module_that_a_scheme_imports_is_asked_about(
+    folder: Path, env: str, env_args: dict[str, str]
+) -> None:
+    witness = module(folder / "own.py")
+    strangers_run(folder / "runs" / "nice", env=env, env_args=env_args)
+    messages = refused(openings("runs/nice"))
+    assert len(messages) == len(openings("runs/nice"))
+    for message in messages:
+        assert f"({folder / 'own.py'})" in message
+        assert "--trust-code" in message
+    assert not witness.exists()
+    stored = load(folder / "runs" / "nice" / "config.yaml")
+    check_stored(stored, folder / "runs" / "nice", trusted=True)
+    check_stored(stored, folder / "runs" / "nice", trusted=False)
+
+
+@pytest.mark.parametrize("module", ["os", "builtins", "subprocess", "poad.cli.main", "json"])
+def test_what_is_called_is_asked_about_in_any_module(folder: Path, module: str) -> None:
+    """A stranger could call `os.system`, which is imported already."""
+    run = strangers_run(folder / "nice", env=f"object:{module}:system", env_args={"command": "ls"})
+    config = load(run / "config.yaml")
+    with pytest.raises(ConfigError, match=rf"object:{module}:system \(.*--trust-code"):
+        check_stored(config, run, trusted=False)
+    lake = "gymnasium:FrozenLake-v1"
+    run = strangers_run(folder / "lake", env=lake, env_args={"success": f"{module}:print"})
+    with pytest.raises(ConfigError, match=rf"success={module}:print \("):
+        check_stored(load(run / "config.yaml"), run, trusted=False)
+
+
+def test_trusting_one_function_is_not_trusting_its_module(folder: Path) -> None:
+    module(folder / "own.py")
+    trust(Config(env="object:own:World"))
+    run = folder / "run"
+    check_stored(Config(env="object:own:World"), run, trusted=False)
+    for other in ("object:own:Other", "tools:own:World"):
+        with pytest.raises(ConfigError, match=other):
+            check_stored(Config(env=other), run, trusted=False)
+
+
+def test_a_run_connects_to_no_server_that_nobody_trusts(folder: Path) -> None:
+    strangers_run(folder / "nice", env="openenv:http://127.0.0.1:9")
+    for message in refused(openings("nice")):
+        assert "a connection to a server (http://127.0.0.1:9)" in message
+        assert "--trust-code" in message
+    trust(Config(env="openenv:http://127.0.0.1:9"))
+    check_stored(load(folder / "nice" / "config.yaml"), folder / "nice", trusted=False)
+
+
+def test_a_world_of_a_scheme_without_a_module_asks_nothing(folder: Path) -> None:
+    for env in ("babyai:BabyAI-GoTo-v0", "textworld:coin.z8", "gymnasium:FrozenLake-v1"):
+        run = strangers_run(folder / env.partition(":")[0], env=env)
+        check_stored(load(run / "config.yaml"), run, trusted=False)
 
 
 def test_ones_own_run_opens_without_a_question(folder: Path) -> None:

@@ -279,8 +279,10 @@ def _yaml_value(name: str, text: str) -> Any:
     except ConfigError as error:
         if "comment" in str(error):
             raise ValueError(f"{error} For example: '{name}=\"#7\"'.") from None
+        brackets = f' Texts in brackets need quotes: \'{name}=["[a]", "[b]"]\'.'
         raise ValueError(
             f"{text!r} is not a YAML value. Quote it, and write a list as '[a, b]'."
+            f"{brackets if '],' in text else ''}"
         ) from None
     if value is None and text.strip().lower() not in ("null", "~"):
         raise ValueError(f"{name} has no value. Write {name}=null, or '{name}=\"\"' for no text.")

@@ -84,7 +84,7 @@ def run(options: Options) -> int:
     config = replace(config, eval=settings)
     if options.env is not None or options.env_args:
         config = replace(config, env=options.env or config.env, env_args=options.env_args)
-        trust(Config(env=config.env))
+        trust(Config(env=config.env, env_args=config.env_args))
         make(config.env, **config.env_args).close()
     from poad.workflows import Weights, evaluate_run
 

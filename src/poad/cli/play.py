@@ -85,7 +85,7 @@ def _is_world(target: str) -> bool:
 def _play_in_world(options: Options) -> int:
     if options.checkpoint is not None or options.untrained:
         raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
-    trust(Config(env=options.target))
+    trust(Config(env=options.target, env_args=options.env_args))
     if options.human:
         return _play_human(options.target, options.env_args, options.seed or 0)
     make(options.target, **options.env_args).close()

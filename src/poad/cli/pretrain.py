@@ -60,7 +60,7 @@ def run(options: Options) -> int:
     """Make the model; the exit status."""
     if options.steps is not None and options.minutes is not None:
         raise ConfigError("--steps and --minutes both say how long to train. Leave out one.")
-    trust(Config(env=options.env))
+    trust(Config(env=options.env, env_args=options.env_args))
     make(options.env, **options.env_args).close()  # before torch is loaded
     from poad.workflows import TinyModel, pretrain_model
 

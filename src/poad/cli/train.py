@@ -11,6 +11,7 @@ from poad.cli.arguments import Switch, value_of
 from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import FLAG, open_run, trust
 from poad.config import Config
+from poad.envs import host_of
 from poad.errors import ConfigError
 from poad.ranks import launched
 from poad.runs import check_new_run, check_trackers
@@ -100,10 +101,20 @@ def _default_path(config: Config, *, taken: bool) -> Path:
         config: the settings of the run.
         taken: whether the directory may hold a run already. If not, it gets a number.
     """
-    world = config.env.rpartition(":")[2].rpartition("/")[2].removesuffix("-v0")
-    world = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", world).lower()
-    base = Path("runs") / f"{world}-{config.credit.label}-seed{config.seed}"
+    base = Path("runs") / f"{_short_name(config.env)}-{config.credit.label}-seed{config.seed}"
     path, number = base, 2
     while not taken and path.exists() and any(path.iterdir()):
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def _short_name(env: str) -> str:
+    """Make a part of a directory's name of a world's name: no module, no path, no version 0."""
+    if (host := host_of(env)) is not None:
+        name = host.partition("//")[2] or host
+    else:
+        name = env.rpartition(":")[2].rpartition("/")[2]
+        name = re.sub(r"-v0$|\.(z8|ulx|tw-pddl)$", "", name)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+    # A pattern such as textworld:*.z8 leaves nothing.
+    return re.sub(r"\W+", "-", words).strip("-")[:60] or env.partition(":")[0]

@@ -19,21 +19,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from poad.config import Config
+from poad.envs import code_named, host_of
 from poad.errors import ConfigError
 from poad.runs import Run, write_json
 
 FLAG = "--trust-code"
 _REMOTE = "the remote code of a model"
 _UNPROTECTED = "isolation=none"
+_CONNECTION = "a connection to a server"
 
 
 class _Request(NamedTuple):
     """What a setting asks for."""
 
     what: str
-    """A module, or one of the names above."""
+    """A module, something in it that is called, or one of the names above."""
     where: str
-    """The file of the module; the model; the run whose programs would not be confined."""
+    """The file of the module; the model; the run whose programs would not be confined; the server's
+    address."""
 
 
 def trust(config: Config, run: Path | None = None) -> None:
@@ -72,9 +75,9 @@ def check_stored(config: Config, run: Path, *, trusted: bool) -> None:
         trust(config, run)
     elif asked:
         raise ConfigError(
-            f"{run} asks for code that is not poad's, or for programs without protection: "
-            f"{', '.join(asked)}. It could do whatever you can do. If you trust it, add {FLAG}. "
-            "You are asked only once."
+            f"{run} asks for code that is not poad's, for programs without protection or for a "
+            f"connection: {', '.join(asked)}. It could do whatever you can do. If you trust it, "
+            f"add {FLAG}. You are asked only once."
         )
     _open_directory(requests)
 
@@ -95,27 +98,34 @@ def is_in_run(file: Path) -> bool:
 
 
 def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
-    for name in (config.env, config.credit.method):
-        module = name.rpartition(":")[0]
-        file = _file_of(module) if module and module.partition(".")[0] != "poad" else None
-        if file is None:  # there is nothing to import, which is told by whoever tries
-            continue
-        if is_in_run(file):
+    method = config.credit.method.rpartition(":")[0]
+    for what, module in (*code_named(config.env, config.env_args), (method, method)):
+        if what == module:
+            imported = module and module.partition(".")[0] != "poad" and module not in sys.modules
+            file = _file_of(module) if imported else None
+            if file is None:  # there is nothing to import, which is told by whoever tries
+                continue
+        else:  # something is called, which may do harm in any module
+            file = _file_of(module)
+        if file is not None and is_in_run(file):
             raise ConfigError(
                 f"{module} lies inside a run ({file}), and nothing is imported from there. If you "
                 "trust it, copy it to another directory."
             )
-        yield _Request(module, str(file))
+        yield _Request(what, str(file or "a module of Python itself"))
     if config.model.trust_remote_code:
         yield _Request(_REMOTE, config.model.name)
+    if (host := host_of(config.env)) is not None:
+        yield _Request(_CONNECTION, host)
     if run is not None and config.env_args.get("isolation") == "none":
         yield _Request(_UNPROTECTED, str(run.resolve()))
 
 
 def _file_of(module: str) -> Path | None:
     """Find the file of a module without importing it or anything around it."""
-    if module in sys.modules:
-        return None
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded is not None:
+        return Path(loaded).resolve()
     first, *inner = module.split(".")
     search = [*sys.path, os.getcwd()]
     found = (finder.find_spec(first, search) for finder in sys.meta_path)
@@ -131,7 +141,7 @@ def _file_of(module: str) -> Path | None:
 
 def _open_directory(requests: list[_Request]) -> None:
     """Let the modules of the current directory be imported, if one is wanted."""
-    wanted = any(each.what not in (_REMOTE, _UNPROTECTED) for each in requests)
+    wanted = any(each.what not in (_REMOTE, _UNPROTECTED, _CONNECTION) for each in requests)
     if wanted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 

@@ -1,5 +1,6 @@
 """Text worlds: Gymnasium environments whose observations and actions are text. No torch here."""
 
+from poad.envs.adapter import AnyText, TextAdapter
 from poad.envs.best_work import BestWork, Work
 from poad.envs.check import RULES, check_env
 from poad.envs.contract import CheckedWorld
@@ -8,32 +9,43 @@ from poad.envs.registry import (
     FreeText,
     docstring_of,
     free_text_of,
+    inner_of,
     known_worlds,
     make,
+    manual_of_adapter,
     register_worlds,
     same_class,
     unseen_worlds,
     world_arguments,
 )
+from poad.envs.schemes import code_named, host_of, known_schemes, split_scheme
 from poad.trie import Form, Grammar
 
 __all__ = [
     "RULES",
+    "AnyText",
     "BestWork",
     "CheckedWorld",
     "Form",
     "FreeText",
     "Grammar",
+    "TextAdapter",
     "Work",
     "check_env",
+    "code_named",
     "docstring_of",
     "draw",
     "free_text_of",
+    "host_of",
+    "inner_of",
+    "known_schemes",
     "known_worlds",
     "make",
+    "manual_of_adapter",
     "register_worlds",
     "same_class",
     "size_of",
+    "split_scheme",
     "unseen_worlds",
     "world_arguments",
 ]

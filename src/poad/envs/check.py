@@ -4,6 +4,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -20,6 +21,8 @@ from poad.trie import Form, Grammar
 World: TypeAlias = gymnasium.Env[str, str]
 Choose: TypeAlias = Callable[[int, dict[str, Any]], str | None]
 """From the number of turns so far and the last `info` to an action, or to None to stop."""
+Watch: TypeAlias = Callable[[int, int], object]
+"""From the number of episodes so far, and of turns in the current one, to nothing of use."""
 Record: TypeAlias = tuple[Any, ...]
 """What must repeat exactly: action, prompt, reward, both flags, and the entries of `CONTRACT`."""
 
@@ -92,7 +95,7 @@ def check_env(
     episodes: int = 20,
     seed: int = 0,
     max_turns: int = 1000,
-    watch: Callable[[int], object] = lambda _: None,
+    watch: Watch = lambda episode, turn: None,
 ) -> tuple[str, ...]:
     """Play random episodes and check all of `RULES`.
 
@@ -106,7 +109,8 @@ def check_env(
         seed: the first episode's seed. It also seeds the choice of actions.
         max_turns: the number of turns after which an episode is abandoned. At least one episode
             must end.
-        watch: is called with the number of episodes played so far, before each of them.
+        watch: is called in every turn of both copies, with the number of episodes played so far and
+            the number of turns in the current one.
 
     Returns:
         With `aliased`, a line about the first prompt that came with different offers, if there was
@@ -140,7 +144,7 @@ def _play_twice(
     second: World,
     seeds: range,
     turns: int,
-    watch: Callable[[int], object],
+    watch: Watch,
 ) -> None:
     """Play each seed with random actions on one copy, then repeat the actions on the other."""
     rng = random.Random(seeds.start)
@@ -158,14 +162,15 @@ def _play_twice(
         return draw(actions, rng) if actions else None
 
     for played, seed in enumerate(seeds):
-        watch(played)
-        records = check.play(first, seed, choose)
+        seen = partial(watch, played)
+        records = check.play(first, seed, choose, seen)
         script = [*(record[0] for record in records[1:]), None]
-        again = check.play(second, seed, lambda turn, _, script=script: script[turn])
+        again = check.play(second, seed, lambda turn, _, script=script: script[turn], seen)
         for turn, (one, other) in enumerate(zip_longest(records, again)):
             if not _equal(one, other):
-                seen = f"seed {seed}, turn {turn}: {_difference(one, other)}"
-                check.expect(REPEATS, False, seen)
+                where = f"after action {turn} ({short(script[turn - 1])})" if turn else "at reset"
+                difference = f"seed {seed}, turn {turn}: {_difference(one, other)}"
+                check.expect(REPEATS, False, f"two runs first differ {where}, {difference}")
                 break
 
 
@@ -229,7 +234,9 @@ class _Check:
         if not holds:
             self.findings.setdefault(rule, seen)
 
-    def play(self, world: World, seed: int, choose: Choose) -> list[Record]:
+    def play(
+        self, world: World, seed: int, choose: Choose, watch: Callable[[int], object]
+    ) -> list[Record]:
         """Play one episode, checking each turn, until it ends or `choose` returns None."""
         records: list[Record] = []
         try:
@@ -238,6 +245,7 @@ class _Check:
             self._offers = _offer(info) is not None
             action, reward, terminated, truncated = "", 0.0, False, False
             while True:
+                watch(len(records))
                 contract = (info.get(key) for key in CONTRACT)
                 records.append((action, prompt, reward, terminated, truncated, *contract))
                 ended = bool(terminated or truncated)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import gymnasium
 
-from poad.envs.registry import full_name
+from poad.envs.registry import full_name, inner_of
 from poad.envs.watch import WATCH
 from poad.errors import WorldError, WorldNote
 from poad.trie import Form, Grammar, Offer
@@ -144,7 +144,7 @@ class CheckedWorld:
 
     def _note(self, *shown: object) -> None:
         before = self.seen[-1] if self.seen else ""
-        text = json.dumps([before, *shown], default=_as_json)
+        text = json.dumps([before, *shown], default=_plain)
         self.seen.append(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _refuse_change(self) -> None:
@@ -166,12 +166,8 @@ class CheckedWorld:
         except WorldError as error:
             raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
         except Exception as error:
-            error.add_note(WorldNote(self.place(), line_in(self.unwrapped, error)))
+            error.add_note(WorldNote(self.place(), line_in(inner_of(self.env), error)))
             raise
-
-
-def _as_json(offer: Form | Grammar) -> object:
-    return offer.parts if isinstance(offer, Form) else vars(offer)
 
 
 @contextmanager
@@ -251,6 +247,11 @@ def is_text(value: object) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def _plain(offer: Form | Grammar) -> object:
+    """Bring an offer that is no tuple into the types of JSON."""
+    return offer.parts if isinstance(offer, Form) else [offer.kind, offer.source, offer.calls]
 
 
 def _prompt(prompt: object) -> str:

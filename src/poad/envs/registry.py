@@ -7,12 +7,13 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Iterable, Mapping
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from poad.envs.schemes import SCHEMES, split_scheme
 from poad.errors import ConfigError, PoadError, did_you_mean
 
 
@@ -124,8 +125,9 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """Open a world by name.
 
     Args:
-        env_id: a registered name, or "package.module:EnvId" for a world of your own. In the second
-            form the module is imported first; the import should register the world.
+        env_id: a registered name, "package.module:EnvId" for a world of your own, or "scheme:rest"
+            for a world of another project (`known_schemes`). In the second form the module is
+            imported first; the import should register the world.
         kwargs: arguments for the world's constructor; `world_arguments` lists them.
 
     Raises:
@@ -146,7 +148,11 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
 def _open(spec: EnvSpec, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
     """Call a world's constructor, and report in one sentence why it fails."""
     try:
-        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        if spec.id in gymnasium.registry:
+            return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        world = _creator(spec)(spec.id.partition(":")[2], **kwargs)  # an adapter
+        world.spec = spec
+        return world
     except PoadError:
         raise
     except (Exception, SystemExit) as error:
@@ -179,7 +185,11 @@ def same_class(one: str, other: str) -> bool:
 
     Both names and errors are those of `make`.
     """
-    return _spec(one).entry_point == _spec(other).entry_point
+    first, second = _spec(one), _spec(other)
+    if first.entry_point != second.entry_point:
+        return False
+    found = split_scheme(one)
+    return found is None or found[0].one_vocabulary or one == other
 
 
 def free_text_of(env_id: str) -> FreeText:
@@ -187,7 +197,11 @@ def free_text_of(env_id: str) -> FreeText:
 
     `env_id` and errors are those of `make`.
     """
-    found = getattr(_creator(_spec(env_id)), "free_text", None)
+    spec = _spec(env_id)
+    creator = _creator(spec)
+    if hasattr(creator, "free_text_of"):  # an adapter, which asks what it adapts
+        return creator.free_text_of(spec.id.partition(":")[2])
+    found = getattr(creator, "free_text", None)
     return found if isinstance(found, FreeText) else FreeText()
 
 
@@ -229,37 +243,65 @@ def full_name(world: gymnasium.Env[str, str]) -> str | None:
 def docstring_of(world: gymnasium.Env[str, str]) -> str | None:
     """Return the docstring of a world's class, or of the next class above it that has one.
 
-    That of `gymnasium.Env` says nothing of a world, so it does not count.
+    That of `gymnasium.Env` and other bases says nothing of a world, so it does not count. An
+    adapter stands back behind what it adapts.
     """
-    above = takewhile(lambda each: each is not gymnasium.Env, type(world.unwrapped).__mro__)
-    return next((each.__doc__ for each in above if each.__doc__), None)
+    kinds = (type(inner_of(world)), type(world.unwrapped))
+    above = (takewhile(lambda each: each.__module__ not in _BASES, kind.__mro__) for kind in kinds)
+    return next((each.__doc__ for each in chain(*above) if each.__doc__), None)
+
+
+def manual_of_adapter(world: gymnasium.Env[str, str]) -> str | None:
+    """Return the docstring of an adapter that stands back behind what it adapts, else None."""
+    doc = type(world.unwrapped).__doc__
+    return None if doc == docstring_of(world) or inner_of(world) is world.unwrapped else doc
+
+
+_BASES = ("gymnasium.core", "poad.envs.adapter", "typing", "builtins")
+"""Modules of classes that worlds inherit from."""
+
+
+def inner_of(world: gymnasium.Env[str, str]) -> object:
+    """Return the object whose code plays: what an adapter adapts, or the world itself."""
+    return getattr(world.unwrapped, "inner", world.unwrapped)
 
 
 def _spec(env_id: str) -> EnvSpec:
+    if (found := split_scheme(env_id)) is not None:
+        # Gymnasium allows no URL and no path in the name of a world, so it is set afterwards.
+        spec = EnvSpec("poad/Scheme-v0", found[0].entry_point)
+        spec.id = env_id
+        return spec
     module, colon, name = env_id.rpartition(":")
     if colon:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"Cannot import {module!r} to find the world {name!r}: {error}. "
-                "Run poad from the directory that holds the module, or install the package."
-            ) from error
-        except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-            raise ConfigError(
-                f"Cannot import {module!r} to find the world {name!r}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        _import(module, name)
     if name not in gymnasium.registry:
         where = f" The module {module!r} was imported; it must register the world." if colon else ""
+        near = did_you_mean(name, [*gymnasium.registry, *(each.shown for each in SCHEMES.values())])
         raise ConfigError(
-            f"There is no world {name!r}. {did_you_mean(name, gymnasium.registry)}"
+            f"There is no world {name!r}. {near}"
             f"Known worlds: {', '.join(world.env_id for world in _WORLDS)}."
             f"{where or ' Name a world of your own as package.module:EnvId.'}"
         )
     if colon:
         _MODULES[name] = module
     return gymnasium.registry[name]
+
+
+def _import(module: str, name: str) -> None:
+    """Import the module that registers a world."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        near = did_you_mean(f"{module.partition(':')[0]}:", [f"{each}:" for each in SCHEMES], 1)
+        raise ConfigError(
+            f"Cannot import {module!r} to find the world {name!r}: {error}. {near}"
+            "Run poad from the directory that holds the module, or install the package."
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise ConfigError(
+            f"Cannot import {module!r} to find the world {name!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 register_worlds()

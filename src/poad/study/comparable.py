@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from poad.agent import resolve
 from poad.config import Config, dump, load, to_dict
-from poad.envs import make
+from poad.envs import inner_of, make
 from poad.errors import ConfigError, ModelError
 from poad.runs import PACKAGES, Run, Versions, encode
 from poad.study.records import Identity, Results, Settings, UnseenIdentity, WorldIdentity
@@ -79,16 +81,25 @@ def _resolved(config: Config) -> Config:
 
 
 def world_source(env: str, env_args: Mapping[str, Any]) -> str:
-    """Hash the source of a world: its own module, and for poad's worlds those it shares."""
+    """Hash the source of a world: its own module, and for poad's worlds those it shares.
+
+    The source of an adapter is also what it adapts, with the version of that package, and the files
+    that it names.
+    """
     opened = make(env, **env_args)
-    kind = type(opened.unwrapped)
+    kind, inner = type(opened.unwrapped), type(inner_of(opened))
+    further = getattr(opened.unwrapped, "files", ())
     opened.close()
     file = Path(inspect.getfile(kind))
     ours = kind.__module__.startswith("poad.envs.")
     files = [file, *sorted(file.parent.glob("*.py"))] if ours else [file]
     files += [file.parent.parent / "text_world.py"] if ours else []
     digest = hashlib.sha256()
-    for each in files:
+    if inner is not kind:
+        files.append(Path(inspect.getfile(inner)))
+        with suppress(PackageNotFoundError):  # the user's own module has no version
+            digest.update(version(inner.__module__.partition(".")[0]).encode())
+    for each in (*files, *further):
         if each.is_file():
             digest.update(each.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import byte_level
@@ -180,6 +181,25 @@ def test_it_imitates_random_play_and_knows_nothing_of_the_task(tmp_path: Path) -
             assert chances == pytest.approx([0.5, 0.5], abs=0.2)
         losses = json.loads((folder / "making.json").read_text())["final_loss"]
         assert losses < 0.5  # nats per token: it does know the words
+
+
+@pytest.mark.parametrize("recalls", [True, False])
+def test_it_tells_prompts_apart_where_random_actions_do_not_depend_on_them(
+    recalls: bool, tmp_path: Path
+) -> None:
+    """A model that only continues random play forgets the prompt before it acts."""
+    model = tiny("Chain", turns=400, steps=150, width=32, recalls=recalls)
+    pretrain_model(model, tmp_path, quiet=True)
+    loaded = load_model(ModelConfig(name=str(tmp_path), device="cpu"))
+    causal: Any = loaded.causal_lm
+    states = []
+    for place in (0, 1):
+        ids = loaded.codec.prompt(f"You stand at place {place}. What now?")
+        with torch.no_grad():
+            out = causal(torch.tensor([ids]), output_hidden_states=True)
+        states.append(out.hidden_states[-1][0, -1])
+    difference = float((states[0] - states[1]).norm() / states[0].norm())
+    assert difference > 0.3 if recalls else difference < 0.05
 
 
 # --- the directory ----------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 A model that has never read a world's words learns little from its prompts at first. So a small
 Llama with a tokenizer of its own is trained to continue the prompts of random episodes, and the
-actions in them. It learns nothing about the task, because every turn of every episode is used,
-whatever its reward. The result is an ordinary model directory:
+actions in them, and to remember what it has read. It learns nothing about the task, because every
+turn of every episode is used, whatever its reward. The result is an ordinary model directory:
 
     config.json, model.safetensors     the model in the Hugging Face layout
     tokenizer.json, …                  its tokenizer
@@ -96,6 +96,8 @@ class TinyModel:
     context: int | None = None
     """Tokens that the model reads; None for as many as random play needs, and more."""
     seed: int = 0
+    recalls: bool = True
+    """Also train hidden states to hold what was read; see `fit`."""
 
     def __post_init__(self) -> None:
         least = {
@@ -283,7 +285,7 @@ def pretrain_model(
         batch = max(4, min(_BATCH, _BATCH_TOKENS // round(fmean(len(ids) for ids, _ in rows))))
         steps = model.steps if model.minutes is None else _steps_in(model, codec, rows, batch)
         llama = new_llama(model, codec, positions)
-        training = fit(llama, drawn(rows, batch), steps, _LR)
+        training = fit(llama, drawn(rows, batch), steps, _LR, recalls=model.recalls)
         shown = watch(
             training, steps, "training", screen, unit="steps", tell=lambda loss: f"loss {loss:.3f}"
         )
@@ -336,7 +338,7 @@ def _steps_in(model: TinyModel, codec: TextCodec, rows: Sequence[Row], batch: in
     with seeded(model.seed, _CPU):
         trial = new_llama(model, codec, _LEAST_CONTEXT)
         seconds, began = [], time.perf_counter()
-        for _ in fit(trial, drawn(rows, batch), 50, _LR):
+        for _ in fit(trial, drawn(rows, batch), 50, _LR, recalls=model.recalls):
             seconds.append(time.perf_counter() - began)
             began += seconds[-1]
             if sum(seconds) > 3 and len(seconds) > 4:
@@ -414,6 +416,7 @@ def card(model: TinyModel, facts: Mapping[str, Any]) -> str:
         "last": f"the last {counted(model.last, 'turn')} and the observation",
         "episode": "the whole episode so far",
     }[model.history]
+    recall = ", and a linear map from hidden states to what was read" if model.recalls else ""
     rows = {
         "architecture": f"Llama, {counted(model.layers, 'layer')} of width {model.width}, "
         f"{model.heads} heads, {facts['positions']:,} positions, tied embeddings; "
@@ -424,7 +427,7 @@ def card(model: TinyModel, facts: Mapping[str, Any]) -> str:
         f"{facts['successes']:,} of {counted(facts['episodes'], 'whole episode')} succeeded",
         "prompts": history,
         "selection": "none: every turn of every episode, whatever its reward",
-        "objective": f"next-token prediction, {counted(facts['steps'], 'step')} of "
+        "objective": f"next-token prediction{recall}; {counted(facts['steps'], 'step')} of "
         f"{facts['batch']} turns; final loss {facts['final_loss']} nats per token",
         "seed": model.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),

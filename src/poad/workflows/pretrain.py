@@ -183,21 +183,20 @@ def play_randomly(
         world.close()
 
 
-def random_action(offers: Offer | None, rng: Random, world: str) -> str:
+def random_action(offer: Offer | None, rng: Random, world: str) -> str:
     """Draw one of the offered actions, all with the same chance.
 
     Raises:
         ConfigError: there are none, so the agent writes freely.
     """
-    if offers is None:
+    if offer is None:
         raise ConfigError(
             f"The world {world!r} lets the agent write freely, so there is no uniformly random "
             "play, and random letters would teach a model nothing. Let the world offer actions in "
-            "info['admissible_actions'], as a tuple or a Form, or describe them in "
-            "info['action_grammar'], or train a model that knows the language: `poad models` lists "
-            "some."
+            "info['admissible_actions'], or describe them in info['action_grammar'], or train a "
+            "model that knows the language: `poad models` lists some."
         )
-    return draw(offers, rng)
+    return draw(offer, rng)
 
 
 # --- rows of tokens ---------------------------------------------------------------------------
@@ -222,8 +221,13 @@ def rows_of(
 
     Returns:
         A row for each turn; and a remark, if prompts were too long.
+
+    Raises:
+        ModelError: all actions are too long.
     """
-    longest = max(len(codec.action(turn.action)) for turn in turns)
+    # A grammar may allow actions that leave no room for a prompt. These get no row.
+    sizes = [len(codec.action(turn.action)) for turn in turns]
+    longest = max((size for size in sizes if size <= context // 2), default=context // 2)
     talk = Dialogue(codec, prompt, context - longest, longest)
     rows: list[Row] = []
     action = Action("", (), (), ())
@@ -234,7 +238,13 @@ def rows_of(
             ids = talk.next_prompt(action, turn.prompt, None, turn.goal)
         written = codec.action(turn.action)
         action = Action(turn.action, written, (), ())
-        rows.append(((*ids, *written), 0))
+        if len(written) <= longest:
+            rows.append(((*ids, *written), 0))
+    if not rows:
+        raise ModelError(
+            f"No random action has fewer than {min(sizes):,} tokens, more than half of what the "
+            f"model reads ({context:,}): raise --context."
+        )
     return rows, talk.note
 
 

@@ -282,34 +282,13 @@ def pretrain_model(
     with closing(play_randomly(world, model.seed, LONGEST_EPISODE)) as playing:
         first = islice(playing, model.turns)
         turns = [*watch(first, model.turns, "random play", screen, unit="turns")]
+    facts = _facts_of(turns)
+    screen.print(_describe_play(facts), soft_wrap=True)
     with torch_threads(1), seeded(model.seed, _CPU):
-        facts = _facts_of(turns)
-        screen.print(_describe_play(facts), soft_wrap=True)
-        tokenizer = train_tokenizer([turn[:2] for turn in turns], model.vocabulary)
-        codec = codec_for(tokenizer, model.prompt)
-        most = model.context or _CONTEXT[model.history]
-        rows, remark = rows_of(turns, codec, model.prompt, most)
-        if remark is not None:
-            warnings.warn(remark, stacklevel=2)
-        positions = model.context or context_for(rows, most)
-        batch = max(4, min(_BATCH, _BATCH_TOKENS // round(fmean(len(ids) for ids, _ in rows))))
-        steps = model.steps if model.minutes is None else _steps_in(model, codec, rows, batch)
-        llama = new_llama(model, codec, positions)
-        training = fit(llama, drawn(rows, batch), steps, _LR, recalls=model.recalls)
-        shown = watch(
-            training, steps, "training", screen, unit="steps", tell=lambda loss: f"loss {loss:.3f}"
-        )
-        losses = [*shown]
-    facts |= {
-        "steps": steps,
-        "batch": batch,
-        "tokens": len(tokenizer),
-        "positions": positions,
-        "parameters": sum(p.numel() for p in llama.parameters()),
-        "final_loss": round(fmean(losses[-20:]), 4),
-    }
-    making = {"pretrained": {**asdict(model), "steps": steps, "minutes": None}, **facts}
-    making["versions"] = _versions()
+        llama, tokenizer, training = _train(model, turns, screen)
+    facts |= training
+    done = {**asdict(model), "steps": facts["steps"], "minutes": None}
+    making = {"pretrained": done, **facts, "versions": _versions()}
     try:
         with atomic_directory(to, replace=overwrite) as partial:
             save(partial, llama, tokenizer)
@@ -318,6 +297,36 @@ def pretrain_model(
         raise ModelError(f"Cannot write {to}: {error}. Nothing of it is left.") from error
     screen.print(_closing(model, to, facts), soft_wrap=True)
     return 0
+
+
+def _train(
+    model: TinyModel, turns: Sequence[RandomTurn], screen: Screen
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Make a tokenizer and a model of random turns; return them, and facts about the training."""
+    tokenizer = train_tokenizer([turn[:2] for turn in turns], model.vocabulary)
+    codec = codec_for(tokenizer, model.prompt)
+    most = model.context or _CONTEXT[model.history]
+    rows, remark = rows_of(turns, codec, model.prompt, most)
+    if remark is not None:
+        warnings.warn(remark, stacklevel=3)
+    positions = model.context or context_for(rows, most)
+    batch = max(4, min(_BATCH, _BATCH_TOKENS // round(fmean(len(ids) for ids, _ in rows))))
+    steps = model.steps if model.minutes is None else _steps_in(model, codec, rows, batch)
+    llama = new_llama(model, codec, positions)
+    training = fit(llama, drawn(rows, batch), steps, _LR, recalls=model.recalls)
+    shown = watch(
+        training, steps, "training", screen, unit="steps", tell=lambda loss: f"loss {loss:.3f}"
+    )
+    losses = [*shown]
+    facts = {
+        "steps": steps,
+        "batch": batch,
+        "tokens": len(tokenizer),
+        "positions": positions,
+        "parameters": sum(p.numel() for p in llama.parameters()),
+        "final_loss": round(fmean(losses[-20:]), 4),
+    }
+    return llama, tokenizer, facts
 
 
 def _check_free(to: Path, *, overwrite: bool) -> None:

@@ -4,9 +4,11 @@
     python benchmarks/pretrained.py --worlds doors --seeds 0 --steps 2048
 
 `doors` is the world of examples/my_world.py, whose words no embedded model knows. `tomato` is
-tomato salad, whose words tiny-kitchen knows. Training has the default settings. A line says, for
-each model, how often it succeeds after a quarter, a half and all of the steps (mean over the last
-100 episodes), averaged over the seeds with the lowest and the highest.
+tomato salad, whose words tiny-kitchen knows. Of the models from nothing, one learns to continue
+random play and to recall what it read, as `poad pretrain` does it, one only to continue, and one
+has its tokenizer alone and random weights. Training has the default settings. A line says, for each
+model, how often it succeeds after a quarter, a half and all of the steps (mean over the last 100
+episodes), averaged over the seeds with the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -24,8 +27,8 @@ from poad.workflows import TinyModel, pretrain_model
 
 ROOT = Path(__file__).parent.parent
 WORLDS = {
-    "doors": ("my_world:Doors-v0", ("tiny-kitchen", "tiny-household"), 16_384),
-    "tomato": ("poad/TomatoSalad-v0", ("tiny-kitchen", "tiny-household"), 16_384),
+    "doors": ("my_world:Doors-v0", ("tiny-kitchen", "tiny-household"), 8192),
+    "tomato": ("poad/TomatoSalad-v0", ("tiny-kitchen", "tiny-household"), 8192),
 }
 """The world, the embedded models to compare with, and the environment steps."""
 MARKS = (0.25, 0.5, 1.0)
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="environment steps, instead of the world's")
     parser.add_argument("--turns", type=int, default=10_000, help="random turns to pretrain on")
     parser.add_argument("--fits", type=int, default=400, help="steps to pretrain for")
-    parser.add_argument("--model-seed", type=int, default=1, help="seed of the pretrained model")
+    parser.add_argument("--model-seed", type=int, default=1, help="seed of these models")
     arguments = parser.parse_args()
     sys.path.append(str(ROOT / "examples"))
     for name in arguments.worlds:
@@ -47,8 +50,15 @@ def main() -> None:
             made = TinyModel(
                 env, turns=arguments.turns, steps=arguments.fits, seed=arguments.model_seed
             )
-            pretrain_model(made, Path(folder) / "model", quiet=True)
-            models = {"pretrained": f"{folder}/model", **{model: model for model in embedded}}
+            nothing = {
+                "pretrained": made,
+                "continues": replace(made, recalls=False),
+                "random": replace(made, recalls=False, steps=1),
+            }
+            models = {model: model for model in embedded}
+            for label, recipe in nothing.items():
+                models[label] = f"{folder}/{label}"
+                pretrain_model(recipe, Path(models[label]), quiet=True)
             for label, model in models.items():
                 steps = arguments.steps or steps
                 rows = [success(env, model, steps, seed) for seed in arguments.seeds]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import byte_level
@@ -24,6 +25,7 @@ from poad.envs.registry import make
 from poad.errors import ConfigError, ModelError
 from poad.lm.loading import load_model
 from poad.lm.prompts import codec_for
+from poad.trie import Grammar
 from poad.turns import Observation
 from poad.workflows import pretrain as story
 from poad.workflows.pretrain import TinyModel, play_randomly, pretrain_model, rows_of
@@ -76,6 +78,15 @@ def test_more_actions_than_one_can_list_are_drawn_from() -> None:
     assert all(turn.action.count("red") + turn.action.count("blue") == 20 for turn in turns)
 
 
+def test_actions_of_a_grammar_are_drawn_from() -> None:
+    pytest.importorskip("llguidance", reason="grammars need llguidance")
+    grammar = Grammar.of({"regex": "(open|shut) the (red|blue) door"})
+    found = {story.random_action(grammar, random.Random(seed), "a world") for seed in range(50)}
+    assert found == {
+        f"{verb} the {door} door" for verb in ("open", "shut") for door in ("red", "blue")
+    }
+
+
 @pytest.mark.parametrize("world", ["Diary", "Mixed"])
 def test_random_play_is_not_defined_where_the_agent_writes_freely(
     world: str, tmp_path: Path
@@ -117,6 +128,20 @@ def test_rows_with_earlier_turns_fit_and_end_alike(history: Any, context: int, s
 def test_the_context_leaves_room_for_longer_prompts_than_random_play_has_seen() -> None:
     for longest, context in ((5, 512), (256, 512), (257, 1024), (900, 2048), (4000, 4096)):
         assert story.context_for([((1,) * 3, 0), ((1,) * longest, 0)], 4096) == context
+
+
+def test_an_action_without_room_for_a_prompt_has_no_row() -> None:
+    codec = codec_for(byte_level(), PromptConfig())
+    turns = [
+        story.RandomTurn("Well?", "ab" * size, None, begins=True, success=False)
+        for size in (2, 90, 3)
+    ]
+    rows, _ = rows_of(turns, codec, PromptConfig(), 60)
+    assert [row for row, _ in rows] == [
+        (*codec.prompt("Well?"), *codec.action("ab" * size)) for size in (2, 3)
+    ]
+    with pytest.raises(ModelError, match=r"more than half of what the model reads \(16\): raise"):
+        rows_of(turns[1:2], codec, PromptConfig(), 16)
 
 
 def test_a_prompt_that_is_too_long_is_shortened_as_in_training(tmp_path: Path) -> None:
@@ -182,6 +207,25 @@ def test_it_imitates_random_play_and_knows_nothing_of_the_task(tmp_path: Path) -
         assert losses < 0.5  # nats per token: it does know the words
 
 
+@pytest.mark.parametrize("recalls", [True, False])
+def test_it_tells_prompts_apart_where_random_actions_do_not_depend_on_them(
+    recalls: bool, tmp_path: Path
+) -> None:
+    """A model that only continues random play forgets the prompt before it acts."""
+    model = tiny("Chain", turns=400, steps=150, width=32, recalls=recalls)
+    pretrain_model(model, tmp_path, quiet=True)
+    loaded = load_model(ModelConfig(name=str(tmp_path), device="cpu"))
+    causal: Any = loaded.causal_lm
+    states = []
+    for place in (0, 1):
+        ids = loaded.codec.prompt(f"You stand at place {place}. What now?")
+        with torch.no_grad():
+            out = causal(torch.tensor([ids]), output_hidden_states=True)
+        states.append(out.hidden_states[-1][0, -1])
+    difference = float((states[0] - states[1]).norm() / states[0].norm())
+    assert difference > 0.3 if recalls else difference < 0.05
+
+
 # --- the directory ----------------------------------------------------------------------------
 
 
@@ -212,7 +256,7 @@ def test_an_interruption_leaves_nothing_or_what_was_there(
     pretrain_model(tiny("Chain"), folder, quiet=True)
     before = content(folder)
 
-    def interrupt(*_: Any) -> Any:
+    def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(story, when, interrupt)

@@ -2,8 +2,8 @@
 
 A model that has never read a world's words learns little from its prompts at first. So a small
 Llama with a tokenizer of its own is trained to continue the prompts of random episodes, and the
-actions in them. It learns nothing about the task, because every turn of every episode is used,
-whatever its reward. The result is an ordinary model directory:
+actions in them, and to remember what it has read. It learns nothing about the task, because every
+turn of every episode is used, whatever its reward. The result is an ordinary model directory:
 
     config.json, model.safetensors     the model in the Hugging Face layout
     tokenizer.json, …                  its tokenizer
@@ -96,6 +96,8 @@ class TinyModel:
     context: int | None = None
     """Tokens that the model reads; None for as many as random play needs, and more."""
     seed: int = 0
+    recalls: bool = True
+    """Also train hidden states to hold what was read; see `fit`."""
 
     def __post_init__(self) -> None:
         least = {
@@ -181,21 +183,20 @@ def play_randomly(
         world.close()
 
 
-def random_action(offers: Offer | None, rng: Random, world: str) -> str:
+def random_action(offer: Offer | None, rng: Random, world: str) -> str:
     """Draw one of the offered actions, all with the same chance.
 
     Raises:
         ConfigError: there are none, so the agent writes freely.
     """
-    if offers is None:
+    if offer is None:
         raise ConfigError(
             f"The world {world!r} lets the agent write freely, so there is no uniformly random "
             "play, and random letters would teach a model nothing. Let the world offer actions in "
-            "info['admissible_actions'], as a tuple or a Form, or describe them in "
-            "info['action_grammar'], or train a model that knows the language: `poad models` lists "
-            "some."
+            "info['admissible_actions'], or describe them in info['action_grammar'], or train a "
+            "model that knows the language: `poad models` lists some."
         )
-    return draw(offers, rng)
+    return draw(offer, rng)
 
 
 # --- rows of tokens ---------------------------------------------------------------------------
@@ -220,8 +221,13 @@ def rows_of(
 
     Returns:
         A row for each turn; and a remark, if prompts were too long.
+
+    Raises:
+        ModelError: all actions are too long.
     """
-    longest = max(len(codec.action(turn.action)) for turn in turns)
+    # A grammar may allow actions that leave no room for a prompt. These get no row.
+    sizes = [len(codec.action(turn.action)) for turn in turns]
+    longest = max((size for size in sizes if size <= context // 2), default=context // 2)
     talk = Dialogue(codec, prompt, context - longest, longest)
     rows: list[Row] = []
     action = Action("", (), (), ())
@@ -232,7 +238,13 @@ def rows_of(
             ids = talk.next_prompt(action, turn.prompt, None, turn.goal)
         written = codec.action(turn.action)
         action = Action(turn.action, written, (), ())
-        rows.append(((*ids, *written), 0))
+        if len(written) <= longest:
+            rows.append(((*ids, *written), 0))
+    if not rows:
+        raise ModelError(
+            f"No random action has fewer than {min(sizes):,} tokens, more than half of what the "
+            f"model reads ({context:,}): raise --context."
+        )
     return rows, talk.note
 
 
@@ -270,34 +282,13 @@ def pretrain_model(
     with closing(play_randomly(world, model.seed, LONGEST_EPISODE)) as playing:
         first = islice(playing, model.turns)
         turns = [*watch(first, model.turns, "random play", screen, unit="turns")]
+    facts = _facts_of(turns)
+    screen.print(_describe_play(facts), soft_wrap=True)
     with torch_threads(1), seeded(model.seed, _CPU):
-        facts = _facts_of(turns)
-        screen.print(_describe_play(facts), soft_wrap=True)
-        tokenizer = train_tokenizer([turn[:2] for turn in turns], model.vocabulary)
-        codec = codec_for(tokenizer, model.prompt)
-        most = model.context or _CONTEXT[model.history]
-        rows, remark = rows_of(turns, codec, model.prompt, most)
-        if remark is not None:
-            warnings.warn(remark, stacklevel=2)
-        positions = model.context or context_for(rows, most)
-        batch = max(4, min(_BATCH, _BATCH_TOKENS // round(fmean(len(ids) for ids, _ in rows))))
-        steps = model.steps if model.minutes is None else _steps_in(model, codec, rows, batch)
-        llama = new_llama(model, codec, positions)
-        training = fit(llama, drawn(rows, batch), steps, _LR)
-        shown = watch(
-            training, steps, "training", screen, unit="steps", tell=lambda loss: f"loss {loss:.3f}"
-        )
-        losses = [*shown]
-    facts |= {
-        "steps": steps,
-        "batch": batch,
-        "tokens": len(tokenizer),
-        "positions": positions,
-        "parameters": sum(p.numel() for p in llama.parameters()),
-        "final_loss": round(fmean(losses[-20:]), 4),
-    }
-    making = {"pretrained": {**asdict(model), "steps": steps, "minutes": None}, **facts}
-    making["versions"] = _versions()
+        llama, tokenizer, training = _train(model, turns, screen)
+    facts |= training
+    done = {**asdict(model), "steps": facts["steps"], "minutes": None}
+    making = {"pretrained": done, **facts, "versions": _versions()}
     try:
         with atomic_directory(to, replace=overwrite) as partial:
             save(partial, llama, tokenizer)
@@ -306,6 +297,36 @@ def pretrain_model(
         raise ModelError(f"Cannot write {to}: {error}. Nothing of it is left.") from error
     screen.print(_closing(model, to, facts), soft_wrap=True)
     return 0
+
+
+def _train(
+    model: TinyModel, turns: Sequence[RandomTurn], screen: Screen
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Make a tokenizer and a model of random turns; return them, and facts about the training."""
+    tokenizer = train_tokenizer([turn[:2] for turn in turns], model.vocabulary)
+    codec = codec_for(tokenizer, model.prompt)
+    most = model.context or _CONTEXT[model.history]
+    rows, remark = rows_of(turns, codec, model.prompt, most)
+    if remark is not None:
+        warnings.warn(remark, stacklevel=3)
+    positions = model.context or context_for(rows, most)
+    batch = max(4, min(_BATCH, _BATCH_TOKENS // round(fmean(len(ids) for ids, _ in rows))))
+    steps = model.steps if model.minutes is None else _steps_in(model, codec, rows, batch)
+    llama = new_llama(model, codec, positions)
+    training = fit(llama, drawn(rows, batch), steps, _LR, recalls=model.recalls)
+    shown = watch(
+        training, steps, "training", screen, unit="steps", tell=lambda loss: f"loss {loss:.3f}"
+    )
+    losses = [*shown]
+    facts = {
+        "steps": steps,
+        "batch": batch,
+        "tokens": len(tokenizer),
+        "positions": positions,
+        "parameters": sum(p.numel() for p in llama.parameters()),
+        "final_loss": round(fmean(losses[-20:]), 4),
+    }
+    return llama, tokenizer, facts
 
 
 def _check_free(to: Path, *, overwrite: bool) -> None:
@@ -336,7 +357,7 @@ def _steps_in(model: TinyModel, codec: TextCodec, rows: Sequence[Row], batch: in
     with seeded(model.seed, _CPU):
         trial = new_llama(model, codec, _LEAST_CONTEXT)
         seconds, began = [], time.perf_counter()
-        for _ in fit(trial, drawn(rows, batch), 50, _LR):
+        for _ in fit(trial, drawn(rows, batch), 50, _LR, recalls=model.recalls):
             seconds.append(time.perf_counter() - began)
             began += seconds[-1]
             if sum(seconds) > 3 and len(seconds) > 4:
@@ -414,6 +435,7 @@ def card(model: TinyModel, facts: Mapping[str, Any]) -> str:
         "last": f"the last {counted(model.last, 'turn')} and the observation",
         "episode": "the whole episode so far",
     }[model.history]
+    recall = ", and a linear map from hidden states to what was read" if model.recalls else ""
     rows = {
         "architecture": f"Llama, {counted(model.layers, 'layer')} of width {model.width}, "
         f"{model.heads} heads, {facts['positions']:,} positions, tied embeddings; "
@@ -424,7 +446,7 @@ def card(model: TinyModel, facts: Mapping[str, Any]) -> str:
         f"{facts['successes']:,} of {counted(facts['episodes'], 'whole episode')} succeeded",
         "prompts": history,
         "selection": "none: every turn of every episode, whatever its reward",
-        "objective": f"next-token prediction, {counted(facts['steps'], 'step')} of "
+        "objective": f"next-token prediction{recall}; {counted(facts['steps'], 'step')} of "
         f"{facts['batch']} turns; final loss {facts['final_loss']} nats per token",
         "seed": model.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from poad.lm import TextCodec, without_progress_bars
 
@@ -105,7 +107,12 @@ def drawn(rows: Sequence[Row], batch: int) -> Iterator[list[Row]]:
 
 
 def fit(
-    model: LlamaForCausalLM, batches: Iterator[list[Row]], steps: int, lr: float
+    model: LlamaForCausalLM,
+    batches: Iterator[list[Row]],
+    steps: int,
+    lr: float,
+    *,
+    recalls: bool = False,
 ) -> Iterator[float]:
     """Train next-token prediction, one step per batch.
 
@@ -114,11 +121,14 @@ def fit(
         batches: the rows of each step.
         steps: how many steps to take.
         lr: the highest learning rate of a one-cycle schedule.
+        recalls: also train its hidden states to hold what has been read (`_Recall`).
 
     Yields:
         The loss of each step, in nats per token.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    recall = _Recall(model.config) if recalls else None
+    weights = [*model.parameters(), *(recall.parameters() if recall else ())]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     padding: Any = model.config.pad_token_id
     for _ in range(steps):
@@ -131,13 +141,50 @@ def fit(
             ids[b, : len(row)] = torch.tensor(row)
             mask[b, : len(row)] = 1
             labels[b, read : len(row)] = ids[b, read : len(row)]
-        loss: Any = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
+        out: Any = model(
+            input_ids=ids, attention_mask=mask, labels=labels, output_hidden_states=recalls
+        )
+        loss: Tensor = out.loss
+        (loss + recall(out.hidden_states[-1], ids, mask) if recall else loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         yield loss.item()
+
+
+class _Recall(torch.nn.Module):
+    """Tells from each hidden state, by a linear map, which tokens stand before it in its row.
+
+    Random actions hardly depend on the prompt. A model that only continues random play thus learns
+    to forget the prompt before it acts, and training on a task would find nothing to tell states
+    apart by. The map is thrown away with this object.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.known = torch.nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a token's presence.
+
+        It is that of tokens that some rows have and others do not, since only these tell them
+        apart; 0 if there are none.
+
+        Args:
+            hidden: [B, T, H] last hidden states.
+            ids: [B, T] int64 tokens.
+            mask: [B, T] 1 where a token is no padding.
+        """
+        logits = self.known(hidden)
+        stands = torch.zeros_like(logits).scatter_(2, ids[..., None], mask[..., None].float())
+        seen = stands.cummax(1).values
+        rows = seen[:, -1].sum(0)
+        differs = (rows > 0) & (rows < len(ids))
+        loss = binary_cross_entropy_with_logits(
+            logits[..., differs], seen[..., differs], reduction="none"
+        )
+        return (loss.sum(2) * mask).sum() / mask.sum() / max(1, int(differs.sum()))
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -139,7 +139,7 @@ Turn = tuple[str, str]
 
 
 def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
-    """Play episodes with uniformly random offered actions, and return all turns."""
+    """Play episodes with uniformly random admissible actions, and return all turns."""
     turns, ended = [], 0
     for turn in play_randomly(CheckedWorld(make(world, **arguments)), seed):
         turns.append((turn.prompt, turn.action))
@@ -224,9 +224,9 @@ def card(making: dict[str, Any], folder: Path) -> str:
     count = len({str(arguments) for arguments in recipe["arguments"]})
     ways = f"{count} combinations" if len(used) > count else "each"
     opened = f" with {ways} of {', '.join(dict.fromkeys(used))}" if used else ""
-    drawn, rows = "among those offered", f"{recipe['batch']} turns"
+    among, rows = "those offered", f"{recipe['batch']} turns"
     if "tokens" in recipe:
-        drawn = "among the tools, then among the values of each argument"
+        among = "the tools, then among the values of each argument"
         rows = f"{recipe['batch']} rows of consecutive turns, up to {recipe['tokens']} tokens each"
     gradually = " of actions, short ones first" if recipe["gradually"] else ""
     facts = {
@@ -235,7 +235,7 @@ def card(making: dict[str, Any], folder: Path) -> str:
         "tokenizer": "byte-level BPE, trained on the same text",
         "training text": f"{making['turns']:,} turns ({making['distinct_prompts']} distinct "
         f"prompts): {recipe['episodes']} episodes of each world{opened}, with actions drawn "
-        f"uniformly {drawn}",
+        f"uniformly among {among}",
         "selection": "none: every turn of every episode, in the order of the seeds, whatever its "
         "reward",
         "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of {rows}; "

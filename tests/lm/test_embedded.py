@@ -26,6 +26,7 @@ from safetensors import safe_open
 from poad.agent.build import Agent, load_agent
 from poad.agent.sampling import ActingCache
 from poad.config import Config, ModelConfig
+from poad.envs import Grammar, draw
 from poad.envs.datasci.sandbox import Sandbox
 from poad.envs.registry import make
 from poad.envs.text_world import TextWorld
@@ -118,17 +119,10 @@ def random_play(world: str, episodes: int, seed: int, **arguments: Any) -> list[
 
 
 def drawn(info: dict[str, Any], dice: random.Random) -> str:
-    """A uniformly random action: offered, or a call whose tool is drawn before its arguments."""
+    """A uniformly random action, offered or described by a grammar."""
     if "admissible_actions" in info:
         return dice.choice(info["admissible_actions"])
-    function = dice.choice([tool["function"] for tool in info["action_grammar"]["tools"]])
-    arguments: dict[str, Any] = {}
-    for name, values in function["parameters"]["properties"].items():
-        if values["type"] == "integer":
-            arguments[name] = dice.choice(range(values["minimum"], values["maximum"] + 1))
-        else:
-            arguments[name] = dice.choice(values.get("enum", (False, True)))
-    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+    return draw(Grammar.of(info["action_grammar"]), dice)
 
 
 def test_the_text_is_every_turn_of_every_episode_in_order(

@@ -157,6 +157,15 @@ def test_a_growing_episode_is_one_that_is_written_from_scratch(
         first += fresh.index(text)
 
 
+def test_the_goal_stays_behind_an_observation_that_was_cut() -> None:
+    """A later prompt shows the cut observation as an earlier turn, and may fit."""
+    codec, config = codec_and_config("marked", history="episode")
+    shown = ["x" * 70 + " tomato –", "tomato"]
+    most = pinned(codec, config, GOAL) + 25
+    for ids, _ in prompts(codec, config, shown, most, GOAL):
+        assert GOAL in codec.tokenizer.decode(list(ids))
+
+
 def test_the_goal_may_change_during_an_episode() -> None:
     """Where something was left out, the goal of now is shown, in a prompt that fits as well."""
     codec, config = codec_and_config("plain", history="episode")

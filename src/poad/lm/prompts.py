@@ -89,7 +89,7 @@ class Dialogue:
             self._opening, self._kept = opening_to_cut(codec.tokenizer, config.date)
         self._turns: list[tuple[str, str]] = []
         self._tools: Grammar | None = None
-        self._goal, self._lost = "", False  # whether turns of the episode are gone for good
+        self._goal, self._lost = "", False  # whether a part of the episode is gone for good
         # Of a segment: its examples, what stands before its first turn, and if it was shortened.
         self._examples, self._front, self._cut = config.examples, "", False
         self._observation = self._text = ""
@@ -208,7 +208,7 @@ class Dialogue:
                 del turns[0]
             fits = self._lay_out(turns, observation)
         if not fits:
-            self._cut = True
+            self._cut, self._lost = True, self._config.history == "episode"
             self._leave_out_middle(observation)
         if self._config.history == "last":
             self._observation = observation  # later prompts begin with the whole of it

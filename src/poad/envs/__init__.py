@@ -15,6 +15,8 @@ from poad.envs.registry import (
     unseen_worlds,
     world_arguments,
 )
+from poad.envs.remote import RemoteWorld
+from poad.envs.workers import Host, Workers, parse_workers
 from poad.trie import Form, Grammar
 
 __all__ = [
@@ -24,13 +26,17 @@ __all__ = [
     "Form",
     "FreeText",
     "Grammar",
+    "Host",
+    "RemoteWorld",
     "Work",
+    "Workers",
     "check_env",
     "docstring_of",
     "draw",
     "free_text_of",
     "known_worlds",
     "make",
+    "parse_workers",
     "register_worlds",
     "same_class",
     "size_of",

@@ -245,9 +245,9 @@ def test_a_fault_at_reset_is_told(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", AT_STEP)
-def test_a_fault_in_a_turn_is_told(fault: str, world: Callable[..., CheckedWorld]) -> None:
+def test_a_fault_in_a_turn_is_told(fault: str) -> None:
     bad, why = AT_STEP[fault]
-    check_is_told(world(at_step=bad), why, "action 2 ('wait')", fault)
+    check_is_told(faulty(at_step=bad), why, "action 2 ('wait')", fault)
 
 
 @pytest.mark.parametrize("fault", AT_END)

@@ -14,7 +14,7 @@ import torch
 from slow_worlds import FAULTS, Faulty, faulty
 from tiny_worlds import settings
 
-from poad.agent import Agent, load_agent
+from poad.agent import Agent, load_agent, resolve
 from poad.config import Config
 from poad.envs import Workers
 from poad.errors import WorldError, explained
@@ -146,7 +146,7 @@ def test_an_episode_that_broke_off_between_rollouts_waits_no_longer(agent: Agent
     first, second = collect(worlds, 1, 2)
     assert first.broken == ()
     assert second.broken == ((3, -1),)
-    waiting = Waiting(4, whole=True)
+    waiting = Waiting(4, resolve(settings("Chain", credit={"method": "reinforce"})).credit)
     waiting.join(first.streams)
     waiting.break_off(n for n, t in second.broken if t < 0)
     streams, stale = waiting.join(second.streams)

@@ -25,10 +25,10 @@ from typing import Any, Final
 import gymnasium
 
 import poad.errors
-from poad.envs.contract import CheckedWorld, Happened, Offers, Shown, Whereabouts, number
+from poad.envs.contract import CheckedWorld, Happened, Shown, Whereabouts, number
 from poad.envs.watch import WATCH
 from poad.errors import ConfigError, PoadError, WorldError, explained
-from poad.trie import Form, Grammar
+from poad.trie import Form, Grammar, Offer
 
 MakeEnv = Callable[[], gymnasium.Env[str, str]]
 
@@ -187,7 +187,7 @@ def _start(connection: Connection, make_env: MakeEnv) -> Any:
     return process
 
 
-def _offers(told: Any) -> Offers:
+def _offers(told: Any) -> Offer | None:
     if isinstance(told, dict):
         return Form(tuple(map(tuple, told["parts"]))) if "parts" in told else Grammar(**told)
     return None if told is None else tuple(told)

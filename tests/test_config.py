@@ -73,6 +73,7 @@ def configs(kind: Any) -> st.SearchStrategy[Any]:
     fields = {name: values(hint) for name, hint in hints.items()}
     if kind is Config:  # the third, `stream`, suits only one of the engines
         fields["randomness"] = st.sampled_from(("auto", "shared"))
+        fields["workers"] = st.sampled_from(("serial", "threads:3", "processes:16"))
     built = st.builds(kind, **fields)
     return built.map(without_contradictions)
 

@@ -136,9 +136,10 @@ def explained(error: Exception) -> str | None:
         text = "an error without words"
     text = beginning(text, 500)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    more = "".join(f" {note}" for note in notes if note is not place)
     return (
         f"The world raised {what} ({place.line}). {place} With {TRACEBACK}=1 in the environment, "
-        "poad shows the traceback."
+        f"poad shows the traceback.{more}"
     )
 
 

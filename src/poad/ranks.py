@@ -139,10 +139,14 @@ class Ranks:
         if failed is not None:
             raise failed
         if not went_well:
-            error = RankError("Rank 0 could not go on; it says why.")
-            setattr(error, _TOLD, True)
-            raise error
+            raise self.told_by(0)
         return result
+
+    def told_by(self, rank: int) -> RankError:
+        """Make the error of a rank that ends because another one, which says why, has to."""
+        error = RankError(f"Rank {rank} could not go on; it says why.")
+        setattr(error, _TOLD, True)
+        return error
 
     @contextmanager
     def _together(self) -> Iterator[None]:

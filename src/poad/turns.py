@@ -124,6 +124,13 @@ class Rollout:
     """``info["measures"]`` of each turn, in the order in which the turns were taken."""
     cpu_elsewhere: float = 0.0
     """CPU seconds that the worlds spent in other processes."""
+    works: tuple[Mapping[str, Any] | None, ...] = ()
+    """``info["work"]`` of each turn, in the same order as the measures."""
+    broken: tuple[tuple[int, int], ...] = ()
+    """Stream and turn where an episode broke off because its world failed, with the turn -1 if that
+    was the last one of an earlier rollout."""
+    faults: int = 0
+    """The number of worlds that failed."""
 
     @property
     def turns(self) -> list[Turn]:

@@ -6,33 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from tiny_worlds import WorkshopWorld, name
+from tiny_worlds import name
 
 from poad.envs import BestWork, Work, make
 
 
-def test_the_best_work_of_all_watched_worlds_is_kept_with_its_turn() -> None:
-    works = BestWork()
-    worlds = [works.watch(make(name("Workshop"))) for _ in range(2)]
+def test_the_best_work_is_kept_with_its_turn() -> None:
+    works, world = BestWork(), make(name("Workshop"))
     words = ["a", "four", "three", "go", "longest", "longest", "x", "yes"]
     for turn, word in enumerate(words):
-        world = worlds[turn % 2]
         world.reset(seed=turn)
-        world.step(word)
+        works.consider(world.step(word)[-1].get("work"))
     assert works.best is not None
     assert (works.best.text, works.best.turn) == ("longest", 5)  # the first of equal ones
     assert works.turns == len(words)
-
-
-def test_a_watched_world_is_the_world() -> None:
-    plain, watched = make(name("Workshop")), BestWork().watch(make(name("Workshop")))
-    assert isinstance(watched.unwrapped, WorkshopWorld)
-    assert watched.spec is not None
-    assert plain.spec is not None
-    assert watched.spec.id == plain.spec.id
-    assert plain.reset(seed=3) == watched.reset(seed=3)
-    assert plain.step("word") == watched.step("word")
-    assert not hasattr(watched.unwrapped, "_works")
 
 
 def test_what_was_kept_survives_as_json() -> None:

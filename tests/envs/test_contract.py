@@ -15,7 +15,7 @@ from gymnasium.spaces import Text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poad.envs import BestWork, CheckedWorld, FreeText, check_env, make
+from poad.envs import CheckedWorld, FreeText, check_env, make
 from poad.envs.contract import LONGEST, MANY_TURNS, number
 from poad.errors import WorldError
 
@@ -226,11 +226,6 @@ def faulty(**when: Answer) -> CheckedWorld:
     return CheckedWorld(make(f"{__name__}:Door-v0", **when))
 
 
-def watched(**when: Answer) -> CheckedWorld:
-    """As a training has it: the works are looked at first."""
-    return CheckedWorld(BestWork().watch(make(f"{__name__}:Door-v0", **when)))
-
-
 def check_is_told(world: CheckedWorld, why: str, place: str, fault: str) -> None:
     known = ZeroDivisionError if fault.endswith("an error") else WorldError
     with pytest.raises(known) as caught:
@@ -249,11 +244,10 @@ def test_a_fault_at_reset_is_told(fault: str) -> None:
     check_is_told(faulty(at_reset=bad), why, "reset", fault)
 
 
-@pytest.mark.parametrize("world", [faulty, watched])
 @pytest.mark.parametrize("fault", AT_STEP)
-def test_a_fault_in_a_turn_is_told(fault: str, world: Callable[..., CheckedWorld]) -> None:
+def test_a_fault_in_a_turn_is_told(fault: str) -> None:
     bad, why = AT_STEP[fault]
-    check_is_told(world(at_step=bad), why, "action 2 ('wait')", fault)
+    check_is_told(faulty(at_step=bad), why, "action 2 ('wait')", fault)
 
 
 @pytest.mark.parametrize("fault", AT_END)

@@ -125,7 +125,7 @@ def _resolve_randomness(config: Config) -> Literal["shared", "stream"]:
             "process."
         )
     if config.randomness == "auto":
-        return "stream" if several else "shared"
+        return "stream" if several or config.acting.engine == "own" else "shared"
     return config.randomness
 
 

@@ -40,6 +40,10 @@ class Options:
     """Play in another world than the one the agent was trained in."""
     env_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world."""
+    max_turns: int | None = None
+    """Cut episodes off after so many turns; 0 never does. Default: the run's (eval.max_turns)."""
+    workers: str | None = None
+    """Where worlds work: `serial`, `threads:N` or `processes:N`. Default: the run's own."""
     model: Path | None = None
     """Evaluate this exported model instead of the run's own weights; the critic stays the run's."""
     language: Switch = False
@@ -80,8 +84,9 @@ def run(options: Options) -> int:
     if options.language:
         return _language(options)
     seed = config.eval.seed if options.seed is None else options.seed
-    settings = replace(config.eval, episodes=options.episodes, seed=seed)
-    config = replace(config, eval=settings)
+    limit = config.eval.max_turns if options.max_turns is None else options.max_turns
+    settings = replace(config.eval, episodes=options.episodes, seed=seed, max_turns=limit)
+    config = replace(config, eval=settings, workers=options.workers or config.workers)
     if options.env is not None or options.env_args:
         config = replace(config, env=options.env or config.env, env_args=options.env_args)
         trust(Config(env=config.env, env_args=config.env_args))

@@ -15,10 +15,11 @@ from rich.text import Text
 from poad.cli.arguments import Switch
 from poad.cli.settings import check_seed
 from poad.cli.trust import open_run, trust
-from poad.config import Config
+from poad.config import Config, world_seed
 from poad.display import Screen, counted, show_ending, show_turn
-from poad.envs import known_worlds, make
+from poad.envs import CheckedWorld, known_worlds, make
 from poad.errors import ConfigError
+from poad.runs import Run, read_world_errors
 from poad.trie import Form, Grammar, Offer
 from poad.turns import Action, Observation
 
@@ -49,6 +50,8 @@ class Options:
     Default: the newest checkpoint."""
     untrained: Switch = False
     """Use the run's model as it was before training."""
+    error: int | None = None
+    """Repeat a failure of the run's world: the number of a line of world_errors.jsonl, from 1."""
     trust_code: Switch = False
     """Do what the settings of the run ask for: import modules that are not poad's, or run programs
     without protection. You are asked once (docs/security.md)."""
@@ -68,6 +71,8 @@ def run(options: Options) -> int:
     if options.human:
         raise ConfigError(f"{options.target} is not a world. `poad envs` lists those for --human.")
     run = open_run(Path(options.target), trusted=options.trust_code)
+    if options.error is not None:
+        return _repeat_error(run, options.error)
     if not options.untrained:
         run.checkpoint_path(options.checkpoint)
     from poad.workflows import Weights, load_weights
@@ -83,8 +88,8 @@ def _is_world(target: str) -> bool:
 
 
 def _play_in_world(options: Options) -> int:
-    if options.checkpoint is not None or options.untrained:
-        raise ConfigError("--checkpoint and --untrained belong to a run; a world has neither.")
+    if options.checkpoint is not None or options.untrained or options.error is not None:
+        raise ConfigError("--checkpoint, --untrained and --error belong to a run, not to a world.")
     trust(Config(env=options.target, env_args=options.env_args))
     if options.human:
         return _play_human(options.target, options.env_args, options.seed or 0)
@@ -112,6 +117,31 @@ def _watch(agent: Any, seed: int | None, greedy: bool, checkpoint: int | None) -
             "A token without a percentage had no alternative. Its value stands in brackets.",
             style="dim",
         )
+    return 0
+
+
+def _repeat_error(run: Run, number: int) -> int:
+    """Repeat the actions after which the world of a run failed, turn by turn; the exit status."""
+    known = read_world_errors(run.path)
+    if not 1 <= number <= len(known):
+        held = f"{counted(len(known), 'failure')} of its world" if known else "no failure"
+        raise ConfigError(f"--error {number}: {run.path} holds {held}.")
+    error, config, console = known[number - 1], run.config, Screen()
+    console.print(
+        Text(config.env, style="bold"), f"seed {error.seed}, as in iteration {error.iteration}\n"
+    )
+    world = CheckedWorld(make(config.env, **config.env_args))
+    try:
+        shown = world.reset(world_seed(error.seed))
+        for turn, action in enumerate(error.actions, 1):
+            console.print(Text(shown.prompt))
+            console.print(Text(f"  {turn}  {action}", style="bold"))
+            shown = world.step(action)
+            console.print(f"  reward {shown.reward:+.3f}\n")
+        console.print(Text(shown.prompt))
+    finally:
+        world.close()
+    console.print(f"The world did not fail this time. Then it said: {error.error}", soft_wrap=True)
     return 0
 
 

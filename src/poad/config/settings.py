@@ -17,6 +17,8 @@ from poad.errors import ConfigError
 SEEDS_PER_RUN = 1_000_003
 """Training episodes use the seeds from (2 + run seed) * 1,000,003 on, so that no two runs share
 them and none of them is an evaluation episode (those start at 1,000,000)."""
+_WORKERS = r"serial|(threads|processes):([1-9][0-9]{0,5})"
+"""The form of the setting `workers`, as a regular expression."""
 _LAST_SEED = 2**63 - 1
 """Beyond this, torch takes no seed."""
 
@@ -299,6 +301,9 @@ class EvalConfig:
     turns: bool = True
     """Record every turn of the episodes. Recording only their results takes a tenth of the time
     and almost no disk space."""
+    max_turns: Annotated[int, AtLeast(0)] = 0
+    """Cut an episode of an evaluation off after so many turns, without success. 0 never does: the
+    world must end each episode by itself."""
 
 
 @dataclass(frozen=True)
@@ -325,8 +330,24 @@ class Config:
     randomness: Literal["auto", "shared", "stream"] = "auto"
     """Where streams take random numbers and episodes from: one source for all (`shared`), or one
     for each (`stream`), so that a stream is the same whichever process plays it. `auto` takes
-    `stream` in a training of several processes, and `shared` otherwise. Only with `stream` can a
-    run go on in another number of processes."""
+    `stream`, except with the engine of transformers. Only with `stream` can a run go on in another
+    number of processes, and worlds of a rollout play on without waiting for each other."""
+    workers: str = "serial"
+    """Where worlds work: one after the other (`serial`), or up to N at the same time, each in a
+    thread (`threads:N`) or a process of its own (`processes:N`). Results are the same to the last
+    bit. Threads suit worlds that wait for something; processes suit worlds that compute in Python
+    or have global state (docs/scaling.md)."""
+    step_timeout: Annotated[float, AtLeast(0)] = 0.0
+    """Seconds that a step of a world may take. Then the world has failed. 0 waits forever."""
+    reset_timeout: Annotated[float, AtLeast(0)] = 0.0
+    """Seconds that opening a world or beginning an episode may take. 0 waits forever."""
+    on_world_error: Literal["stop", "restart"] = "stop"
+    """What a training does when a world fails. `stop` saves a checkpoint and ends. `restart` breaks
+    the episode off, opens the world anew, and counts (`world_errors`). Evaluations always count
+    such episodes as failed and go on."""
+    world_error_limit: Annotated[float, Between(0, 1)] = 0.1
+    """With `restart`, the largest share of the last 100 episodes whose world may fail. Beyond it,
+    the training stops, as with `stop`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
@@ -387,6 +408,11 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             c.randomness == "stream" and c.acting.engine != "own",
             f"acting.engine = {c.acting.engine}: draws for all streams at once; set randomness = "
             "shared, in one process.",
+        ),
+        (
+            re.fullmatch(_WORKERS, c.workers) is None,
+            f"workers = {c.workers}: write serial, or threads:N or processes:N with a whole number "
+            "N from 1, for example threads:8.",
         ),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
     ]

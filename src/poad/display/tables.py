@@ -92,7 +92,8 @@ def evaluation_table(evaluations: Iterable[tuple[Mode, Evaluation]]) -> Table:
             bounds(evaluation.success_interval),
             number(evaluation.mean_return),
             number(evaluation.mean_length, ".1f"),
-            f"{evaluation.episodes:,}",
+            f"{evaluation.episodes:,}"
+            + (f" ({evaluation.failed:,} failed)" if evaluation.failed else ""),
         )
         for mode, evaluation in evaluations
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -207,7 +208,8 @@ def watch(
 ) -> Iterator[T]:
     """Pass on episodes, or other things, while a progress bar counts them.
 
-    Without a terminal, a plain line counts them instead, every `pause` seconds at most.
+    Without a terminal, a plain line counts them instead every `pause` seconds, also while none
+    ends; the pauses grow with the time.
 
     Args:
         records: the things.
@@ -219,13 +221,7 @@ def watch(
         tell: says more of the newest one, in a few words.
     """
     if not console.is_terminal:
-        shown = time.monotonic()
-        for i, record in enumerate(records, 1):
-            if time.monotonic() - shown >= pause and i < total:
-                more = tell(record)
-                console.print(f"  {label}: {i:,} of {total:,} {unit}{more and f', {more}'}")
-                shown = time.monotonic()
-            yield record
+        yield from _told(records, total, label, console, pause, unit, tell)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -240,6 +236,38 @@ def watch(
         for record in records:
             yield record
             bar.update(task, advance=1, told=tell(record))
+
+
+def _told(
+    records: Iterable[T],
+    total: int,
+    label: str,
+    console: Console,
+    pause: float,
+    unit: str,
+    tell: Callable[[T], str],
+) -> Iterator[T]:
+    """Pass on things while another thread tells how many there are."""
+    counted, newest, over, begun = [0], [""], threading.Event(), time.monotonic()
+
+    def say() -> None:
+        wait = pause
+        while not over.wait(wait):
+            passed = time.monotonic() - begun
+            more = newest[0] and f", {newest[0]}"
+            console.print(f"  {label}: {counted[0]:,} of {total:,} {unit}, {passed:.0f} s{more}")
+            wait = max(pause, passed / 10)
+
+    thread = threading.Thread(target=say, name="poad: progress", daemon=True)
+    thread.start()
+    try:
+        for record in records:
+            counted[0] += 1
+            newest[0] = tell(record)
+            yield record
+    finally:
+        over.set()
+        thread.join()
 
 
 def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:

@@ -12,7 +12,7 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from poad.display.clean import printable
+from poad.display.clean import in_a_line, printable
 from poad.display.html import Html, tag
 from poad.display.numbers import compact, counted, number, percent
 from poad.runs import EpisodeRecord, TurnRecord
@@ -74,6 +74,8 @@ def describe_ending(record: EpisodeRecord) -> tuple[str, str]:
     steps = "" if record.length == turns else f" ({record.length:g} primitive steps)"
     after = f"{record.ending} after {counted(turns, 'turn')}{steps}"
     ending = f"{after}, return {compact(record.episode_return)}"
+    if record.error:
+        ending += f". {in_a_line(record.error)}"
     return "Success" if record.success else "No success", ending
 
 

@@ -18,7 +18,9 @@ from poad.envs.registry import (
     unseen_worlds,
     world_arguments,
 )
+from poad.envs.remote import RemoteWorld
 from poad.envs.schemes import code_named, host_of, known_schemes, split_scheme
+from poad.envs.workers import Host, Workers, parse_workers
 from poad.trie import Form, Grammar
 
 __all__ = [
@@ -29,8 +31,11 @@ __all__ = [
     "Form",
     "FreeText",
     "Grammar",
+    "Host",
+    "RemoteWorld",
     "TextAdapter",
     "Work",
+    "Workers",
     "check_env",
     "code_named",
     "docstring_of",
@@ -42,6 +47,7 @@ __all__ = [
     "known_worlds",
     "make",
     "manual_of_adapter",
+    "parse_workers",
     "register_worlds",
     "same_class",
     "size_of",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import gymnasium
-
-from poad.envs.contract import answer_of, check_extras
 
 
 class Work(NamedTuple):
@@ -28,7 +25,7 @@ class Work(NamedTuple):
 
 
 class BestWork:
-    """Remembers the best ``info["work"]`` among the worlds that it watches.
+    """Remembers the best ``info["work"]`` of a training's worlds.
 
     A world reports its work as a dictionary with `file`, `text`, `score` and `deviation`.
     """
@@ -37,11 +34,7 @@ class BestWork:
         self.best: Work | None = None
         self.turns = 0
 
-    def watch(self, env: gymnasium.Env[str, str]) -> gymnasium.Env[str, str]:
-        """Wrap a world whose works are to be remembered."""
-        return _Watched(env, self)
-
-    def consider(self, work: dict[str, Any] | None) -> None:
+    def consider(self, work: Mapping[str, Any] | None) -> None:
         """Count a turn, and keep what was made in it if it is better than everything before."""
         self.turns += 1
         if work is not None and (self.best is None or work["score"] > self.best.score):
@@ -55,18 +48,3 @@ class BestWork:
         """Restore what `state` returned."""
         self.best = Work(**state["best"]) if state["best"] else None
         self.turns = int(state["turns"])
-
-
-class _Watched(gymnasium.Wrapper[str, str, str, str]):
-    """Shows every step of a world to a `BestWork`."""
-
-    def __init__(self, env: gymnasium.Env[str, str], works: BestWork) -> None:
-        super().__init__(env)
-        self._works = works
-
-    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
-        info = answer_of(result, "step")[-1]
-        check_extras(info)  # before anybody else has looked at it
-        self._works.consider(info.get("work"))
-        return result

@@ -10,11 +10,11 @@ import math
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import gymnasium
 
@@ -50,7 +50,58 @@ class Happened(NamedTuple):
     """As the world gave it, with `duration` and `episode` in plain types."""
 
 
-class CheckedWorld:
+class Whereabouts:
+    """Where in which world an agent is, for errors and replays.
+
+    Args:
+        name: the world's id, or the name of its class.
+        full_name: the name by which `make` opens it; None if it is not registered.
+    """
+
+    def __init__(self, name: str, full_name: str | None) -> None:
+        self.name, self.full_name = name, full_name
+        self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        """Note that the episode of a seed begins."""
+        self.seed = seed
+        """Seed of the episode."""
+        self.actions: list[str] = []
+        """What was done in the episode so far; while a step is under way, its action too."""
+        self.seen: list[str] = []
+        """A digest for the reset and for each turn, of all that the episode has shown so far."""
+
+    def place(self) -> str:
+        """Say where in which world this is, how it came there, and how to check the world."""
+        where = "reset"
+        if self.actions:
+            *before, last = self.actions
+            where = f"action {len(self.actions)} ({short(last)}){listed(before)}"
+        full = self.full_name
+        advice = f"`poad envs {full} --check` checks" if full else "poad.check_env(world) checks"
+        return (
+            f"This was the world {self.name!r}, seed {self.seed}, {where}. {advice} everything "
+            "that a text world must keep."
+        )
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Name the world, the seed and the turn in every error that leaves this context."""
+        try:
+            with catching_exits():
+                yield
+        except WorldError as error:
+            raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
+        except Exception as error:
+            error.add_note(WorldNote(self.place(), self.line_of(error)))
+            raise
+
+    def line_of(self, error: BaseException) -> str:
+        """Find the line of the world's own code that an error came from; empty if unknown."""
+        return ""
+
+
+class CheckedWorld(Whereabouts):
     """A text world that is held to its contract.
 
     Args:
@@ -59,11 +110,8 @@ class CheckedWorld:
 
     def __init__(self, env: gymnasium.Env[str, str]) -> None:
         self.env = env
-        self.seed = 0
-        """Seed of the episode."""
-        self.seen: list[str] = []
-        """A digest for the reset and for each turn, of all that the episode has shown so far."""
-        self._turn, self._action = 0, ""
+        name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        super().__init__(name, full_name(env))
         self._offers = False
 
     @property
@@ -72,9 +120,14 @@ class CheckedWorld:
         return self.env.unwrapped
 
     @property
-    def name(self) -> str:
-        """The world's id, or the name of its class."""
-        return self.env.spec.id if self.env.spec else type(self.unwrapped).__name__
+    def step_discount(self) -> float | None:
+        """The discount per primitive step inside an action, if the world tells it."""
+        return getattr(self.unwrapped, "step_discount", None)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the world wants to know an action before it is taken."""
+        return hasattr(self.unwrapped, "prepare")
 
     def reset(self, seed: int) -> Shown:
         """Begin the episode of a seed.
@@ -83,7 +136,7 @@ class CheckedWorld:
             WorldError: the world returned something that breaks the contract.
             Exception: anything the world raised, with a note on where it happened.
         """
-        self.seed, self.seen, self._turn = seed, [], 0
+        self.begin(seed)
         with self.placed():
             with WATCH.over(self.place):
                 answer = self.env.reset(seed=seed)
@@ -97,7 +150,7 @@ class CheckedWorld:
 
     def step(self, action: str) -> Happened:
         """Act; errors are those of `reset`."""
-        self._turn, self._action = self._turn + 1, action
+        self.actions.append(action)
         with self.placed():
             with WATCH.over(self.place):
                 answer = self.env.step(action)
@@ -110,7 +163,7 @@ class CheckedWorld:
                     self._refuse_change()
         duration = happened.info["duration"]
         self._note(*happened[:5], duration, *_goal(happened.info))
-        if self._turn == MANY_TURNS and not ended:
+        if len(self.actions) == MANY_TURNS and not ended:
             warnings.warn(
                 f"An episode of the world {self.name!r} has had {MANY_TURNS:,} turns and goes on. "
                 "Success and return are those of episodes that ended, and an evaluation waits for "
@@ -132,15 +185,18 @@ class CheckedWorld:
         with self.placed():
             self.env.close()
 
-    def place(self) -> str:
-        """Say where in which world this is, and how to check it."""
-        turn = f"action {self._turn} ({short(self._action)})" if self._turn else "reset"
-        full = full_name(self.env)
-        advice = f"`poad envs {full} --check` checks" if full else "poad.check_env(world) checks"
-        return (
-            f"This was the world {self.name!r}, seed {self.seed}, {turn}. {advice} everything that "
-            "a text world must keep."
-        )
+    def memory(self) -> Any:
+        """Return what the world's copies remember between episodes, as JSON values, or None."""
+        remember = getattr(self.unwrapped, "memory", None)
+        return None if remember is None else remember()
+
+    def load_memory(self, memory: Any) -> None:
+        """Hand a world what `memory` returned."""
+        cast(Any, self.unwrapped).load_memory(memory)
+
+    def line_of(self, error: BaseException) -> str:
+        """Find the last line of the world's own code that an error came through; may be empty."""
+        return line_in(inner_of(self.env), error)
 
     def _note(self, *shown: object) -> None:
         before = self.seen[-1] if self.seen else ""
@@ -156,18 +212,6 @@ class CheckedWorld:
             "info['admissible_actions'] from every reset and step, or from none. A world that "
             "means to do both declares free_text = FreeText(...) in its class."
         )
-
-    @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Name the world, the seed and the turn in every error that leaves this context."""
-        try:
-            with catching_exits():
-                yield
-        except WorldError as error:
-            raise WorldError(f"{error} {self.place()}", error.findings) from error.__cause__
-        except Exception as error:
-            error.add_note(WorldNote(self.place(), line_in(inner_of(self.env), error)))
-            raise
 
 
 @contextmanager
@@ -375,6 +419,19 @@ def _goal(info: Mapping[str, Any]) -> list[str]:
 def _is_finite(value: object) -> bool:
     found = number(value)
     return found is not None and math.isfinite(found)
+
+
+def listed(actions: Sequence[str], limit: int = 200) -> str:
+    """Say in about so many characters which actions came before; empty if there were none."""
+    shown: list[str] = []
+    for action in reversed(actions):
+        limit -= len(repr(action)) + 2
+        if limit < 0:
+            break
+        shown.insert(0, repr(action))
+    left = len(actions) - len(shown)
+    more = [f"{left} earlier {'one' if left == 1 else 'ones'}"] if left else []
+    return f" after {', '.join([*more, *shown])}" if actions else ""
 
 
 def short(value: object, limit: int = 80) -> str:

@@ -13,11 +13,13 @@ from itertools import islice
 from typing import Any
 
 from poad.agent import ActingCache, Agent, in_threads
-from poad.envs import make
+from poad.envs import Workers, make
+from poad.learn.ahead import open_stream
+from poad.learn.faults import fault_of
 from poad.learn.recording import TurnRecorder
 from poad.learn.remarks import prompt_remark
 from poad.learn.rollout import play
-from poad.learn.stream import MakeEnv, Step, WorldStream
+from poad.learn.stream import Step, WorldStream
 from poad.runs import EpisodeRecord, TurnRecord, versions
 
 
@@ -33,11 +35,14 @@ def evaluate(
     checkpoint: int | None = None,
     turns: bool = True,
     remark: bool = True,
+    max_turns: int | None = None,
+    workers: Workers | None = None,
 ) -> Iterator[EpisodeRecord]:
     """Play episodes and record them.
 
     torch computes with the threads of the agent's configuration, and with the caller's number of
-    threads between the episodes.
+    threads between the episodes. An episode whose world fails is recorded as far as it went, as one
+    that ``failed``; the others go on.
 
     Args:
         agent: the agent to evaluate.
@@ -50,6 +55,9 @@ def evaluate(
         checkpoint: the agent's training iteration, for the records.
         turns: record every turn; otherwise the records have no turns.
         remark: warn if prompts were too long for the model, or rewritten by its chat template.
+        max_turns: cut episodes off after so many turns; 0 never does. Default: the agent's own
+            setting.
+        workers: where the worlds live. Default: the agent's own settings.
 
     Yields:
         One record per episode, in the order of the seeds.
@@ -64,17 +72,18 @@ def evaluate(
         checkpoint=checkpoint,
         versions=versions(),
     )
-    played = _episodes(
-        agent,
-        describe,
+    config = agent.config
+    if workers is None:
+        workers = Workers(config.workers, config.step_timeout, config.reset_timeout)
+    open_world = partial(
+        open_stream,
         partial(make, env, **(env_args or {})),
-        range(seed, seed + episodes),
-        greedy=greedy,
-        streams=streams,
-        turns=turns,
-        remark=remark,
+        workers=workers,
+        max_turns=config.eval.max_turns if max_turns is None else max_turns,
     )
-    return in_threads(agent.config.threads, played)
+    seeds = range(seed, seed + episodes)
+    played = _Episodes(agent, describe, seeds, greedy=greedy, turns=turns, remark=remark)
+    return in_threads(config.threads, played.play(open_world, workers, streams))
 
 
 def examine(agent: Agent, iteration: int) -> Iterator[EpisodeRecord]:
@@ -92,50 +101,96 @@ def examine(agent: Agent, iteration: int) -> Iterator[EpisodeRecord]:
     )
 
 
-def _episodes(
-    agent: Agent,
-    describe: Callable[..., EpisodeRecord],
-    make_env: MakeEnv,
-    seeds: range,
-    *,
-    greedy: bool,
-    streams: int,
-    turns: bool,
-    remark: bool,
-) -> Generator[EpisodeRecord, None, None]:
-    """Play the episodes of some seeds, and yield their records in the order of the seeds."""
-    cache = ActingCache()
-    recorder = TurnRecorder(agent, cache) if turns else None
-    waiting = iter(seeds)
-    worlds = [
-        WorldStream(make_env, agent.policy.dialogue(), seed) for seed in islice(waiting, streams)
-    ]
-    recorded: list[list[TurnRecord]] = [[] for _ in worlds]
-    done, next_to_yield = dict[int, EpisodeRecord](), seeds.start
-    try:
-        for step in play(
-            agent.policy, worlds, lambda _: next(waiting, None), greedy=greedy, cache=cache
-        ):
-            if recorder is not None:
-                recorded[step.stream].append(recorder.record(step))
-            if step.ended:
-                done[step.seed] = describe(**_outcome(step), turns=tuple(recorded[step.stream]))
-                recorded[step.stream] = []
-            while next_to_yield in done:
-                yield done.pop(next_to_yield)
-                next_to_yield += 1
-        if remark and (told := prompt_remark(worlds)):
-            warnings.warn(told, stacklevel=2)
-    finally:
-        for world in worlds:
-            world.close()
+class _Episodes:
+    """The episodes of an evaluation, which are recorded in the order of their seeds.
+
+    Args:
+        agent: who plays.
+        describe: makes a record; it knows what all episodes have in common.
+        seeds: of the episodes.
+        greedy: take the likeliest token or action instead of sampling.
+        turns: record every turn.
+        remark: warn of prompts that are not as they should be.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        describe: Callable[..., EpisodeRecord],
+        seeds: range,
+        *,
+        greedy: bool,
+        turns: bool,
+        remark: bool,
+    ) -> None:
+        self._agent, self._describe, self._greedy = agent, describe, greedy
+        self._remark = remark
+        self._cache = ActingCache()
+        self._recorder = TurnRecorder(agent, self._cache) if turns else None
+        self._waiting, self._next = iter(seeds), seeds.start
+        self._recorded: dict[int, list[TurnRecord]] = {seed: [] for seed in seeds}
+        self._done: dict[int, EpisodeRecord] = {}
+
+    def play(
+        self, open_world: Callable[..., WorldStream], workers: Workers, streams: int
+    ) -> Generator[EpisodeRecord, None, None]:
+        """Play all episodes, and yield their records.
+
+        Args:
+            open_world: opens a stream, given its prompts and the seed of its first episode.
+            workers: that the worlds live with.
+            streams: how many episodes are played at once.
+        """
+        policy, worlds = self._agent.policy, list[WorldStream]()
+        try:
+            for seed in islice(self._waiting, streams):
+                worlds.append(open_world(policy.dialogue(), seed))
+            for step in play(
+                policy,
+                worlds,
+                lambda _: next(self._waiting, None),
+                greedy=self._greedy,
+                cache=self._cache,
+                told=self._fail,
+            ):
+                if self._recorder is not None:
+                    self._recorded[step.seed].append(self._recorder.record(step))
+                if step.ended:
+                    self._end(step.seed, **_outcome(step))
+                yield from self._ready()
+            yield from self._ready()  # worlds that failed took no step
+            if self._remark and (told := prompt_remark(worlds)):
+                warnings.warn(told, stacklevel=2)
+        finally:
+            for world in worlds:
+                world.close()
+            workers.close()
+
+    def _ready(self) -> Iterator[EpisodeRecord]:
+        while self._next in self._done:
+            yield self._done.pop(self._next)
+            self._next += 1
+
+    def _end(self, seed: int, **outcome: Any) -> None:
+        turns = tuple(self._recorded.pop(seed))
+        self._done[seed] = self._describe(seed=seed, turns=turns, **outcome)
+
+    def _fail(self, number: int, stream: WorldStream, error: Exception) -> None:
+        """Record an episode whose world failed as far as it went."""
+        self._end(
+            stream.seed,
+            episode_return=stream.earned,
+            length=stream.length,
+            success=False,
+            ending="failed",
+            error=fault_of(number, stream, error).error,
+        )
 
 
 def _outcome(step: Step) -> dict[str, Any]:
     """The fields of an episode's record that its last step decides."""
     episode = step.episode()
     return {
-        "seed": step.seed,
         "episode_return": episode.episode_return,
         "length": episode.length,
         "success": episode.success,

@@ -63,7 +63,7 @@ class Meters:
     """Counts, recent episodes and clocks of a run."""
 
     def __init__(self) -> None:
-        self.iteration = self.env_steps = self.episodes = self.tokens = 0
+        self.iteration = self.env_steps = self.episodes = self.tokens = self.world_errors = 0
         self.recent: deque[Episode] = deque(maxlen=RECENT_EPISODES)
         self.measured: deque[Mapping[str, float]] = deque(maxlen=RECENT_TURNS)
         self.collecting, self.updating = Clock(), Clock()
@@ -73,6 +73,7 @@ class Meters:
         self.iteration += 1
         self.env_steps += len(rollout.turns)
         self.episodes += len(rollout.episodes)
+        self.world_errors += rollout.faults
         self.tokens += sum(len(turn.action.token_ids) for turn in rollout.turns)
         self.recent.extend(rollout.episodes)
         self.measured.extend(measures for measures in rollout.measures if measures)
@@ -100,6 +101,7 @@ class Meters:
             "return": recent("episode_return"),
             "success": recent("success"),
             "length": recent("length"),
+            "world_errors": self.world_errors,
             **{name: learned.get(name, math.nan) for name in LEARNED},
             **self._measures(),
             "collect_seconds": collect.last,
@@ -125,6 +127,7 @@ class Meters:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "tokens": self.tokens,
+            "world_errors": self.world_errors,
             "recent": [list(episode) for episode in self.recent],
             "measured": [dict(measures) for measures in self.measured],
             "seconds": [[clock.cpu, clock.wall] for clock in clocks],
@@ -134,6 +137,7 @@ class Meters:
         """Restore what `state` returned."""
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
         self.episodes, self.tokens = state["episodes"], state["tokens"]
+        self.world_errors = state["world_errors"]
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.measured.extend(state["measured"])
         clocks = (self.collecting, self.updating)

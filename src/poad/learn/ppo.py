@@ -76,6 +76,7 @@ class PPO:
         """
         self._anneal(progress)
         self.skips.begin()
+        self.waiting.break_off(stream for stream, turn in rollout.broken if turn < 0)
         streams, stale = self.waiting.join(rollout.streams)
         if not any(streams):
             return {}

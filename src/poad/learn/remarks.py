@@ -19,8 +19,7 @@ def remarks(agent: Agent, collector: Collector) -> Iterator[str]:
     if any(stream.observation.admissible_actions is None for stream in collector.streams):
         refuse_free_writing(agent.settings.credit.method, f"the world {config.env}")
     # A world may discount the primitive steps inside an action by itself.
-    world = collector.streams[0].world.unwrapped if collector.streams else None
-    inner = getattr(world, "step_discount", None)
+    inner = collector.streams[0].world.step_discount if collector.streams else None
     gamma = config.credit.gamma
     if config.credit.discount == "duration" and inner is not None and inner != gamma:
         yield (

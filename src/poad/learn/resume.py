@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +77,13 @@ def restore_snapshot(
             for _, readings in sorted(_by_number(tensors["critic_memory"]).items())
         ]
     generator.bit_generator.state = state["generator"]
-    load_collector(collector, state["collector"])
+    broken = load_collector(collector, state["collector"])
     codec = agent.model.codec
     learner.waiting.turns = [
         tuple(turn_from_json(turn, _tree_of(turn, codec)) for turn in turns)
         for turns in state["waiting"]
     ]
+    learner.waiting.break_off(broken)
 
 
 def collector_state(collector: Collector) -> dict[str, Any]:
@@ -89,66 +92,113 @@ def collector_state(collector: Collector) -> dict[str, Any]:
     That is only seeds and actions: worlds are deterministic in both. A world may add what its
     copies remember between episodes.
     """
-    world = collector.streams[0].world.unwrapped if collector.streams else None
-    remember = getattr(world, "memory", None)
     return {
         "next_seeds": list(collector.next_seeds),
         "generators": [each.bit_generator.state for each in collector.generators],
-        "memory": None if remember is None else remember(),
-        "streams": [
-            {
-                "seed": s.seed,
-                "actions": [a.text for a in s.actions],
-                "tokens": [list(a.token_ids) for a in s.actions],
-                "seen": list(s.world.seen),
-            }
-            for s in collector.streams
-        ],
+        "memory": _memory(collector),
+        "streams": [mark.to_json() for mark in collector.marks],
     }
 
 
-def load_collector(collector: Collector, state: Mapping[str, Any]) -> None:
+def _memory(collector: Collector) -> Any:
+    """Return what the first world remembers that can tell it."""
+    for stream in collector.streams:
+        if not stream.host.busy:
+            with suppress(WorldError, *([Exception] if collector.rewound else [])):
+                return stream.memory()
+    return None
+
+
+def load_collector(collector: Collector, state: Mapping[str, Any]) -> list[int]:
     """Restore what `collector_state` returned, by replaying unfinished episodes.
 
+    Returns:
+        The streams whose episodes could not be repeated, where that is borne. They have begun
+        fresh episodes.
+
     Raises:
-        WorldError: a world does not repeat what it showed before.
+        WorldError: a world does not repeat what it showed before, and that is not borne.
     """
     collector.next_seeds = [int(seed) for seed in state["next_seeds"]]
     for generator, saved in zip(collector.generators, state["generators"], strict=True):
         generator.bit_generator.state = saved
-    for i, (stream, saved) in enumerate(zip(collector.streams, state["streams"], strict=True)):
-        if state["memory"] is not None:
-            cast(Any, stream.world.unwrapped).load_memory(state["memory"])
-        done = zip(saved["actions"], saved["tokens"], strict=True)
-        actions = [Action(text, tuple(tokens), (), ()) for text, tokens in done]
-        _replay(i, stream, int(saved["seed"]), actions, saved["seen"])
+    if state["memory"] is not None:
+        for stream in collector.streams:
+            stream.load_memory(state["memory"])
+    failed = _replay(dict(enumerate(zip(collector.streams, state["streams"], strict=True))))
+    for number, error in failed.items():
+        collector.begin_anew(number, error)
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {len(collector.streams)} unfinished episodes could not be repeated, "
+            f"so fresh ones begin in their place. The first: {next(iter(failed.values()))}",
+            stacklevel=2,
+        )
+    return list(failed)
 
 
-def _replay(
-    number: int, stream: WorldStream, seed: int, actions: Sequence[Action], seen: list[str]
-) -> None:
-    """Begin an episode and repeat its actions.
+def _replay(streams: dict[int, tuple[WorldStream, Any]]) -> dict[int, Exception]:
+    """Begin episodes and repeat their actions, in all streams turn by turn.
 
     Args:
-        number: the index of the stream.
-        stream: the world.
-        seed: seed of the episode.
-        actions: what was done.
-        seen: the digests of what the world showed then; see `CheckedWorld.seen`.
+        streams: by number, each with its `Mark` in JSON values.
+
+    Returns:
+        What went wrong, by number of the stream.
+    """
+    failed: dict[int, Exception] = {}
+    turn = 0
+    while streams := {
+        n: (stream, mark)
+        for n, (stream, mark) in streams.items()
+        if n not in failed and turn <= len(mark["actions"])
+    }:
+        for half in (_begin_again, _end_again):
+            for n, (stream, mark) in streams.items():
+                try:
+                    if n not in failed:
+                        half(n, stream, mark, turn)
+                except Exception as error:
+                    failed[n] = error
+        turn += 1
+    return failed
+
+
+def _begin_again(number: int, stream: WorldStream, mark: Any, turn: int) -> None:
+    """Begin to repeat a turn, or a reset if its number is 0."""
+    if turn:
+        stream.begin(_action(mark, turn))
+    else:
+        stream.begin_reset(int(mark["seed"]))
+
+
+def _end_again(number: int, stream: WorldStream, mark: Any, turn: int) -> None:
+    """Wait for the end of a repeated turn.
 
     Raises:
-        WorldError: the world shows something else than it did.
+        WorldError: it is not as it was.
     """
-    stream.reset(seed)
-    for turn in range(len(actions) + 1):
-        if turn:
-            stream.step(number, actions[turn - 1])
-        if stream.world.seen != seen[: turn + 1]:
-            raise WorldError(
-                "The world does not repeat what it showed before the run was stopped, so the "
-                "run cannot go on from there. Either the world has been changed since, or its "
-                f"episodes depend on more than the seed and the actions. {stream.world.place()}"
-            )
+    if turn:
+        stream.finish(number, _action(mark, turn))
+    else:
+        stream.settle()
+    world, fresh = stream.world, "To begin fresh episodes instead, set on_world_error = restart."
+    if world.seen != mark["seen"][: turn + 1]:
+        raise WorldError(
+            "The world does not repeat what it showed before the run was stopped, so the run "
+            "cannot go on from there. Either the world has been changed since, or its episodes "
+            f"depend on more than the seed and the actions. {fresh} {world.place()}"
+        )
+    if stream.read[turn] != mark["read"][turn]:
+        raise WorldError(
+            "The world shows what it showed before the run was stopped, but the model reads "
+            "another prompt, so its tokenizer, its chat template or a library has been changed "
+            f"since. versions.json has the versions of then. {fresh} {world.place()}"
+        )
+
+
+def _action(mark: Any, turn: int) -> Action:
+    return Action(mark["actions"][turn - 1], tuple(mark["tokens"][turn - 1]), (), ())
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,14 +6,58 @@ then computes the same credit; only the passes are divided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
+from poad.agent import Agent
 from poad.envs import BestWork
+from poad.learn.faults import Fault, fault_from_json, fault_to_json, is_world_fault
 from poad.learn.resume import offer_from_json, offer_to_json, turn_from_json, turn_to_json
+from poad.learn.rollout import Collector
 from poad.lm import TextCodec
 from poad.ranks import Ranks
 from poad.turns import Episode, Rollout, Turn
+
+
+def collect(
+    collector: Collector,
+    generator: np.random.Generator,
+    agent: Agent,
+    ranks: Ranks,
+    log: Callable[[Sequence[Fault], Exception | None], None],
+) -> Rollout:
+    """Collect a rollout on all ranks, and put it together.
+
+    Args:
+        collector: of this rank's streams.
+        generator: the source of randomness that streams may share.
+        agent: who acts.
+        ranks: in the order of their streams.
+        log: is told which worlds failed, and how, with the failure that is not borne or None.
+
+    Raises:
+        Exception: a world failed, and that is not borne. The rollout is taken back on all ranks.
+        RankError: a world of another rank failed.
+    """
+    rollout, failure = None, None
+    try:
+        rollout = collector.collect(agent.config.horizon, generator)
+    except Exception as error:
+        if not is_world_fault(error):
+            raise
+        failure = error
+    told = [failure is not None, [fault_to_json(fault) for fault in collector.take_faults()]]
+    heard = ranks.exchange("worlds", told)
+    log([fault_from_json(each) for _, faults in heard for each in faults], failure)
+    if rollout is None or any(failed for failed, _ in heard):
+        collector.rewind(generator)
+        raise failure or ranks.told_by([failed for failed, _ in heard].index(True))
+    rollout = share_rollout(rollout, ranks, agent.model.codec)
+    return replace(rollout, faults=sum(len(faults) for _, faults in heard))
 
 
 def share_rollout(rollout: Rollout, ranks: Ranks, codec: TextCodec) -> Rollout:
@@ -28,6 +72,8 @@ def share_rollout(rollout: Rollout, ranks: Ranks, codec: TextCodec) -> Rollout:
         return rollout
     heard = ranks.exchange("rollout", _to_json(rollout))
     streams = [turns for each in heard for turns in _turns_of(each, codec)]
+    firsts = [*accumulate((len(each["streams"]) for each in heard), initial=0)]
+    broken = {(firsts[r] + n, t) for r, each in enumerate(heard) for n, t in each["broken"]}
     # Episodes and measures stand in the order in which a single process takes the turns: turn
     # after turn, and in each of them stream after stream.
     episodes, measures = list[Episode](), list[Mapping[str, float]]()
@@ -35,12 +81,14 @@ def share_rollout(rollout: Rollout, ranks: Ranks, codec: TextCodec) -> Rollout:
     told = [iter(each["measures"]) for each in heard]
     owners = [rank for rank, each in enumerate(heard) for _ in each["streams"]]
     for t in range(max(map(len, streams))):
-        for rank, turns in zip(owners, streams, strict=True):
+        for n, (rank, turns) in enumerate(zip(owners, streams, strict=True)):
             measures.append(next(told[rank]))
-            if turns[t].terminated or turns[t].truncated:
+            if (turns[t].terminated or turns[t].truncated) and (n, t) not in broken:
                 episodes.append(Episode(*next(ended[rank])))
     cpu = sum(each["cpu"] for each in heard)
-    return Rollout(tuple(streams), tuple(episodes), tuple(measures), cpu)
+    return Rollout(
+        tuple(streams), tuple(episodes), tuple(measures), cpu, rollout.works, tuple(sorted(broken))
+    )
 
 
 def _to_json(rollout: Rollout) -> dict[str, Any]:
@@ -62,6 +110,7 @@ def _to_json(rollout: Rollout) -> dict[str, Any]:
         "episodes": rollout.episodes,
         "measures": [dict(each) for each in rollout.measures],
         "cpu": rollout.cpu_elsewhere,
+        "broken": rollout.broken,
     }
 
 
@@ -76,8 +125,13 @@ def _turns_of(told: Mapping[str, Any], codec: TextCodec) -> list[tuple[Turn, ...
     ]
 
 
-def share_works(works: BestWork, ranks: Ranks) -> None:
-    """Let every rank know the best that any has made; each goes on counting its own turns."""
+def share_works(works: BestWork, rollout: Rollout, ranks: Ranks) -> None:
+    """Consider what was made in a rollout, and let every rank know the best that any has made.
+
+    Each goes on counting its own turns.
+    """
+    for work in rollout.works:
+        works.consider(work)
     if ranks.size == 1:
         return
     heard = ranks.exchange("works", works.state())

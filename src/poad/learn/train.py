@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from poad.agent import Agent, load_agent, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
-from poad.envs import BestWork, Work, make
+from poad.envs import BestWork, Work, Workers, make
 from poad.learn.evaluate import examine
+from poad.learn.faults import Tolerance, log_faults
 from poad.learn.meters import Meters, Metrics
 from poad.learn.ppo import PPO
 from poad.learn.remarks import prompt_remark, remarks
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
 from poad.learn.saving import Schedule
-from poad.learn.sharing import own_streams, share_rollout, share_streams, share_works
+from poad.learn.sharing import collect, own_streams, share_streams, share_works
 from poad.lm import advice_on_memory
 from poad.ranks import ALONE, Ranks
 from poad.runs import Run, summarize
@@ -44,25 +46,28 @@ class Trainer:
         self.run, self.ranks = run if ranks.is_first else None, ranks
         self.learner = PPO(self.agent, ranks)
         self.works = BestWork()
-        self.collector = Collector(
-            lambda: self.works.watch(make(config.env, **config.env_args)),
-            self.agent.policy,
-            config.streams,
-            (config.seed + 2) * SEEDS_PER_RUN,
-            ranks.own(config.streams) if config.randomness == "stream" else None,
-        )
-        for remark in remarks(self.agent, self.collector):
-            warnings.warn(remark, stacklevel=2)
-        if self.run is not None and not resume and self.run.config != config:
-            self.run.change_config(config)  # other directories know no `auto`, for example
         self.generator = np.random.default_rng(config.seed)
         self.meters = Meters()
         self._schedule = Schedule(config)
         self._kept: Work | None = None
         self._noted_prompts = False
-        if resume:
-            assert run is not None
-            self._resume(run)
+        self.collector = Collector(
+            partial(make, config.env, **config.env_args),
+            self.agent.policy,
+            config.streams,
+            (config.seed + 2) * SEEDS_PER_RUN,
+            ranks.own(config.streams) if config.randomness == "stream" else None,
+            Workers(config.workers, config.step_timeout, config.reset_timeout),
+            Tolerance(config.on_world_error, config.world_error_limit),
+        )
+        with self.collector.closed_on_error():
+            for remark in remarks(self.agent, self.collector):
+                warnings.warn(remark, stacklevel=2)
+            if self.run is not None and not resume and self.run.config != config:
+                self.run.change_config(config)  # other directories know no `auto`, for example
+            if resume:
+                assert run is not None
+                self._resume(run)
 
     def train(self) -> Iterator[Metrics]:
         """Iterate to the end of the run, logging and saving on the way.
@@ -88,7 +93,7 @@ class Trainer:
                 yield metrics
         finally:
             # An interrupted iteration is not kept: the last checkpoint is exact.
-            if whole and not self.ranks.gone:
+            if (whole or self.collector.rewound) and not self.ranks.gone:
                 self.save()
             self.collector.close()
 
@@ -97,13 +102,13 @@ class Trainer:
         # What layers below all adapters compute for acting, the update can use again.
         with self.agent.model.lower.remembered():
             with self.meters.collecting:
-                rollout = self.collector.collect(self.config.horizon, self.generator)
-                rollout = share_rollout(rollout, self.ranks, self.agent.model.codec)
+                log = partial(log_faults, self.run, self.meters.iteration + 1)
+                rollout = collect(self.collector, self.generator, self.agent, self.ranks, log)
             with self.meters.updating:
                 progress = self.meters.env_steps / self.config.steps
                 learned = self.learner.update(rollout, progress)
         self.meters.count(rollout)
-        share_works(self.works, self.ranks)
+        share_works(self.works, rollout, self.ranks)
         self._keep_best()
         if not self._noted_prompts and (remark := prompt_remark(self.collector.streams)):
             self._noted_prompts = True
@@ -142,6 +147,7 @@ class Trainer:
         parts = (self.agent, self.learner, self.collector, self.generator)
         tensors, state = take_snapshot(*parts)
         state |= self.meters.state() | {"works": self.works.state()}
+        state["tolerance"] = self.collector.tolerance.state()
         state["collector"] = share_streams(state["collector"], self.ranks)
         if self.run is not None:
             self.run.save_checkpoint(iteration, tensors, state)
@@ -155,6 +161,7 @@ class Trainer:
         restore_snapshot(tensors, state, *parts)
         self.meters.load_state(state)
         self.works.load_state(state["works"])
+        self.collector.tolerance.load_state(state["tolerance"])
         self._schedule.note(self.meters.iteration)
         if self.run is not None:
             self.run.truncate_metrics(self.meters.iteration)

@@ -6,7 +6,8 @@ a group begin the same episodes in the same order, so the n-th of each belong to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from poad.agent import CreditSettings
 from poad.learn.rows import Streams
@@ -25,6 +26,13 @@ class Waiting:
     def __init__(self, streams: int, credit: CreditSettings) -> None:
         self.turns: list[tuple[Turn, ...]] = [() for _ in range(streams)]
         self._whole, self._group = not credit.method.uses_critic, credit.group
+
+    def break_off(self, streams: Iterable[int]) -> None:
+        """Note that the episodes of some streams broke off where they wait."""
+        for n in streams:
+            if self.turns[n]:
+                *before, last = self.turns[n]
+                self.turns[n] = (*before, replace(last, truncated=True))
 
     def join(self, streams: Streams) -> tuple[Streams, list[int]]:
         """Take in the turns of a rollout, and hand out those that can be learned from now.

@@ -150,9 +150,8 @@ def _from_record(record: EpisodeRecord) -> EpisodeView:
         TurnView(**{spec.name: getattr(turn, spec.name) for spec in _SHARED})
         for turn in record.turns
     )
-    return EpisodeView(
-        record.seed, record.episode_return, record.success, record.ending, turns, math.nan
-    )
+    ending = "unfinished" if record.ending == "failed" else record.ending
+    return EpisodeView(record.seed, record.episode_return, record.success, ending, turns, math.nan)
 
 
 _SHARED = [

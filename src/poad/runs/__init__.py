@@ -9,7 +9,7 @@ from poad.runs.files import (
     write_json,
     write_text,
 )
-from poad.runs.history import read_json, read_summary, write_sealed
+from poad.runs.history import read_json, read_summary, read_world_errors, write_sealed
 from poad.runs.place import check_new_run
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
@@ -22,9 +22,10 @@ from poad.runs.records import (
     TurnRecord,
     UnseenEvaluation,
     Versions,
+    WorldErrorRecord,
     summarize,
 )
-from poad.runs.run import UNTRAINED, Run
+from poad.runs.run import UNTRAINED, Run, add_world_error
 from poad.runs.seals import MAY_CHANGE
 from poad.runs.trackers import check_trackers
 
@@ -42,6 +43,8 @@ __all__ = [
     "TurnRecord",
     "UnseenEvaluation",
     "Versions",
+    "WorldErrorRecord",
+    "add_world_error",
     "append_line",
     "atomic_directory",
     "check_new_run",
@@ -52,6 +55,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_summary",
+    "read_world_errors",
     "source_commit",
     "source_hash",
     "stored",

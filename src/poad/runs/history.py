@@ -14,7 +14,7 @@ from poad.errors import RunError
 from poad.runs.checkpoint import Checkpoints
 from poad.runs.codec import decode, exact
 from poad.runs.files import numbered_lines, read_lines, write_json
-from poad.runs.records import EpisodeRecord, RunSummary
+from poad.runs.records import EpisodeRecord, RunSummary, WorldErrorRecord
 from poad.runs.seals import (
     Seal,
     check_beginning,
@@ -25,7 +25,11 @@ from poad.runs.seals import (
     settings_hash,
 )
 
-LINES = {"metrics.jsonl": "iteration", "episodes.jsonl": "checkpoint"}
+LINES = {
+    "metrics.jsonl": "iteration",
+    "episodes.jsonl": "checkpoint",
+    "world_errors.jsonl": "iteration",
+}
 """The files that grow, with the key by which their lines belong to an iteration."""
 
 
@@ -108,6 +112,8 @@ class History:
                 return not complete and (line.get(key) or 0) <= iteration
 
             found[name] = kept_lines(self._path / name, seal, f"checkpoint {iteration}", keep)
+        if not (self._path / "world_errors.jsonl").exists():  # most runs have none
+            found.pop("world_errors.jsonl")
         return found
 
     def without_evaluation(self, checkpoint: int) -> bytes:
@@ -152,6 +158,17 @@ def read_summary(path: Path) -> RunSummary | None:
         return None
     content.pop("seal", None)
     return decode(RunSummary, content, str(file))
+
+
+def read_world_errors(path: Path) -> list[WorldErrorRecord]:
+    """Read the failures of worlds in the run at ``path``, in the order they were written.
+
+    Raises:
+        RunError: a line is not such a record.
+    """
+    file = path / "world_errors.jsonl"
+    lines = numbered_lines(file)
+    return [decode(WorldErrorRecord, line, f"{file}, line {number}") for number, line in lines]
 
 
 def write_sealed(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from poad.runs.seals import settings_hash
 OWN_FILES = frozenset(
     (
         *("config.yaml", "versions.json", "metrics.jsonl", "episodes.jsonl", "exported.jsonl"),
+        "world_errors.jsonl",
         *("summary.json", "generalization.json", "generalization.md", "language.json"),
         *("report.html", "inspect.html", "checkpoints", "tensorboard", "wandb", "trackio"),
     )

@@ -62,11 +62,32 @@ class EpisodeRecord:
     episode_return: float = field(metadata=stored("return"))
     length: int
     success: bool
-    ending: Literal["terminated", "truncated"]
+    ending: Literal["terminated", "truncated", "failed"]
+    """How it ended; it ``failed`` if its world did."""
     turns: tuple[TurnRecord, ...]
     """Empty if ``eval.turns`` is false."""
+    error: str = ""
+    """What the world did if it failed."""
     model: str = ""
     """Directory of the exported model that played; empty for the run's own weights."""
+
+
+@dataclass(frozen=True)
+class WorldErrorRecord:
+    """One failure of a world in training: a line of world_errors.jsonl."""
+
+    iteration: int
+    """The training iteration in which it happened."""
+    stream: int
+    """The number of the stream, from 0."""
+    seed: int
+    """Seed of the episode."""
+    turn: int
+    """The number of the action that failed, from 1; 0 if the world failed at its reset."""
+    error: str
+    """What happened."""
+    actions: tuple[str, ...]
+    """All actions of the episode, the one that failed included."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,8 @@ class Evaluation:
     """95 % Wilson interval."""
     mean_return: float
     mean_length: float
+    failed: int = 0
+    """Episodes whose world failed. They count as no success."""
 
 
 def summarize(episodes: Iterable[EpisodeRecord | Episode]) -> Evaluation:

@@ -4,6 +4,7 @@
     versions.json     versions of Python, packages and poad's source, and the platform
     metrics.jsonl     a line per training iteration
     episodes.jsonl    a line per evaluation episode, turn by turn
+    world_errors.jsonl  a line per failure of a world in training
     summary.json      the outcome
     checkpoints/      000024/<name>.safetensors and state.json
     best_program.py   the agent's best program, in worlds that ask for one
@@ -36,10 +37,17 @@ from poad.runs.files import (
     write_bytes,
     write_text,
 )
-from poad.runs.history import History, best_of, read_json, reseal, write_sealed
+from poad.runs.history import (
+    History,
+    best_of,
+    read_json,
+    read_world_errors,
+    reseal,
+    write_sealed,
+)
 from poad.runs.place import OWN_FILES, begin_run, check_new_run, explained_as, stored_config
 from poad.runs.provenance import with_environment
-from poad.runs.records import EpisodeRecord, RunSummary
+from poad.runs.records import EpisodeRecord, RunSummary, WorldErrorRecord
 from poad.runs.seals import (
     check_versions,
 )
@@ -298,6 +306,13 @@ class Run:
         if self._trackers is None:
             self._trackers = _open_trackers(self, first)
         return self._trackers
+
+
+def add_world_error(run: Run, record: WorldErrorRecord) -> int:
+    """Append a failure of a world to world_errors.jsonl; return the number of its line, from 1."""
+    with run._writing("world_errors.jsonl", "write to") as path:
+        append_line(path, record)
+    return len(read_world_errors(run.path))
 
 
 def _best(run: Run) -> int:

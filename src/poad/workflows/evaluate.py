@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from rich.text import Text
 from poad.agent import Agent
 from poad.config import Config
 from poad.display import Screen, counted, show_evaluation, watch
+from poad.envs import Workers
 from poad.learn import evaluate
 from poad.pages import write_report
 from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode, summarize
@@ -121,9 +123,19 @@ def evaluate_mode(
         checkpoint=iteration,
         turns=settings.turns,
         remark=remark,
+        max_turns=settings.max_turns,
+        workers=Workers(config.workers, config.step_timeout, config.reset_timeout),
     )
-    outcomes = []  # without the turns of the records, which would fill the memory
+    outcomes, failures = [], list[str]()  # without turns, which would fill the memory
     for record in watch(records, settings.episodes, label, console):
         keep(record)
         outcomes.append(Episode(record.episode_return, record.length, record.success))
-    return summarize(outcomes)
+        if record.ending == "failed":
+            failures.append(f"seed {record.seed}: {record.error}")
+    if failures:
+        warnings.warn(
+            f"The world failed in {len(failures)} of {counted(len(outcomes), 'episode')}, which "
+            f"count as no success. The first, {failures[0]}",
+            stacklevel=2,
+        )
+    return replace(summarize(outcomes), failed=len(failures))

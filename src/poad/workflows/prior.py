@@ -89,29 +89,16 @@ class _Uniform:
             yield i, Action(draw(offered, self._rng), (), (), ())
 
 
-class _BoundedStream(WorldStream):
-    """A stream that gives an episode up after many turns."""
-
-    def reset(self, seed: int) -> None:
-        super().reset(seed)
-        self._earned = 0.0
-
-    def step(self, stream: int, action: Action) -> Step:
-        step = super().step(stream, action)
-        self._earned += step.reward
-        if step.ended or len(self.actions) < _MOST_TURNS:
-            return step
-        episode = {"r": self._earned, "l": _MOST_TURNS, "success": False}
-        return replace(step, truncated=True, info={**step.info, "episode": episode})
-
-
 def _steps(
     actor: Actor, config: Config, episodes: int, streams: int, cache: ActingCache | None = None
 ) -> Iterator[Step]:
     """Play sampled episodes from the first evaluation seed on."""
     seeds = iter(range(config.eval.seed, config.eval.seed + episodes))
     world = partial(make, config.env, **config.env_args)
-    playing = [_BoundedStream(world, actor.dialogue(), seed) for seed in islice(seeds, streams)]
+    playing = [
+        WorldStream(world, actor.dialogue(), seed, max_turns=_MOST_TURNS)
+        for seed in islice(seeds, streams)
+    ]
     try:
         yield from play(actor, playing, lambda _: next(seeds, None), cache=cache)
     finally:

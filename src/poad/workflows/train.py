@@ -195,6 +195,12 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
         show_work(console, summary.best)
     run.write_summary(summary)
     report = write_report(run)
+    if failed := trainer.meters.world_errors:
+        console.print(
+            f"The world failed in {counted(failed, 'episode')}, which world_errors.jsonl lists. "
+            f"`poad play {run.path} --error 1` repeats the first.",
+            soft_wrap=True,
+        )
     console.print(_closing(run, report, summary), soft_wrap=True)
     return 130 if interrupts else 0
 

@@ -140,7 +140,7 @@ class DataScienceEnv(gymnasium.Env[str, str]):
             raise ClosedEnvironmentError("This copy of the world is closed; make another one.")
         self._running = True
         self._tried, self._return = 0, 0.0
-        return self._prompt(None), {"notes": self._shared.sandbox.notes}
+        return self._prompt(None), {"notes": self._shared.opened().notes}
 
     def prepare(self, action: str) -> None:
         """Start running the program of an action without waiting for it."""
@@ -227,7 +227,12 @@ class _Shared:
         return Sandbox(isolation=key.isolation, workers=key.workers, budget=key.budget)
 
     def submit(self, source: str, jobs: Sequence[Job]) -> Future[Answer]:
-        return self.sandbox.submit(source, jobs)
+        return self.opened().submit(source, jobs)
+
+    def opened(self) -> Sandbox:
+        """Return the sandbox; of several threads that want it first, one starts it."""
+        with _LOCK:
+            return self.sandbox
 
     def close(self) -> None:
         if "sandbox" in vars(self):

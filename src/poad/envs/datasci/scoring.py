@@ -5,6 +5,7 @@ their classes and the other half without, and returns probabilities.
 """
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
@@ -60,6 +61,8 @@ class _Split(NamedTuple):
 class Scorer:
     """Scores programs on one table. Each program runs once, and its result is remembered.
 
+    Any thread may ask.
+
     Args:
         table: the data to classify.
         sandbox: runs the programs.
@@ -83,34 +86,50 @@ class Scorer:
         self._sandbox, self._refuse = sandbox, tuple(refuse)
         self._running: dict[str, Future[Answer]] = {}
         self._results: dict[str, ProgramResult] = {}
+        self._lock = threading.Lock()
 
     def prepare(self, source: str) -> None:
         """Start running a program without waiting for it."""
-        if _key(source) in self._results or source in self._running or self._refused(source):
-            return
         jobs = [split.job for split in self._splits]
-        self._running[source] = self._sandbox.submit(source, jobs)
+        with self._lock:
+            if _key(source) in self._results or source in self._running or self._refused(source):
+                return
+            self._running[source] = self._sandbox.submit(source, jobs)
 
     def score(self, source: str) -> ProgramResult:
         """Score a program, waiting for it if it is still running. Timeouts are remembered too."""
         self.prepare(source)
-        if source not in self._running:
-            return self._results.get(_key(source)) or _failed("refused", self._refused(source))
-        result = self._score(self._running.pop(source).result())
-        if len(self._results) >= MAX_REMEMBERED:
-            self._results.clear()
-        self._results[_key(source)] = replace(result, cpu_seconds=0.0)
+        with self._lock:
+            running, known = self._running.get(source), self._results.get(_key(source))
+        if running is None:
+            return known or _failed("refused", self._refused(source))
+        try:
+            result = self._score(running.result())
+        except BaseException:
+            with self._lock:
+                self._running.pop(source, None)
+            raise
+        with self._lock:
+            if self._running.pop(source, None) is None:  # another thread has told what it cost
+                return replace(result, cpu_seconds=0.0)
+            if len(self._results) >= MAX_REMEMBERED:
+                self._results.clear()
+            self._results[_key(source)] = replace(result, cpu_seconds=0.0)
         return result
 
     def memory(self) -> dict[str, dict[str, Any]]:
         """Return all results that are remembered, as JSON values."""
-        return {key: asdict(result) for key, result in self._results.items()}
+        with self._lock:
+            return {key: asdict(result) for key, result in self._results.items()}
 
     def load_memory(self, memory: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember these results too. They come from `memory`."""
-        for key, result in memory.items():
-            scores = tuple(result["scores"])
-            self._results[key] = ProgramResult(**{**result, "scores": scores})
+        found = {
+            key: ProgramResult(**{**result, "scores": tuple(result["scores"])})
+            for key, result in memory.items()
+        }
+        with self._lock:
+            self._results |= found
 
     def _refused(self, source: str) -> str:
         found = next((text for text in self._refuse if text in source), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ from poad.agent import ActingCache, Policy
 from poad.lm import LanguageModel
 from poad.trie import ROOT, ActionTrie
 from poad.turns import Action, Observation, TokenIds
+
+
+def _listed(observation: Observation) -> tuple[str, ...]:
+    """The offered actions, of which the rival knows lists alone."""
+    return tuple(cast(Iterable[str], observation.admissible_actions or ()))
 
 
 @dataclass
@@ -75,9 +81,7 @@ class Actor:
         if cache is not self._cache or not self.savings.memo:
             self._cache, self._known = cache, {}
         walkers = [
-            _Walker(
-                i, self.codec.prompt(o.prompt), self.codec.trie(tuple(o.admissible_actions or ()))
-            )
+            _Walker(i, self.codec.prompt(o.prompt), self.codec.trie(_listed(o)))
             for i, o in enumerate(observations)
         ]
         while waiting := [w for w in walkers if not self._walk(w, generator)]:

@@ -6,6 +6,7 @@ The actions are drawn uniformly from those offered. A world of calls plays calls
 import argparse
 import random
 import time
+from typing import Any, cast
 
 from poad.envs import known_worlds, make
 
@@ -15,7 +16,7 @@ def measure(env_id: str, steps: int) -> float:
     _, info = env.reset(seed=0)
     start = time.perf_counter()
     for _ in range(steps):
-        actions = info.get("admissible_actions") or env.unwrapped.solution()
+        actions = info.get("admissible_actions") or cast(Any, env.unwrapped).solution()
         _, _, terminated, truncated, info = env.step(rng.choice(actions))
         if terminated or truncated:
             _, info = env.reset()

@@ -16,9 +16,16 @@ from trajectories import Trajectory
 
 from poad.agent.build import Agent
 from poad.credit import Credit
+from poad.trie import Grammar, TokenTree
 from poad.turns import Turn
 
 Streams = Sequence[Sequence[Turn]]
+
+
+def listed(trie: TokenTree) -> tuple[str, ...]:
+    """The offered actions, which a grammar does not list."""
+    assert not isinstance(trie.offer, Grammar)
+    return tuple(trie.offer)
 
 
 def hidden_states(body: Any, tokens: tuple[int, ...]) -> Tensor:
@@ -61,7 +68,7 @@ class Textbook:
                 siblings = sorted(
                     {
                         tokens[j]
-                        for text in action.trie.offer
+                        for text in listed(action.trie)
                         if (tokens := self.agent.model.codec.action(text))[:j]
                         == action.token_ids[:j]
                     }
@@ -75,7 +82,7 @@ class Textbook:
         acting, trie = self.agent.config.acting, turn.action.trie
         assert trie is not None
         scores = []
-        for text in trie.offer:
+        for text in listed(trie):
             tokens = self.agent.model.codec.action(text)
             logprob = self.logits(turn.prompt_ids, tokens).log_softmax(-1)
             count = len(tokens) - (not acting.score_end)
@@ -83,7 +90,7 @@ class Textbook:
             by = {"word": len(text.split()), "token": count, "sum": 1}[acting.score]
             scores.append(total / by / acting.temperature)
         logprob = log_softmax(scores)
-        return logprob[tuple(trie.offer).index(turn.action.text)], -(logprob.exp() * logprob).sum()
+        return logprob[listed(trie).index(turn.action.text)], -(logprob.exp() * logprob).sum()
 
     def values(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Tensor:
         """[n] the critic before each token."""

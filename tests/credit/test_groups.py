@@ -198,14 +198,14 @@ def test_an_episode_that_goes_on_takes_no_part(seed: int, method: str):
 def test_what_cannot_be_compared_is_told():
     given_ = tensors(random_rows(0))
     with pytest.raises(ValueError, match="gigpo compares turns behind equal prompts; give state_"):
-        group_credit(**(given_ | {"state_ids": None}), method="gigpo", gamma=1.0)
+        group_credit(**given_ | dict[str, Any](state_ids=None), method="gigpo", gamma=1.0)
     with pytest.raises(ValueError, match="reinforce judges each episode by itself"):
         group_credit(**given_, method="reinforce", gamma=1.0)
-    small = {"group_ids": torch.zeros(1, 1).long()}
+    small = dict[str, Any](group_ids=torch.zeros(1, 1).long())
     with pytest.raises(ValueError, match="group_ids has shape"):
-        group_credit(**(given_ | small), gamma=1.0)
+        group_credit(**given_ | small, gamma=1.0)
     with pytest.raises(TypeError, match="group_ids has dtype"):
-        group_credit(**(given_ | {"group_ids": given_["reward"]}), gamma=1.0)
+        group_credit(**given_ | dict[str, Any](group_ids=given_["reward"]), gamma=1.0)
     for name in ("group_ids", "state_ids"):
         del given_[name]
     with pytest.raises(ValueError, match=r"grpo compares episodes; call poad.credit.group_credit"):

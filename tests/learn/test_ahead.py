@@ -61,7 +61,11 @@ def test_any_workers_play_the_same_turns(agent: Agent, world: str, own: bool) ->
     assert others == [expected] * len(others)
 
 
-@hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[*HealthCheck])
+@hypothesis_settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     pauses=st.lists(st.sampled_from((0.0, 0.001, 0.01)), min_size=1, max_size=4),
     streams=st.integers(1, 6),

@@ -19,6 +19,7 @@ from tokenizers import normalizers
 from poad.agent.build import Agent, load_agent
 from poad.config import SEEDS_PER_RUN, world_seed
 from poad.envs.check import check_env
+from poad.envs.contract import CheckedWorld
 from poad.envs.registry import make
 from poad.errors import WorldError
 from poad.learn.resume import collector_state, load_collector
@@ -282,7 +283,7 @@ def test_a_world_that_asks_is_told_each_action_before_any_is_taken(
     worlds = collector(agent, "Workshop")
     rollout = worlds.collect(4, generator)
     for stream, turns in zip(worlds.streams, rollout.streams, strict=True):
-        told = cast(tiny_worlds.WorkshopWorld, stream.world.unwrapped).prepared
+        told = cast(tiny_worlds.WorkshopWorld, cast(CheckedWorld, stream.world).unwrapped).prepared
         assert told == [turn.action.text for turn in turns]
 
 

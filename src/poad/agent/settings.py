@@ -208,6 +208,11 @@ def _refuse_groups(config: Config, method: Method) -> None:
             f"credit.group = {config.credit.group}: {method.name} puts the streams into groups of "
             f"so many, but there are {config.streams}; use a divisor of streams."
         )
+    if config.on_world_error == "restart":
+        raise ConfigError(
+            f"on_world_error = restart: {method.name} compares the episodes of a group one by one, "
+            "and an episode that broke off would move those behind it; use stop."
+        )
     if config.randomness == "shared":
         raise ConfigError(
             f"randomness = shared: under {method.name} the streams of a group begin the same "

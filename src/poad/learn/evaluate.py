@@ -73,8 +73,7 @@ def evaluate(
         versions=versions(),
     )
     config = agent.config
-    if workers is None:
-        workers = Workers(config.workers, config.step_timeout, config.reset_timeout)
+    workers = workers or Workers(config.workers, config.step_timeout, config.reset_timeout)
     open_world = partial(
         open_stream,
         partial(make, env, **(env_args or {})),

@@ -42,6 +42,7 @@ class Streams:
             here, and share one source of both.
         workers: where the worlds live; in this thread if None.
         tolerance: for failures of worlds; None bears none.
+        group: how many streams begin the same episodes. It divides N, and needs `own`.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Streams:
         own: range | None = None,
         workers: Workers | None = None,
         tolerance: Tolerance | None = None,
+        group: int = 1,
     ) -> None:
-        self.actor, self._step = actor, 1 if own is None else streams
+        distinct = streams // group  # episodes that begin together, if each stream has its own
+        self.actor, self._step = actor, 1 if own is None else distinct
         self.workers, self.tolerance = workers or Workers(), tolerance or Tolerance()
-        numbers, stride = range(streams) if own is None else own, None if own is None else streams
-        self.next_seeds = [seed + streams] if own is None else [seed + streams + i for i in own]
+        numbers, stride = range(streams) if own is None else own, None if own is None else distinct
+        self.next_seeds = [seed + distinct + i // group for i in ((0,) if own is None else own)]
         """Seeds of the next episodes to begin: one, or one for each stream."""
         self.generators = [np.random.default_rng((seed, i)) for i in own or ()]
         """The source of randomness of each stream; none if they share one."""
@@ -70,7 +73,7 @@ class Streams:
         self._faults: list[Fault] = []
         with self.closed_on_error():
             for i in numbers:
-                world = make_env, actor.dialogue(), seed + i, self.workers
+                world = make_env, actor.dialogue(), seed + i // group, self.workers
                 self.streams.append(open_stream(*world, stride=stride))
             Table(self.streams, self.next_seed, self.bear).settle()
         self.notes = tuple(dict.fromkeys(n for stream in self.streams for n in stream.notes))

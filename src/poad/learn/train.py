@@ -59,6 +59,7 @@ class Trainer:
             ranks.own(config.streams) if config.randomness == "stream" else None,
             Workers(config.workers, config.step_timeout, config.reset_timeout),
             Tolerance(config.on_world_error, config.world_error_limit),
+            self.agent.settings.credit.group,
         )
         with self.collector.closed_on_error():
             for remark in remarks(self.agent, self.collector):

@@ -66,8 +66,7 @@ class TextCodec:
         self.pad_id: int = self.end_id if pad is None else pad
         self.vocabulary: int | None = None
         """Number of tokens that the model knows, once there is one."""
-        self.spare_tokens = 64
-        """The most tokens of an action by a grammar beyond a short one."""
+        self.spare_tokens = 64  # an action by a grammar has at most so many beyond a short one
         self._controls = {} if control_tokens else _control_tokens(tokenizer)
         names = [*self._controls, _OPEN, _CLOSE]
         self._names = sorted(names, key=len, reverse=True)  # the longest that fits is meant

@@ -166,6 +166,12 @@ def remarks_on_prior(config: Config, model: Prior, uniform: Prior | None) -> Ite
                 "learn from yet. Give examples with prompt.examples, or try prompt.format = chat."
             )
         return
+    if all(each.outcome.success_rate == 0 >= each.outcome.mean_return for each in (model, uniform)):
+        yield (
+            "Neither the untrained agent nor a uniformly random one earned anything in "
+            f"{model.outcome.episodes} episodes. Rewards may be too rare to learn from: look at "
+            "more episodes, give examples with prompt.examples, or begin with an easier task."
+        )
     mine, theirs = model.outcome.success_interval, uniform.outcome.success_interval
     if mine and theirs and mine[1] < theirs[0]:
         yield (

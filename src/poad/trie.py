@@ -250,7 +250,7 @@ def _plain_tools(given: object) -> list[dict[str, Any]]:
             )
         if any(name == known["function"]["name"] for known in tools):
             raise ValueError(f"There are two tools of the name {name!r}.")
-        known = {"name": name, "description": str(inner.get("description", ""))}
+        known = {"name": name, "description": str(inner.get("description") or "")}
         tools.append({"type": "function", "function": {**known, "parameters": dict(parameters)}})
     return tools
 
@@ -268,10 +268,15 @@ def _with_layout(schema: Any) -> dict[str, Any]:
     }
 
 
+def arguments_of(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of a tool's arguments, which allows none but those it names."""
+    closed = {"type": "object", "properties": {}, "additionalProperties": False}
+    return closed | tool["parameters"]
+
+
 def _call(tool: dict[str, Any]) -> dict[str, Any]:
     """Describe the calls of a tool; it takes no arguments but those it names."""
-    arguments = {"type": "object", "properties": {}, "additionalProperties": False}
-    properties = {"name": {"const": tool["name"]}, "arguments": arguments | tool["parameters"]}
+    properties = {"name": {"const": tool["name"]}, "arguments": arguments_of(tool)}
     return {
         "type": "object",
         "properties": properties,

@@ -12,14 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import PROMPTS, Zoo, assert_same
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.errors import ConfigError
-from poad.lm.grammar import FEW, GrammarReader, GrammarTree
-from poad.lm.tokenizer import MAX_NODES
+from poad.lm.grammar import FEW, GrammarReader, GrammarTree, allowed_tokens
+from poad.lm.tokenizer import MAX_NODES, TextCodec
 from poad.trie import Grammar
 from poad.turns import Action, Observation, Turn
 
@@ -257,3 +259,82 @@ def test_each_text_of_a_finite_grammar_has_the_spelling_of_the_tokenizer(zoo: Zo
     reader = GrammarReader(codec.tokenizer, codec.end_id).tokenizer
     for text in texts:
         assert spelled[text] == (*reader.tokenize_str(codec.action_prefix + text), codec.end_id)
+
+
+def real_spelling() -> TextCodec:
+    """A tokenizer whose tokens join quotes, brackets and parts of words, as real ones have."""
+    texts = ["lamp ladder chair la lam cheese check", '"]))} "}} ...\']))', "wait awaiting"]
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    arguments: Any = {
+        "vocab_size": 400,
+        "special_tokens": ["<|end|>"],
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+        "show_progress": False,
+    }
+    tokenizer.train_from_iterator(texts * 5, trainers.BpeTrainer(**arguments))
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"))
+
+
+def test_every_value_can_be_written_where_words_share_their_beginnings():
+    codec = real_spelling()
+    values = ["lamp", "ladder", "la", "chair", "check", "cheese"]
+    tree = codec.trie(Grammar.of({"json_schema": {"enum": values}}))
+    texts = {tree.text(leaf): tree.token_path(leaf) for leaf in tree.all_leaves()}
+    assert sorted(texts) == sorted(map(json.dumps, values))
+    assert all(codec.action(text) == tokens for text, tokens in texts.items())
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string"},
+        {"type": "string", "minLength": 5},
+        {"type": "string", "pattern": "^[xy]+z$"},
+        {"type": "string", "format": "date"},
+        {"type": "string", "format": "email"},
+        {"type": "integer"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+    ],
+    ids=str,
+)
+def test_open_texts_come_to_an_end_whatever_tokens_there_are(zoo: Zoo, schema: Any):
+    for codec in (real_spelling(), zoo.load(tokenizer="bytes").codec):
+        tree = codec.trie(Grammar.of({"json_schema": schema}))
+        choose = rng(1)
+        for _ in range(3):
+            node, made = -1, 0
+            while (mask := tree.allowed(node)) is not None or tree.options(node):
+                if mask is not None:
+                    inside = allowed_tokens(mask, 400).nonzero()[0]
+                    node, made = tree.child(node, int(choose.choice(inside))), made + 1
+                else:
+                    options = tree.options(node)
+                    node, made = int(choose.choice(options)), made + (len(options) > 1)
+            json.loads(tree.text(node))
+            assert made <= codec.spare_tokens
+            assert len(tree.path(node)) <= tree.longest
+
+
+def test_a_long_call_is_as_free_as_a_short_one(zoo: Zoo):
+    many = {f"field{i}": {"enum": ["one", "two", "three"]} for i in range(12)}
+    tools = [
+        {"name": "a"},
+        {"name": "zlong", "parameters": {"properties": many, "required": [*many]}},
+    ]
+    policy = Policy(zoo.load(), Acting(max_action_tokens=32, temperature=9.0))
+    actions = policy.act([Observation(PROMPTS[0], Grammar.of({"tools": tools}))] * 12, rng())
+    long = [action for action in actions if "zlong" in action.text]
+    assert len({action.text for action in long}) == len(long) > 2
+    assert all(sum(action.choice) >= 13 for action in long)
+    assert len({json.loads(action.text)["arguments"]["field11"] for action in long}) > 1
+
+
+def test_another_budget_takes_another_tree(zoo: Zoo):
+    model = zoo.load()
+    Policy(model, Acting(max_action_tokens=16))
+    short = model.codec.trie(OPEN)
+    Policy(model, Acting(max_action_tokens=64))
+    assert model.codec.longest(OPEN) > short.longest

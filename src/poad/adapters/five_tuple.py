@@ -1,7 +1,6 @@
 """Gymnasium environments, and other objects whose `reset` and `step` answer like theirs."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +8,7 @@ from typing import Any, Final
 import gymnasium
 from gymnasium.error import DeprecatedEnv, UnregisteredEnv
 
-from poad.adapters.packages import distinct_texts, function_named
+from poad.adapters.packages import distinct_texts, function_named, without_warnings
 from poad.adapters.words import WORDS, Words
 from poad.envs import Form, FreeText, TextAdapter
 from poad.errors import ConfigError, WorldError, beginning, did_you_mean
@@ -253,8 +252,7 @@ class ObjectWorld(FiveTuple):
 def _made(id: str, arguments: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     """Make a registered environment; the reason for a failure is one sentence."""
     try:
-        with warnings.catch_warnings():  # an old version is told once, as an error
-            warnings.simplefilter("ignore")
+        with without_warnings():  # an old version is told once, as an error
             return gymnasium.make(id, disable_env_checker=True, **arguments)
     except DeprecatedEnv as error:
         raise ConfigError(f"gymnasium:{id}: {error}") from error

@@ -1,11 +1,24 @@
 """Other people's packages and the user's own functions, imported by name."""
 
 import importlib
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from poad.errors import ConfigError, did_you_mean
+
+_ONE_AT_A_TIME: Final = threading.Lock()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore all warnings, one thread at a time: two would leave them switched off."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def needed(module: str, scheme: str, install: str) -> ModuleType:

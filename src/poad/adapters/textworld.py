@@ -1,13 +1,12 @@
 """TextWorld games, and ALFWorld's, which run on the same engine."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from poad.adapters.packages import needed
+from poad.adapters.packages import needed, without_warnings
 from poad.envs import TextAdapter
 from poad.errors import ConfigError
 
@@ -100,8 +99,7 @@ class TextWorldGame(TextAdapter):
         )
         clear = self._demangler if path.suffix == ALFWORLD else None
         wrappers = [] if clear is None else [clear()]
-        with warnings.catch_warnings():  # that the interpreter knows no walkthrough of the game
-            warnings.simplefilter("ignore")
+        with without_warnings():  # that the interpreter knows no walkthrough of the game
             return self._engine.start(str(path), wanted, wrappers=wrappers)
 
     def _told(self, state: Mapping[str, Any], said: str) -> str:

@@ -213,7 +213,7 @@ def _refuse_groups(config: Config, method: Method) -> None:
             f"on_world_error = restart: {method.name} compares the episodes of a group one by one, "
             "and an episode that broke off would move those behind it; use stop."
         )
-    if config.randomness == "shared":
+    if _resolve_randomness(config) == "shared":
         raise ConfigError(
             f"randomness = shared: under {method.name} the streams of a group begin the same "
             "episodes, so each needs random numbers of its own; use randomness = stream."

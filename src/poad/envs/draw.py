@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from poad.errors import ConfigError
-from poad.trie import Form, Grammar, Offer
+from poad.trie import Form, Grammar, Offer, arguments_of
 
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _WORD: Final = 8
@@ -60,7 +60,7 @@ def size_of(offer: Offer) -> float:
 
 def _call(grammar: Grammar, rng: random.Random) -> str:
     tool = rng.choice(grammar.tools)
-    parameters = {"type": "object"} | tool["parameters"]
+    parameters = arguments_of(tool)
     if not _is_plain(parameters):
         schema = {"json_schema": parameters}
         arguments = json.loads(_bytewise(Grammar.of(schema), rng))
@@ -77,7 +77,9 @@ def _is_plain(schema: Any) -> bool:
     if not isinstance(schema, Mapping) or not schema.keys() <= known:
         return False
     if "enum" in schema or "const" in schema:
-        return True
+        return bool(schema.get("enum", True))
+    if not {*schema.get("required", ())} <= {*schema.get("properties", {})}:
+        return False
     inner = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
     inner += [*schema.get("properties", {}).values()]
     inner += [schema["items"]] if "items" in schema else []
@@ -96,11 +98,14 @@ def _value(schema: Mapping[str, Any], rng: random.Random) -> Any:
     kind = schema.get("type", "object")
     if kind == "boolean":
         return rng.random() < 0.5
-    if kind in ("integer", "number"):
+    if kind == "number":
+        least = schema.get("minimum", schema.get("maximum", _RANGE) - _RANGE)
+        return rng.uniform(least, schema.get("maximum", least + _RANGE))
+    if kind == "integer":
         least = math.ceil(schema.get("minimum", schema.get("maximum", _RANGE - 1) - _RANGE + 1))
         return rng.randint(least, math.floor(schema.get("maximum", least + _RANGE - 1)))
     if kind == "string":
-        least = schema.get("minLength", 1)
+        least = schema.get("minLength", min(1, schema.get("maxLength", 1)))
         length = rng.randint(least, schema.get("maxLength", max(least, _WORD)))
         return "".join(rng.choice(_LETTERS) for _ in range(length))
     if kind == "array":

@@ -11,6 +11,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -27,7 +28,7 @@ import gymnasium
 import poad.errors
 from poad.envs.contract import CheckedWorld, Happened, Shown, Whereabouts, number
 from poad.envs.watch import WATCH
-from poad.errors import ConfigError, PoadError, WorldError, explained
+from poad.errors import ConfigError, PoadError, WorldError, WorldNote, explained
 from poad.trie import Form, Grammar, Offer
 
 MakeEnv = Callable[[], gymnasium.Env[str, str]]
@@ -137,8 +138,10 @@ class RemoteWorld(Whereabouts):
             warnings.warn(text, getattr(builtins, category, UserWarning), stacklevel=2)
         if (failure := answer["error"]) is not None:
             kind = getattr(poad.errors, failure["kind"], WorldError)
-            error = kind if issubclass(kind, PoadError) else WorldError
-            raise error(failure["text"]) from _ElsewhereError(failure["traceback"])
+            error = (kind if issubclass(kind, PoadError) else WorldError)(failure["text"])
+            if method in ("reset", "step") and not isinstance(error, WorldError):
+                error.add_note(WorldNote(self.place(), ""))  # it is the world that raised it
+            raise error from _ElsewhereError(failure["traceback"])
         return answer["value"]
 
     def _how_it_ended(self) -> str:
@@ -179,7 +182,7 @@ def _start(connection: Connection, make_env: MakeEnv) -> Any:
     try:
         with _STARTING:
             process.start()
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
         raise ConfigError(
             f"workers = processes:N: the world cannot be handed to another process ({error}). Let "
             "it be made by a function at the top of a module, or use workers = threads:N."
@@ -199,7 +202,8 @@ def _offers(told: Any) -> Offer | None:
 def serve(connection: Connection, make_env: MakeEnv) -> None:
     """Carry out the calls of the process that plays, until it closes the world or is gone."""
     for each in (signal.SIGINT, signal.SIGTERM):  # these are for the process that plays
-        signal.signal(each, signal.SIG_IGN)
+        # Programs that a world starts do not inherit a handler that does nothing, but SIG_IGN.
+        signal.signal(each, lambda *_: None)
     WATCH.patience = 1e9  # the other side watches
     requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()

@@ -65,6 +65,18 @@ class Host(Protocol):
         ...
 
 
+def _again(open_world: Callable[[], World]) -> Callable[[], World]:
+    """Open a world that has failed before: if that fails, too, it is another failure of it."""
+
+    def opened() -> World:
+        try:
+            return open_world()
+        except ConfigError as error:
+            raise WorldError(f"The world could not be opened anew: {error}") from error
+
+    return opened
+
+
 class Here:
     """A world in the thread that plays it. A call is carried out when its result is asked for."""
 
@@ -98,6 +110,7 @@ class Here:
 
     def reopen(self) -> None:
         """Close the world, however it is. The next call opens another copy."""
+        self._open_world = _again(self._open_world)
         with contextlib.suppress(Exception):
             self.close()
 
@@ -290,6 +303,7 @@ class Elsewhere:
         if not self._thread.left_behind:
             self.join(GRACE)
         self.end()
+        self._open_world = _again(self._open_world)
         self._thread = _WorldThread(self._open_world, self._workers)
 
     def close(self) -> None:

@@ -84,8 +84,8 @@ class AheadStream(WorldStream):
         if self._gone_on == seed:
             self._gone_on = None
             return
-        while self._ahead and self.host.busy:
-            self.workers.wait([self.host])
+        if self._ahead and self._failed_meanwhile():
+            self.reopen()
         self._ahead.clear()
         self._gone_on, self._trouble = None, None
         super().begin_reset(seed)
@@ -112,7 +112,8 @@ class AheadStream(WorldStream):
             if self._ahead:
                 self._go_back()
             self._start(action)
-        except Exception as error:  # told when the turn is asked for
+        except Exception as error:  # told when the turn is asked for, as a failure of that turn
+            self.seed, self.actions = self._past[0], [*self._past[1], action]
             self._ahead.append(_Turn(action, self._observation, error=error))
 
     def finish(self, stream: int, action: Action) -> Step:
@@ -185,6 +186,13 @@ class AheadStream(WorldStream):
         super().begin(action)
         self._ahead.append(_Turn(action, self._observation))
 
+    def _failed_meanwhile(self) -> bool:
+        """Wait until the world rests; tell whether it failed at something that was only guessed."""
+        while self.host.busy:
+            self.workers.wait([self.host])
+            self.advance()
+        return any(turn.error for turn in self._ahead) or self._trouble is not None
+
     def _go_back(self) -> None:
         """Bring the world back to where the actor has decided something else.
 
@@ -192,9 +200,7 @@ class AheadStream(WorldStream):
             WorldError: the world shows something else than it did.
         """
         expected, (seed, actions) = self.observation, self._past
-        failed = any(turn.error for turn in self._ahead) or self._trouble is not None
-        while self.host.busy:
-            self.workers.wait([self.host])
+        failed = self._failed_meanwhile()
         self._ahead.clear()
         self._gone_on, self._trouble, self._arriving, source = None, None, False, self.generator
         if failed:

@@ -133,6 +133,7 @@ def gather(
         judged = rows.credit(value, credit)
     refuse_overflow(streams, value, judged)
     floor = _floor(ppo, returns, learned, judged)
+    floor = floor if credit.method.compared == "none" else None  # compared, they are on a scale
     terms = pick_policy_terms(rows, judged, streams, stale, (decision, option), floor)
     if ppo.kl_reference:
         body = agent.model.read_frozen
@@ -178,7 +179,7 @@ def pick_policy_terms(
     streams: Streams,
     stale: Sequence[int],
     decided: tuple[Tensor, Tensor],
-    std_floor: float,
+    std_floor: float | None,
 ) -> PolicyTerms:
     """Pick the choices to train the policy at.
 
@@ -188,9 +189,11 @@ def pick_policy_terms(
         streams: the turns, of M tokens together.
         stale: N counts of turns, at the beginning of each stream, that an older policy acted.
         decided: the decision and the option at each token, both [M] int64.
-        std_floor: the smallest standard deviation to divide advantages by.
+        std_floor: the smallest standard deviation to divide advantages by; None leaves them alone.
     """
-    advantage = normalize_advantages(judged.advantage, judged.mask, std_floor)
+    advantage = judged.advantage
+    if std_floor is not None:
+        advantage = normalize_advantages(advantage, judged.mask, std_floor)
     recorded = chain.from_iterable(turn.action.logprob for row in streams for turn in row)
     fresh = [t >= old for row, old in zip(streams, stale, strict=True) for t in range(len(row))]
     # Two selections. `rows.mask` picks all tokens, [N, L] -> [M], in the order of streams, turns

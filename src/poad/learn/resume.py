@@ -83,7 +83,10 @@ def restore_snapshot(
         tuple(turn_from_json(turn, _tree_of(turn, codec)) for turn in turns)
         for turns in state["waiting"]
     ]
-    learner.waiting.break_off(broken)
+    # Each rank replays its own streams, and all of them keep the turns that wait in every stream.
+    first = learner.ranks.own(len(learner.waiting.turns)).start
+    heard = learner.ranks.exchange("broken off", [first + n for n in broken])
+    learner.waiting.break_off(n for each in heard for n in each)
 
 
 def collector_state(collector: Collector) -> dict[str, Any]:

@@ -50,14 +50,16 @@ def collect(
         if not is_world_fault(error):
             raise
         failure = error
-    told = [failure is not None, [fault_to_json(fault) for fault in collector.take_faults()]]
+    first = ranks.own(agent.config.streams).start  # of the streams of this rank
+    faults = [replace(fault, stream=first + fault.stream) for fault in collector.take_faults()]
+    told = [failure is not None, [fault_to_json(fault) for fault in faults]]
     heard = ranks.exchange("worlds", told)
-    log([fault_from_json(each) for _, faults in heard for each in faults], failure)
+    log([fault_from_json(each) for _, some in heard for each in some], failure)
     if rollout is None or any(failed for failed, _ in heard):
         collector.rewind(generator)
         raise failure or ranks.told_by([failed for failed, _ in heard].index(True))
     rollout = share_rollout(rollout, ranks, agent.model.codec)
-    return replace(rollout, faults=sum(len(faults) for _, faults in heard))
+    return replace(rollout, faults=sum(len(some) for _, some in heard))
 
 
 def share_rollout(rollout: Rollout, ranks: Ranks, codec: TextCodec) -> Rollout:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,10 @@ _LONGEST_ENDING: Final = 1024
 """Tokens after which the search for an end of an action gives up."""
 _MARGIN: Final = 16
 """Tokens by which the way to the end may grow between two searches for it."""
+_TRIED: Final = 8
+"""Tokens to try on the way to the end, besides those of a single byte."""
+_KIND: Final = 1000
+"""The distance of the ranks of two kinds of tokens."""
 _CLOSERS: Final = frozenset(b"\"'])}>")
 _OPENERS: Final = frozenset(b"([{<")
 
@@ -59,6 +64,20 @@ class GrammarReader:
                 f"the model has a {type(tokenizer).__name__}. Take another model."
             ) from error
         self.end = end
+        self.vocabulary: int | None = None
+        """Number of tokens that the model knows, once there is one."""
+        self._ranks: np.ndarray | None = None
+        self.single: set[int] = set()
+        """The tokens of a single byte, once the ranks are known."""
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """[V] int: how soon an action may end behind each token; the lowest lead there first."""
+        if self._ranks is None:
+            spelled = [self.tokenizer.decode_bytes([t]) for t in range(self.tokenizer.vocab_size)]
+            self._ranks = np.array([_rank(each) for each in spelled])
+            self.single = {token for token, each in enumerate(spelled) if len(each) == 1}
+        return self._ranks
 
     def literal(self, text: str) -> str:
         """Write a text as Lark does; the names of control tokens become these tokens."""
@@ -111,13 +130,14 @@ class _Cursor:
             body = grammar.rules(border, reader.literal)
             if reader.matcher(json.dumps({"grammars": [body]})).is_accepting():
                 raise ValueError("it admits an empty action.")
-            before = json.dumps(prefix) if prefix else ""
+            before = reader.literal(prefix) if prefix else ""
             head = {"lark_grammar": f"start: {before} @body"}
             parts = {"grammars": [head, body | {"name": "body"}]}
             self._matcher = reader.matcher(json.dumps(parts))
         except ValueError as error:
             raise ValueError(f"The action grammar ({grammar}) cannot be used: {error}") from error
         self._read: list[int] = []  # the tokens before this place
+        self._stuck = b""  # the mask of a place that no single token leads away from
 
     def go_to(self, path: Sequence[int]) -> None:
         """Move behind some tokens, none of which is the end-of-action token."""
@@ -152,9 +172,9 @@ class _Cursor:
         Raises:
             ValueError: none was found.
         """
-        ending: list[int] = []
+        ending, seen = list[int](), set[bytes]()
         while not self._matcher.is_accepting():
-            step = self.forced() or [min(self.admissible()[0], key=self._rank)]
+            step = self.forced() or [self._towards_the_end(seen)]
             self._on(step)
             ending += step
             if len(ending) > _LONGEST_ENDING:
@@ -164,6 +184,28 @@ class _Cursor:
                 )
         self._back(len(ending))
         return [*ending, self._reader.end]
+
+    def _towards_the_end(self, seen: set[bytes]) -> int:
+        """Choose a token behind which an action may end soon.
+
+        A token that leads back to a mask which was ``seen`` on the way, as another letter of an
+        open text does, leads nowhere. Where all do, the text may be counted, and any will do.
+        """
+        tokens, mask = self.admissible()
+        seen.add(mask)
+        ranked = [tokens[i] for i in self._reader.ranks[tokens].argsort(kind="stable").tolist()]
+        if mask == self._stuck:
+            return ranked[0]
+        # Each single byte, too, since there may be thousands of longer tokens before it.
+        bytes_ = (token for token in ranked[_TRIED:] if token in self._reader.single)
+        for token in chain(ranked[:_TRIED], bytes_):
+            self._on([token])
+            moved = self._matcher.is_accepting() or self._matcher.compute_bitmask() not in seen
+            self._back(1)
+            if moved:
+                return token
+        self._stuck = mask
+        return ranked[0]
 
     def is_spelling(self, before: list[int], token: int) -> bool:
         """Check whether the tokenizer could write a token here, behind some others."""
@@ -186,9 +228,9 @@ class _Cursor:
         if forced:
             spelling = self._reader.tokenizer
             whole = spelling.tokenize_bytes(spelling.decode_bytes(tokens) + forced)
-            if whole[: len(tokens)] != tokens:
-                return False
-            if len(whole) > len(tokens) + 1:  # what comes later is no longer joined with these
+            # With two tokens behind them, what comes later is no longer joined with these. With
+            # fewer it may be, so that what is forced alone cannot speak against them.
+            if whole[: len(tokens)] == tokens and len(whole) > len(tokens) + 1:
                 return True
         admissible, _ = self.admissible()
         if not ahead or len(admissible) > FEW:
@@ -199,17 +241,6 @@ class _Cursor:
     def _is_canonical(self, tokens: list[int]) -> bool:
         spelling = self._reader.tokenizer
         return spelling.tokenize_bytes(spelling.decode_bytes(tokens)) == tokens
-
-    def _rank(self, token: int) -> tuple[int, int]:
-        """Rank a token by how soon an action may end behind it; the lowest leads there first."""
-        spelled = self._reader.tokenizer.decode_bytes([token])
-        if _CLOSERS.issuperset(spelled):
-            return 0, -len(spelled)
-        if spelled.isdigit():
-            return 1, len(spelled)
-        if not _OPENERS.isdisjoint(spelled):
-            return 4, len(spelled)
-        return (3, len(spelled)) if spelled.isspace() else (2, -len(spelled))
 
     def _on(self, tokens: Sequence[int]) -> None:
         if not self._matcher.consume_tokens(list(tokens)):
@@ -231,8 +262,8 @@ class GrammarTree(TokenTree):
         reader: the tokenizer.
         prefix: the text between a prompt and an action. It belongs to the action.
         border: what a chat template writes around calls of tools; None leaves it out.
-        spare: the most tokens that an action may have beyond a short one. Behind them, the way to
-            the end is forced, so that every action is complete.
+        spare: the most choices of an action, and half of the tokens that it may have beyond a short
+            one. Behind them, the way to the end is forced, so that every action is complete.
 
     Raises:
         ValueError: the grammar cannot be read, describes no text, or admits an empty action.
@@ -257,7 +288,10 @@ class GrammarTree(TokenTree):
         self._open = {ROOT: 0}  # how many tokens up to a node may be spelled in any way
         shortest = len(self._cursor.ending())
         self._needs = {ROOT: shortest}  # how many tokens lead to the end from where it was looked
-        self._last = shortest + spare
+        self._made: list[int] = []  # how many choices lead to each node
+        self.spare = spare
+        """The most choices of an action."""
+        self._last = max(shortest, *_shortest_calls(grammar, reader, prefix, border)) + 2 * spare
         self.longest = self._last + _MARGIN
         """The number of tokens of the longest action, unless one of its tokens opens a part that
         cannot be closed with `_MARGIN` more."""
@@ -302,7 +336,7 @@ class GrammarTree(TokenTree):
             if not (token // 8 < len(mask) and mask[token // 8] >> token % 8 & 1):
                 tokens = [*self.token_path(node), token]
                 raise ValueError(f"No offered action begins with the tokens {tokens}.")
-            known[token] = self._grow(node, token)
+            known[token] = self._grow(node, token, choice=True)
             self._open[known[token]] = len(self.path(known[token]))
         return known[token]
 
@@ -365,15 +399,17 @@ class GrammarTree(TokenTree):
             before = path[self._above(self._open, node) :]
             kept = [token for token in tokens if self._cursor.is_spelling(before, token)]
             # If the search looked too short a way ahead, none is left. Then each spelling counts.
-            self._options[node] = tuple(self._grow(node, token) for token in kept or tokens)
+            choice = len(kept or tokens) > 1
+            self._options[node] = tuple(self._grow(node, t, choice) for t in kept or tokens)
 
     def _last_call(self, node: int, length: int) -> list[int]:
         """Return the tokens to the end if an action of so many tokens must now come to it."""
-        if length + self._above(self._needs, node) + _MARGIN < self._last:
+        done = node != ROOT and self._made[node] >= self.spare
+        if not done and length + self._above(self._needs, node) + _MARGIN < self._last:
             return []
         ending = self._cursor.ending()
         self._needs[node] = len(ending)
-        return ending if length + len(ending) >= self._last else []
+        return ending if done or length + len(ending) >= self._last else []
 
     def _above(self, known: Mapping[int, int], node: int) -> int:
         """Return what is known of a node, or else of the nearest one above it."""
@@ -388,10 +424,46 @@ class GrammarTree(TokenTree):
             self._options[node] = (child,)
             node = child
 
-    def _grow(self, node: int, token: int) -> int:
+    def _grow(self, node: int, token: int, choice: bool = False) -> int:
+        known = self._reader.vocabulary
+        if known is not None and token >= known:
+            raise ModelError(
+                f"The action grammar ({self._grammar}) needs the token {token:,}, but the model "
+                f"knows {known:,} tokens only. Use the model's own tokenizer."
+            )
         self._tokens.append(token)
         self._parents.append(node)
+        self._made.append((0 if node == ROOT else self._made[node]) + choice)
         return len(self._tokens) - 1
+
+
+def _shortest_calls(
+    grammar: Grammar, reader: GrammarReader, prefix: str, border: Border | None
+) -> Iterator[int]:
+    """Yield the length of a short call of each tool; 0 for other grammars."""
+    yield 0
+    for tool in json.loads(grammar.source) if grammar.kind == "tools" else ():
+        alone = Grammar.of({"tools": [tool]})
+        yield len(_Cursor(alone, reader, prefix, border).ending())
+
+
+def _rank(spelled: bytes) -> int:
+    """Rank a token by how soon an action may end behind it: kinds, and lengths within a kind."""
+    length = min(len(spelled), _KIND // 2 - 1)
+    if not spelled:  # a control token
+        return 9 * _KIND
+    if spelled[0] == ord('"') and _CLOSERS.issuperset(spelled):  # an open string ends here alone
+        return _KIND - length
+    if _CLOSERS.issuperset(spelled):
+        return 2 * _KIND - length
+    if spelled.isdigit():
+        return 2 * _KIND + length
+    if not _OPENERS.isdisjoint(spelled):
+        return 8 * _KIND + length
+    if spelled.isspace():
+        return 6 * _KIND + length
+    # Words, the longest first; then what is neither, such as the @ of an address.
+    return 4 * _KIND - length if spelled.strip().isalnum() else 5 * _KIND + length
 
 
 def _calls_in(text: str) -> Iterator[str]:

@@ -116,6 +116,7 @@ class Dialogue:
             PromptError: offered actions, or the system message and the goal, leave no room.
             ValueError: a text has no tokens, or two offered actions have the same.
         """
+        self._tools = None
         self._max_tokens = self._room(offered)
         self._turns, self._lost = [], False
         self._goal = self._codec.escape((goal or "").strip())

@@ -187,13 +187,13 @@ class TextCodec:
 
     def _growing(self, offer: Form | Grammar) -> FormTree | GrammarTree:
         """Return the tree of an offer that is never listed."""
-        tree = self._trees.get(offer)
-        if tree is None or tree.grown > MAX_NODES:
+        tree, spare = self._trees.get(offer), self.spare_tokens
+        if tree is None or tree.grown > MAX_NODES or getattr(tree, "spare", spare) != spare:
             if isinstance(offer, Form):
                 tree = FormTree(offer, self._spell_form(offer), self.end_id)
             else:
                 self._reader = self._reader or GrammarReader(self.tokenizer, self.end_id)
-                spare = self.spare_tokens
+                self._reader.vocabulary = self.vocabulary
                 tree = GrammarTree(offer, self._reader, self.action_prefix, spare, self.calls)
         # It grew since it was last remembered, so its size is told again.
         texts = [offer.source] if isinstance(offer, Grammar) else chain(*offer.parts)

@@ -117,7 +117,8 @@ def test_turns_that_wait_come_back_as_they_were(case: str) -> None:
     agent, config = trainer.agent, trainer.config
     # The same agent, so that equal means equal down to the trie.
     learner = PPO(agent)
-    worlds = Collector(lambda: make(config.env), agent.policy, config.streams, 0)
+    every = range(config.streams)
+    worlds = Collector(lambda: make(config.env), agent.policy, config.streams, 0, every)
     restore_snapshot(*take(trainer), agent, learner, worlds, np.random.default_rng())
     assert learner.waiting.turns == waiting
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
+import time
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -28,7 +30,7 @@ from poad.display.terminal import (
     watch,
 )
 from poad.display.turns import OFFERS_SHOWN, TOKENS_SHOWN
-from poad.runs import Evaluation
+from poad.runs import EpisodeRecord, Evaluation
 
 TOTAL = 20 * 512
 
@@ -174,11 +176,21 @@ def test_watching_an_evaluation_changes_nothing_but_the_screen():
     assert output(console) == ""  # it took no time
 
 
-def test_a_long_evaluation_is_counted_where_there_is_no_terminal():
+def test_a_long_evaluation_is_counted_where_there_is_no_terminal_also_while_none_ends():
     records, console = [episode(i) for i in range(3)], piped()
-    assert list(watch(iter(records), 3, "sampled", console, pause=0)) == records
-    lines = output(console).splitlines()
-    assert [line.strip() for line in lines] == [f"sampled: {i} of 3 episodes" for i in (1, 2)]
+
+    def slow() -> Iterator[EpisodeRecord]:
+        for i, record in enumerate(records):
+            while f"{i} of 3" not in output(console):  # another thread writes it after a while
+                time.sleep(0.01)
+            yield record
+
+    assert list(watch(slow(), 3, "sampled", console, pause=0.01)) == records
+    lines = [line.strip() for line in output(console).splitlines()]
+    found = [re.fullmatch(r"sampled: (\d) of 3 episodes, \d+ s", line) for line in lines]
+    counts = [int(each[1]) for each in found if each]
+    assert len(counts) == len(lines)
+    assert counts == sorted(counts)
 
 
 HOSTILE = (

@@ -179,7 +179,7 @@ class CreditConfig:
     gamma_token: Annotated[float | None, Between(0, 1)] = None
     """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
     ntpo."""
-    group: Annotated[int, Above(1)] = 8
+    group: Annotated[int, AtLeast(2)] = 8
     """Streams that begin the same episodes, which `grpo` and `gigpo` compare. It must divide
     `streams`; other methods ignore it."""
     slots: Literal["auto", "choices", "tokens"] = "auto"

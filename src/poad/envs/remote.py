@@ -11,7 +11,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -182,7 +181,7 @@ def _start(connection: Connection, make_env: MakeEnv) -> Any:
     try:
         with _STARTING:
             process.start()
-    except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"workers = processes:N: the world cannot be handed to another process ({error}). Let "
             "it be made by a function at the top of a module, or use workers = threads:N."

@@ -74,6 +74,8 @@ def configs(kind: Any) -> st.SearchStrategy[Any]:
     if kind is Config:  # the third, `stream`, suits only one of the engines
         fields["randomness"] = st.sampled_from(("auto", "shared"))
         fields["workers"] = st.sampled_from(("serial", "threads:3", "processes:16"))
+    if "group" in fields:
+        fields["group"] = st.integers(2, 10**12)
     built = st.builds(kind, **fields)
     return built.map(without_contradictions)
 

@@ -355,7 +355,8 @@ def _play(
     prompt = config.prompt if tokenizer else replace(config.prompt, format="plain")
     policy = Policy(model, replace(settings.acting, stop=(), engine="own"), prompt)
     seed = (config.seed + 2) * SEEDS_PER_RUN
-    collector = Collector(lambda: _world(config), policy, streams, seed)
+    own = range(streams) if config.randomness == "stream" else None
+    collector = Collector(lambda: _world(config), policy, streams, seed, own)
     try:
         return policy, collector.collect(horizon, np.random.default_rng(config.seed))
     finally:

@@ -56,7 +56,7 @@ def test_every_preset_can_be_used_with_every_method(kind: str, method: str) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pretrained_models_settings_train_with_every_method(method: str) -> None:
     small = to_dict(preset("small"))
-    credit: dict[str, Any] = {**small["credit"], "method": method}
+    credit: dict[str, Any] = {**small["credit"], "method": method, "group": 2}
     model = {**small["model"], "name": "tiny-kitchen", "device": "cpu"}
     config = settings("Prefixes", **{**small, "credit": credit, "model": model})
     config = replace(config, env=name("Prefixes"), streams=4, horizon=5, steps=40)

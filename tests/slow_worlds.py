@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import gymnasium
 import tiny_worlds
 
 from poad.envs import make
+from poad.errors import ConfigError
 
 
 class Slow(gymnasium.Wrapper[str, str, str, str]):
@@ -127,6 +129,49 @@ def make_faulty(name: str, fault: str, every: int, turn: int) -> gymnasium.Env[s
 def faulty(fault: str, *, world: str = "Novel", every: int = 4, turn: int = 2) -> partial[Any]:
     """What makes a copy of a world of `tiny_worlds` that fails."""
     return partial(make_faulty, tiny_worlds.name(world), fault, every, turn)
+
+
+class Stubborn(gymnasium.Wrapper[str, str, str, str]):
+    """Uses the random numbers of its process, and knows its thread and process."""
+
+    step_discount = 0.5
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        random.seed(seed)
+        prompt, info = self.env.reset(seed=seed)
+        here = f"{os.getpid()}-{threading.get_ident()}"
+        return f"{prompt} {random.random()}", info | {"notes": (here,)}
+
+    def step(self, action: str) -> Any:
+        prompt, *rest, info = self.env.step(action)
+        info["notes"] = (f"{os.getpid()}-{threading.get_ident()}",)
+        return f"{prompt} {random.random()}", *rest, info
+
+    def memory(self) -> Any:
+        return self.unwrapped.__dict__.get("kept", {"nothing": None})
+
+    def load_memory(self, memory: Any) -> None:
+        self.unwrapped.__dict__["kept"] = memory
+
+
+def stubborn() -> gymnasium.Env[str, str]:
+    return Stubborn(make(tiny_worlds.name("Chain")))
+
+
+class Remarking(gymnasium.Wrapper[str, str, str, str]):
+    """Warns of the weather in each step."""
+
+    def step(self, action: str) -> Any:
+        warnings.warn("it rains", UserWarning, stacklevel=2)
+        return self.env.step(action)
+
+
+def remarking() -> gymnasium.Env[str, str]:
+    return Remarking(make(tiny_worlds.name("Chain")))
+
+
+def unopenable() -> gymnasium.Env[str, str]:
+    raise ConfigError("There is no lamp oil.")
 
 
 def _register() -> None:

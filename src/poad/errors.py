@@ -24,7 +24,9 @@ Anything else that is raised is a bug and shows a traceback.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 
 class PoadError(Exception):
@@ -176,6 +178,28 @@ def own_name(name: str) -> str:
 def _last_part(name: str) -> str:
     """The setting that a dotted name or a flag stands for."""
     return name.removeprefix("--").rpartition(".")[2].replace("-", "_")
+
+
+def imported(module: str, what: str, near: str = "") -> ModuleType:
+    """Import a module that a user named.
+
+    Args:
+        module: its name.
+        what: what cannot be imported if it fails, for the message.
+        near: a suggestion, if the name may be mistyped.
+
+    Raises:
+        ConfigError: there is no such module, or it fails when it is imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Cannot import {what}: {error}. {near}Run poad from the directory that holds the "
+            "module, or install its package."
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise ConfigError(f"Cannot import {what}: {type(error).__name__}: {error}") from error
 
 
 def did_you_mean(name: object, known: Iterable[object], count: int = 2) -> str:

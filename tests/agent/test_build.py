@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from naive_credit import ALL_METHODS
+from naive_credit import ALL_METHODS, GROUP_METHODS
 from tiny_worlds import settings
 
 from poad.agent.build import Agent, in_threads, load_agent, torch_threads
@@ -70,6 +70,24 @@ def test_a_contradiction_is_told(method: str, scheme: str) -> None:
     config = from_dict({"credit": {"method": method}, "acting": {"scheme": scheme}})
     with pytest.raises(ConfigError, match=f"acting.scheme = {scheme} .*{method} .*use "):
         resolve(config)
+
+
+@pytest.mark.parametrize("method", GROUP_METHODS)
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"streams": 12}, r"credit.group = 8: \w+ puts the streams into groups .* there are 12"),
+        ({"randomness": "shared"}, "randomness = shared: under .* use randomness = stream"),
+        ({"acting": {"engine": "transformers"}}, "randomness = shared: under .*"),
+        ({"on_world_error": "restart"}, "on_world_error = restart: .*; use stop"),
+    ],
+)
+def test_streams_that_cannot_be_grouped_are_refused(method: str, said: Any, told: str) -> None:
+    credit = {"method": method}
+    resolve(from_dict({"credit": credit}))
+    with pytest.raises(ConfigError, match=told):
+        resolve(from_dict({"credit": credit} | said))
+    resolve(from_dict({"credit": {"method": "poad"}} | said))  # others have no groups
 
 
 def test_the_turns_advantage_goes_with_every_scheme() -> None:

@@ -20,7 +20,8 @@ from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.errors import ConfigError
-from poad.lm.grammar import FEW, GrammarReader, GrammarTree, allowed_tokens
+from poad.lm.cursor import FEW, GrammarReader, allowed_tokens
+from poad.lm.grammar import GrammarTree
 from poad.lm.tokenizer import MAX_NODES, TextCodec
 from poad.trie import Grammar
 from poad.turns import Action, Observation, Turn

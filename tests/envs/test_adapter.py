@@ -10,7 +10,16 @@ from gymnasium.error import ResetNeeded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poad.envs import CheckedWorld, Form, FreeText, TextAdapter, check_env, docstring_of, inner_of
+from poad.envs import (
+    CheckedWorld,
+    Form,
+    FreeText,
+    Grammar,
+    TextAdapter,
+    check_env,
+    docstring_of,
+    inner_of,
+)
 from poad.errors import ConfigError, WorldError
 
 FLOORS = ("ground floor", "first floor", "top floor")
@@ -201,6 +210,26 @@ def test_a_class_that_forgets_the_bases_init_works() -> None:
     assert world.step("word")[0] == "More:"
     assert world.step("end")[2] is True
     assert "word" in world.action_space
+
+
+def test_offers_may_be_a_grammar_whose_texts_the_world_judges_itself() -> None:
+    grammar = Grammar.of({"regex": "(open|close) it"})
+
+    class Lid(TextAdapter):
+        def begin(self, seed: int) -> Any:
+            return "A lid. You", grammar
+
+        def act(self, action: str) -> Any:
+            self.invalid = action not in ("open it", "close it")
+            return "A lid. You", grammar, 1.0, action == "close it", None
+
+    lid = Lid()
+    _, info = lid.reset(seed=0)
+    assert info == {"action_grammar": grammar}
+    *_, info = lid.step("open it")
+    assert info == {"action_grammar": grammar}
+    *_, info = lid.step("sing")
+    assert info == {"action_grammar": grammar, "invalid_action": "sing"}
 
 
 def test_a_begin_that_returns_something_else_is_told() -> None:

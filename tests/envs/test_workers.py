@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -77,8 +76,7 @@ def test_a_world_elsewhere_says_the_same(world: str, kind: str, opened: Any) -> 
             assert shown[:-1] == expected[:-1]
             info, expected_info = dict(shown.info), dict(expected.info)
             if kind.startswith("processes"):  # and what the process itself took
-                info["cpu_seconds"] = info.get("cpu_seconds", 0) // 0.25 * 0.25
-                expected_info.setdefault("cpu_seconds", 0)
+                assert info.pop("cpu_seconds", 0.0) >= expected_info.pop("cpu_seconds", 0.0)
             for name in PLAIN:
                 found, told = info.get(name), expected_info.get(name)
                 assert json.dumps(found) == json.dumps(told) or found == told
@@ -93,38 +91,11 @@ def test_a_world_elsewhere_says_the_same(world: str, kind: str, opened: Any) -> 
             shown, expected = call(host, "step", action), here.step(action)
 
 
-def stubborn() -> Any:
-    return Stubborn(make(tiny_worlds.name("Chain")))
-
-
-class Stubborn(gymnasium.Wrapper[str, str, str, str]):
-    """Uses the random numbers of its process, and knows its thread and process."""
-
-    step_discount = 0.5
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        random.seed(seed)
-        prompt, info = self.env.reset(seed=seed)
-        here = f"{os.getpid()}-{threading.get_ident()}"
-        return f"{prompt} {random.random()}", info | {"notes": (here,)}
-
-    def step(self, action: str) -> Any:
-        prompt, *rest, info = self.env.step(action)
-        info["notes"] = (f"{os.getpid()}-{threading.get_ident()}",)
-        return f"{prompt} {random.random()}", *rest, info
-
-    def memory(self) -> Any:
-        return self.unwrapped.__dict__.get("kept", {"nothing": None})
-
-    def load_memory(self, memory: Any) -> None:
-        self.unwrapped.__dict__["kept"] = memory
-
-
 def test_a_world_with_global_state_is_alone_in_its_process() -> None:
     """Two worlds take turns; each goes on as if it were alone."""
     workers = Workers("processes:1")
-    hosts = [workers.open(stubborn) for _ in range(2)]
-    alone = stubborn()
+    hosts = [workers.open(slow_worlds.stubborn) for _ in range(2)]
+    alone = slow_worlds.stubborn()
     expected = {}
     for seed in (1, 2):
         shown = [alone.reset(seed=seed)[0]]
@@ -141,7 +112,7 @@ def test_a_world_with_global_state_is_alone_in_its_process() -> None:
 @pytest.mark.parametrize("kind", ["threads:3", "processes:3"])
 def test_a_world_stays_in_its_thread_and_process(kind: str) -> None:
     workers = Workers(kind)
-    hosts = [workers.open(stubborn) for _ in range(2)]
+    hosts = [workers.open(slow_worlds.stubborn) for _ in range(2)]
     homes = []
     for host in hosts:
         said = [call(host, "reset", 1), *(call(host, "step", "stay here") for _ in range(3))]
@@ -179,18 +150,9 @@ def test_no_more_worlds_work_at_a_time_than_there_are_workers(kind: str) -> None
     assert most[0] == (1 if kind == "serial" else 2)
 
 
-def remarking() -> Any:
-    class Remarking(gymnasium.Wrapper[str, str, str, str]):
-        def step(self, action: str) -> Any:
-            warnings.warn("it rains", UserWarning, stacklevel=2)
-            return self.env.step(action)
-
-    return Remarking(make(tiny_worlds.name("Chain")))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_world_remarks_is_heard(kind: str, opened: Any) -> None:
-    host = opened(remarking, kind)
+    host = opened(slow_worlds.remarking, kind)
     call(host, "reset", 1)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -198,13 +160,9 @@ def test_what_a_world_remarks_is_heard(kind: str, opened: Any) -> None:
     assert [str(each.message) for each in heard] == ["it rains"]
 
 
-def unopenable() -> Any:
-    raise ConfigError("There is no lamp oil.")
-
-
 @pytest.mark.parametrize("kind", ["threads:2", "processes:2"])
 def test_a_world_that_cannot_be_opened_says_why(kind: str, opened: Any) -> None:
-    host = opened(unopenable, kind)
+    host = opened(slow_worlds.unopenable, kind)
     host.begin("reset", 1)
     with pytest.raises(ConfigError, match=r"^There is no lamp oil\.$"):
         host.result()
@@ -253,9 +211,9 @@ def test_worlds_that_do_not_close_are_left_behind(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_limits_serial_worlds_live_here() -> None:
-    assert not isinstance(Workers().open(stubborn), Elsewhere)
+    assert not isinstance(Workers().open(slow_worlds.stubborn), Elsewhere)
     limited = Workers("serial", step_timeout=1.0)
-    assert isinstance(limited.open(stubborn), Elsewhere)
+    assert isinstance(limited.open(slow_worlds.stubborn), Elsewhere)
     limited.close()
 
 

@@ -304,3 +304,22 @@ def test_an_episode_is_read_from_info() -> None:
     action, seen = Action("x", (1,), (True,), (0.0,)), Observation("")
     step = Step(0, 0, seen, action, 0.0, True, False, info, seen)
     assert step.episode() == (1.0, 3, True)
+
+
+def test_streams_of_a_group_begin_the_same_episodes_and_act_on_their_own(agent: Agent) -> None:
+    def make_world() -> gymnasium.Env[str, str]:
+        return make(tiny_worlds.name("Chain"))
+
+    worlds = Collector(make_world, agent.policy, 6, 10, range(6), group=3)
+    begun: list[list[int]] = [[stream.seed] for stream in worlds.streams]
+    for number, seeds in enumerate(begun):
+        for _ in range(3):
+            seeds.append(worlds.next_seed(number))
+    assert begun[0] == begun[1] == begun[2] == [10, 12, 14, 16]
+    assert begun[3] == begun[4] == begun[5] == [11, 13, 15, 17]
+    states = [str(each.bit_generator.state) for each in worlds.generators]
+    assert len({*states}) == 6
+    # A rank that plays some of the streams begins the same episodes in them.
+    part = Collector(make_world, agent.policy, 6, 10, range(2, 4), group=3)
+    assert [stream.seed for stream in part.streams] == [begun[2][0], begun[3][0]]
+    assert part.next_seeds == [begun[2][1], begun[3][1]]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
-from poad.errors import ConfigError, did_you_mean
+from poad.errors import ConfigError, did_you_mean, imported
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 
@@ -55,17 +55,7 @@ def function_named(name: object, given: str) -> Callable[..., Any]:
     module, _, attribute = str(name).rpartition(":")
     if not (isinstance(name, str) and module and attribute):
         raise ConfigError(f"{given}{name} must name something in a module: {given}my_module:name.")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"Cannot import {module!r} for {given}{name}: {error}. Run poad from the directory "
-            "that holds the module, or install the package."
-        ) from error
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise ConfigError(
-            f"Cannot import {module!r} for {given}{name}: {type(error).__name__}: {error}"
-        ) from error
+    found = imported(module, f"{module!r} for {given}{name}")
     value = getattr(found, attribute, None)
     if not callable(value):
         offered = [each for each, what in vars(found).items() if callable(what)]

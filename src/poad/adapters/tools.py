@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from poad.adapters.packages import function_named
 from poad.adapters.schemas import tool_schema, wrong_with
-from poad.envs import FreeText, TextAdapter
+from poad.envs import FreeText, Grammar, TextAdapter
 from poad.errors import ConfigError, beginning, did_you_mean
 
 NO_TOOLS: Final = ("reset", "get_reward")
@@ -85,7 +85,7 @@ class ToolsWorld(TextAdapter):
                 f"{' and '.join(NO_TOOLS)}."
             )
         self.schemas = {each["function"]["name"]: each for each in schemas}
-        self._grammar = {"tools": [*self.schemas.values()]} if grammar else None
+        self._offer = Grammar.of({"tools": [*self.schemas.values()]}) if grammar else None
         self._rewarded = 0.0
 
     @property
@@ -93,7 +93,7 @@ class ToolsWorld(TextAdapter):
         """The object whose methods are called."""
         return self.world
 
-    def begin(self, seed: int) -> tuple[str, None]:
+    def begin(self, seed: int) -> tuple[str, Grammar | None]:
         """Reset the object, by the seed if it takes one."""
         said: object = None
         if (reset := getattr(self.world, "reset", None)) is not None:
@@ -102,12 +102,11 @@ class ToolsWorld(TextAdapter):
         task = "\n\n".join(filter(None, (self._prompt, said if isinstance(said, str) else None)))
         self.goal = task or None
         self._rewarded = self._total() if self._by_step else 0.0
-        self.info["action_grammar"] = self._grammar
-        return "\n\n".join(filter(None, (task, self._list() if self._lists else ""))) or "Go.", None
+        shown = "\n\n".join(filter(None, (task, self._list() if self._lists else "")))
+        return shown or "Go.", self._offer
 
-    def act(self, action: str) -> tuple[str, None, float, bool, bool | None]:
+    def act(self, action: str) -> tuple[str, Grammar | None, float, bool, bool | None]:
         """Make the call that an action is."""
-        self.info["action_grammar"] = self._grammar
         call = self._call_in(action)
         failed = isinstance(call, str)
         if isinstance(call, str):
@@ -120,7 +119,7 @@ class ToolsWorld(TextAdapter):
         if self._by_step or done or self.is_last_step:
             total = self._total()
             reward, self._rewarded = total - self._rewarded, total
-        return text, None, reward, done, self._says("success")
+        return text, self._offer, reward, done, self._says("success")
 
     def _says(self, name: str) -> bool | None:
         """Read an attribute of the object as True or False; None if there is no such attribute."""

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
 from poad.agent.settings import Acting
-from poad.lm import LanguageModel, Packed, computed_twice, pack_in_passes, renumber
+from poad.lm import LanguageModel, Packed, allowed_tokens, computed_twice, pack_in_passes, renumber
 from poad.trie import TokenTree
 from poad.turns import Position, TokenIds, Turn
 
@@ -160,12 +161,10 @@ def _excluded(batch: DecisionBatch, decisions: Tensor, vocabulary: int) -> Tenso
     """Unpack which tokens some decisions [Q'] exclude: [Q', V] bool, or None for none at all."""
     if batch.allowed is None or batch.mask is None:
         return None
-    row = batch.mask[decisions.to(batch.mask.device)]  # [Q'], -1 where all tokens are allowed
-    bits = torch.arange(8, dtype=torch.uint8)
-    each = (batch.allowed[row.clamp(min=0)][:, :, None] >> bits) & 1  # [Q', B, 8], lowest first
-    inside = torch.zeros(len(row), vocabulary, dtype=torch.bool)
-    known = each.flatten(1)[:, :vocabulary].bool()
-    inside[:, : known.shape[1]] = known
+    row = batch.mask[decisions.to(batch.mask.device)].cpu()  # [Q'], -1 where all are allowed
+    masks = batch.allowed.numpy()
+    rows = [allowed_tokens(masks[i].tobytes(), vocabulary) for i in range(len(masks))]
+    inside = torch.from_numpy(np.stack(rows))[row.clamp(min=0)]  # [D, V] -> [Q', V]
     return ~inside & (row >= 0)[:, None]
 
 

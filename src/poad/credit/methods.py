@@ -6,7 +6,6 @@ Our trainer and other people's call it with the same flat token tensors; it lays
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -16,7 +15,7 @@ from poad.credit.method import Method
 from poad.credit.rates import Trace
 from poad.credit.recursion import Credit
 from poad.credit.slots import Slots, TokenStream
-from poad.errors import ConfigError, did_you_mean
+from poad.errors import ConfigError, did_you_mean, imported
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -114,15 +113,7 @@ def find_method(method: str | Method) -> Method:
 
 def _import_method(module: str, name: str) -> Method:
     where = f"the method '{module}:{name}'"
-    try:
-        names = vars(importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"Cannot import {where}: {error}. Run poad from the directory that holds the module, "
-            "or install its package."
-        ) from error
-    except Exception as error:  # whatever the module does when it is imported
-        raise ConfigError(f"Cannot import {where}: {type(error).__name__}: {error}") from error
+    names = vars(imported(module, where))
     if name not in names:
         known = [each for each, value in names.items() if isinstance(value, Method)]
         raise ConfigError(

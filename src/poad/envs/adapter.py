@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from poad.envs.contract import number, short
 from poad.envs.registry import FreeText
 from poad.errors import ConfigError, WorldError
-from poad.trie import Form
+from poad.trie import Form, Grammar
 
-Offers: TypeAlias = Sequence[str] | Form | None
-"""The offered actions; None lets the agent write freely."""
+Offers: TypeAlias = Sequence[str] | Form | Grammar | None
+"""The offered actions, also as a grammar describes them; None lets the agent write freely."""
 
 
 class AnyText(gymnasium.Space[str]):
@@ -59,7 +59,7 @@ class TextAdapter(gymnasium.Env[str, str]):
     * `goal`: what the agent is to do, as a text for `info["goal"]`. It stays until the next reset.
     * `info`: a dict of further entries for the `info` of this one reset or step.
     * `truncated`: True in `act` if the world itself cuts the episode off.
-    * `invalid`: True in `act` if a freely written action was none. It becomes
+    * `invalid`: True in `act` if an action that was not chosen from a list was none. It becomes
       `info["invalid_action"]`.
 
     Args:
@@ -152,8 +152,8 @@ class TextAdapter(gymnasium.Env[str, str]):
         """Carry out an action by `act`, or pass the turn if it was not offered."""
         if not self.__running:
             raise ResetNeeded("No episode is running; call reset() before step().")
-        writes = self.__offers is None
-        offered = self.__offers is None or action in self.__offers
+        listed = None if isinstance(self.__offers, Grammar) else self.__offers
+        offered = listed is None or action in listed
         self.info, self.truncated, self.invalid = {}, False, False
         reward, done, success = 0.0, False, None
         if offered or self.takes_other_actions:
@@ -161,7 +161,7 @@ class TextAdapter(gymnasium.Env[str, str]):
         self.__steps += 1
         self.__return += reward
         # Whatever the world makes of an offered action, the agent was right to choose it.
-        if not offered or (self.invalid and writes):
+        if not offered or (self.invalid and listed is None):
             self.info["invalid_action"] = action
         self.truncated = not done and (self.truncated or self.__steps == self.max_steps)
         self.__running = not (done or self.truncated)
@@ -189,7 +189,9 @@ class TextAdapter(gymnasium.Env[str, str]):
         entries = dict(self.info)
         if self.goal is not None:
             entries["goal"] = self.goal
-        if self.__offers is not None:
+        if isinstance(self.__offers, Grammar):
+            entries["action_grammar"] = self.__offers
+        elif self.__offers is not None:
             entries["admissible_actions"] = self.__offers
         return entries
 

@@ -129,7 +129,7 @@ def _bytes() -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError as error:
         raise ConfigError(
-            "To draw from a grammar of this kind takes the package llguidance: "
+            "Drawing a random action from a grammar of this kind needs the package llguidance: "
             'pip install "poad[structured]".'
         ) from error
 

@@ -3,7 +3,6 @@
 Importing this module registers the worlds of poad with Gymnasium.
 """
 
-import importlib
 import inspect
 import traceback
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from poad.envs.schemes import SCHEMES, split_scheme
-from poad.errors import ConfigError, PoadError, did_you_mean
+from poad.errors import ConfigError, PoadError, did_you_mean, imported
 
 
 class FreeText(NamedTuple):
@@ -274,7 +273,9 @@ def _spec(env_id: str) -> EnvSpec:
         return spec
     module, colon, name = env_id.rpartition(":")
     if colon:
-        _import(module, name)
+        scheme = f"{module.partition(':')[0]}:"
+        near = did_you_mean(scheme, [f"{each}:" for each in SCHEMES], 1)
+        imported(module, f"{module!r} to find the world {name!r}", near)
     if name not in gymnasium.registry:
         where = f" The module {module!r} was imported; it must register the world." if colon else ""
         near = did_you_mean(name, [*gymnasium.registry, *(each.shown for each in SCHEMES.values())])
@@ -286,22 +287,6 @@ def _spec(env_id: str) -> EnvSpec:
     if colon:
         _MODULES[name] = module
     return gymnasium.registry[name]
-
-
-def _import(module: str, name: str) -> None:
-    """Import the module that registers a world."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        near = did_you_mean(f"{module.partition(':')[0]}:", [f"{each}:" for each in SCHEMES], 1)
-        raise ConfigError(
-            f"Cannot import {module!r} to find the world {name!r}: {error}. {near}"
-            "Run poad from the directory that holds the module, or install the package."
-        ) from error
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise ConfigError(
-            f"Cannot import {module!r} to find the world {name!r}: {type(error).__name__}: {error}"
-        ) from error
 
 
 register_worlds()

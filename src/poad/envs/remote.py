@@ -206,7 +206,7 @@ def serve(connection: Connection, make_env: MakeEnv) -> None:
     WATCH.patience = 1e9  # the other side watches
     requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
-    world, method = None, ""
+    world, method, counted = None, "", 0.0
     while method != "close":
         method, *arguments = requests.get()
         value, failure = None, None
@@ -216,6 +216,12 @@ def serve(connection: Connection, make_env: MakeEnv) -> None:
                     world = CheckedWorld(make_env())
                 if world is not None:
                     value = _carry_out(world, method, arguments)
+                if value is not None and method == "step":
+                    # With the opening, the resets and the guesses since the last step.
+                    spent = time.process_time()
+                    value["info"].setdefault("cpu_seconds", 0.0)
+                    value["info"]["cpu_seconds"] += spent - counted
+                    counted = spent
             except BaseException as error:
                 failure = _told(error, world)
         said = [(str(each.message), each.category.__name__) for each in remarks]
@@ -234,7 +240,6 @@ def _listen(connection: Connection, requests: queue.SimpleQueue[list[Any]]) -> N
 
 def _carry_out(world: CheckedWorld, method: str, arguments: list[Any]) -> Any:
     """Carry out one call, and return what came of it as JSON values."""
-    before = time.process_time()
     if method == "open":
         names = ("name", "full_name", "prepares", "step_discount")
         return {name: getattr(world, name) for name in names}
@@ -242,9 +247,6 @@ def _carry_out(world: CheckedWorld, method: str, arguments: list[Any]) -> Any:
     if not isinstance(found, Shown | Happened):
         return found
     info = _plain(found.info)
-    if isinstance(found, Happened):
-        spent = time.process_time() - before
-        info["cpu_seconds"] = info.get("cpu_seconds", 0.0) + spent
     told: Any = found.actions
     if isinstance(told, Form | Grammar):
         told = vars(told) if isinstance(told, Grammar) else {"parts": told.parts}

@@ -127,7 +127,7 @@ class Workers:
     Args:
         kind: `serial`, `threads:N` or `processes:N`. At most N worlds work at the same time.
         step_timeout: seconds that a step may take; 0 sets no limit. With a limit, `serial` means
-            `threads:1`, since nobody can stop waiting for a call in his own thread.
+            `threads:1`, since a thread cannot give up a call of its own.
         reset_timeout: the same for a reset; the first one opens the world.
 
     Raises:

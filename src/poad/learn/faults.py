@@ -152,6 +152,7 @@ class Tolerance:
 
     def load_state(self, state: Sequence[bool]) -> None:
         """Restore what `state` returned."""
+        self._failed.clear()
         self._failed.extend(state)
 
 

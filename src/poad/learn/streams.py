@@ -27,6 +27,8 @@ class Position:
     """The state of the source that they share."""
     marks: tuple[Mark, ...]
     """How far each stream has come."""
+    tolerance: Any
+    """The state of `Tolerance`."""
 
 
 class Streams:
@@ -87,6 +89,7 @@ class Streams:
             tuple(each.bit_generator.state for each in self.generators),
             generator.bit_generator.state,
             tuple(stream.mark() for stream in self.streams),
+            self.tolerance.state(),
         )
 
     def rewind(self, generator: np.random.Generator) -> None:
@@ -99,6 +102,7 @@ class Streams:
         self.next_seeds, generator.bit_generator.state = [*before.next_seeds], before.shared
         for own, state in zip(self.generators, before.generators, strict=True):
             own.bit_generator.state = state
+        self.tolerance.load_state(before.tolerance)
         self.rewound = True
 
     @property

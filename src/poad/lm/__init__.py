@@ -3,8 +3,8 @@
 from poad.lm.adapters import with_adapters
 from poad.lm.cache import Decoder
 from poad.lm.checks import explain_nan
+from poad.lm.cursor import allowed_tokens
 from poad.lm.gguf import is_gguf, what_is_missing
-from poad.lm.grammar import allowed_tokens
 from poad.lm.kinds import count_weights, suitable_preset
 from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
 from poad.lm.loading import (

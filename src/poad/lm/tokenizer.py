@@ -16,7 +16,8 @@ from itertools import chain
 from typing import Any, TypeVar, overload
 
 from poad.errors import ModelError
-from poad.lm.grammar import GrammarReader, GrammarTree
+from poad.lm.cursor import GrammarReader
+from poad.lm.grammar import GrammarTree
 from poad.trie import ActionTrie, Border, Form, FormTree, Grammar, TokenTree
 from poad.turns import TokenIds
 

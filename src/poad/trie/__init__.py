@@ -1,0 +1,17 @@
+"""Offered actions: as a world gives them, and as a token tree."""
+
+from poad.trie.offers import MAX_LISTED, Border, Form, Grammar, Offer, arguments_of
+from poad.trie.trees import ROOT, ActionTrie, FormTree, TokenTree
+
+__all__ = [
+    "MAX_LISTED",
+    "ROOT",
+    "ActionTrie",
+    "Border",
+    "Form",
+    "FormTree",
+    "Grammar",
+    "Offer",
+    "TokenTree",
+    "arguments_of",
+]

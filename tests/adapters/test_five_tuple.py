@@ -72,6 +72,29 @@ class Silent:
         return f"You pressed {action!r}.", 0, False, {}
 
 
+class Thoughtful(Counter):
+    """A text world in all but name, with everything that one may have."""
+
+    step_discount = 0.75
+    heard: str | None = None
+
+    def prepare(self, action: str) -> None:
+        self.heard = action
+
+    def memory(self) -> list[str | None]:
+        return [self.heard]
+
+    def load_memory(self, memory: list[str | None]) -> None:
+        (self.heard,) = memory
+
+
+class Namesake(Counter):
+    """Has something else by these names."""
+
+    memory = 512
+    step_discount = "none"
+
+
 def tell(observation: Any, env: Any) -> str:
     return f"You are at {observation[0]} of {observation[1]}, {type(env).__name__}."
 
@@ -244,6 +267,20 @@ def test_a_world_of_ours_passes_through(module: str) -> None:
     action = info["admissible_actions"][0]
     assert one.step(action)[:4] == other.step(action)[:4]
     check_env(lambda: make("gymnasium:poad/Cheese-v0"), episodes=3)
+
+
+def test_what_a_text_world_may_have_is_found_behind_the_adapter(module: str) -> None:
+    world = CheckedWorld(make(f"object:{module}:Thoughtful"))
+    assert (world.step_discount, world.prepares) == (0.75, True)
+    world.reset(1)
+    world.prepare("more")
+    assert world.memory() == ["more"]
+    world.load_memory(["less"])
+    assert world.memory() == ["less"]
+    plain = CheckedWorld(make(f"object:{module}:Namesake"))
+    assert (plain.step_discount, plain.prepares, plain.memory()) == (None, False, None)
+    numbered = CheckedWorld(make(f"object:{module}:Thoughtful", actions=["less", "more"]))
+    assert not numbered.prepares
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_new_run_has_its_configuration_and_versions(tmp_path: Path):
     for name in ("python", "platform", "poad", "torch", "transformers", "peft", "gymnasium"):
         assert versions[name]
     assert {"numpy", "git", "created"} <= versions.keys()
+    assert ("textarena" in versions) is (find_spec("textarena") is not None)
     assert versions == run.versions()
     assert Run.open(run.path).config == config
     assert run.checkpoints() == []

@@ -16,6 +16,9 @@ from poad.errors import ConfigError, WorldError, beginning, did_you_mean
 ENOUGH: Final = 200
 """Turns of an episode of an environment that has no limit of its own."""
 
+_OPTIONAL: Final = (("prepare",), ("memory", "load_memory"))
+"""Methods that a text world may have. Those of a pair come together."""
+
 _PASSED_ON = ("measures", "work", "notes", "cpu_seconds", "duration", "action_grammar")
 """Entries of an environment's info that mean the same in ours."""
 
@@ -72,6 +75,17 @@ class FiveTuple(TextAdapter):
                     "out; actions= names them."
                 )
             self._offered = distinct_texts(choices, "choices", "'choices=[go left, go right]'")
+        if self._numbered is None:
+            self._take_optional_parts()
+
+    def _take_optional_parts(self) -> None:
+        """Have what the contract of text worlds leaves open, where the object has it."""
+        for names in _OPTIONAL:
+            methods = {name: getattr(self.inner, name, None) for name in names}
+            if all(map(callable, methods.values())):
+                self.__dict__ |= methods
+        if isinstance(discount := getattr(self.inner, "step_discount", None), float):
+            self.step_discount = discount
 
     @property
     def inner(self) -> object:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("poad", "torch", "transformers", "peft", "gymnasium", "numpy")
+OPTIONAL = ("llguidance", "minigrid", "openenv-core", "scikit-learn", "textarena", "textworld")
+"""Packages behind some worlds and actions, which an environment names where they are installed."""
 
 
 def versions() -> dict[str, str | None]:
@@ -26,7 +28,8 @@ def versions() -> dict[str, str | None]:
 def environment() -> dict[str, str | None]:
     """Return :func:`versions`, the platform, and the hash and commit of poad's source."""
     source = {"source": source_hash(), "git": source_commit()}
-    return {**versions(), "platform": platform.platform(), **source}
+    found = {name: version for name in OPTIONAL if (version := _version(name)) is not None}
+    return {**versions(), **found, "platform": platform.platform(), **source}
 
 
 def with_environment(recorded: Mapping[str, Any]) -> dict[str, Any] | None:

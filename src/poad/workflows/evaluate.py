@@ -32,7 +32,7 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
         quiet: print one plain line per mode.
 
     Returns:
-        The exit status.
+        The exit status: 1 if the world failed in every episode, so that nothing was found out.
     """
     console = Screen(quiet=quiet)
     run, agent, iteration = load_weights(weights)
@@ -57,7 +57,7 @@ def evaluate_run(weights: Weights, config: Config, *, quiet: bool = False) -> in
         for mode, result in results.items():
             print(mode, *(f"{key}={value}" for key, value in encode(result).items()))
     console.print(f"\nEvery turn is in {file}. The report is {report}.", soft_wrap=True)
-    return 0
+    return int(all(result.failed == result.episodes > 0 for result in results.values()))
 
 
 def evaluate_modes(

@@ -88,7 +88,7 @@ def generalize_run(
     write_sealed(file, Generalization(tuple(results)))
     write_text(file.with_suffix(".md"), _markdown(results, worlds))
     console.print(f"\nThe results are in {file} and .md.{kept}", soft_wrap=True)
-    return 0
+    return int(all(each.evaluation.failed == episodes > 0 for each in results))
 
 
 def _keep_earlier(file: Path) -> str:

@@ -60,6 +60,16 @@ READ: dict[str, dict[str, Any]] = {
     "gemma2": _MIXED,
     "gemma3": {},
     "gemma3_text": _MIXED,
+    "gemma3n_text": _MIXED
+    | {
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.5, 0.0],
+        "intermediate_size": [48, 48],
+        "laurel_rank": 4,
+        "vocab_size_per_layer_input": 512,
+        "altup_num_inputs": 2,
+        "hidden_size_per_layer_input": 8,
+    },
     "gemma4": {},
     "glm": {},
     "glm4": {},

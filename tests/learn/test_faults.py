@@ -326,6 +326,22 @@ def test_what_cannot_be_repeated_begins_anew_where_that_is_asked_for(
     assert len(collect(other, 3)[0].turns) == 12
 
 
+def test_a_reset_may_fail_once_more_while_a_training_resumes(agent: Agent) -> None:
+    first = collector(agent, faulty("raise", every=999))
+    first.collect(3, np.random.default_rng(5))
+    state = json.loads(json.dumps(collector_state(first)))
+    state["streams"][1]["seen"][2] = "0" * 16
+    # Seed 15 comes next in stream 1, and 19 after it; the world fails at seeds 1, 8, 15 ...
+    other = collector(agent, faulty("raise", every=7, turn=0))
+    with pytest.warns(UserWarning, match="1 of 4 unfinished episodes could not be repeated"):
+        assert load_collector(other, state) == [1]
+    assert [(fault.seed, fault.turn > 0) for fault in other.take_faults()] == [
+        (11, True),
+        (15, False),
+    ]
+    assert [stream.seed for stream in other.streams] == [10, 19, 12, 13]
+
+
 # Evaluations.
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from changed_run import run_of
+from peft import PeftModel
 from safetensors.torch import load_file
 from synthetic_run import evaluation, metrics, summary
 from tiny_models import ACTIONS, PROMPTS, Zoo
 from tiny_worlds import settings
 from tolerance import drift
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from poad.agent.build import Agent
 from poad.cli.main import main
@@ -301,24 +302,31 @@ def test_generate_ends_where_the_runs_actions_end(
     assert written[0, 3:].tolist() == [codec.end_id]
 
 
-def test_generate_writes_no_id_without_a_token(zoo: Zoo, tmp_path: Path) -> None:
+@PEFT_ASKS
+@pytest.mark.parametrize("adapter", [False, True])
+def test_generate_writes_no_id_without_a_token(zoo: Zoo, tmp_path: Path, adapter: bool) -> None:
     """As while acting, though the model may have rows beyond its tokenizer's tokens."""
     base = Path(shutil.copytree(zoo.path(), tmp_path / "base"))
     padded: Any = AutoModelForCausalLM.from_pretrained(base)
     padded.resize_token_embeddings(padded.config.vocab_size + 8)
     padded.save_pretrained(base)
-    run = run_of(tmp_path / "run", settings("Chain", model={"name": str(base), "device": "cpu"}))
+    trained = (LORA if adapter else {}) | {"name": str(base), "device": "cpu"}
+    run = run_of(tmp_path / "run", settings("Chain", model=trained))
     model = load_weights(Weights(run.path))[1].model
-    to = exported(run, tmp_path / "out")
-    causal: Any = AutoModelForCausalLM.from_pretrained(to)
-    rows = causal.get_output_embeddings().weight
+    to = exported(run, tmp_path / "out", adapter)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base if adapter else to)
+    causal: Any = plain
+    if adapter:  # as its card says
+        causal = PeftModel.from_pretrained(plain, to)
+        causal.generation_config = GenerationConfig.from_pretrained(to)
+    rows = plain.get_output_embeddings().weight
     beyond = range(len(model.codec.tokenizer), len(rows))
     assert len(beyond) == 8
     without_token = set(model.codec.without_token(len(rows)))
     assert set(beyond) <= without_token
     prompt = torch.tensor([[6, 7, 8]])
     with torch.no_grad():  # a row without a token becomes the likeliest
-        rows[beyond[-1]] = 10 * causal.model(prompt).last_hidden_state[0, -1]
+        rows[beyond[-1]] = 10 * plain.model(prompt).last_hidden_state[0, -1]
         assert int(causal(prompt).logits[0, -1].argmax()) == beyond[-1]
     for sampled in (False, True):
         written = causal.generate(

@@ -123,9 +123,16 @@ class Streams:
         """Begin a fresh episode in place of one that cannot be repeated, or raise the error."""
         if self.tolerance.policy == "stop" or not is_world_fault(error):
             raise error
-        self._faults.append(fault_of(number, self.streams[number], error))
-        self.streams[number].reopen()
-        self.streams[number].reset(self.next_seed(number))
+        stream = self.streams[number]
+        self._faults.append(fault_of(number, stream, error))
+        while True:
+            stream.reopen()
+            try:
+                return stream.reset(self.next_seed(number))
+            except Exception as again:
+                if not is_world_fault(again):
+                    raise
+                self.bear(number, stream, again)
 
     def take_faults(self) -> list[Fault]:
         """Return the failures of worlds since this was asked last, in the order of the streams."""

@@ -99,6 +99,7 @@ def _results(run: Run, iteration: int | None) -> str:
 def _usage(model: ModelConfig, name: str, adapter: bool) -> str:
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if adapter:
+        lines[0] += ", GenerationConfig"
         embedded = model.name in embedded_models()
         lines.insert(0, "from peft import PeftModel")
         if embedded:
@@ -110,6 +111,7 @@ def _usage(model: ModelConfig, name: str, adapter: bool) -> str:
         lines += [
             f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="{model.dtype}")',
             f'model = PeftModel.from_pretrained(base, "{name}")',
+            f'model.generation_config = GenerationConfig.from_pretrained("{name}")',
         ]
     else:
         lines.append(f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")')

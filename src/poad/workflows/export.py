@@ -80,8 +80,11 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
             with without_progress_bars():
                 if adapter:
                     _save_adapter(agent, partial)
+                    _as_it_acts(agent).save_pretrained(partial)
                 else:
-                    _as_it_acts(_merged(agent), agent).save_pretrained(partial)
+                    merged = _merged(agent)
+                    merged.generation_config = _as_it_acts(agent)
+                    merged.save_pretrained(partial)
             agent.model.codec.tokenizer.save_pretrained(partial)
             card = partial / "README.md"
             card.write_text(model_card(loaded, to.name, adapter), encoding="utf-8")
@@ -130,7 +133,7 @@ def _merged(agent: Agent) -> Any:
     return plain
 
 
-def _as_it_acts(causal: Any, agent: Agent) -> Any:
+def _as_it_acts(agent: Agent) -> Any:
     """Let ``generate()`` write what the run may write and end where its actions end.
 
     Nothing else but the model itself decides. Rows of a padded vocabulary that have no token are
@@ -139,13 +142,12 @@ def _as_it_acts(causal: Any, agent: Agent) -> Any:
     from transformers import GenerationConfig
 
     codec = agent.model.codec
-    causal.generation_config = GenerationConfig(
+    return GenerationConfig(
         bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.end_id,
         pad_token_id=codec.pad_id,
         suppress_tokens=list(codec.without_token(agent.model.vocabulary)) or None,
     )
-    return causal
 
 
 def _save_adapter(agent: Agent, folder: Path) -> None:

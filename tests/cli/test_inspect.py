@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -88,7 +87,13 @@ def test_the_terminal_shows_the_first_episode(run: Path, capsys: pytest.CaptureF
 
 def test_the_page_is_served_until_ctrl_c(run: Path):
     command = [sys.executable, "-m", "poad", "inspect", str(run), "--episodes", "1", "--serve", "0"]
-    served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    served = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert served.stdout is not None
     url = ""
     for line in served.stdout:

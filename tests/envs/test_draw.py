@@ -54,6 +54,29 @@ def test_every_tool_and_every_value_has_the_same_chance():
     assert {tuple(each) for each in given_} == {("what", "cups"), ("what", "cups", "hot")}
 
 
+def test_half_of_the_arguments_repeat_what_was_read_where_something_fits():
+    rng, reading = random.Random(0), "Bring 2 cups of tea, or 20. Last: milky tea."
+    written = [json.loads(draw(Grammar.of(TOOLS), rng, reading)) for _ in range(6000)]
+    calls = [each["arguments"] for each in written if each["name"] == "bring"]
+    expected = {("what", "tea"): 3 / 4, ("cups", 2): 2 / 3, ("hot", True): 1 / 2}
+    for (name, value), chance in expected.items():
+        found = [each[name] for each in calls if name in each]
+        near = 4 * (len(found) * chance * (1 - chance)) ** 0.5
+        assert abs(found.count(value) - chance * len(found)) < near
+    assert {each["cups"] for each in calls} == {1, 2, 3}
+    assert {each["what"] for each in calls} == {"tea", "milk"}  # which only part of a word holds
+
+
+def test_open_texts_repeat_words_that_are_short_enough():
+    schema = {"type": "object", "properties": {"to": {"type": "string", "maxLength": 4}}}
+    tool = {"name": "send", "parameters": schema | {"required": ["to"]}}
+    rng = random.Random(0)
+    drawn = [draw(Grammar.of({"tools": [tool]}), rng, "To Ulm, please") for _ in range(2000)]
+    sent = Counter(json.loads(text)["arguments"]["to"] for text in drawn)
+    assert sent["please"] == 0
+    assert abs(sent["Ulm"] + sent["To"] - 1000) < 4 * 500**0.5
+
+
 @given(st.integers())
 def test_several_calls_stand_on_lines_of_their_own(seed: int):
     lines = draw(Grammar.of(TOOLS | {"calls": 3}), random.Random(seed)).split("\n")

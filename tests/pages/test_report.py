@@ -26,6 +26,7 @@ from poad.pages.report import (
     live_data,
     live_page,
     report_page,
+    sample_page,
     write_report,
 )
 from poad.runs import Mode, Run
@@ -197,6 +198,22 @@ def test_the_newest_checkpoints_first_sampled_episode_is_shown(tmp_path: Path):
     assert "No success: truncated after 2 turns" in page.text
     assert page.text.index("20 sampled") < page.text.index("8 sampled")
     assert page.text.index("8 greedy") < page.text.index("untrained sampled")
+
+
+def test_a_page_of_samples_has_a_checkpoints_first_sampled_episodes(tmp_path: Path):
+    run = Run.create(tmp_path / "run", Config())
+    assert sample_page(run, 20) is None
+    run.add_episodes([episode(1, checkpoint=20, turns=[])])
+    assert sample_page(run, 20) is None  # no turn was recorded
+    run.add_episodes(episode(seed, checkpoint=20, turns=[turn(HOSTILE)]) for seed in (5, 6, 7))
+    run.add_episodes([episode(8, checkpoint=8), episode(9, checkpoint=20, mode="greedy")])
+    shown = sample_page(run, 20, episodes=2)
+    assert shown is not None
+    assert re.findall(r"One episode: seed (\d+), (\w+) actions", shown) == [
+        ("5", "sampled"),
+        ("6", "sampled"),
+    ]
+    assert "<script" not in shown
 
 
 def test_another_world_has_its_own_rows_and_never_the_headline(tmp_path: Path):

@@ -13,7 +13,7 @@ from synthetic_run import evaluation, metrics, summary
 
 from poad.config import Config
 from poad.errors import TrackerError
-from poad.runs.run import Run
+from poad.runs.run import Run, show_page
 from poad.runs.trackers import Tracker, grouped, open_trackers
 
 METRICS = {"iteration": 1, "success": 0.5, "return": math.nan}
@@ -184,6 +184,83 @@ def test_what_wandb_reads_from_its_environment_wins(
     assert set(made) == {"config", "name", "resume", "dir"}
 
 
+TRACKING = {
+    "project": "kitchens",
+    "name": "first",
+    "group": "poad",
+    "entity": "cooks",
+    "tags": ["tomato", "salad"],
+}
+PAGE = "<!doctype html><p>A token: <b>chop</b>"
+
+
+def test_runs_are_filed_where_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: dict[str, dict[str, Any]] = {}
+
+    def service(name: str) -> Any:
+        run = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+        return types.SimpleNamespace(
+            init=lambda **options: made.update({name: options}) or run, log=run.log, finish=None
+        )
+
+    monkeypatch.setattr(importlib, "import_module", service)
+    for variable in ("WANDB_PROJECT", "WANDB_TAGS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_ENTITY", "others")
+    open_trackers(["wandb", "trackio"], tmp_path, "abcdefgh", {"tracking": TRACKING}, 1)
+    filed = {name: made["wandb"].get(name) for name in TRACKING}
+    assert filed == TRACKING | {"entity": None}
+    assert made["trackio"]["project"] == "kitchens"
+    assert made["trackio"]["group"] == "poad"
+    assert made["trackio"]["name"] == "first-abcdef"
+
+
+def test_pages_go_where_they_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[Any] = []
+
+    def send(metrics: Any, step: int) -> None:
+        shown.append((metrics, step))
+
+    page = types.SimpleNamespace(Html=lambda text, inject: (text, inject), finish=lambda: None)
+    services = {
+        "wandb": types.SimpleNamespace(**vars(page), init=lambda **_: _service(send)),
+        "trackio": types.SimpleNamespace(**vars(page), init=lambda **_: None, log=send),
+        "torch.utils.tensorboard": types.SimpleNamespace(SummaryWriter=lambda *_, **__: _Writer()),
+    }
+    monkeypatch.setattr(importlib, "import_module", services.__getitem__)
+    run = Run.create(tmp_path / "run", Config(trackers=("tensorboard", "wandb", "trackio")))
+    show_page(run, "eval/episodes", lambda: PAGE, 7)
+    show_page(run, "eval/episodes", lambda: None, 8)
+    assert shown == [({"eval/episodes": (PAGE, False)}, 7)] * 2
+    run.close()
+    plain = Run.create(tmp_path / "plain", Config(trackers=("tensorboard",)))
+    show_page(plain, "eval/episodes", lambda: pytest.fail("nobody would see it"), 7)
+    plain.close()
+
+
+def _service(send: Any) -> Any:
+    return types.SimpleNamespace(log=send, finish=lambda: None)
+
+
+class _Writer:
+    """A place without pages."""
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
+
+
+def test_the_real_trackio_takes_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    pytest.importorskip("trackio")
+    settings = {"seed": 3, "tracking": TRACKING}
+    (tracker,) = open_trackers(["trackio"], tmp_path, "abcdefgh", settings, 1)
+    tracker.log({"success": 0.5}, 512)
+    tracker.show("eval/episodes", PAGE, 512)
+    tracker.close()
+    pages = [file.read_text() for file in tmp_path.rglob("*.html")]
+    assert any("<b>chop</b>" in page for page in pages)
+
+
 def test_the_real_wandb_takes_all_of_it_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -193,9 +270,12 @@ def test_the_real_wandb_takes_all_of_it_offline(tmp_path: Path, monkeypatch: pyt
     for step in (512, 1024):
         tracker.log({"success": 0.5, "explained_variance": 0.1}, step)
     tracker.log({"final/greedy_success": 1.0}, 1024)
+    tracker.show("eval/episodes", PAGE, 1024)
     tracker.close()
     wandb.teardown()  # its own process has then written everything
     (record,) = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
     content = record.read_bytes()
+    (page,) = tmp_path.glob("wandb/offline-run-*/files/media/html/eval/*.html")
+    assert "<b>chop</b>" in page.read_text()
     for name in (b"train/success", b"critic/explained_variance", b"final/greedy_success", b"mine"):
         assert name in content

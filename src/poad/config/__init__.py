@@ -25,6 +25,7 @@ from poad.config.settings import (
     ModelConfig,
     PPOConfig,
     PromptConfig,
+    TrackingConfig,
     has_frozen_float32,
     world_seed,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "PPOConfig",
     "Preset",
     "PromptConfig",
+    "TrackingConfig",
     "dump",
     "from_dict",
     "has_frozen_float32",

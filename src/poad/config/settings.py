@@ -307,6 +307,22 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """How trackers file a run. Environment variables of wandb, such as WANDB_PROJECT, win."""
+
+    project: str = "poad"
+    """The project."""
+    name: str | None = None
+    """The name of the run, by default that of its directory."""
+    group: str | None = None
+    """A group of runs that belong together, for example the seeds of a method."""
+    entity: str | None = None
+    """The user or team of wandb."""
+    tags: tuple[str, ...] = ()
+    """Tags of wandb."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
@@ -367,6 +383,7 @@ class Config:
     """CPU threads of torch. 1 is fastest for tiny models; 0 leaves the choice to torch."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Services that receive a copy of the metrics. Each requires the extra of its name."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         """Check ranges, then the rules that involve several settings."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -23,7 +24,7 @@ _LONG: Final = 1000
 """Bytes after which a random text of a grammar gives up."""
 
 
-def draw(offer: Offer, rng: random.Random) -> str:
+def draw(offer: Offer, rng: random.Random, reading: str = "") -> str:
     """Draw an action uniformly from an offer.
 
     Among the calls of tools, each tool has the same chance, and then each value of each argument.
@@ -33,6 +34,8 @@ def draw(offer: Offer, rng: random.Random) -> str:
     Args:
         offer: the offered actions.
         rng: the source of randomness; it also draws from forms of more than 2⁶³ actions.
+        reading: what the agent reads. An argument of a tool has an even chance to repeat something
+            that stands there, if any of its values does.
 
     Raises:
         ConfigError: a grammar needs llguidance, which is not installed.
@@ -43,7 +46,7 @@ def draw(offer: Offer, rng: random.Random) -> str:
     if not isinstance(offer, Grammar):
         return offer[rng.randrange(len(offer))]
     if offer.kind == "tools":
-        return "\n".join(_call(offer, rng) for _ in range(rng.randint(1, offer.calls)))
+        return "\n".join(_call(offer, rng, reading) for _ in range(rng.randint(1, offer.calls)))
     if offer.kind == "json_schema":
         schema = json.loads(offer.source)
         if _is_plain(schema):
@@ -58,14 +61,14 @@ def size_of(offer: Offer) -> float:
     return offer.size if isinstance(offer, Form) else len(offer)
 
 
-def _call(grammar: Grammar, rng: random.Random) -> str:
+def _call(grammar: Grammar, rng: random.Random, reading: str) -> str:
     tool = rng.choice(grammar.tools)
     parameters = arguments_of(tool)
     if not _is_plain(parameters):
         schema = {"json_schema": parameters}
         arguments = json.loads(_bytewise(Grammar.of(schema), rng))
     else:
-        arguments = _value(parameters, rng)
+        arguments = _value(parameters, rng, reading)
     return json.dumps({"name": tool["name"], "arguments": arguments}, ensure_ascii=False)
 
 
@@ -87,14 +90,16 @@ def _is_plain(schema: Any) -> bool:
     return bool(simple) and all(map(_is_plain, inner))
 
 
-def _value(schema: Mapping[str, Any], rng: random.Random) -> Any:
-    """Draw a value of a JSON schema that `_is_plain`."""
+def _value(schema: Mapping[str, Any], rng: random.Random, reading: str = "") -> Any:
+    """Draw a value of a JSON schema that `_is_plain`; perhaps one that stands in `reading`."""
     if "const" in schema:
         return schema["const"]
+    if reading and (seen := _standing(schema, reading)) and rng.random() < 0.5:
+        return rng.choice(seen)
     if "enum" in schema:
         return rng.choice(schema["enum"])
     if some := schema.get("anyOf") or schema.get("oneOf"):
-        return _value(rng.choice(some), rng)
+        return _value(rng.choice(some), rng, reading)
     kind = schema.get("type", "object")
     if kind == "boolean":
         return rng.random() < 0.5
@@ -111,15 +116,33 @@ def _value(schema: Mapping[str, Any], rng: random.Random) -> Any:
     if kind == "array":
         least = schema.get("minItems", 0)
         count = rng.randint(least, schema.get("maxItems", least + 2))
-        return [_value(schema.get("items", {"type": "null"}), rng) for _ in range(count)]
+        return [_value(schema.get("items", {"type": "null"}), rng, reading) for _ in range(count)]
     if kind == "object":
         required = schema.get("required", ())
         return {
-            name: _value(inner, rng)
+            name: _value(inner, rng, reading)
             for name, inner in schema.get("properties", {}).items()
             if name in required or rng.random() < 0.5
         }
     return None
+
+
+def _standing(schema: Mapping[str, Any], reading: str) -> list[Any]:
+    """List the values of a schema that stand in a text, as whole words; none for other kinds."""
+    if "enum" in schema:
+        return [value for value in schema["enum"] if _stands(value, reading)]
+    kind, words = schema.get("type"), sorted(set(re.findall(r"\w+", reading)))
+    if kind == "string":
+        least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+        return [word for word in words if least <= len(word) <= most]
+    if kind == "integer":
+        least, most = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        return [int(word) for word in words if word.isdecimal() and least <= int(word) <= most]
+    return []
+
+
+def _stands(value: Any, reading: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", reading) is not None
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,14 @@ from poad.pages.inspector import (
     inspector_page,
     page_of_data,
 )
-from poad.pages.report import live_data, live_page, report_page, write_page, write_report
+from poad.pages.report import (
+    live_data,
+    live_page,
+    report_page,
+    sample_page,
+    write_page,
+    write_report,
+)
 from poad.pages.serve import LocalServer
 from poad.pages.terminal import inspect_in_terminal
 from poad.pages.traces import TokenTrace, read_episodes
@@ -43,6 +50,7 @@ __all__ = [
     "read_episodes",
     "report_page",
     "results_table",
+    "sample_page",
     "settings_table",
     "versions_table",
     "world_of",

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from poad.display import (
     describe_ending,
     evaluation_table,
     number,
+    page,
     percent,
     printable,
     stylesheet,
@@ -402,6 +404,21 @@ def _example(run: Run) -> EpisodeRecord | None:
         if record.turns and (highest is None or rank >= highest):
             example, highest = record, rank
     return example
+
+
+def sample_page(run: Run, checkpoint: int, episodes: int = 3) -> str | None:
+    """Build a page of a checkpoint's first sampled episodes, with shaded tokens, for trackers.
+
+    Returns:
+        A whole page without scripts; None if no turns were recorded.
+    """
+    found = (
+        record
+        for record in run.episodes()
+        if record.turns and (record.checkpoint, record.mode) == (checkpoint, "sampled")
+    )
+    shown = [part for record in islice(found, episodes) for part in _episode(record)]
+    return page("Sample episodes", shown) if shown else None
 
 
 def _episode(record: EpisodeRecord) -> list[Html]:

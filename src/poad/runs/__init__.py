@@ -25,7 +25,7 @@ from poad.runs.records import (
     WorldErrorRecord,
     summarize,
 )
-from poad.runs.run import UNTRAINED, Run, add_world_error
+from poad.runs.run import UNTRAINED, Run, add_world_error, show_page
 from poad.runs.seals import MAY_CHANGE
 from poad.runs.trackers import check_trackers
 
@@ -56,6 +56,7 @@ __all__ = [
     "read_lines",
     "read_summary",
     "read_world_errors",
+    "show_page",
     "source_commit",
     "source_hash",
     "stored",

@@ -22,7 +22,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -313,6 +313,23 @@ def add_world_error(run: Run, record: WorldErrorRecord) -> int:
     with run._writing("world_errors.jsonl", "write to") as path:
         append_line(path, record)
     return len(read_world_errors(run.path))
+
+
+def show_page(run: Run, name: str, draw: Callable[[], str | None], step: int) -> None:
+    """Send an HTML page to those of a run's trackers that show pages.
+
+    Args:
+        run: the run.
+        name: what the trackers call the page.
+        draw: builds the page, or returns None if there is nothing to show. It is not called if
+            no tracker would show the page.
+        step: environment steps so far.
+    """
+    showing = [tracker for tracker in run._trackers or () if tracker.shows_pages]
+    page = draw() if showing else None
+    if page is not None:
+        for tracker in showing:
+            tracker.show(name, page, step)
 
 
 def _best(run: Run) -> int:

@@ -3,8 +3,8 @@
 Each is an extra to install. metrics.jsonl remains complete without them. A tracker that cannot be
 opened is an error before training starts; one that fails later is dropped with a warning. They draw
 against environment steps, and names are in groups: train/, eval/, critic/, world/, time/ and
-progress/. wandb's own environment variables, such as WANDB_PROJECT, take precedence over poad's own
-values.
+progress/. Where a service files a run is set by ``tracking``; wandb's own environment variables,
+such as WANDB_PROJECT, take precedence. wandb and trackio also show pages, such as sample episodes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,32 @@ from poad.runs.codec import plain
 
 
 class Tracker:
-    """A service that receives metrics until it fails for the first time."""
+    """A service that receives metrics until it fails for the first time.
+
+    Args:
+        name: of the service.
+        send: sends numbers, with environment steps so far.
+        end: closes it.
+        show: sends an HTML page by a name, with environment steps so far; None where it shows none.
+    """
 
     def __init__(
-        self, name: str, send: Callable[[dict[str, float], int], None], end: Callable[[], None]
+        self,
+        name: str,
+        send: Callable[[dict[str, float], int], None],
+        end: Callable[[], None],
+        show: Callable[[str, str, int], None] | None = None,
     ) -> None:
         self.name = name
         self._send = send
         self._end = end
+        self._show = show
         self._alive = True
+
+    @property
+    def shows_pages(self) -> bool:
+        """Whether the service shows pages, and has not failed."""
+        return self._alive and self._show is not None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send the finite metrics; NaN stands for a mean over nothing yet and is not sent.
@@ -43,6 +60,11 @@ class Tracker:
         """
         finite = {grouped(k): float(value) for k, value in metrics.items() if math.isfinite(value)}
         self._try(self._send, finite, step)
+
+    def show(self, name: str, page: str, step: int) -> None:
+        """Send an HTML page, where the service shows pages."""
+        if self._show is not None:
+            self._try(self._show, name, page, step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -145,21 +167,46 @@ def _tensorboard(path: Path, run_id: str, config: Mapping[str, Any], first: int)
 
 
 def _wandb(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
+    wanted = _tracking(path, config)
     ours = {
-        "WANDB_PROJECT": ("project", "poad"),
-        "WANDB_NAME": ("name", path.name),
+        "WANDB_PROJECT": ("project", wanted["project"]),
+        "WANDB_ENTITY": ("entity", wanted["entity"]),
+        "WANDB_RUN_GROUP": ("group", wanted["group"]),
+        "WANDB_TAGS": ("tags", list(wanted["tags"]) or None),
+        "WANDB_NAME": ("name", wanted["name"]),
         "WANDB_RUN_ID": ("id", run_id),
         "WANDB_RESUME": ("resume", "allow"),
         "WANDB_DIR": ("dir", str(path)),
     }
     # What is not handed over, wandb takes from its environment variables.
-    chosen = dict(setting for variable, setting in ours.items() if variable not in os.environ)
-    run = importlib.import_module("wandb").init(config=dict(config), **chosen)
-    return Tracker("wandb", lambda metrics, step: run.log(metrics, step=step), run.finish)
+    free = [setting for variable, setting in ours.items() if variable not in os.environ]
+    chosen = {name: value for name, value in free if value is not None}
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(config=dict(config), **chosen)
+    return Tracker(
+        "wandb",
+        lambda metrics, step: run.log(metrics, step=step),
+        run.finish,
+        lambda name, page, step: run.log({name: wandb.Html(page, inject=False)}, step=step),
+    )
 
 
 def _trackio(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> Tracker:
     trackio = importlib.import_module("trackio")
-    name = f"{path.name}-{run_id[:6]}"  # trackio identifies runs by name alone
-    trackio.init(project="poad", name=name, config=dict(config), resume="allow")
-    return Tracker("trackio", lambda metrics, step: trackio.log(metrics, step=step), trackio.finish)
+    wanted = _tracking(path, config)
+    name = f"{wanted['name']}-{run_id[:6]}"  # trackio identifies runs by name alone
+    filed = {"project": wanted["project"], "group": wanted["group"], "name": name}
+    trackio.init(**filed, config=dict(config), resume="allow")
+    return Tracker(
+        "trackio",
+        lambda metrics, step: trackio.log(metrics, step=step),
+        trackio.finish,
+        lambda name, page, step: trackio.log({name: trackio.Html(page, inject=False)}, step=step),
+    )
+
+
+def _tracking(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a run is to be filed; its name is that of its directory if none is set."""
+    wanted = {"project": "poad", "entity": None, "group": None, "tags": (), "name": None}
+    wanted |= config.get("tracking", {})
+    return wanted | {"name": wanted["name"] or path.name}

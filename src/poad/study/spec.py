@@ -392,7 +392,8 @@ def config_fingerprint(config: Config) -> str:
     """Hash the settings that decide a run's numbers, except its seed."""
     settings = to_dict(config)
     for name in (
-        *("seed", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "trackers"),
+        *("seed", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
+        *("trackers", "tracking"),
     ):
         del settings[name]
     return fingerprint(settings)

@@ -154,7 +154,10 @@ class RandomTurn(NamedTuple):
 def play_randomly(
     world: CheckedWorld, seed: int, longest: int | None = None
 ) -> Generator[RandomTurn, None, None]:
-    """Play episode after episode with actions that are drawn uniformly from those offered.
+    """Play episode after episode with random actions from those offered.
+
+    All have the same chance, but a call of a tool may repeat what stands in the prompt (`draw`). A
+    model of such calls knows how to look into a prompt, and not what for.
 
     Args:
         world: is closed with this generator.
@@ -171,7 +174,7 @@ def play_randomly(
             prompt, offers, info = world.reset(world_seed(seed))
             turn, success = 0, None
             while success is None and turn != longest:
-                action = random_action(offers, rng, world.name)
+                action = random_action(offers, rng, world.name, prompt)
                 happened = world.step(action)
                 if happened.terminated or happened.truncated:
                     success = bool(happened.info["episode"]["success"])
@@ -183,8 +186,8 @@ def play_randomly(
         world.close()
 
 
-def random_action(offer: Offer | None, rng: Random, world: str) -> str:
-    """Draw one of the offered actions, all with the same chance.
+def random_action(offer: Offer | None, rng: Random, world: str, reading: str) -> str:
+    """Draw one of the offered actions for an agent that reads a prompt.
 
     Raises:
         ConfigError: there are none, so the agent writes freely.
@@ -196,7 +199,7 @@ def random_action(offer: Offer | None, rng: Random, world: str) -> str:
             "info['admissible_actions'], or describe them in info['action_grammar'], or train a "
             "model that knows the language: `poad models` lists some."
         )
-    return draw(offer, rng)
+    return draw(offer, rng, reading)
 
 
 # --- rows of tokens ---------------------------------------------------------------------------

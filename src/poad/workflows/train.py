@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,10 +15,10 @@ from poad.config import PRESETS, Config, from_dict, nested, to_dict
 from poad.display import Progress, Screen, counted, show_work
 from poad.errors import ConfigError
 from poad.learn import Metrics, Trainer
-from poad.pages import write_report
+from poad.pages import sample_page, write_report
 from poad.plan import hindsight
 from poad.ranks import Ranks, joined
-from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary
+from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary, show_page
 from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
@@ -172,6 +173,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     with deferred_interrupt() as interrupts, Progress(config.steps, console) as progress:
         for metrics in trainer.train():
             progress.update(metrics)
+            if "eval_success" in metrics:
+                _show_samples(run, metrics)
             if any(trainer.ranks.exchange("stop", bool(interrupts))):
                 interrupts.append(True)
                 break
@@ -194,6 +197,8 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
     if summary.best is not None:
         show_work(console, summary.best)
     run.write_summary(summary)
+    if evaluation:
+        _show_samples(run, run.metrics()[-1])
     report = write_report(run)
     if failed := trainer.meters.world_errors:
         console.print(
@@ -246,6 +251,12 @@ def _summary(
         logprob_drift=_drift(metrics),
         plan=hindsight(config, metrics),
     )
+
+
+def _show_samples(run: Run, metrics: Metrics) -> None:
+    """Send sample episodes of an evaluation to trackers."""
+    checkpoint, step = int(metrics["iteration"]), int(metrics["env_steps"])
+    show_page(run, "eval/episodes", partial(sample_page, run, checkpoint), step)
 
 
 def _integer(metrics: Metrics, key: str) -> int | None:

@@ -17,7 +17,7 @@ from poad.errors import ConfigError
 class Options:
     """Make a tiny model that knows the words of a world, but not its task.
 
-    It learns to continue the texts of uniformly random play, in a minute or two on one core. Train
+    It learns to continue the texts of random play, in a minute or two on one core. Train
     it on the task with `poad train --env WORLD --model.name DIR`. The world must offer actions. The
     same options give the same model, to the byte, on the same machine.
     """

@@ -1,4 +1,4 @@
-"""Make a tiny model that knows the words of a world, from uniformly random play.
+"""Make a tiny model that knows the words of a world, from random play.
 
 A model that has never read a world's words learns little from its prompts at first. So a small
 Llama with a tokenizer of its own is trained to continue the prompts of random episodes, and the

@@ -651,6 +651,8 @@ ERRORS = [
     ValueError(chr(27) + "[2J"),
     Wordless(),
     RuntimeError("y" * 9999),
+    MemoryError("no room"),
+    RuntimeError("out of memory"),
 ]
 
 
@@ -693,6 +695,8 @@ def raising(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "ValueError: ␛[2J",
                 "Wordless: an error without words",
                 "RuntimeError: yyy",
+                "MemoryError: no room",
+                "RuntimeError: out of memory",
             ]
         )
     ),

@@ -276,6 +276,12 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     beside = Path(found).parent / name
     if not os.path.isdir(name) and beside.is_dir():
         return str(beside)
+    if os.path.isdir(name) and not os.path.isabs(name) and name not in own_names():
+        raise ModelError(
+            f"The base model {name!r} of the adapter {source!r} is a directory here, and would be "
+            f"another one, or a name on the hub, elsewhere. Write {os.path.abspath(name)!r} as "
+            f"base_model_name_or_path into its {_ADAPTER}."
+        )
     # A hub name has at most one slash.
     if (name[0] in "/.~" or name.count("/") > 1) and not is_path(name):
         raise ModelError(
@@ -314,7 +320,8 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, ..
         notes = [source.gguf.describe(options["gguf_file"], config.dtype)]
         causal = as_ordinary(causal)
     if source.adapter is not None:
-        causal = _merged_with(causal, source.adapter, config.name)
+        with _explained(config, config.name):
+            causal = _merged_with(causal, source.adapter, config.name)
     return causal, tokenizer, *notes
 
 
@@ -377,6 +384,14 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
         hint = did_you_mean(name, own_names(), 1)
         raise ModelError(
             f"Cannot load the model {name!r}: {place}{said} {hint}{_expected()}"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        # What torch says here ends with the advice to read the file without protection.
+        raise ModelError(
+            f"Cannot load the model {name!r}: a .bin file in it holds something other than "
+            "tensors, which could run code. Use weights in safetensors."
         ) from error
 
 

@@ -39,17 +39,12 @@ from transformers.utils import logging
 from poad.config import ModelConfig
 from poad.errors import ModelError
 from poad.lm.adapters import _attention_projections
-from poad.lm.known import KNOWN
-from poad.lm.loading import (
-    embedded_models,
-    load_model,
-    model_card,
-    resolve_device,
-    resolve_model,
-)
+from poad.lm.loading import load_model, resolve_device, resolve_model
 from poad.lm.model import LanguageModel
 from poad.lm.packing import Packed, pack
 from poad.lm.tokenizer import TextCodec
+from poad.models.known import KNOWN
+from poad.models.names import embedded_models, model_card
 from poad.turns import Position
 
 Tuning = Literal["full", "lora"]

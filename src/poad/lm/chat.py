@@ -17,7 +17,9 @@ from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.trie import Border, Grammar
 
-_CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>(?:(?!\1)[^\\])*)\1\s*\)""")
+_CLOCK = re.compile(
+    r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>(?:(?!\1)[^\\])*)\1\s*\)"""
+)
 """A template's call of the one clock it has, with a literal format."""
 _PLACEHOLDER, _SYSTEM = "open", "hush"
 """Words that no template changes."""

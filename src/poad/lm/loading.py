@@ -23,33 +23,28 @@ from poad.lm.chat import describe_own_system
 from poad.lm.gguf import (
     Contents,
     as_ordinary,
-    is_gguf,
     loading_options,
     read_contents,
     source_options,
     with_own_splits,
 )
-from poad.lm.known import KNOWN, fetched
 from poad.lm.mixed import use_mixed_products
 from poad.lm.model import LanguageModel, seeded, text_body
 from poad.lm.prompts import codec_for
+from poad.models import (
+    ASSETS,
+    KNOWN,
+    embedded_models,
+    fetched,
+    is_gguf,
+    model_card,
+    own_names,
+)
 
-ASSETS = Path(__file__).parents[1] / "assets"
-"""The directory of the embedded models."""
 _ADAPTER = "adapter_config.json"
 """The file by which a directory is an adapter of PEFT."""
 
 # --- names ------------------------------------------------------------------------------------
-
-
-def embedded_models() -> list[str]:
-    """List the names of the tiny models that come with the package."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-
-
-def model_card(name: str) -> dict[str, Any]:
-    """Read how an embedded model was made, from its ``making.json``."""
-    return json.loads((ASSETS / name / "making.json").read_text(encoding="utf-8"))
 
 
 def resolve_model(name: str, env: str) -> str:
@@ -72,11 +67,6 @@ def resolve_model(name: str, env: str) -> str:
         "Or name another model: a directory, a .gguf file, a hub name, or one of "
         f"{', '.join(own_names())}."
     )
-
-
-def own_names() -> list[str]:
-    """List the names of models that are poad's own: embedded ones, and those it can fetch."""
-    return [*embedded_models(), *KNOWN]
 
 
 def is_path(name: str) -> bool:

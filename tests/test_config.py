@@ -374,6 +374,7 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_known_there(group: s
         ({"ppo": {"learning_rate": 1}}, "'ppo.learning_rate'. Did you mean 'lr'"),
         ({"ppo.learning_rate": 1}, "Did you mean critic.lr or ppo.lr?"),
         ({"gae_lambda": 1}, "Did you mean credit.lam?"),
+        ({"n_envs": 4}, "Did you mean 'streams'?"),
         ({"seed.x": 1}, "unknown key 'seed.x'"),
     ],
 )

@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tolerance import drift
 
 from poad import config
@@ -114,7 +116,13 @@ def test_refusals_load_no_torch(tmp_path: Path) -> None:
         "config.yaml is incomplete": ["eval", "short"],
         "no option --colour": ["study", "--colour", "red"],
     }
-    shown = run_cheaply([(arguments, 2) for arguments in refused.values()], tmp_path)
+    cases = [*refused.values()]
+    # Of another model, the files or the name tell which preset suits it.
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    for model in (".", "Qwen/Qwen3-0.6B", "model.gguf"):
+        begun = (each for each in cases if each[0] == "train" and "--resume" not in each)
+        cases += [[*each, "--model.name", model] for each in [*begun] if "--model.name" not in each]
+    shown = run_cheaply([(arguments, 2) for arguments in cases], tmp_path)
     assert [message for message in refused if message not in shown] == []
 
 
@@ -651,6 +659,8 @@ ERRORS = [
     ValueError(chr(27) + "[2J"),
     Wordless(),
     RuntimeError("y" * 9999),
+    MemoryError("no room"),
+    RuntimeError("out of memory"),
 ]
 
 
@@ -693,6 +703,8 @@ def raising(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "ValueError: ␛[2J",
                 "Wordless: an error without words",
                 "RuntimeError: yyy",
+                "MemoryError: no room",
+                "RuntimeError: out of memory",
             ]
         )
     ),

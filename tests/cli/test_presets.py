@@ -12,7 +12,7 @@ from tiny_worlds import name
 
 from poad.cli.main import main
 from poad.config import PRESETS, Config, from_dict, preset
-from poad.lm import kinds
+from poad.models import kinds
 from poad.runs.run import Run
 
 HUB = "HuggingFaceTB/SmolLM2-135M"

@@ -19,7 +19,7 @@ from code_model import CodeRecipe, first_turns, repair_turns
 
 from poad.envs.datasci import worker
 from poad.envs.datasci.sandbox import Answer, Job, _printable, _private_folders
-from poad.lm.loading import model_card
+from poad.models.names import model_card
 
 
 class InThisProcess:

@@ -32,7 +32,8 @@ from poad.envs.registry import make
 from poad.envs.text_world import TextWorld
 from poad.errors import SandboxError
 from poad.learn.evaluate import evaluate
-from poad.lm.loading import ASSETS, embedded_models, load_model, model_card
+from poad.lm.loading import load_model
+from poad.models.names import ASSETS, embedded_models, model_card
 from poad.runs import summarize
 from poad.turns import Observation
 

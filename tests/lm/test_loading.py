@@ -39,17 +39,12 @@ from transformers.utils import logging
 from poad.config import ModelConfig
 from poad.errors import ModelError
 from poad.lm.adapters import _attention_projections
-from poad.lm.known import KNOWN
-from poad.lm.loading import (
-    embedded_models,
-    load_model,
-    model_card,
-    resolve_device,
-    resolve_model,
-)
+from poad.lm.loading import load_model, resolve_device, resolve_model
 from poad.lm.model import LanguageModel
 from poad.lm.packing import Packed, pack
 from poad.lm.tokenizer import TextCodec
+from poad.models.known import KNOWN
+from poad.models.names import embedded_models, model_card
 from poad.turns import Position
 
 Tuning = Literal["full", "lora"]
@@ -278,6 +273,15 @@ def test_what_stands_beside_the_model_does_no_harm(zoo: Zoo, tmp_path: Path, pac
         assert torch.equal(model.read(packed), zoo.load(kind).read(packed))
 
 
+def test_a_file_that_could_run_code_is_rejected_without_bad_advice(zoo: Zoo, tmp_path: Path):
+    path = Path(shutil.copytree(zoo.path(), tmp_path / "pickled"))
+    (path / "model.safetensors").unlink()
+    torch.save({"weight": print}, path / "pytorch_model.bin")
+    said = rejection(path)
+    assert "something other than tensors" in said
+    assert "weights_only" not in said
+
+
 def test_a_directory_without_a_model_says_so(tmp_path: Path):
     assert "neither a config.json nor an adapter_config.json" in rejection(tmp_path)
 
@@ -412,7 +416,11 @@ def test_an_adapter_is_start_and_reference(zoo: Zoo, tmp_path: Path, tuning, set
 
 
 @PEFT_ASKS
-def test_an_adapter_that_cannot_be_used_says_why(zoo: Zoo, tmp_path: Path):
+def test_an_adapter_that_cannot_be_used_says_why(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(zoo.path(), tmp_path / "models" / "mine")
     adapter(zoo, tmp_path / "good")
 
     def copy(name: str) -> Path:
@@ -430,6 +438,7 @@ def test_an_adapter_that_cannot_be_used_says_why(zoo: Zoo, tmp_path: Path):
         ("lost", "/no/such/base", "base model '/no/such/base'"),
         ("lost, too", "runs/no/base", "base model 'runs/no/base'"),
         ("elsewhere", "some/base", "Cannot load the model 'some/base'"),
+        ("relative", "models/mine", f"Write {str(tmp_path / 'models' / 'mine')!r} as base"),
         ("on another", str(tmp_path / "good"), "on the adapter"),
         ("nameless", None, "does not name its base"),
     ):
@@ -438,6 +447,9 @@ def test_an_adapter_that_cannot_be_used_says_why(zoo: Zoo, tmp_path: Path):
         path.write_text(json.dumps(settings))
         assert said in rejection(tmp_path / name)
     assert "model.quantize = none" in rejection(tmp_path / "good", tuning="lora", quantize="4bit")
+    (copy("pickled") / "adapter_model.safetensors").unlink()
+    torch.save({"weight": print}, tmp_path / "pickled" / "adapter_model.bin")
+    assert "something other than tensors" in rejection(tmp_path / "pickled")
     prompts = get_peft_model(
         AutoModelForCausalLM.from_pretrained(zoo.path()),
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),

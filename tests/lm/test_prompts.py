@@ -583,6 +583,8 @@ def test_a_date_in_a_file_needs_no_quotes(tmp_path: Path) -> None:
     [
         "{%- set f = '%d' -%}{{ strftime_now(f) }}",
         "{%- set now = strftime_now -%}{{ now('%d') }}",
+        "{{ strftime_now('%d' ~ '%b') }}",
+        "{{ strftime_now('day\\'s %d') }}",
         "{{ [strftime_now] | map('string') | first }}",
         "{%- if strftime_now is defined -%}{{ (strftime_now)('%d') }}{%- endif -%}",
     ],

@@ -13,10 +13,10 @@ from tiny_worlds import settings
 
 from poad.config import ModelConfig, PromptConfig
 from poad.learn.train import Trainer
-from poad.lm.known import KNOWN
 from poad.lm.loading import load_model
 from poad.lm.model import LanguageModel
 from poad.lm.prompts import Dialogue
+from poad.models.known import KNOWN
 from poad.plan.shape import model_shape
 from poad.workflows.language import text_loss
 

@@ -26,8 +26,8 @@ from transformers import AutoTokenizer
 from poad.cli.main import main
 from poad.config import ModelConfig
 from poad.errors import ModelError
-from poad.lm.known import KNOWN, SOURCE, Known, Wheel, fetched
 from poad.lm.loading import load_model, resolve_model
+from poad.models.known import KNOWN, SOURCE, Known, Wheel, fetched
 from poad.workflows.export import export
 from poad.workflows.fetch import convert_gguf, fetch_model
 from poad.workflows.load import Weights, load_weights

@@ -51,7 +51,7 @@ def run(options: Options) -> int:
 
 def _list() -> int:
     """Show a table of all models."""
-    from poad.lm import ASSETS, KNOWN, cache_directory, count_weights
+    from poad.models import ASSETS, KNOWN, cache_directory, count_weights
 
     rows = [
         (file.parent.name, *_sizes(count_weights(file)), "–", "Apache-2.0", "yes")
@@ -80,7 +80,7 @@ def _sizes(parameters: int) -> tuple[str, str]:
 
 
 def _get(name: str, options: Options) -> int:
-    from poad.lm import KNOWN, embedded_models
+    from poad.models import KNOWN, embedded_models
 
     if name in embedded_models():
         Screen().print(f"{name} comes with poad; there is nothing to fetch.")

@@ -81,7 +81,7 @@ def preset_of(arguments: Sequence[str], data: Mapping[str, Any]) -> str:
     tuning = value_of("--model.tuning", arguments) or model.get("tuning")
     if asked is not None or name == "auto":  # the embedded models need no look at their files
         return str(asked or "plain")
-    from poad.lm import suitable_preset
+    from poad.models import suitable_preset
 
     return suitable_preset(name, tuning)
 

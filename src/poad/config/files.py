@@ -239,7 +239,7 @@ def _unknown_key(base: Any, key: str, name: str, known: list[str]) -> str:
     ours = own_name(inner if dot else key)
     inside = [each for each in groups if ours in typing.get_type_hints(type(getattr(base, each)))]
     hint = did_you_mean(key, known)
-    if inside:
+    if inside and ours not in known:
         hint = f"Did you mean {' or '.join(f'{each}.{ours}' for each in inside)}? "
     return f"unknown key {name!r}. {hint}Known here: {', '.join(known)}."
 

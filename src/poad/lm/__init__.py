@@ -4,18 +4,13 @@ from poad.lm.adapters import with_adapters
 from poad.lm.cache import Decoder
 from poad.lm.checks import explain_nan
 from poad.lm.cursor import allowed_tokens
-from poad.lm.gguf import is_gguf, what_is_missing
-from poad.lm.kinds import count_weights, suitable_preset
-from poad.lm.known import KNOWN, SOURCE, Known, Wheel, cache_directory
+from poad.lm.gguf import what_is_missing
 from poad.lm.loading import (
-    ASSETS,
-    embedded_models,
     find_source,
     is_path,
     load_model,
     load_tokenizer,
     model_source,
-    own_names,
     resolve_device,
     resolve_model,
     without_progress_bars,
@@ -40,37 +35,29 @@ from poad.lm.packing import (
 )
 from poad.lm.prompts import Dialogue, codec_for
 from poad.lm.tokenizer import TextCodec
+from poad.models import ASSETS
 
 __all__ = [
     "ASSETS",
-    "KNOWN",
     "LARGE_VOCABULARY",
-    "SOURCE",
     "Bundles",
     "Decoder",
     "Dialogue",
-    "Known",
     "LanguageModel",
     "Packed",
     "PassLimit",
     "TextCodec",
-    "Wheel",
     "advice_on_memory",
     "allowed_tokens",
-    "cache_directory",
     "codec_for",
     "computed_twice",
     "context_length",
-    "count_weights",
-    "embedded_models",
     "explain_nan",
     "find_source",
-    "is_gguf",
     "is_path",
     "load_model",
     "load_tokenizer",
     "model_source",
-    "own_names",
     "pack",
     "pack_in_passes",
     "packed_tokens",
@@ -79,7 +66,6 @@ __all__ = [
     "resolve_model",
     "resolve_precision",
     "seeded",
-    "suitable_preset",
     "text_body",
     "what_is_missing",
     "with_adapters",

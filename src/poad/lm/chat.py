@@ -17,7 +17,9 @@ from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.trie import Border, Grammar
 
-_CLOCK = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>.*?)\1\s*\)""")
+_CLOCK = re.compile(
+    r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>(?:(?!\1)[^\\])*)\1\s*\)"""
+)
 """A template's call of the one clock it has, with a literal format."""
 _PLACEHOLDER, _SYSTEM = "open", "hush"
 """Words that no template changes."""
@@ -83,7 +85,9 @@ def _chat(
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=asks, tools=tools, **template
         )
-    except (TemplateError, ValueError) as error:
+    except PromptError:
+        raise
+    except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         system = any(message["role"] == "system" for message in messages)
         hint = " Perhaps it takes no system message: leave prompt.system out." if system else ""
         raise PromptError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import mmap
-import os
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -28,11 +27,6 @@ _PLAIN = ("F32", "F16", "BF16", "F64")
 """Types of tensors that are stored as they are."""
 _DIGITS_APART = {"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
 """Pre-tokenizers that cut a number into its digits before anything else (``llama-vocab.cpp``)."""
-
-
-def is_gguf(name: str) -> bool:
-    """Return True for the path of a .gguf file, whether it is there or not."""
-    return name.lower().endswith(SUFFIX) and not os.path.isdir(name)
 
 
 @dataclass(frozen=True)

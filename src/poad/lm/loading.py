@@ -23,33 +23,28 @@ from poad.lm.chat import describe_own_system
 from poad.lm.gguf import (
     Contents,
     as_ordinary,
-    is_gguf,
     loading_options,
     read_contents,
     source_options,
     with_own_splits,
 )
-from poad.lm.known import KNOWN, fetched
 from poad.lm.mixed import use_mixed_products
 from poad.lm.model import LanguageModel, seeded, text_body
 from poad.lm.prompts import codec_for
+from poad.models import (
+    ASSETS,
+    KNOWN,
+    embedded_models,
+    fetched,
+    is_gguf,
+    model_card,
+    own_names,
+)
 
-ASSETS = Path(__file__).parents[1] / "assets"
-"""The directory of the embedded models."""
 _ADAPTER = "adapter_config.json"
 """The file by which a directory is an adapter of PEFT."""
 
 # --- names ------------------------------------------------------------------------------------
-
-
-def embedded_models() -> list[str]:
-    """List the names of the tiny models that come with the package."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-
-
-def model_card(name: str) -> dict[str, Any]:
-    """Read how an embedded model was made, from its ``making.json``."""
-    return json.loads((ASSETS / name / "making.json").read_text(encoding="utf-8"))
 
 
 def resolve_model(name: str, env: str) -> str:
@@ -72,11 +67,6 @@ def resolve_model(name: str, env: str) -> str:
         "Or name another model: a directory, a .gguf file, a hub name, or one of "
         f"{', '.join(own_names())}."
     )
-
-
-def own_names() -> list[str]:
-    """List the names of models that are poad's own: embedded ones, and those it can fetch."""
-    return [*embedded_models(), *KNOWN]
 
 
 def is_path(name: str) -> bool:
@@ -276,6 +266,12 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     beside = Path(found).parent / name
     if not os.path.isdir(name) and beside.is_dir():
         return str(beside)
+    if os.path.isdir(name) and not os.path.isabs(name) and name not in own_names():
+        raise ModelError(
+            f"The base model {name!r} of the adapter {source!r} is a directory here, and would be "
+            f"another one, or a name on the hub, elsewhere. Write {os.path.abspath(name)!r} as "
+            f"base_model_name_or_path into its {_ADAPTER}."
+        )
     # A hub name has at most one slash.
     if (name[0] in "/.~" or name.count("/") > 1) and not is_path(name):
         raise ModelError(
@@ -314,7 +310,8 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, ..
         notes = [source.gguf.describe(options["gguf_file"], config.dtype)]
         causal = as_ordinary(causal)
     if source.adapter is not None:
-        causal = _merged_with(causal, source.adapter, config.name)
+        with _explained(config, config.name):
+            causal = _merged_with(causal, source.adapter, config.name)
     return causal, tokenizer, *notes
 
 
@@ -377,6 +374,14 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
         hint = did_you_mean(name, own_names(), 1)
         raise ModelError(
             f"Cannot load the model {name!r}: {place}{said} {hint}{_expected()}"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        # What torch says here ends with the advice to read the file without protection.
+        raise ModelError(
+            f"Cannot load the model {name!r}: a .bin file in it holds something other than "
+            "tensors, which could run code. Use weights in safetensors."
         ) from error
 
 

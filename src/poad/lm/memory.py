@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from poad.errors import ModelError
+from poad.errors import ModelError, WorldNote
 
 T = TypeVar("T")
 
@@ -66,7 +66,12 @@ class PassLimit:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of a GPU or of the machine is full."""
+    """Tell whether an error says that the memory of a GPU or of the machine is full.
+
+    What a world raised is the world's own, and smaller passes do not help it.
+    """
+    if any(isinstance(note, WorldNote) for note in getattr(error, "__notes__", ())):
+        return False
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)

@@ -10,7 +10,8 @@ from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError, did_you_mean
-from poad.lm import find_source, own_names, resolve_model, text_body, with_adapters
+from poad.lm import find_source, resolve_model, text_body, with_adapters
+from poad.models import own_names
 
 _COUNTED = 67
 """Tokens sent through a model without memory. No size of a model is this number."""

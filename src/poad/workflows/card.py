@@ -6,7 +6,8 @@ from pathlib import Path
 
 from poad.config import ModelConfig, PromptConfig, dump
 from poad.display import evaluation_table
-from poad.lm import KNOWN, embedded_models, is_gguf, is_path
+from poad.lm import is_path
+from poad.models import KNOWN, embedded_models, is_gguf
 from poad.runs import Run, versions
 from poad.workflows.load import LoadedRun
 

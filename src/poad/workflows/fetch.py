@@ -23,16 +23,8 @@ from typing import Any, Literal
 
 from poad.config import ModelConfig
 from poad.errors import LockedError, ModelError
-from poad.lm import (
-    SOURCE,
-    Known,
-    Wheel,
-    find_source,
-    is_gguf,
-    load_model,
-    what_is_missing,
-    without_progress_bars,
-)
+from poad.lm import find_source, load_model, what_is_missing, without_progress_bars
+from poad.models import SOURCE, Known, Wheel, is_gguf
 from poad.runs import atomic_directory, take_lock, versions, write_json
 
 Origin = Literal["auto", "pypi", "hub"]

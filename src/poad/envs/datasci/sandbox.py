@@ -20,7 +20,8 @@ The sandbox does not stop this:
 * Where the kernel grants no user namespaces (see `layers`), all splits share one space of process
   numbers and one count of threads. Both are counters that carry some ten bits from one program to
   another. `notes` says so.
-* A program that reads a clock or races its own threads may not repeat its score.
+* A program that reads a clock, an address or memory that nobody wrote, or that races its own
+  threads, may not repeat its score. `id(x)`, the order of a set of objects and `np.empty` are such.
 * With isolation "none" the sandbox stops nothing.
 
 Use a virtual machine if these matter to you.

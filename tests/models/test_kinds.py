@@ -12,10 +12,10 @@ from tiny_models import Zoo
 
 from poad.config import PRESETS
 from poad.errors import ModelError
-from poad.lm import kinds
-from poad.lm.kinds import count_weights, model_size, suitable_preset
-from poad.lm.known import KNOWN
-from poad.lm.loading import embedded_models
+from poad.models import kinds
+from poad.models.kinds import count_weights, model_size, suitable_preset
+from poad.models.known import KNOWN
+from poad.models.names import embedded_models
 
 
 @pytest.mark.parametrize(

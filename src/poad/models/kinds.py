@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 
 from poad.errors import ModelError
-from poad.lm.gguf import is_gguf
-from poad.lm.known import KNOWN
-from poad.lm.loading import embedded_models
+from poad.models.known import KNOWN
+from poad.models.names import embedded_models, is_gguf
 
 _TINY, _SMALL = 20_000_000, 2_000_000_000
 """Models with fewer weights are tiny, or small."""

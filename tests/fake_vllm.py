@@ -33,7 +33,9 @@ KNOWN = {
 NEUTRAL = dict(
     **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty"), 0.0),
     **dict.fromkeys(("top_p", "repetition_penalty"), 1.0),
-    **{"top_k": 0, "ignore_eos": True, "logprobs": 0},
+    top_k=0,
+    ignore_eos=True,
+    logprobs=0,
 )
 """Fields that must have these values, since nothing else is written here."""
 

@@ -99,9 +99,7 @@ def test_ids_without_a_token_are_never_written(zoo: Zoo, monkeypatch: pytest.Mon
     assert not any(written_most in action.token_ids for action in actions)
 
 
-def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(
-    zoo: Zoo, server: FakeVllm
-) -> None:
+def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo, server: FakeVllm) -> None:
     model = zoo.load(tuning="lora")
     decode = model.codec.tokenizer.decode
     for seed in range(4):

@@ -99,6 +99,19 @@ def test_ids_without_a_token_are_never_written(zoo: Zoo, monkeypatch: pytest.Mon
     assert not any(written_most in action.token_ids for action in actions)
 
 
+def test_a_vocabulary_with_too_many_of_them_is_refused(
+    zoo: Zoo, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.load(tuning="lora")
+    for count in (1024, 1025):
+        monkeypatch.setattr(model.codec, "without_token", lambda _, n=count: tuple(range(n)))
+        if count == 1024:
+            VllmEngine(config_for(server), model)
+            continue
+        with pytest.raises(EngineError, match=r"1,025 rows .* leaves out 1,024 at most"):
+            VllmEngine(config_for(server), model)
+
+
 def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo, server: FakeVllm) -> None:
     model = zoo.load(tuning="lora")
     decode = model.codec.tokenizer.decode

@@ -40,6 +40,8 @@ _KEY = "VLLM_API_KEY"
 """The environment variable with the server's key, as vLLM itself calls it."""
 _AT_ONCE = 256
 """Requests that wait at the same time; as many rows as vLLM computes together by default."""
+_MOST_BIASES = 1024
+"""Tokens whose logits a request may lower."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that the server's --max-lora-rank takes."""
 
@@ -52,7 +54,8 @@ class VllmEngine:
         model: the language model, with adapters.
 
     Raises:
-        EngineError: no server answers, or it serves another model or takes no adapters.
+        EngineError: no server answers, or it serves another model or takes no adapters; or it
+            could not leave out what the model must not write.
     """
 
     def __init__(self, config: Config, model: LanguageModel) -> None:
@@ -61,9 +64,14 @@ class VllmEngine:
         self._adapters: str | None = None
         self._folder: Path | None = None
         # Rows of the vocabulary without a token are -inf for the learner. This is the least that
-        # the server takes, and below what float32 can tell from it.
+        # the server takes: a factor of e^-100 at temperature 1, and of e^-20 at temperature 5.
         unwritable = model.codec.without_token(model.vocabulary)
         self._bias = {str(token): -100.0 for token in unwritable}
+        if len(unwritable) > _MOST_BIASES:
+            raise EngineError(
+                f"{len(unwritable):,} rows of this model's vocabulary stand for no token, and a "
+                f"vLLM server leaves out {_MOST_BIASES:,} at most; set acting.engine = own."
+            )
         self._longest = self._check_server()
 
     def write(

@@ -3,6 +3,7 @@
     PoadError                   the base: `except PoadError` catches whatever poad explains itself
     ├── ConfigError             settings that cannot be used
     ├── ModelError              a language model that cannot be loaded or used
+    ├── EngineError             a sampling engine that cannot be reached or used
     ├── PromptError             a prompt format that does not suit the model
     ├── WorldError              a world that breaks the contract of text worlds
     ├── DivergenceError         a training that diverged, or whose sampler is another policy
@@ -39,6 +40,10 @@ class ConfigError(PoadError, ValueError):
 
 class ModelError(PoadError, ValueError):
     """A model that cannot be loaded or used; the message says what to use instead."""
+
+
+class EngineError(PoadError, RuntimeError):
+    """A sampling engine that cannot be reached or used; the message says what to do about it."""
 
 
 class PromptError(PoadError, ValueError):

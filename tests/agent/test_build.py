@@ -90,6 +90,15 @@ def test_streams_that_cannot_be_grouped_are_refused(method: str, said: Any, told
     resolve(from_dict({"credit": {"method": "poad"}} | said))  # others have no groups
 
 
+def test_a_vllm_server_is_for_adapters_and_for_streams_of_their_own() -> None:
+    acting = {"engine": "vllm"}
+    with pytest.raises(ConfigError, match=r"acting\.engine = vllm: .* use model\.tuning = lora"):
+        resolve(from_dict({"acting": acting}))
+    resolved = resolve(from_dict({"acting": acting, "model": {"tuning": "lora"}})).config
+    assert resolved.randomness == "stream"
+    assert resolved.acting.engine == "vllm"
+
+
 def test_the_turns_advantage_goes_with_every_scheme() -> None:
     for scheme in ("trie", "score", "published"):
         config = from_dict({"credit": {"method": "turn_ppo"}, "acting": {"scheme": scheme}})

@@ -16,10 +16,10 @@ from tiny_models import PROMPTS, Zoo
 from tiny_worlds import settings
 from tolerance import drift
 
-from poad.agent.continuous_batching import write_with_transformers
+from poad.agent.continuous_batching import TransformersEngine
 from poad.agent.policy import Policy
 from poad.agent.settings import Acting
-from poad.errors import ModelError
+from poad.errors import EngineError
 from poad.learn.train import Trainer
 from poad.turns import Observation, Turn
 
@@ -35,7 +35,9 @@ ACTING = Acting(engine="transformers", max_action_tokens=9, stop=("\n", "door"))
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_it_samples_what_the_learner_computes(zoo: Zoo, temperature: float, tuning: Any) -> None:
     model = zoo.load(tuning=tuning)
-    policy = Policy(model, replace(ACTING, temperature=temperature))
+    policy = Policy(
+        model, replace(ACTING, temperature=temperature), engine=TransformersEngine(model)
+    )
     observations = [Observation(prompt) for prompt in PROMPTS * 3]
     actions = policy.act(observations, np.random.default_rng(0))
     turns = [Turn(policy.prompt_ids(o), a, 0.0) for o, a in zip(observations, actions, strict=True)]
@@ -52,7 +54,7 @@ def test_the_same_seed_writes_the_same_actions(zoo: Zoo) -> None:
     model = zoo.load()
     prompts = [model.codec.prompt(prompt) for prompt in PROMPTS]
     one, again, other = (
-        dict(write_with_transformers(model, ACTING, prompts, np.random.default_rng(seed)))
+        dict(TransformersEngine(model).write(ACTING, prompts, [np.random.default_rng(seed)]))
         for seed in (1, 1, 2)
     )
     assert list(one) == [0, 1, 2, 3]
@@ -64,7 +66,7 @@ def test_the_same_seed_writes_the_same_actions(zoo: Zoo) -> None:
 def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo) -> None:
     model = zoo.load()
     prompts = [model.codec.prompt(prompt) for prompt in PROMPTS * 20]
-    written = write_with_transformers(model, ACTING, prompts, np.random.default_rng(0))
+    written = TransformersEngine(model).write(ACTING, prompts, [np.random.default_rng(0)])
     kinds = set()
     for _, action in written:
         text = model.codec.tokenizer.decode(list(action.token_ids))
@@ -77,19 +79,6 @@ def test_actions_end_at_a_stop_text_the_end_token_or_the_budget(zoo: Zoo) -> Non
         assert "\n" not in before
         kinds.add((stopped, ended))
     assert len(kinds) >= 2
-
-
-def test_separate_generators_are_served_by_the_decoder(zoo: Zoo) -> None:
-    model = zoo.load()
-    for prompts in (PROMPTS, PROMPTS[:1]):
-        observations = [Observation(prompt) for prompt in prompts]
-        both = [
-            Policy(model, replace(ACTING, engine=engine)).act(
-                observations, [np.random.default_rng(i) for i in range(len(prompts))]
-            )
-            for engine in ("own", "transformers")
-        ]
-        assert both[0] == both[1]
 
 
 @needs_batching
@@ -114,5 +103,5 @@ def test_an_older_transformers_is_rejected(
     older = ModuleType("transformers")
     vars(older).update(known, GenerationConfig=transformers.GenerationConfig)
     monkeypatch.setitem(sys.modules, "transformers", older)
-    with pytest.raises(ModelError, match=r"needs a transformers with continuous batching"):
-        list(write_with_transformers(model, ACTING, [(5, 6)], np.random.default_rng(0)))
+    with pytest.raises(EngineError, match=r"needs a transformers with continuous batching"):
+        list(TransformersEngine(model).write(ACTING, [(5, 6)], [np.random.default_rng(0)]))

@@ -19,6 +19,7 @@ from tiny_models import ACTIONS, PROMPTS, Zoo, assert_same, next_token_logits
 from tolerance import drift, float32
 from torch import Tensor
 
+from poad.agent.continuous_batching import TransformersEngine
 from poad.agent.likelihood import Evaluated
 from poad.agent.policy import Policy
 from poad.agent.settings import Acting
@@ -169,7 +170,7 @@ def test_entropy_divergence_and_gradients_leave_out_what_is_no_token(padded: Loa
 def test_the_engine_of_transformers_writes_none_either(padded: Loader):
     model = padded()
     acting, observations = WAYS["free"]
-    policy = Policy(model, replace(acting, engine="transformers"))
+    policy = Policy(model, acting, engine=TransformersEngine(model))
     actions, _, chosen = played(policy, observations)
     assert max(max(action.token_ids) for action in actions) < len(model.codec.tokenizer)
     recorded = torch.tensor([logprob for action in actions for logprob in action.logprob])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from poad.cli.trust import check_stored, trust
-from poad.config import Config, CreditConfig, ModelConfig, load
+from poad.config import Config, CreditConfig, ModelConfig, from_dict, load
 from poad.errors import ConfigError, WorldError
 from poad.runs import Run
 
@@ -199,6 +199,14 @@ def test_a_run_connects_to_no_server_that_nobody_trusts(folder: Path) -> None:
         assert "--trust-code" in message
     trust(Config(env="openenv:http://127.0.0.1:9"))
     check_stored(load(folder / "nice" / "config.yaml"), folder / "nice", trusted=False)
+
+
+def test_a_run_hands_nothing_to_a_vllm_server_that_nobody_trusts(folder: Path) -> None:
+    config = from_dict({"acting": {"engine": "vllm"}, "vllm": {"url": "http://127.0.0.1:9"}})
+    with pytest.raises(ConfigError, match=r"a connection to a server \(http://127\.0\.0\.1:9\)"):
+        check_stored(config, folder / "run", trusted=False)
+    trust(config)
+    check_stored(config, folder / "run", trusted=False)
 
 
 def test_a_world_of_a_scheme_without_a_module_asks_nothing(folder: Path) -> None:

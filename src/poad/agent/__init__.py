@@ -3,6 +3,7 @@
 from poad.agent.build import Agent, Tensors, in_threads, load_agent, torch_threads
 from poad.agent.critic import Critic, FrozenFeatures, Standardizer, critic_width, read_hidden
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
+from poad.agent.engines import Engine, OwnEngine, open_engine
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting, CreditSettings, Settings, refuse_free_writing, resolve
@@ -15,7 +16,9 @@ __all__ = [
     "Critic",
     "DecisionBatch",
     "DecisionTable",
+    "Engine",
     "FrozenFeatures",
+    "OwnEngine",
     "Policy",
     "Settings",
     "Standardizer",
@@ -24,6 +27,7 @@ __all__ = [
     "in_threads",
     "listed_leaves",
     "load_agent",
+    "open_engine",
     "read_hidden",
     "refuse_free_writing",
     "resolve",

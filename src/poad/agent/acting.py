@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poad.agent.continuous_batching import write_with_transformers
 from poad.agent.decisions import DecisionBatch, DecisionTable, listed_leaves
+from poad.agent.engines import Engine
 from poad.agent.likelihood import find_decisions, option_logprobs
 from poad.agent.sampling import (
     SINGLE_OPTION,
@@ -18,7 +18,6 @@ from poad.agent.sampling import (
     Categorical,
     check_finite,
     walk,
-    write,
 )
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
@@ -40,6 +39,7 @@ class Actor:
     Args:
         model: the language model.
         acting: the way of acting.
+        engine: writes freely.
         generators: the source of randomness of each observation.
         greedy: take the likeliest token or action instead of sampling.
         cache: distributions to reuse and extend.
@@ -47,6 +47,7 @@ class Actor:
 
     model: LanguageModel
     acting: Acting
+    engine: Engine
     generators: Sequence[np.random.Generator]
     greedy: bool
     cache: ActingCache
@@ -95,11 +96,7 @@ class Actor:
 
     def _write(self, prompts: Sequence[TokenIds]) -> Iterator[tuple[int, Action]]:
         """Write freely. What is written hardly repeats, so no distribution is cached."""
-        if self.cache.engine_generator is not None:
-            source = self.cache.engine_generator
-            return write_with_transformers(self.model, self.acting, prompts, source)
-        decoder = self.cache.decoder
-        return write(self.model, self.acting, prompts, self.generators, self.greedy, decoder)
+        return self.engine.write(self.acting, prompts, self.generators, self.cache.decoder)
 
     def _choose(self, offers: Sequence[tuple[TokenIds, TokenTree]]) -> list[Action]:
         """Choose among offered actions."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from poad.agent.sampling import action_text, check_finite, is_finished
+from poad.agent.sampling import as_action
 from poad.agent.settings import Acting
-from poad.errors import ModelError
-from poad.lm import LanguageModel
+from poad.errors import EngineError
+from poad.lm import Decoder, LanguageModel
+from poad.ranks import Ranks
 from poad.turns import Action, TokenIds
 
 _PAGE = 32
@@ -27,48 +29,50 @@ _TOO_OLD = (
 )
 
 
-def write_with_transformers(
-    model: LanguageModel,
-    acting: Acting,
-    prompts: Sequence[TokenIds],
-    generator: np.random.Generator,
-) -> Iterator[tuple[int, Action]]:
-    """Sample a freely written action behind every prompt.
+@dataclass(frozen=True)
+class TransformersEngine:
+    """The continuous batching of transformers, which shares the weights of the model.
 
-    The engine does not know stop texts. The tokens behind one are dropped; those before it are a
-    fair sample nevertheless.
+    It does not know stop texts. The tokens behind one are dropped; those before it are a fair
+    sample nevertheless. One seed serves a whole batch.
 
     Args:
         model: the language model.
-        acting: temperature, token budget and stop texts.
-        prompts: the prompt of each action.
-        generator: the source of the engine's seed.
-
-    Yields:
-        The index of a prompt and the action behind it, in the order of the prompts.
-
-    Raises:
-        ModelError: transformers is too old, or the engine wrote nothing behind a prompt.
     """
-    # The engine answers by request number, in any order, and returns what follows a stop text, too.
-    written = _generate(model, acting, prompts, int(generator.integers(2**31)))
-    for i in range(len(prompts)):
-        row = written.get(f"req_{i}")
-        if row is None or row.error or len(row.logprobs) != len(row.generated_tokens):
-            raise ModelError(
-                f"transformers' continuous batching wrote nothing behind prompt {i}"
-                f"{f' ({row.error})' if row is not None and row.error else ''}; "
-                "leave acting.engine at own."
-            )
-        tokens: list[int] = []
-        for token in row.generated_tokens:
-            tokens.append(int(token))
-            if is_finished(model, acting, tokens):
-                break
-        ids = tuple(tokens)
-        logprob = tuple(float(value) for value in row.logprobs[: len(ids)])
-        check_finite(model, prompts[i], logprob)
-        yield i, Action(action_text(model, acting, ids), ids, (True,) * len(ids), logprob)
+
+    model: LanguageModel
+
+    def write(
+        self,
+        acting: Acting,
+        prompts: Sequence[TokenIds],
+        generators: Sequence[np.random.Generator],
+        decoder: Decoder | None = None,
+        /,
+    ) -> Iterator[tuple[int, Action]]:
+        """Write with one seed, drawn from the first generator; see `poad.agent.Engine`.
+
+        Raises:
+            EngineError: transformers is too old, or wrote nothing behind a prompt.
+        """
+        # It answers by request number, in any order, and returns what follows a stop text, too.
+        written = _generate(self.model, acting, prompts, int(generators[0].integers(2**31)))
+        for i, prompt in enumerate(prompts):
+            row = written.get(f"req_{i}")
+            if row is None or row.error or len(row.logprobs) != len(row.generated_tokens):
+                raise EngineError(
+                    f"transformers' continuous batching wrote nothing behind prompt {i}"
+                    f"{f' ({row.error})' if row is not None and row.error else ''}; "
+                    "leave acting.engine at own."
+                )
+            tokens = [int(token) for token in row.generated_tokens]
+            yield i, as_action(self.model, acting, prompt, tokens, row.logprobs)
+
+    def update(self, ranks: Ranks) -> None:
+        """Do nothing: the weights are shared."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _generate(
@@ -78,7 +82,7 @@ def _generate(
     try:
         from transformers import ContinuousBatchingConfig, GenerationConfig
     except ImportError as error:
-        raise ModelError(_TOO_OLD) from error
+        raise EngineError(_TOO_OLD) from error
     budget = acting.max_action_tokens
     sampling = GenerationConfig(
         max_new_tokens=budget,
@@ -98,7 +102,7 @@ def _generate(
     try:
         batching_config = ContinuousBatchingConfig(**batching)
     except TypeError as error:  # before 5.18 it had neither a seed nor a page size
-        raise ModelError(_TOO_OLD) from error
+        raise EngineError(_TOO_OLD) from error
     return model.causal_lm.generate_batch(
         inputs=[list(prompt) for prompt in prompts],
         generation_config=sampling,

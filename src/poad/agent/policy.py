@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poad.agent.acting import Actor, Offer, with_thoughts
 from poad.agent.decisions import DecisionBatch
+from poad.agent.engines import Engine, OwnEngine
 from poad.agent.likelihood import (
     Evaluated,
     evaluate,
@@ -32,6 +33,7 @@ class Policy:
         model: the language model.
         acting: the way of acting; the defaults of `Acting` if None.
         prompt: the form of the prompts; the model's codec must be made for it. None: plain prompts.
+        engine: writes freely, where actions are sampled. None: our own decoder.
     """
 
     def __init__(
@@ -39,11 +41,17 @@ class Policy:
         model: LanguageModel,
         acting: Acting | None = None,
         prompt: PromptConfig | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.model, self.codec = model, model.codec
         self.acting = acting or Acting()
         self.prompt = prompt or PromptConfig()
         self.codec.spare_tokens = self.acting.max_action_tokens
+        self._engine = engine or OwnEngine(model)
+
+    def writing_with(self, engine: Engine) -> Policy:
+        """Return the same policy with another engine for what is written freely."""
+        return Policy(self.model, self.acting, self.prompt, engine)
 
     def dialogue(self) -> Dialogue:
         """Return a maker of prompts for one stream."""
@@ -83,6 +91,7 @@ class Policy:
         Raises:
             ValueError: offered actions that are empty, repeated, or the same tokens.
             ModelError: the model's log-probabilities are not finite.
+            EngineError: the engine that writes cannot go on.
         """
         actions = dict(self.act_each(observations, generator, greedy=greedy, cache=cache))
         return [actions[i] for i in range(len(observations))]
@@ -107,14 +116,10 @@ class Policy:
         cache = ActingCache() if cache is None else cache
         if cache.decoder is None and (self.prompt.history == "episode" or self.prompt.thinking):
             cache.decoder = self.model.decoder(True, self.acting.pass_tokens)
-        cache.engine_generator = None
         if isinstance(generator, np.random.Generator):
-            # Another engine takes one seed for a whole batch. Where each observation has its own
-            # source of randomness, our decoder writes.
-            if self.acting.engine == "transformers" and not greedy:
-                cache.engine_generator = generator
             generator = [generator] * len(observations)
-        actor = Actor(self.model, self.acting, generator, greedy, cache)
+        engine = OwnEngine(self.model, greedy=True) if greedy else self._engine
+        actor = Actor(self.model, self.acting, engine, generator, greedy, cache)
         prompts = [self.prompt_ids(o) for o in observations]
         thoughts: list[Action] = []
         if self.prompt.thinking:

@@ -75,8 +75,6 @@ class ActingCache:
     """By prompt and trie: the probability of each offered action, under any scheme."""
     decoder: Decoder | None = None
     """Remembers rows from turn to turn, where prompts grow."""
-    engine_generator: np.random.Generator | None = None
-    """The source of the seeds of another engine, if one writes; set by each call of the policy."""
     prompts: set[TokenIds] = field(default_factory=set)
     """The prompts that something was computed for."""
     tokens: int = 0
@@ -288,8 +286,7 @@ def write(
             tokens[i].append(token)
             logprobs[i].append(logprob)
             if is_finished(model, acting, tokens[i]):
-                ids, values = tuple(tokens[i]), tuple(logprobs[i])
-                yield i, Action(action_text(model, acting, ids), ids, (True,) * len(ids), values)
+                yield i, _written(model, acting, tokens[i], logprobs[i])
             else:
                 unfinished.append((i, row))
         if not unfinished:
@@ -338,7 +335,34 @@ def is_finished(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> 
     return any(stop in text for stop in acting.stop)
 
 
-def action_text(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> str:
+def as_action(
+    model: LanguageModel,
+    acting: Acting,
+    prompt: TokenIds,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+) -> Action:
+    """Make an action of what another engine wrote, up to where it is finished.
+
+    Raises:
+        ModelError: a log-probability is not finite.
+    """
+    ends = (n for n in range(1, len(tokens)) if is_finished(model, acting, tokens[:n]))
+    count = next(ends, len(tokens))
+    values = [float(value) for value in logprobs[:count]]
+    check_finite(model, prompt, values)
+    return _written(model, acting, tokens[:count], values)
+
+
+def _written(
+    model: LanguageModel, acting: Acting, tokens: Sequence[int], logprobs: Sequence[float]
+) -> Action:
+    """Make an action of freely written tokens, each of which was a choice."""
+    choice = (True,) * len(tokens)
+    return Action(_text(model, acting, tokens), tuple(tokens), choice, tuple(logprobs))
+
+
+def _text(model: LanguageModel, acting: Acting, tokens: Sequence[int]) -> str:
     """Return the text of a freely written action, up to the first stop text."""
     kept = tokens[:-1] if tokens[-1] == model.codec.end_id else tokens
     text = model.codec.tokenizer.decode(kept)

@@ -29,7 +29,7 @@ class Acting:
     score_end: bool = False
     temperature: float = 1.0
     temperature_free: float | None = None
-    engine: Literal["own", "transformers"] = "own"
+    engine: Literal["own", "transformers", "vllm"] = "own"
     max_action_tokens: int = FreeText().max_tokens
     stop: tuple[str, ...] = FreeText().stop
     pass_tokens: int = PPOConfig().micro_batch_tokens
@@ -125,7 +125,8 @@ def _resolve_randomness(config: Config) -> Literal["shared", "stream"]:
             "process."
         )
     if config.randomness == "auto":
-        return "stream" if several or config.acting.engine == "own" else "shared"
+        # transformers takes one seed for all rows.
+        return "stream" if several or config.acting.engine != "transformers" else "shared"
     return config.randomness
 
 
@@ -186,6 +187,12 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
         raise ConfigError(
             f"critic.warmup = {config.critic.warmup} lets the critic learn alone, but {why}; use "
             "critic.warmup = 0."
+        )
+    if acting.engine == "vllm" and config.model.tuning != "lora":
+        raise ConfigError(
+            f"acting.engine = vllm: the server is handed adapters, but model.tuning = "
+            f"{config.model.tuning} trains all weights; use model.tuning = lora, or acting.engine "
+            "= own."
         )
     if method.compared != "none":
         _refuse_groups(config, method)

@@ -117,6 +117,8 @@ def _requests(config: Config, run: Path | None) -> Iterator[_Request]:
         yield _Request(_REMOTE, config.model.name)
     if (host := host_of(config.env)) is not None:
         yield _Request(_CONNECTION, host)
+    if config.acting.engine == "vllm":
+        yield _Request(_CONNECTION, config.vllm.url)
     if run is not None and config.env_args.get("isolation") == "none":
         yield _Request(_UNPROTECTED, str(run.resolve()))
 

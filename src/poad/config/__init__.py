@@ -26,6 +26,7 @@ from poad.config.settings import (
     PPOConfig,
     PromptConfig,
     TrackingConfig,
+    VllmConfig,
     has_frozen_float32,
     world_seed,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Preset",
     "PromptConfig",
     "TrackingConfig",
+    "VllmConfig",
     "dump",
     "from_dict",
     "has_frozen_float32",

@@ -137,9 +137,10 @@ class ActingConfig:
     temperature_free: Annotated[float | None, Above(0)] = None
     """Temperature of tokens that are written freely, thoughts included. None takes `temperature`,
     which has to be near 1 then."""
-    engine: Literal["own", "transformers"] = "own"
-    """Decoder for free writing during training: the decoder of poad, or the continuous batching
-    of transformers (a paged cache, for many long rows on a GPU). Evaluations use poad's."""
+    engine: Literal["own", "transformers", "vllm"] = "own"
+    """Who writes freely during training: the decoder of poad, the continuous batching of
+    transformers (a paged cache, for many long rows on a GPU), or a vLLM server (see `vllm`).
+    Evaluations and choices among offered actions use poad's."""
     max_action_tokens: Annotated[int | None, Above(0)] = None
     """Token limit of a freely written action. The action ends there; the episode goes on. None
     takes the limit of the world, or 64."""
@@ -323,6 +324,20 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """The vLLM server that writes, if `acting.engine` is `vllm` (docs/scaling.md)."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of the server. If it needs a key, poad takes it from the environment variable
+    VLLM_API_KEY."""
+    folder: str = ""
+    """Directory in which the adapters are handed over. The server must see it under the same path.
+    Empty makes a temporary one, for a server on the same machine."""
+    timeout: Annotated[float, Above(0)] = 600.0
+    """Seconds that the server may take for an action, or to load the adapters."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
@@ -371,6 +386,7 @@ class Config:
     critic: CriticConfig = field(default_factory=CriticConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     checkpoint_every: Annotated[int, AtLeast(0)] = 10
     """Iterations between checkpoints. 0 writes one only at the end, as every run does."""
     checkpoint_minutes: Annotated[float, AtLeast(0)] = 30.0
@@ -422,7 +438,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         (not c.prompt.thinking_close.strip(), "prompt.thinking_close: must not be blank."),
         (
-            c.randomness == "stream" and c.acting.engine != "own",
+            c.randomness == "stream" and c.acting.engine == "transformers",
             f"acting.engine = {c.acting.engine}: draws for all streams at once; set randomness = "
             "shared, in one process.",
         ),

@@ -61,7 +61,8 @@ class Drift(NamedTuple):
                 f"({self.largest:.3g} at most) before any step, so the sampler is another policy; "
                 f"ppo.drift_stop allows {limit:g}. Try model.dtype = float32, or learn all the "
                 "same with ppo.recompute_logprob and ppo.importance_cap = 2 and a higher "
-                "ppo.drift_stop."
+                "ppo.drift_stop. If another acting.engine writes, see that it has the run's model, "
+                "precision and temperature (docs/scaling.md)."
             )
         return self
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from poad.errors import WorldError, WorldNote, explained
+from poad.errors import EngineError, WorldError, WorldNote, explained
 from poad.learn.stream import Step, WorldStream
 from poad.runs import Run, WorldErrorRecord, add_world_error
 from poad.turns import Action
@@ -159,16 +159,18 @@ class Tolerance:
 def log_faults(
     run: Run | None, iteration: int, faults: Sequence[Fault], error: Exception | None
 ) -> None:
-    """Write failures into the directory of a run, and say in an error how to repeat the last one.
+    """Write failures into the directory of a run, and say in an error how to go on.
 
     Args:
         run: the run, if there is one.
         iteration: in which they happened.
         faults: the failures.
-        error: the one that ends the training, if one does.
+        error: the one that ends the training, if one does; of a world or of the sampling engine.
     """
     if run is None:
         return
+    if error is not None and isinstance(error, EngineError):
+        error.add_note(f"Nothing is lost: `poad train --resume {run.path}` goes on.")
     number = 0
     for fault in faults:
         number = add_world_error(run, WorldErrorRecord(iteration, **vars(fault)))

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from poad.agent import Agent
+from poad.agent import Agent, Engine
 from poad.envs import BestWork
+from poad.errors import EngineError
 from poad.learn.faults import Fault, fault_from_json, fault_to_json, is_world_fault
 from poad.learn.resume import offer_from_json, offer_to_json, turn_from_json, turn_to_json
 from poad.learn.rollout import Collector
@@ -27,6 +28,7 @@ def collect(
     collector: Collector,
     generator: np.random.Generator,
     agent: Agent,
+    engine: Engine,
     ranks: Ranks,
     log: Callable[[Sequence[Fault], Exception | None], None],
 ) -> Rollout:
@@ -36,18 +38,22 @@ def collect(
         collector: of this rank's streams.
         generator: the source of randomness that streams may share.
         agent: who acts.
+        engine: writes what is written freely, and is handed the weights at first.
         ranks: in the order of their streams.
         log: is told which worlds failed, and how, with the failure that is not borne or None.
 
     Raises:
-        Exception: a world failed, and that is not borne. The rollout is taken back on all ranks.
-        RankError: a world of another rank failed.
+        Exception: a world failed, and that is not borne; or the engine failed. The rollout is
+            taken back on all ranks.
+        RankError: a world or the engine of another rank failed.
     """
     rollout, failure = None, None
+    collector.begin_rollout(generator)  # so that a failure of the engine, too, can be taken back
     try:
+        engine.update(ranks)
         rollout = collector.collect(agent.config.horizon, generator)
     except Exception as error:
-        if not is_world_fault(error):
+        if not is_world_fault(error) and not isinstance(error, EngineError):
             raise
         failure = error
     first = ranks.own(agent.config.streams).start  # of the streams of this rank

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from poad.agent import Agent, load_agent, torch_threads
+from poad.agent import Agent, load_agent, open_engine, torch_threads
 from poad.config import SEEDS_PER_RUN, Config
 from poad.envs import BestWork, Work, Workers, make
 from poad.learn.evaluate import examine
@@ -45,6 +45,7 @@ class Trainer:
         self.config = config = self.agent.config
         self.run, self.ranks = run if ranks.is_first else None, ranks
         self.learner = PPO(self.agent, ranks)
+        self.engine = open_engine(config, self.agent.model)
         self.works = BestWork()
         self.generator = np.random.default_rng(config.seed)
         self.meters = Meters()
@@ -53,7 +54,7 @@ class Trainer:
         self._noted_prompts = False
         self.collector = Collector(
             partial(make, config.env, **config.env_args),
-            self.agent.policy,
+            self.agent.policy.writing_with(self.engine),
             config.streams,
             (config.seed + 2) * SEEDS_PER_RUN,
             ranks.own(config.streams) if config.randomness == "stream" else None,
@@ -97,6 +98,7 @@ class Trainer:
             if (whole or self.collector.rewound) and not self.ranks.gone:
                 self.save()
             self.collector.close()
+            self.engine.close()
 
     def iterate(self) -> Metrics:
         """Collect one rollout, learn from it, and return the metrics."""
@@ -104,7 +106,8 @@ class Trainer:
         with self.agent.model.lower.remembered():
             with self.meters.collecting:
                 log = partial(log_faults, self.run, self.meters.iteration + 1)
-                rollout = collect(self.collector, self.generator, self.agent, self.ranks, log)
+                collected = self.collector, self.generator, self.agent, self.engine, self.ranks
+                rollout = collect(*collected, log)
             with self.meters.updating:
                 progress = self.meters.env_steps / self.config.steps
                 learned = self.learner.update(rollout, progress)

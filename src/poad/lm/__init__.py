@@ -1,6 +1,6 @@
 """Language models: loading, prompts, packing and forward passes."""
 
-from poad.lm.adapters import with_adapters
+from poad.lm.adapters import save_adapters, with_adapters
 from poad.lm.cache import Decoder
 from poad.lm.checks import explain_nan
 from poad.lm.cursor import allowed_tokens
@@ -65,6 +65,7 @@ __all__ = [
     "resolve_device",
     "resolve_model",
     "resolve_precision",
+    "save_adapters",
     "seeded",
     "text_body",
     "what_is_missing",

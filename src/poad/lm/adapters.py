@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
-from poad.lm.model import text_body
+from poad.lm.model import LanguageModel, text_body
 
 
 def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
@@ -52,6 +53,22 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
             f"No layer to adapt is called {' or '.join(targets)}; this model's linear layers are "
             f"{', '.join(sorted(linear))}. Set model.lora_targets."
         ) from error
+
+
+def save_adapters(model: LanguageModel, folder: Path, base: str) -> None:
+    """Write the adapters of a model into a directory that PEFT and vLLM read.
+
+    Args:
+        model: one with adapters.
+        folder: created if it is not there.
+        base: what the files call the model below the adapters.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written.
+    """
+    module: Any = model.module
+    module.peft_config["default"].base_model_name_or_path = base
+    module.save_pretrained(folder, save_embedding_layers=False)
 
 
 def _beside_the_text(causal: Any, targets: Sequence[str]) -> list[str]:

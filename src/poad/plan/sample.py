@@ -353,7 +353,7 @@ def _play(
     config = settings.config
     # A guessed tokenizer has no chat template.
     prompt = config.prompt if tokenizer else replace(config.prompt, format="plain")
-    policy = Policy(model, replace(settings.acting, stop=(), engine="own"), prompt)
+    policy = Policy(model, replace(settings.acting, stop=()), prompt)
     seed = (config.seed + 2) * SEEDS_PER_RUN
     own = range(streams) if config.randomness == "stream" else None
     collector = Collector(lambda: _world(config), policy, streams, seed, own)

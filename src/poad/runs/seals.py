@@ -28,7 +28,7 @@ from poad.runs.provenance import PACKAGES
 
 MAY_CHANGE = (
     *("steps", "eval", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
-    *("threads", "trackers", "tracking", "workers", "step_timeout", "reset_timeout"),
+    *("threads", "trackers", "tracking", "workers", "step_timeout", "reset_timeout", "vllm"),
     *("on_world_error", "world_error_limit"),
 )
 """Settings that may change when a run is resumed. All others are sealed."""

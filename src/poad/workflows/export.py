@@ -23,7 +23,7 @@ from torch import Tensor
 from poad.agent import Agent
 from poad.display import Screen
 from poad.errors import ExportError
-from poad.lm import find_source, without_progress_bars
+from poad.lm import find_source, save_adapters, without_progress_bars
 from poad.runs import atomic_directory
 from poad.workflows.card import base_name, model_card
 from poad.workflows.load import LoadedRun, Weights, load_weights
@@ -79,7 +79,7 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
         with atomic_directory(to) as partial:
             with without_progress_bars():
                 if adapter:
-                    _save_adapter(agent, partial)
+                    save_adapters(agent.model, partial, base_name(agent.config.model.name))
                     _as_it_acts(agent).save_pretrained(partial)
                 else:
                     merged = _merged(agent)
@@ -148,9 +148,3 @@ def _as_it_acts(agent: Agent) -> Any:
         pad_token_id=codec.pad_id,
         suppress_tokens=list(codec.without_token(agent.model.vocabulary)) or None,
     )
-
-
-def _save_adapter(agent: Agent, folder: Path) -> None:
-    module: Any = agent.model.module
-    module.peft_config["default"].base_model_name_or_path = base_name(agent.config.model.name)
-    module.save_pretrained(folder, save_embedding_layers=False)

@@ -28,6 +28,7 @@ from poad.lm.model import (
     computed_twice,
     context_length,
     seeded,
+    shard,
     text_body,
 )
 from poad.lm.packing import (
@@ -39,6 +40,7 @@ from poad.lm.packing import (
     renumber,
 )
 from poad.lm.prompts import Dialogue, codec_for
+from poad.lm.shards import all_whole, own_part, part_of, whole
 from poad.lm.tokenizer import TextCodec
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "TextCodec",
     "Wheel",
     "advice_on_memory",
+    "all_whole",
     "allowed_tokens",
     "cache_directory",
     "codec_for",
@@ -71,17 +74,21 @@ __all__ = [
     "load_tokenizer",
     "model_source",
     "own_names",
+    "own_part",
     "pack",
     "pack_in_passes",
     "packed_tokens",
+    "part_of",
     "renumber",
     "resolve_device",
     "resolve_model",
     "resolve_precision",
     "seeded",
+    "shard",
     "suitable_preset",
     "text_body",
     "what_is_missing",
+    "whole",
     "with_adapters",
     "without_progress_bars",
 ]

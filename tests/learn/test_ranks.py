@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sharded, reference, an update that goes too far": {
         "world": "Prefixes",
         "model": {"shard": "full"},
-        "ppo": {"kl_reference": 0.1, "lr": 0.01, "kl_stop": None, "kl_limit": 1e-4},
+        "ppo": {"kl_reference": 0.1, "lr": 0.01, "kl_stop": None, "kl_limit": 1e-8},
     },
     "sharded, passes of one row": {
         "world": "Prefixes",

@@ -32,6 +32,8 @@ KILLS = 5
 """Kills of each round."""
 PATIENCE = 600
 """Seconds after which a process that does not end hangs."""
+STARTED: list[subprocess.Popen[bytes]] = []
+"""All that were started, to end them with this process."""
 WORDS = (
     *("train", "--quiet", "--trust-code", "--env", WORLD, "--on-world-error", "restart"),
     *("--world-error-limit", "1", "--model.name", "tiny-kitchen", "--preset", "plain"),
@@ -72,7 +74,7 @@ def start(words: tuple[str, ...], ranks: int, log: Path) -> list[subprocess.Pope
     common = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     many = place | {"WORLD_SIZE": str(ranks)} if ranks > 1 else {}
     with log.open("ab") as file:
-        return [
+        processes = [
             subprocess.Popen(
                 (sys.executable, "-m", "poad", *words),
                 env=common | many | ({"RANK": str(r), "LOCAL_RANK": str(r)} if many else {}),
@@ -81,6 +83,8 @@ def start(words: tuple[str, ...], ranks: int, log: Path) -> list[subprocess.Pope
             )
             for r in range(ranks)
         ]
+    STARTED.extend(processes)
+    return processes
 
 
 def outcome(run: Path) -> Any:
@@ -187,6 +191,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16_384, help="turns of a round's training")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chance, begin = random.Random(options.seed), time.monotonic()
     rounds = kills = 0
     with tempfile.TemporaryDirectory() as name:
@@ -211,8 +216,9 @@ def main() -> int:
                 print(told, flush=True)
             ended = long.end()
         finally:
-            if long.process.poll() is None:
-                long.process.kill()
+            for process in STARTED:
+                if process.poll() is None:
+                    process.kill()
     minutes = (time.monotonic() - begin) / 60
     print(json.dumps({"minutes": round(minutes, 1), "rounds": rounds, "kills": kills} | ended))
     return int(ended["growth"] > 0.1)

@@ -2,6 +2,7 @@
 
 A Llama of random weights with the words of tiny-kitchen is trained in full. Seconds are CPU seconds
 of rank 0 (median of the iterations behind the first), which leave out waiting for the other one.
+The machine should be idle: its speed is measured by the clock.
 """
 
 import json

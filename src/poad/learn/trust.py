@@ -16,7 +16,7 @@ from torch import Tensor
 from poad.agent import Policy
 from poad.learn.experience import Experience
 from poad.learn.losses import approx_kl, by_turn
-from poad.lm import own_part
+from poad.lm import own_part, renew
 
 _HALVINGS = 20
 """More do not happen unless the policy was outside before its first step; then it goes back."""
@@ -64,7 +64,7 @@ class TrustRegion:
                 # Weights that overflowed cannot be halved, only replaced.
                 origin = start.to(weight.device)
                 weight.copy_(torch.lerp(origin, weight, 0.5) if share else origin)
-            self._policy.model.renew()
+            renew(self._policy.model)
             kl = self._kl(experience)
         return Kept(share, kl)
 

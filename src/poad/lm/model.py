@@ -55,8 +55,7 @@ class LanguageModel:
 
     ranks: Ranks = ALONE
     """The processes among which the reading of many positions is divided just now."""
-    shards: Shards | None = None
-    """The division of the weights among processes, if there is one (:func:`shard`)."""
+    shards: Shards | None = None  # the weights' division among processes, made by `shard`
 
     def __init__(
         self,
@@ -156,12 +155,7 @@ class LanguageModel:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(part_of(tensor, own[name]))
-        self.renew()
-
-    def renew(self) -> None:
-        """Let all ranks know of weights that were changed by hand, each on its own part."""
-        if self.shards is not None:
-            self.shards.gather()
+        renew(self)
 
     # --- forward passes -----------------------------------------------------------------------
 
@@ -417,6 +411,12 @@ def _checkpoint_layers(model: LanguageModel) -> None:
     # recomputation would not match.
     for layer in layers[:-1] if model._skips_unread else layers:
         layer.forward = partial(_checkpointed, layer.forward)
+
+
+def renew(model: LanguageModel) -> None:
+    """Let all ranks know of weights that were changed by hand, each on its own part."""
+    if model.shards is not None:
+        model.shards.gather()
 
 
 def shard(model: LanguageModel, ranks: Ranks, compute: torch.dtype | None = None) -> None:

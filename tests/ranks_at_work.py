@@ -9,7 +9,7 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +23,7 @@ from poad.config import Config
 from poad.learn import Trainer
 from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
+from poad.lm import own_part, whole
 from poad.ranks import Ranks, joined
 from poad.workflows import resume_run, train_run
 
@@ -109,7 +110,7 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
                 told["metrics"].append(trainer.iterate())
         tensors = trainer.agent.tensors()
         told["weights"] = {
-            f"{group}.{name}": tensor.double().numpy().copy()
+            f"{group}.{name}": whole(tensor).double().numpy().copy()
             for group, named in tensors.items()
             for name, tensor in named.items()
         }
@@ -120,6 +121,40 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
 def learn_all(ranks: Ranks, cases: dict[str, Any], iterations: int) -> dict[str, Any]:
     """Train in several ways, one after the other."""
     return {name: learn(ranks, changes, iterations) for name, changes in cases.items()}
+
+
+def held(ranks: Ranks, kind: str) -> dict[str, Any]:
+    """Count the numbers that a rank holds of a sharded model, after two iterations."""
+    trainer = Trainer(settings("Novel", randomness="stream", model={"shard": kind}), ranks=ranks)
+    metrics = [trainer.iterate() for _ in range(2)]
+    trainer.collector.close()
+    model, optimizer = trainer.agent.model, trainer.learner.optimizer
+    weights = model.parameters()
+    moments = [t for slots in optimizer.state.values() for t in slots.values() if t.dim()]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    assert model.shards is not None
+    assert model._frozen is not None
+    told: dict[str, Any] = {
+        "all": sum(weight.numel() for weight in weights),
+        "between steps": here(model.module.parameters()),
+        "untrained between steps": here(model._frozen.parameters()),
+        "kept in": str(own_part(weights[0]).dtype),
+        "computed in": str(next(model.module.parameters()).dtype),
+        "metrics": [[m["policy_loss"], m["value_loss"], m["grad_norm"]] for m in metrics],
+    }
+    for name, tensors in (("weights", weights), ("gradients", gradients), ("moments", moments)):
+        told[name] = here(tensors)
+    with model.shards.divided():
+        told["in a step"] = here(model.module.parameters())
+        told["untrained in a step"] = here(model._frozen.parameters())
+    return told
+
+
+def here(tensors: Iterable[torch.Tensor]) -> int:
+    """Count the numbers of tensors that are in the memory of this process."""
+    parts = [own_part(tensor) for tensor in tensors]
+    memory = {part.untyped_storage().data_ptr(): part for part in parts if part.numel()}
+    return sum(p.untyped_storage().nbytes() // p.element_size() for p in memory.values())
 
 
 def train_in_parts(_: Ranks, path: Path, config: Config, resume: bool) -> int:

@@ -85,6 +85,10 @@ def without_contradictions(group: Any) -> Any:
     """The same settings, less what makes no sense together."""
     if isinstance(group, ModelConfig) and not has_frozen_float32(group):
         group = replace(group, precision="full")
+    if isinstance(group, ModelConfig) and (
+        group.tuning == "lora" or (group.shard == "mixed" and group.dtype != "float32")
+    ):
+        group = replace(group, shard="none")
     if isinstance(group, ModelConfig) and group.tuning == "full":
         dtype = "float32" if group.dtype == "float16" else group.dtype
         return replace(group, quantize="none", dtype=dtype, lora_dropout=0.0)

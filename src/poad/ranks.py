@@ -153,11 +153,31 @@ class Ranks:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            self.gone = True
-            raise RankError(
-                "Another process of this training has ended, so this one ends, too. The last "
-                "checkpoint is intact: start the same command again with --resume RUN."
-            ) from error
+            raise self._left_alone() from error
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Notice that another rank is gone where torch exchanges messages by itself.
+
+        Raises:
+            RankError: another rank is gone. Other errors stay as they are.
+        """
+        import torch.distributed as dist
+
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+            if isinstance(error, RankError) or not lost:
+                raise
+            raise self._left_alone() from error
+
+    def _left_alone(self) -> RankError:
+        self.gone = True
+        return RankError(
+            "Another process of this training has ended, so this one ends, too. The last "
+            "checkpoint is intact: start the same command again with --resume RUN."
+        )
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors, of one data type and device, by their sums over all ranks, in place.
@@ -191,9 +211,16 @@ class Ranks:
         return tensor.to(here)
 
     def add_up_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum the gradients of all ranks. Where no rank has one, there is none afterwards."""
+        """Sum the gradients of all ranks. Where no rank has one, there is none afterwards.
+
+        Those of sharded weights are left alone: they were summed when they were computed.
+        """
         import torch
 
+        if self.size > 1:
+            from torch.distributed.tensor import DTensor
+
+            parameters = [p for p in parameters if not isinstance(p, DTensor)]
         if self.size == 1 or not parameters:
             return
         known = torch.tensor([float(p.grad is not None) for p in parameters])

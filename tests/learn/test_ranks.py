@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ranks_at_work import learn_all, on_ranks
+from ranks_at_work import held, learn_all, on_ranks
 
 CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel"},
@@ -31,6 +32,28 @@ CASES: dict[str, dict[str, Any]] = {
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "free writing": {"world": "Mixed"},
     "fewer streams than ranks": {"world": "Workshop", "streams": 1},
+    "sharded": {"world": "Novel", "model": {"shard": "full"}},
+    "sharded, shared body, checkpointing": {
+        "world": "Chain",
+        "model": {"shard": "full", "gradient_checkpointing": True},
+        "critic": {"body": "shared"},
+    },
+    "sharded, reference, an update that goes too far": {
+        "world": "Prefixes",
+        "model": {"shard": "full"},
+        "ppo": {"kl_reference": 0.1, "lr": 0.01, "kl_stop": None, "kl_limit": 1e-8},
+    },
+    "sharded, passes of one row": {
+        "world": "Prefixes",
+        "model": {"shard": "full"},
+        "credit": {"method": "turn_ppo"},
+        "ppo": {"ratio": "turn", "micro_batch_tokens": 1},
+    },
+    "sharded, fewer streams and bundles than ranks": {
+        "world": "Workshop",
+        "model": {"shard": "full"},
+        "streams": 1,
+    },
 }
 
 
@@ -75,3 +98,24 @@ def test_ranks_train_as_one_process_does(case: str, size: int, trained: Told) ->
     for name, weight in several[0]["weights"].items():
         assert all(np.array_equal(each["weights"][name], weight) for each in several)
     assert several[0]["values"] == several[1]["values"]
+
+
+def test_an_update_that_goes_too_far_is_shortened_on_sharded_weights(trained: Told) -> None:
+    case = "sharded, reference, an update that goes too far"
+    assert min(metrics["kept"] for metrics in trained[2][0][case]["metrics"]) < 1
+
+
+@pytest.mark.parametrize("kind", ["full", "mixed"])
+def test_a_rank_holds_its_share_of_weights_gradients_and_moments(kind: str, tmp_path: Path) -> None:
+    told = on_ranks(held, 2, tmp_path / "ranks", kind)
+    for each in told:
+        share = pytest.approx(each["all"] / 2, rel=0.02)
+        assert each["weights"] == each["gradients"] == share
+        assert each["moments"] == 2 * each["weights"]
+        assert each["in a step"] == each["weights"]
+        assert each["between steps"] == each["all"]
+        assert each["untrained in a step"] < 0.6 * each["untrained between steps"]
+        computed = "torch.bfloat16" if kind == "mixed" else "torch.float32"
+        assert (each["kept in"], each["computed in"]) == ("torch.float32", computed)
+    assert sum(each["weights"] for each in told) == told[0]["all"]
+    assert told[0]["metrics"] == told[1]["metrics"]

@@ -49,6 +49,11 @@ def assert_same_run(path: Path, expected: Path) -> None:
 
 CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel", "eval": {"episodes": 3, "every": 1}},
+    "sharded": {
+        "world": "Novel",
+        "model": {"shard": "full"},
+        "eval": {"episodes": 3, "every": 1},
+    },
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}, "eval": {"episodes": 0}},
 }
 
@@ -75,18 +80,19 @@ def wait_for(path: Path, count: int, processes: list[Any]) -> None:
         time.sleep(0.02)
 
 
-def long_training(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
-    config = settings("Novel", steps=10**6, checkpoint_every=1, randomness="stream")
+def long_training(tmp_path: Path, **model: Any) -> tuple[Path, tuple[str, ...]]:
+    changes: dict[str, Any] = {"steps": 10**6, "checkpoint_every": 1, "randomness": "stream"}
+    config = settings("Novel", **changes, model=model)
     (tmp_path / "long.yaml").write_text(dump(config))
     path = tmp_path / "run"
     return path, ("train", "--config", str(tmp_path / "long.yaml"), "--run", str(path), "--quiet")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "shard"), [(0, "none"), (1, "none"), (0, "full"), (1, "full")])
 def test_a_process_that_dies_ends_the_training_with_one_sentence(
-    victim: int, tmp_path: Path
+    victim: int, shard: str, tmp_path: Path
 ) -> None:
-    path, command = long_training(tmp_path)
+    path, command = long_training(tmp_path, shard=shard)
     processes = start_command(2, tmp_path, *command)
     wait_for(path / "metrics.jsonl", 3, processes)
     processes[victim].kill()

@@ -14,7 +14,8 @@ from poad.agent.critic import Critic, FrozenFeatures, read_hidden
 from poad.agent.policy import Policy
 from poad.agent.settings import Settings, resolve
 from poad.config import Config
-from poad.lm import LanguageModel, load_model
+from poad.lm import LanguageModel, load_model, shard
+from poad.ranks import ALONE, Ranks
 from poad.turns import Position
 
 T = TypeVar("T")
@@ -60,12 +61,14 @@ class Agent:
         self.critic.load_state_dict(dict(tensors["critic"]))
 
 
-def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
+def load_agent(config: Config, tensors: Tensors | None = None, *, ranks: Ranks = ALONE) -> Agent:
     """Build the agent that a configuration describes.
 
     Args:
         config: resolved or not.
         tensors: trained weights of a checkpoint. None leaves the agent untrained.
+        ranks: the processes that divide the weights of the model among them, if the settings say
+            so (`ModelConfig.shard`).
 
     Raises:
         ConfigError, ModelError: it cannot be built; the message says why.
@@ -87,6 +90,8 @@ def load_agent(config: Config, tensors: Tensors | None = None) -> Agent:
     width = model.width if features is None else features.width
     standardize = frozen and config.critic.standardize
     critic = Critic(width, config.critic.hidden, config.seed, standardize).to(model.device)
+    if config.model.shard != "none" and ranks.size > 1:
+        shard(model, ranks, torch.bfloat16 if config.model.shard == "mixed" else None)
     agent = Agent(settings, model, policy, critic, features)
     if tensors is not None:
         agent.load(tensors)

@@ -51,8 +51,10 @@ def evaluate(
         batch: the decisions.
         acting: the way of acting, of which the temperatures divide the scores.
         pass_tokens: columns of one forward pass, padding included. A longer row is a pass of its
-            own.
+            own. Gradients of sharded weights take one pass in any case.
     """
+    if torch.is_grad_enabled() and model.shards is not None:
+        pass_tokens = sys.maxsize  # each pass over sharded weights is one of all ranks
     passes = pack_in_passes(batch.positions, batch.pad_id, pass_tokens, model.branching)
     once = len(passes) == 1 or not torch.is_grad_enabled()
     each: list[_Sums] = []

@@ -10,6 +10,7 @@ from poad.cli.arguments import Switch
 from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import trust
 from poad.config import Config
+from poad.errors import HardwareError
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
 
@@ -31,6 +32,14 @@ class Options:
     flops: float | None = None
     """Operations per second that the machine sustains in matrix products, such as 150e12. Default:
     measured on this one."""
+    devices: int = 1
+    """Devices of each machine, such as GPUs, each with a process of its own."""
+    nodes: int = 1
+    """Machines."""
+    link: str = "200GB"
+    """Bytes per second that each device of a machine exchanges with its neighbours."""
+    network: str = "25GB"
+    """Bytes per second between one machine and another."""
     trust_code: Switch = False
     """Do what the settings of a run ask for: import modules that are not poad's, or run programs
     without protection. You are asked once (docs/security.md)."""
@@ -47,6 +56,11 @@ def run(options: Options) -> int:
     """Print the prediction; the exit status is 1 if the training does not fit."""
     trust(options.settings)
     check_settings(options.settings)
-    from poad.plan import show
+    from poad.plan import Machines, read_size, show
 
-    return show(options.settings, options.memory, options.flops)
+    for name in ("devices", "nodes"):
+        if getattr(options, name) < 1:
+            raise HardwareError(f"--{name} {getattr(options, name)}: must be 1 or more.")
+    speeds = [read_size(getattr(options, name), f"--{name}") for name in ("link", "network")]
+    machines = Machines(options.devices, options.nodes, *speeds)
+    return show(options.settings, options.memory, options.flops, machines)

@@ -71,6 +71,10 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. This saves memory and
     takes about a third more time."""
+    shard: Literal["none", "full", "mixed"] = "none"
+    """In several processes: divide the trained weights, their gradients and moments among them
+    (FSDP), block by block. `full` computes in the precision of the weights. `mixed` keeps float32
+    weights and computes in bfloat16. In one process it has no effect (docs/scaling.md)."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` and so on. `auto` uses a GPU if there is one."""
     trust_remote_code: bool = False
@@ -426,6 +430,16 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             c.model.precision == "mixed" and not has_frozen_float32(c.model),
             "model.precision = mixed: requires frozen float32 weights: model.tuning = lora, "
             "model.dtype = float32 and model.quantize = none.",
+        ),
+        (
+            not full and c.model.shard != "none",
+            f"model.shard = {c.model.shard}: adapters are small, and every process keeps them "
+            "whole; set model.shard = none, or model.tuning = full.",
+        ),
+        (
+            c.model.shard == "mixed" and c.model.dtype != "float32",
+            f"model.shard = mixed: keeps weights in float32, but model.dtype = {c.model.dtype}; "
+            "set model.dtype = float32, or model.shard = full.",
         ),
         (
             full and c.model.lora_dropout > 0,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from poad.credit import Credit
 from poad.errors import DivergenceError
+from poad.lm import whole
 from poad.turns import Turn
 
 _LARGEST = 1e15
@@ -112,7 +113,7 @@ def diagnosis(
         (rate, name)
         for rate, module in trained.items()
         for name, weight in module.named_parameters()
-        if weight.grad is not None and not weight.grad.isfinite().all()
+        if weight.grad is not None and not whole(weight.grad).isfinite().all()
     ]
     # The backward pass goes from the last layer to the first. A norm of finite gradients may
     # overflow as well; then none is to be named.

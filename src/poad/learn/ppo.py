@@ -8,17 +8,17 @@ decisions adds its own term to the loss.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from poad.agent import Agent, Standardizer
 from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
 from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
-from poad.learn.steps import Step, divided, mean_of, noise_of
+from poad.learn.steps import Step, backward, clip_gradients, divided, mean_of, noise_of, stepping
 from poad.learn.trust import TrustRegion
 from poad.learn.value import ValueLearner, joint_value_loss
 from poad.learn.waiting import Waiting
@@ -106,9 +106,10 @@ class PPO:
         region = None
         if limit is not None:
             region = TrustRegion(self.policy, limit, tokens, self.ppo.ratio == "turn")
-        passes = [self._one_pass(experience)]
-        while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
-            passes.append(self._one_pass(experience))
+        with stepping(self.policy.model):
+            passes = [self._one_pass(experience)]
+            while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
+                passes.append(self._one_pass(experience))
         metrics = mean_of([step for steps in passes for step in steps])
         if region is not None:
             metrics["kept"], metrics["kl_after"] = region.keep(experience)
@@ -151,10 +152,9 @@ class PPO:
             noise.set_state(before)  # the same dropout, however often this is repeated
             totals = torch.zeros(len(Step._fields) - 1)  # all fields but the last, grad_norm
             compared = [(torch.zeros(0), torch.zeros(0))]
-            for some in experience.batch.bundles.micro_batches(tokens, mine):
-                with self.policy.model.dropout(noise):
-                    loss, sums, pair = self._loss(experience, some, share, tokens)
-                    loss.backward()
+            micro_batches = experience.batch.bundles.micro_batches(tokens, mine)
+            loss = partial(self._loss, experience, share=share, tokens=tokens)
+            for _, sums, pair in backward(self.policy.model, micro_batches, loss, noise):
                 totals += sums
                 if self._drift is None:
                     compared.append((pair[0].cpu(), pair[1].cpu()))
@@ -169,7 +169,7 @@ class PPO:
             learner, sampler = map(torch.cat, zip(*compared, strict=True))
             drift = Drift.between(learner, sampler).among(self.ranks, len(learner))
             self._drift = drift.check(self.ppo.drift_stop)
-        norms = [clip_grad_norm_(group, self.ppo.max_grad_norm) for group in self._groups]
+        norms = [clip_gradients(group, self.ppo.max_grad_norm) for group in self._groups]
         step = Step._make([*totals.tolist(), float(norms[0])])
         if not all(norm.isfinite() for norm in norms):
             shared = {"critic.lr": self.agent.critic} if self.values is None else {}

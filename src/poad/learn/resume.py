@@ -18,7 +18,7 @@ from poad.learn.ppo import PPO
 from poad.learn.rollout import Collector
 from poad.learn.stream import WorldStream
 from poad.learn.value import Readings
-from poad.lm import TextCodec
+from poad.lm import TextCodec, all_whole, part_of
 from poad.trie import Form, Grammar, Offer, TokenTree
 from poad.turns import Action, Turn
 
@@ -28,7 +28,8 @@ def take_snapshot(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return the tensors of a checkpoint, by file, and the rest of its state as JSON values.
 
-    The tensors are the live ones: write or copy them before training goes on.
+    The tensors are the live ones: write or copy them before training goes on. Only rank 0 gets
+    those that are sharded.
     """
     tensors = agent.tensors() | {
         "optimizer": _moments(learner.optimizer),
@@ -50,7 +51,8 @@ def take_snapshot(
         "pass_tokens": agent.model.passes.tokens,
         "waiting": [[turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
     }
-    return tensors, state
+    whole = {group: all_whole(named, learner.ranks) for group, named in tensors.items()}
+    return whole, state
 
 
 def restore_snapshot(
@@ -214,8 +216,13 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore what `_moments` returned."""
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": _by_number(moments)})
+    """Restore what `_moments` returned, whole. Of sharded weights, take this rank's part."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = {
+        n: {name: part_of(t, weights[n]) if t.dim() else t for name, t in slots.items()}
+        for n, slots in _by_number(moments).items()
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def _by_number(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from poad.lm import LanguageModel
+from poad.lm import LanguageModel, pack, whole
 from poad.ranks import Ranks
+
+Found = TypeVar("Found", bound=tuple[Any, ...])
 
 
 class Step(NamedTuple):
@@ -45,6 +49,59 @@ def divided(model: LanguageModel, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         model.ranks = before
+
+
+def stepping(model: LanguageModel) -> AbstractContextManager[None]:
+    """Keep the weights divided among ranks while steps are made, if they are sharded."""
+    return nullcontext() if model.shards is None else model.shards.divided()
+
+
+def backward(
+    model: LanguageModel,
+    micro_batches: Sequence[Tensor],
+    loss_of: Callable[[Tensor], Found],
+    noise: torch.Generator,
+) -> Iterator[Found]:
+    """Compute the gradient of a step, one micro-batch after the other.
+
+    A pass over sharded weights is a meeting. So a rank with fewer micro-batches than another takes
+    part in passes of nothing at the end.
+
+    Args:
+        model: the model that the loss depends on.
+        micro_batches: this rank's.
+        loss_of: returns the loss of a micro-batch, and what else is to be yielded.
+        noise: the source of dropout.
+
+    Yields:
+        What `loss_of` returned, after its backward pass.
+    """
+    shards, count = model.shards, len(micro_batches)
+    most = count if shards is None else max(shards.ranks.exchange("passes", count))
+    for some in micro_batches:
+        with model.dropout(noise):
+            if shards is not None:
+                found = shards.backward(partial(loss_of, some))
+            else:
+                found = loss_of(some)
+                found[0].backward()
+        yield found
+    for _ in range(most - count):
+        assert shards is not None
+        shards.backward(partial(_loss_of_nothing, model))
+
+
+def _loss_of_nothing(model: LanguageModel) -> tuple[Tensor]:
+    """Compute a loss whose gradient is 0, from all weights."""
+    packed = pack([((model.codec.end_id,), ())], model.codec.pad_id)
+    return (0.0 * model.logits(model.read(packed)[:, None]).logsumexp(-1).sum(),)
+
+
+def clip_gradients(weights: Sequence[Tensor], limit: float) -> Tensor:
+    """Clip the norm of the gradients of some weights, sharded or not, and return it unclipped."""
+    norm = whole(get_total_norm([w.grad for w in weights if w.grad is not None]))
+    clip_grads_with_norm_(weights, limit, norm)
+    return norm
 
 
 def noise_of(generator: torch.Generator, model: LanguageModel, ranks: Ranks) -> torch.Generator:

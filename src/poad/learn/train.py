@@ -41,7 +41,7 @@ class Trainer:
     def __init__(
         self, config: Config, run: Run | None = None, *, resume: bool = False, ranks: Ranks = ALONE
     ) -> None:
-        self.agent: Agent = load_agent(config)
+        self.agent: Agent = load_agent(config, ranks=ranks)
         self.config = config = self.agent.config
         self.run, self.ranks = run if ranks.is_first else None, ranks
         self.learner = PPO(self.agent, ranks)

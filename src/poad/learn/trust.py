@@ -16,6 +16,7 @@ from torch import Tensor
 from poad.agent import Policy
 from poad.learn.experience import Experience
 from poad.learn.losses import approx_kl, by_turn
+from poad.lm import own_part, renew
 
 _HALVINGS = 20
 """More do not happen unless the policy was outside before its first step; then it goes back."""
@@ -46,7 +47,7 @@ class TrustRegion:
         self._policy, self._limit, self._tokens = policy, limit, micro_batch_tokens
         self._per_turn = per_turn
         self._start: Sequence[Tensor] = [
-            weight.detach().to("cpu", copy=True) for weight in policy.model.parameters()
+            own_part(weight).to("cpu", copy=True) for weight in policy.model.parameters()
         ]
 
     @torch.no_grad()
@@ -58,10 +59,12 @@ class TrustRegion:
         share, kl = 1.0, self._kl(experience)
         while not kl <= self._limit and share:  # a KL that is not finite is too large as well
             share = share / 2 if share > 0.5**_HALVINGS else 0.0
-            for weight, start in zip(self._policy.model.parameters(), self._start, strict=True):
+            parts = map(own_part, self._policy.model.parameters())
+            for weight, start in zip(parts, self._start, strict=True):
                 # Weights that overflowed cannot be halved, only replaced.
                 origin = start.to(weight.device)
                 weight.copy_(torch.lerp(origin, weight, 0.5) if share else origin)
+            renew(self._policy.model)
             kl = self._kl(experience)
         return Kept(share, kl)
 

@@ -22,7 +22,9 @@ from poad.lm.model import (
     LanguageModel,
     computed_twice,
     context_length,
+    renew,
     seeded,
+    shard,
     text_body,
 )
 from poad.lm.packing import (
@@ -34,6 +36,7 @@ from poad.lm.packing import (
     renumber,
 )
 from poad.lm.prompts import Dialogue, codec_for
+from poad.lm.shards import all_whole, own_part, part_of, whole
 from poad.lm.tokenizer import TextCodec
 from poad.models import ASSETS
 
@@ -48,6 +51,7 @@ __all__ = [
     "PassLimit",
     "TextCodec",
     "advice_on_memory",
+    "all_whole",
     "allowed_tokens",
     "codec_for",
     "computed_twice",
@@ -58,17 +62,22 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_source",
+    "own_part",
     "pack",
     "pack_in_passes",
     "packed_tokens",
+    "part_of",
+    "renew",
     "renumber",
     "resolve_device",
     "resolve_model",
     "resolve_precision",
     "save_adapters",
     "seeded",
+    "shard",
     "text_body",
     "what_is_missing",
+    "whole",
     "with_adapters",
     "without_progress_bars",
 ]

@@ -27,6 +27,7 @@ from poad.lm.lower import LowerLayers
 from poad.lm.masks import over_positions, window_of
 from poad.lm.memory import PassLimit
 from poad.lm.packing import Packed
+from poad.lm.shards import Shards, part_of
 from poad.lm.tokenizer import TextCodec
 from poad.ranks import ALONE, Ranks
 
@@ -54,6 +55,7 @@ class LanguageModel:
 
     ranks: Ranks = ALONE
     """The processes among which the reading of many positions is divided just now."""
+    shards: Shards | None = None  # the weights' division among processes, made by `shard`
 
     def __init__(
         self,
@@ -130,24 +132,30 @@ class LanguageModel:
 
     def parameters(self) -> list[nn.Parameter]:
         """List the weights that are trained."""
-        return [p for p in self.module.parameters() if p.requires_grad]
+        return [*self._trained().values()]
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        if self.shards is not None:
+            return self.shards.trained
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained weights by name, tied ones once."""
-        return {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
+        """Return the trained weights by name, tied ones once; of sharded ones, this rank's part."""
+        return {n: p.detach() for n, p in self._trained().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the weights that :meth:`state` returned.
+        """Restore the weights that :meth:`state` returned, whole.
 
         Raises:
             ModelError: the names or shapes are not those of this model.
         """
-        own = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        own = self._trained()
         if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
             raise ModelError("The saved weights belong to another model or another tuning mode.")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+                own[name].copy_(part_of(tensor, own[name]))
+        renew(self)
 
     # --- forward passes -----------------------------------------------------------------------
 
@@ -403,6 +411,35 @@ def _checkpoint_layers(model: LanguageModel) -> None:
     # recomputation would not match.
     for layer in layers[:-1] if model._skips_unread else layers:
         layer.forward = partial(_checkpointed, layer.forward)
+
+
+def renew(model: LanguageModel) -> None:
+    """Let all ranks know of weights that were changed by hand, each on its own part."""
+    if model.shards is not None:
+        model.shards.gather()
+
+
+def shard(model: LanguageModel, ranks: Ranks, compute: torch.dtype | None = None) -> None:
+    """Divide the trained weights, and those of the untrained body, among ranks, block by block.
+
+    Args:
+        model: fully trained, with the same weights on all ranks.
+        ranks: more than one.
+        compute: the precision of passes, the untrained body's as well; None: as the weights are.
+
+    Raises:
+        ModelError: its blocks are not found.
+    """
+    blocks, frozen = _layers(model._body), model._frozen
+    if blocks is None:
+        raise ModelError(
+            f"The layers of {type(model.causal_lm).__name__} have an unknown name, so its weights "
+            "cannot be sharded; train with model.shard = none."
+        )
+    untrained = nn.ModuleList() if frozen is None else _layers(frozen) or nn.ModuleList()
+    if frozen is not None:
+        frozen.to(compute)
+    model.shards = Shards(model.module, [*blocks], [*untrained], ranks, compute)
 
 
 # --- helpers of the forward pass --------------------------------------------------------------

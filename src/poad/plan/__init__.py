@@ -1,13 +1,17 @@
 """Memory and time of a training run, predicted before any weights are loaded."""
 
-from poad.plan.hardware import matrix_speed
-from poad.plan.predict import hindsight, show
+from poad.plan.hardware import matrix_speed, read_size
+from poad.plan.predict import hindsight
+from poad.plan.scale import Machines
 from poad.plan.shape import Shape, model_shape
+from poad.plan.show import show
 
 __all__ = [
+    "Machines",
     "Shape",
     "hindsight",
     "matrix_speed",
     "model_shape",
+    "read_size",
     "show",
 ]

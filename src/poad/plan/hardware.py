@@ -28,7 +28,7 @@ def matrix_speed(config: Config, seconds: float = 1.0) -> float:
     device = torch.device(_device(config))
     size = 768 if device.type == "cpu" else 8192
     dtype = getattr(torch, config.model.dtype)
-    if config.model.precision == "mixed":
+    if "mixed" in (config.model.precision, config.model.shard):
         dtype = torch.bfloat16
     a = torch.zeros(size, size, dtype=dtype, device=device)
 
@@ -81,8 +81,12 @@ def device_memory(config: Config) -> int:
     return min(size, int(given)) if given.isdigit() else size
 
 
-def read_size(text: str) -> int:
+def read_size(text: str, flag: str = "--memory") -> int:
     """Read a number of bytes such as ``24GB``, ``80GiB``, ``512MB`` or ``1000``.
+
+    Args:
+        text: the size.
+        flag: where it was written.
 
     Raises:
         HardwareError: the text is no such size.
@@ -93,7 +97,7 @@ def read_size(text: str) -> int:
     except ValueError:
         number = 0.0
     if not found or number <= 0:
-        raise HardwareError(f"--memory {text}: expected a size such as 24GB, 80GiB or 512MB.")
+        raise HardwareError(f"{flag} {text}: expected a size such as 24GB, 80GiB or 512MB.")
     return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
 
 

@@ -18,16 +18,7 @@ import torch
 
 from poad.agent import critic_width, resolve
 from poad.config import Config, from_dict, nested
-from poad.display import Screen, Table
-from poad.errors import HardwareError
-from poad.plan.hardware import (
-    Kind,
-    device_kind,
-    device_memory,
-    matrix_speed,
-    peak_memory,
-    read_size,
-)
+from poad.plan.hardware import Kind, device_kind, matrix_speed, peak_memory
 from poad.plan.sample import Sample, load_codec, sample_world
 from poad.plan.shape import Shape, model_shape
 
@@ -85,6 +76,8 @@ class Plan:
     """Sustained speed of a large matrix product, in operations per second."""
     shape: Shape
     sample: Sample
+    ranks: int = 1
+    """Processes that train together; memory is that of one, seconds are those of one alone."""
 
     @property
     def memory(self) -> int:
@@ -100,13 +93,16 @@ class Plan:
         return self.seconds_acting + self.seconds_updating
 
 
-def predict(config: Config, *, flops: float | None = None, measure: float = 1.0) -> Plan:
+def predict(
+    config: Config, *, flops: float | None = None, measure: float = 1.0, ranks: int = 1
+) -> Plan:
     """Predict memory and time of one iteration, without loading weights.
 
     Args:
         config: the run.
         flops: sustained speed of matrix products, in operations per second. None measures it.
         measure: seconds to spend on measuring.
+        ranks: processes that train together, each on a device of its own.
 
     Raises:
         HardwareError: the device is not in this machine and no speed is given.
@@ -117,36 +113,95 @@ def predict(config: Config, *, flops: float | None = None, measure: float = 1.0)
     speed = matrix_speed(config, measure) if flops is None else flops
     shape = model_shape(config.model, config.env)
     sample = sample_world(settings, *load_codec(config))
-    return _plan(config, device_kind(config), speed, shape, sample)
+    return _plan(config, device_kind(config), speed, shape, sample, ranks)
 
 
-def _plan(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> Plan:
+def _plan(
+    config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample, ranks: int
+) -> Plan:
     acting, updating, operations = _seconds(config, kind, speed, shape, sample)
-    parts = (*_permanent(config, kind, shape, sample), *_temporary(config, shape, sample))
+    parts = (
+        *_weights(config, kind, shape, ranks),
+        *_permanent(config, kind, shape, sample),
+        *_temporary(config, shape, sample, ranks),
+    )
     needed = tuple(part for part in parts if part.size)
-    return Plan(needed, kind, acting, updating, operations, speed, shape, sample)
+    return Plan(needed, kind, acting, updating, operations, speed, shape, sample, ranks)
+
+
+def plan_of(config: Config, plan: Plan, ranks: int) -> Plan:
+    """Predict the same run with so many processes."""
+    return _plan(config, plan.kind, plan.speed, plan.shape, plan.sample, ranks)
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iterator[Part]:
-    """Yield what stays in memory from the first update to the last."""
+def _weights(config: Config, kind: Kind, shape: Shape, ranks: int) -> Iterator[Part]:
+    """Yield what holds weights, their gradients and their moments, of one process."""
     number = getattr(torch, config.model.dtype).itemsize
     full = config.model.tuning == "full"
-    if config.model.precision == "mixed":
-        yield Part("weights as loaded", 4 * shape.weights, "loading", "until they are rounded")
-    yield Part("base weights", base_bytes(config, shape), note=_precision(config, shape))
+    trained, width = (shape.weights, number) if full else (shape.adapters, 4)
+    copied = 0
     if full and (config.critic.body == "frozen" or config.ppo.kl_reference > 0):
         # A tied head is part of the body. Another head is copied only for the reference.
-        size = shape.weights if config.ppo.kl_reference > 0 else shape.body
-        yield Part("frozen copy", size * number, note="of the untrained model")
-    trained, width = (shape.weights, number) if full else (shape.adapters, 4)
+        copied = shape.weights if config.ppo.kl_reference > 0 else shape.body
+    if is_sharded(config, ranks):
+        yield from _shards(config, shape, ranks, copied)
+    else:
+        if config.model.precision == "mixed":
+            yield Part("weights as loaded", 4 * shape.weights, "loading", "until they are rounded")
+        yield Part("base weights", base_bytes(config, shape), note=_precision(config, shape))
+        yield Part("frozen copy", copied * number, note="of the untrained model")
+        ranks = 1  # each process keeps all of the following
+    each = -(-trained // ranks) * width
     yield Part("adapters", 4 * shape.adapters, note=f"rank {config.model.lora_rank}, float32")
-    yield Part("gradients", trained * width, note=f"of {trained:,} trained weights")
-    yield Part("Adam moments", 2 * trained * width, note="two per trained weight")
+    yield Part("gradients", each, note=f"of {-(-trained // ranks):,} trained weights")
+    yield Part("Adam moments", 2 * each, note="two per trained weight")
     if kind == "cpu" and config.ppo.kl_limit is not None:
-        yield Part("trust region", trained * width, note="the trained weights before an update")
+        yield Part("trust region", each, note="the trained weights before an update")
+
+
+def is_sharded(config: Config, ranks: int) -> bool:
+    """Return whether processes divide the weights among them."""
+    return ranks > 1 and config.model.shard != "none"
+
+
+def _shards(config: Config, shape: Shape, ranks: int, copied: int) -> Iterator[Part]:
+    """Yield the weights of one process of many that divide them among each other.
+
+    Args:
+        config: the run.
+        shape: the model's.
+        ranks: the processes.
+        copied: weights of the untrained model that are kept.
+    """
+    kept = getattr(torch, config.model.dtype).itemsize
+    number = computed_bytes(config)
+    part = -(-shape.weights // ranks)
+    yield Part("base weights", part * kept, note=f"1/{ranks} of {_precision(config, shape)}")
+    whole = shape.weights * number
+    loaded = (shape.weights + copied) * kept
+    yield Part(
+        "weights as loaded", loaded - part * kept, "loading", "whole, until they are divided"
+    )
+    yield Part("whole weights", whole, "acting", "put together between updates")
+    # Embeddings and head stay whole, with their gradients, and so do two blocks.
+    beside = shape.weights - shape.multiplied
+    at_work = beside + 2 * -(-shape.multiplied // shape.layers)
+    yield Part("weights at work", 2 * at_work * number, "updating", "two blocks and the embeddings")
+    blocks, rest = min(copied, shape.multiplied), max(0, copied - shape.multiplied)
+    yield Part("frozen copy", (rest + -(-blocks // ranks)) * number, note="of the untrained model")
+    yield Part("whole frozen copy", blocks * number, "acting", "put together between updates")
+
+
+def computed_bytes(config: Config) -> int:
+    """Return the bytes of a weight in the precision in which sharded weights are computed."""
+    return 2 if config.model.shard == "mixed" else getattr(torch, config.model.dtype).itemsize
+
+
+def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iterator[Part]:
+    """Yield what else stays in memory from the first update to the last."""
     frozen = config.critic.body == "frozen"
     read = critic_width(shape.width, config.critic) if frozen else shape.width
     sizes = (read, *config.critic.hidden, 1)
@@ -189,8 +244,8 @@ def _precision(config: Config, shape: Shape) -> str:
     return f"{count} weights, {precision}"
 
 
-def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
-    """Yield what is in memory only while acting or only while updating.
+def _temporary(config: Config, shape: Shape, sample: Sample, ranks: int) -> Iterator[Part]:
+    """Yield what is in memory of one process only while acting or only while updating.
 
     The activations of a micro-batch of m tokens take m · c bytes, where c is ``Shape.saved``
     (Korthikanti et al., arXiv 2205.05198, equation 1, without the attention matrices). With
@@ -198,7 +253,9 @@ def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     """
     number = getattr(torch, config.model.dtype).itemsize
     minibatches = max(1, min(config.ppo.minibatches, sample.prompts))
-    tokens = min(config.ppo.micro_batch_tokens, math.ceil(sample.tokens_at_once / minibatches))
+    share = largest_share(sample.prompts / minibatches, ranks)
+    learned = math.ceil(sample.tokens_at_once / minibatches * share)
+    tokens = min(config.ppo.micro_batch_tokens, learned)
     readings = math.ceil(sample.update_positions * tokens / max(1, sample.tokens_at_once))
     row = max(240, 2 * sample.longest) if sample.offered else sample.longest  # as `pack` fills them
     each = shape.saved
@@ -214,15 +271,22 @@ def _temporary(config: Config, shape: Shape, sample: Sample) -> Iterator[Part]:
     if sample.few_logits:
         size = 0
     yield Part("logits", size, "updating", f"{readings:,} positions, float32")
-    yield from _acting(config, shape, sample, number, unpacked)
+    yield from _acting(config, shape, sample, number, unpacked, ranks)
+
+
+def largest_share(pieces: float, ranks: int) -> float:
+    """Return the share of the work of the busiest of some ranks that divide equal pieces."""
+    pieces = max(1, round(pieces))
+    return -(-pieces // ranks) / pieces
 
 
 def _acting(
-    config: Config, shape: Shape, sample: Sample, number: int, unpacked: int
+    config: Config, shape: Shape, sample: Sample, number: int, unpacked: int, ranks: int
 ) -> Iterator[Part]:
     """Yield what a pass of acting needs; ``number`` and ``unpacked`` are in bytes."""
-    # While acting no row waits for another. An evaluation may play more of them than training.
-    rows = max(config.streams, config.eval.streams if config.eval.episodes else 0)
+    # While acting no row waits for another. An evaluation, by rank 0 alone, may play more of them
+    # than training.
+    rows = max(-(-config.streams // ranks), config.eval.streams if config.eval.episodes else 0)
     drawn = math.ceil(sample.acting_logits * rows / config.streams)
     read = min(rows, sample.prompts)
     rows = read if sample.offered else rows
@@ -241,10 +305,21 @@ def _acting(
 # --- time -----------------------------------------------------------------------------------------
 
 
-def _seconds(
-    config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample
-) -> tuple[float, float, float]:
-    """Predict the seconds of acting and of updating, and the operations of both.
+class Work(NamedTuple):
+    """What one iteration computes, and what each of its passes costs in any case."""
+
+    acting: float
+    """Floating-point operations of acting."""
+    updating: float
+    """Floating-point operations of the update."""
+    repeated: float
+    """Operations that gradient checkpointing repeats, beside those."""
+    latency: float
+    """Seconds of a forward pass, even of one token."""
+
+
+def work(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> Work:
+    """Count the operations of one iteration.
 
     A forward pass takes 2 operations per token and weight, a backward pass 2 through every layer
     and 2 more for each trained weight (Kaplan et al., arXiv 2001.08361, section 2.1). Attention
@@ -269,13 +344,21 @@ def _seconds(
     recomputed = forward * ppo.epochs if config.model.gradient_checkpointing else 0
     # A pass waits for every layer to be launched, and for all weights to be read from memory.
     weights = base_bytes(config, shape) * INTENSITY[kind] / speed
-    latency = shape.layers * LAYER_SECONDS[kind] + weights
+    return Work(act, update, recomputed, shape.layers * LAYER_SECONDS[kind] + weights)
+
+
+def _seconds(
+    config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample
+) -> tuple[float, float, float]:
+    """Predict the seconds of acting and of updating in one process, and the operations of both."""
+    each = work(config, kind, speed, shape, sample)
     share_acting, share_updating = utilization(config, kind)
     turns = TURN_SECONDS * sample.turns
-    acting = act / speed / share_acting + sample.acting_passes * latency + turns
-    passes = 3 * sample.update_passes * ppo.epochs  # a backward pass waits about twice as long
-    updating = (update + recomputed) / speed / share_updating + passes * latency + turns
-    return acting, updating, act + update
+    acting = each.acting / speed / share_acting + sample.acting_passes * each.latency + turns
+    # A backward pass waits about twice as long as a forward pass.
+    passes = 3 * sample.update_passes * config.ppo.epochs
+    computing = (each.updating + each.repeated) / speed / share_updating
+    return acting, computing + passes * each.latency + turns, each.acting + each.updating
 
 
 # --- what to change -------------------------------------------------------------------------------
@@ -293,26 +376,27 @@ def changes(config: Config, plan: Plan) -> list[Change]:
     """List settings that would save at least 1 % of the peak, the largest saving first."""
     config = resolve(config).config
     found = []
-    for setting, other in _alternatives(config):
+    for setting, other in _alternatives(config, plan.ranks):
         shape, sample = plan.shape, plan.sample
         if other.model != config.model:
             shape = model_shape(other.model, other.env)
         if (other.streams, other.critic) != (config.streams, config.critic):
             sample = sample_world(resolve(other), *load_codec(other))
-        memory = _plan(other, plan.kind, plan.speed, shape, sample).memory
+        memory = _plan(other, plan.kind, plan.speed, shape, sample, plan.ranks).memory
         if memory < 0.99 * plan.memory:
             found.append(Change(setting, memory))
     return sorted(found, key=lambda change: change.memory)
 
 
-def _alternatives(c: Config) -> Iterator[tuple[str, Config]]:
+def _alternatives(c: Config, ranks: int) -> Iterator[tuple[str, Config]]:
     """Yield what to try: settings as they are written, and the whole configuration."""
     full, half = c.model.tuning == "full", c.streams // 2
-    lora = {"model.tuning": "lora"}
+    lora = {"model.tuning": "lora"} | ({"model.shard": "none"} if c.model.shard != "none" else {})
     tokens = max(2048, c.ppo.micro_batch_tokens // 4)
     for useful, settings in (
         (full, lora),
-        (c.model.dtype == "float32", {"model.dtype": "bfloat16"}),
+        (full and ranks > 1 and c.model.shard == "none", {"model.shard": "full"}),
+        (c.model.dtype == "float32" and c.model.shard != "mixed", {"model.dtype": "bfloat16"}),
         (c.model.quantize != "4bit", {"model.quantize": "4bit"} | (lora if full else {})),
         (not c.model.gradient_checkpointing, {"model.gradient_checkpointing": True}),
         (c.ppo.micro_batch_tokens > 2048, {"ppo.micro_batch_tokens": tokens}),
@@ -350,115 +434,3 @@ def hindsight(config: Config, metrics: Iterable[Mapping[str, float]]) -> dict[st
         return compare(predict(config, measure=0.05), metrics) | {"measured_memory": peak}
     except Exception:  # a note in the summary must never cost anyone their run
         return None
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def show(config: Config, memory: str | None = None, flops: float | None = None) -> int:
-    """Print a plan and return the exit status: 0 if the run fits into memory, 1 if not.
-
-    Args:
-        config: the run.
-        memory: size of the machine's memory, such as ``24GB``. None asks this machine.
-        flops: as in :func:`predict`.
-
-    Raises:
-        HardwareError: the size or the speed makes no sense, or the device is not in this machine.
-    """
-    if flops is not None and not flops > 0:
-        raise HardwareError(f"--flops {flops:g}: must be above 0, in operations per second.")
-    room = device_memory(config) if memory is None else read_size(memory)
-    config = resolve(config).config
-    plan = predict(config, flops=flops)
-    console = Screen(markup=True)
-    console.print(_table(plan, config).to_terminal(), "", *_world_lines(plan), "", sep="\n")
-    console.print(*_time_lines(plan, config, given=flops is not None), "", sep="\n")
-    fits = plan.memory <= room
-    verdict = "fits" if fits else "does not fit"
-    console.print(
-        f"The peak of [bold]{_bytes(plan.memory)}[/] {verdict} into {_bytes(room)} of memory."
-    )
-    if fits:
-        return 0
-    fixed = sum(part.size for part in plan.parts if part.name in ("libraries", "CUDA context"))
-    if fixed > room:
-        console.print(f"No training can fit: {_bytes(fixed)} are taken before it begins.")
-        return 1
-    listed = changes(config, plan)
-    if not listed:
-        console.print("No single setting would save much memory.")
-        return 1
-    rows = [
-        (setting, _bytes(peak) + " (fits)" * (peak <= room), _bytes(plan.memory - peak))
-        for setting, peak in listed
-    ]
-    columns, title = ("setting", "peak", "saves"), "Settings that save memory"
-    console.print(Table(columns, rows, title, align="lll").to_terminal())
-    return 1
-
-
-def _table(plan: Plan, config: Config) -> Table:
-    title = f"{plan.shape.architecture} in {config.env}, {config.streams} x {config.horizon} turns"
-    rows = [
-        (name, _bytes(size), when if when == "always" else f"while {when}", note)
-        for name, size, when, note in plan.parts
-    ]
-    return Table(("memory", "size", "needed", "details"), rows, title, align="lrll")
-
-
-def _world_lines(plan: Plan) -> Iterator[str]:
-    sample = plan.sample
-    yield (
-        f"A random agent reads {sample.prompts:,} distinct prompts per iteration, of "
-        f"{sample.prompt_tokens:.0f} tokens on average."
-    )
-    if sample.offered:
-        yield f"An action has {sample.action_tokens:.1f} tokens on average."
-    else:
-        yield f"Every action is assumed to fill its budget of {sample.action_tokens:.0f} tokens."
-    if not sample.tokenizer:
-        yield "The model's tokenizer was not found, so all numbers of tokens are estimates."
-
-
-def _time_lines(plan: Plan, config: Config, given: bool) -> Iterator[str]:
-    acting, updating = (100 * share for share in utilization(config, plan.kind))
-    iterations = math.ceil(config.steps / plan.sample.turns)
-    yield (
-        f"One iteration takes about {_duration(plan.seconds)}: "
-        f"{_duration(plan.seconds_acting)} for acting and "
-        f"{_duration(plan.seconds_updating)} for updating."
-    )
-    yield (
-        f"The run has {iterations:,} iterations and takes about "
-        f"{_duration(iterations * plan.seconds)}, without evaluations."
-    )
-    yield (
-        f"This assumes {_scaled(plan.operations)}FLOP per iteration at "
-        f"{_scaled(plan.speed)}FLOP/s ({'as given' if given else 'measured now'}), of which acting "
-        f"reaches {acting:.0f} % and updating {updating:.0f} %."
-    )
-    if config.acting.engine != "own":
-        yield (
-            "The time for acting is that of acting.engine = own; "
-            f"{config.acting.engine} may be faster."
-        )
-
-
-def _bytes(size: float) -> str:
-    return _scaled(size) + "B"
-
-
-def _scaled(number: float) -> str:
-    """Format a number with three digits and the prefix of the unit that follows it."""
-    unit = next((i for i in range(5) if number < 1000 ** (i + 1)), 5)
-    return f"{number / 1000**unit:.3g} {('', 'k', 'M', 'G', 'T', 'P')[unit]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 120:
-        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h"

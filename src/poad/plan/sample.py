@@ -118,6 +118,7 @@ class CountingModel:
     width = 1
     device = torch.device("cpu")
     ranks = ALONE
+    shards = None
 
     def __init__(
         self,

@@ -63,8 +63,8 @@ def _initialize(ray: Any, cpus: int) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ConfigError(
-            f"No Ray cluster can be reached at {address}: {why.splitlines()[0]}. Look whether it is "
-            "running (`ray status` on a machine of it), or name another one by --ray.address or "
+            f"No Ray cluster can be reached at {address}: {why.splitlines()[0]}. Look whether it "
+            "runs (`ray status` on a machine of it), or name another one by --ray.address or "
             "RAY_ADDRESS. The address `local` starts one here."
         ) from error
 

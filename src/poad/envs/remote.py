@@ -74,9 +74,7 @@ class RemoteWorld(Whereabouts):
         connect: starts the process; default: one of this machine.
     """
 
-    def __init__(
-        self, make_env: MakeEnv, connect: Callable[[MakeEnv], Line] | None = None
-    ) -> None:
+    def __init__(self, make_env: MakeEnv, connect: Callable[[MakeEnv], Line] | None = None) -> None:
         super().__init__(name_of(make_env), None)
         self.prepares = False
         self.step_discount: float | None = None

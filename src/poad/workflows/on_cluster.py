@@ -274,8 +274,8 @@ def _train(order: _Order, desk: Any, ranks: Ranks) -> int:
     attempt = ray.get(desk.enter.remote()) if ranks.is_first else 0
     mark = _mark(order.path)
     begun = mark is not None and mark != order.before
-    begun, attempt = ranks.exchange("attempt", (begun, attempt))[0]
-    if attempt > 1:
+    begun, first = ranks.exchange("attempt", (begun, attempt <= 1))[0]
+    if not first:
         warnings.warn(
             "Processes of this training have ended or joined. It goes on from its last checkpoint, "
             f"with {ranks.size}.",

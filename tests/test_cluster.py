@@ -5,6 +5,7 @@ The cluster is two raylets of this machine. Tests that need it are skipped where
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -45,14 +46,16 @@ from poad.workflows.on_cluster import _open_desk, _Order, _take_part
 def ray() -> Iterator[Any]:
     """The package, connected to a cluster of two nodes that finds the modules of these tests."""
     package = pytest.importorskip("ray", reason='needs ray: pip install "poad[ray]"')
-    from ray.cluster_utils import Cluster
-
+    utils = importlib.import_module("ray.cluster_utils")
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     known = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
     # Ray Train looks after its processes more often than every two seconds.
-    known["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    known |= {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
     with patch.dict(os.environ, known):
-        cluster = Cluster(
+        cluster = utils.Cluster(
             initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
         )
         cluster.add_node(num_cpus=2)

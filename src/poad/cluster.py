@@ -35,6 +35,8 @@ def connect(cpus: int = 1) -> Any:
     Raises:
         ConfigError: ray is not installed, or the cluster does not answer.
     """
+    # What Ray says of processes that died is pages long, and poad tells what matters of it.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         ray = importlib.import_module("ray")
     except ImportError:
@@ -91,5 +93,5 @@ def _own_signals() -> Iterator[None]:
     """Keep what SIGTERM does, since ray replaces it."""
     before = signal.getsignal(signal.SIGTERM)
     yield
-    with contextlib.suppress(ValueError):  # in other threads, ray replaces nothing
+    with contextlib.suppress(ValueError, TypeError):  # in other threads, ray replaces nothing
         signal.signal(signal.SIGTERM, before)

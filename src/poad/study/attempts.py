@@ -202,9 +202,7 @@ class Runner:
     """
 
     def __init__(self, directory: str) -> None:
-        import ray
-
-        os.environ[ADDRESS] = ray.get_runtime_context().gcs_address  # for worlds of the runs
+        os.environ[ADDRESS] = connect().get_runtime_context().gcs_address  # for worlds of the runs
         self._directory, self._attempt = directory, None
         with contextlib.suppress(OSError):  # whether the files are there is told below
             os.chdir(directory)

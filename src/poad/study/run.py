@@ -83,10 +83,7 @@ def run_study(
             raise RunError(f"Cannot write the results into {out}: {error}.") from error
     _show(console, results, page)
     names = {job.name for job in requested}
-    failed = any(
-        missing.state == "failed" and (missing.run in names or not jobs)
-        for missing in results.missing
-    )
+    failed = any(m.state == "failed" and (m.run in names or not jobs) for m in results.missing)
     return 130 if interrupted else int(failed)
 
 

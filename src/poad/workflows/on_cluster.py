@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import io
 import os
 import shutil
@@ -93,6 +94,12 @@ def train_on_cluster(
     """
     ray = connect(placement.workers)
     desk = _open_desk(ray)
+    if (cpus := int(ray.cluster_resources().get("CPU", 0))) < placement.fewest:
+        warnings.warn(
+            f"The cluster has {cpus} CPUs. The training waits until there is one for each of its "
+            f"{placement.fewest} processes.",
+            stacklevel=2,
+        )
     notes = path.absolute().parent / f".{path.name}.ray"
     size = shutil.get_terminal_size()
     live = sys.stdout.isatty()
@@ -144,24 +151,24 @@ def _show(said: list[tuple[str, str]]) -> None:
 
 def _fit(ray: Any, order: _Order, desk: Any, placement: Placement) -> None:
     """Let Ray Train do it; returns at the end, and raises if processes die too often."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    train, torch = (importlib.import_module(name) for name in ("ray.train", "ray.train.torch"))
     here = ray.cluster_resources()
     gpus = placement.gpus
     if gpus is None:
         gpus = here.get("GPU", 0) >= placement.fewest
     most, fewest = placement.workers, min(placement.fewest, placement.workers)
-    TorchTrainer(
+    torch.TorchTrainer(
         partial(_take_part, order, desk),
-        torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=_PATIENCE),
-        scaling_config=ScalingConfig(
+        torch_config=torch.TorchConfig(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=_PATIENCE
+        ),
+        scaling_config=train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most), use_gpu=gpus
         ),
-        run_config=RunConfig(
+        run_config=train.RunConfig(
             name=order.notes.name,
             storage_path=str(order.notes.parent),
-            failure_config=FailureConfig(max_failures=placement.restarts),
+            failure_config=train.FailureConfig(max_failures=placement.restarts),
         ),
     ).fit()
 
@@ -230,9 +237,10 @@ class _Desk:
 
 
 def _open_desk(ray: Any) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    strategies = importlib.import_module("ray.util.scheduling_strategies")
+    here = strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
     return ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote()
 
 
@@ -241,9 +249,9 @@ def _open_desk(ray: Any) -> Any:
 
 def _take_part(order: _Order, desk: Any) -> None:
     """Be one of the processes. An error that would come again is told, others start it again."""
-    import ray
     import torch.distributed as dist
 
+    ray = connect()
     try:
         with joined() as ranks, _heard(order, desk, ranks):
             status = _train(order, desk, ranks)
@@ -261,8 +269,6 @@ def _take_part(order: _Order, desk: Any) -> None:
 
 
 def _train(order: _Order, desk: Any, ranks: Ranks) -> int:
-    import ray
-
     with contextlib.suppress(OSError):
         os.chdir(order.directory)
     if not order.notes.is_dir():
@@ -271,7 +277,7 @@ def _train(order: _Order, desk: Any, ranks: Ranks) -> int:
             "a cluster needs a directory that all its machines see under the same name: use --run "
             "on a shared file system."
         )
-    attempt = ray.get(desk.enter.remote()) if ranks.is_first else 0
+    attempt = connect().get(desk.enter.remote()) if ranks.is_first else 0
     mark = _mark(order.path)
     begun = mark is not None and mark != order.before
     begun, first = ranks.exchange("attempt", (begun, attempt <= 1))[0]
@@ -293,8 +299,7 @@ def _heard(order: _Order, desk: Any, ranks: Ranks) -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
         return
-    import ray
-
+    ray = connect()
     said: list[tuple[str, str]] = []
     requests: list[bool] = []
     over = threading.Event()

@@ -73,15 +73,18 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--turns", type=int, default=32, help="turns of each stream with workers")
     parser.add_argument("--serial", type=int, default=4, help="turns of each stream without")
+    parser.add_argument("--ray", action="store_true", help="actors of a Ray cluster, too")
     options = parser.parse_args()
     streams = options.streams
+    kinds = [("threads", True), ("threads", False), ("processes", True)]
+    kinds += [("ray", True)] if options.ray else []
     print("| world | workers | randomness | turns/s | of the serial rate |")
     print("|---|---|---|---|---|")
     for name, pauses in PAUSES.items():
         turns = options.serial if pauses else 20 * options.turns
         serial = measure(pauses, "serial", True, streams, turns)
         print(f"| {name} | serial | stream | {serial:,.0f} | 1 |", flush=True)
-        for kind, own in (("threads", True), ("threads", False), ("processes", True)):
+        for kind, own in kinds:
             rate = measure(pauses, f"{kind}:{streams}", own, streams, options.turns)
             source = "stream" if own else "shared"
             ratio = f"{rate / serial:.2g}" if pauses == () else f"{rate / serial:.1f}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from tiny_worlds import settings
 from tolerance import float64
@@ -25,6 +26,7 @@ from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
 from poad.lm import own_part, whole
 from poad.ranks import Ranks, joined
+from poad.runs import Run
 from poad.workflows import resume_run, train_run
 
 PRELOADED = ["poad.study.preload", "torch.distributed", "tiny_worlds", "tolerance"]
@@ -163,3 +165,31 @@ def train_in_parts(_: Ranks, path: Path, config: Config, resume: bool) -> int:
         if resume:
             return resume_run(path, config, quiet=True)
         return train_run(config, path, quiet=True)
+
+
+TIMED = ("seconds", "per_second", "plan", "seal")
+
+
+def untimed_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics without what a clock said."""
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(TIMED)} for line in found]
+
+
+def assert_same_run(path: Path, expected: Path) -> None:
+    assert len(untimed_metrics(path)) == len(untimed_metrics(expected))
+    for line, other in zip(untimed_metrics(path), untimed_metrics(expected), strict=True):
+        assert line.keys() == other.keys()
+        for key, value in other.items():
+            if value is None or "drift" in key:
+                continue
+            assert line[key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
+    found, wanted = (Run.open(p).load_checkpoint() for p in (path, expected))
+    for group, named in wanted[0].items():
+        assert found[0][group].keys() == named.keys()
+        for name, tensor in named.items():
+            torch.testing.assert_close(
+                found[0][group][name], tensor, rtol=0, atol=1e-6, check_dtype=False
+            )
+    collected = [state["collector"] for _, state in (found, wanted)]
+    assert collected[0] == collected[1]

@@ -74,7 +74,7 @@ def configs(kind: Any) -> st.SearchStrategy[Any]:
     fields = {name: values(hint) for name, hint in hints.items()}
     if kind is Config:  # the third, `stream`, suits only one of the engines
         fields["randomness"] = st.sampled_from(("auto", "shared"))
-        fields["workers"] = st.sampled_from(("serial", "threads:3", "processes:16"))
+        fields["workers"] = st.sampled_from(("serial", "threads:3", "processes:16", "ray:2"))
     if kind is CreditConfig:
         fields["group"] = st.integers(2, 10**12)
     built = st.builds(kind, **fields)

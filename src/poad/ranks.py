@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TOLD = "told_elsewhere"
+_LOST = "others_are_gone"
 _BUCKET = 2**24
 """Numbers that are summed up in one message, so that no copy of all gradients is needed."""
 _PATIENCE = timedelta(hours=12)
@@ -174,10 +175,12 @@ class Ranks:
 
     def _left_alone(self) -> RankError:
         self.gone = True
-        return RankError(
+        lost = RankError(
             "Another process of this training has ended, so this one ends, too. The last "
             "checkpoint is intact: start the same command again with --resume RUN."
         )
+        setattr(lost, _LOST, True)
+        return lost
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors, of one data type and device, by their sums over all ranks, in place.
@@ -316,6 +319,11 @@ def joined() -> Iterator[Ranks]:
 def is_told_elsewhere(error: Exception) -> bool:
     """Tell whether another process of this training tells the user about an error."""
     return getattr(error, _TOLD, False)
+
+
+def is_lost(error: Exception) -> bool:
+    """Tell whether an error says that another process of this training is gone."""
+    return hasattr(error, _LOST)
 
 
 def has_met(error: Exception) -> bool:

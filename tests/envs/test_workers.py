@@ -50,7 +50,7 @@ def opened() -> Iterator[Any]:
     assert active_children() == []
 
 
-@given(st.sampled_from(("threads", "processes")), st.integers(1, 999_999))
+@given(st.sampled_from(("threads", "processes", "ray")), st.integers(1, 999_999))
 def test_any_number_of_workers_is_read(kind: str, count: int) -> None:
     assert parse_workers(f"{kind}:{count}") == (kind, count)
     assert Config(workers=f"{kind}:{count}").workers == f"{kind}:{count}"
@@ -59,7 +59,9 @@ def test_any_number_of_workers_is_read(kind: str, count: int) -> None:
 @pytest.mark.parametrize("wrong", ["", "threads", "threads:0", "processes:-1", "fibres:2", "4"])
 def test_other_workers_are_refused(wrong: str) -> None:
     for refuse in (Workers, lambda kind: Config(workers=kind)):
-        with pytest.raises(ConfigError, match=r"threads:N or processes:N.*for example threads:8"):
+        with pytest.raises(
+            ConfigError, match=r"threads:N, processes:N or ray:N.*for example threads:8"
+        ):
             refuse(wrong)
 
 

@@ -18,7 +18,8 @@ from tiny_worlds import settings
 
 from poad.config import dump
 from poad.runs import Run
-from poad.study.workers import PRELOADED, Task, _run_task
+from poad.study.attempts import PRELOADED
+from poad.study.workers import Task, _run_task
 from poad.workflows import train_run
 
 KILLS = 20

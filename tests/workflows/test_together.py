@@ -3,7 +3,6 @@ when one of them dies."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,40 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from ranks_at_work import on_ranks, start_command, train_in_parts
+from ranks_at_work import assert_same_run, on_ranks, start_command, train_in_parts
 from tiny_worlds import name, settings
 
 from poad.config import Config, dump
 from poad.runs import Run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
-
-TIMED = ("seconds", "per_second", "plan", "seal")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The metrics without what a clock said."""
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(TIMED)} for line in found]
-
-
-def assert_same_run(path: Path, expected: Path) -> None:
-    assert len(lines(path)) == len(lines(expected))
-    for line, other in zip(lines(path), lines(expected), strict=True):
-        assert line.keys() == other.keys()
-        for key, value in other.items():
-            if value is None or "drift" in key:
-                continue
-            assert line[key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
-    found, wanted = (Run.open(p).load_checkpoint() for p in (path, expected))
-    for group, named in wanted[0].items():
-        assert found[0][group].keys() == named.keys()
-        for tensor, other in zip(found[0][group].values(), named.values(), strict=True):
-            torch.testing.assert_close(tensor, other, rtol=0, atol=1e-6)
-    collected = [state["collector"] for _, state in (found, wanted)]
-    assert collected[0] == collected[1]
-
 
 CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel", "eval": {"episodes": 3, "every": 1}},

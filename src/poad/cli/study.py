@@ -24,8 +24,12 @@ class Options:
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The study file."""
-    jobs: int = 2
-    """Number of runs at a time, one thread each. 0 runs nothing and writes the results so far."""
+    jobs: int | None = None
+    """Number of runs at a time, one thread each. 0 runs nothing and writes the results so far.
+    Default: 2, or with --ray as many as the cluster has CPUs."""
+    ray: Switch = False
+    """Spread the runs over the Ray cluster that RAY_ADDRESS names, or over the one of this machine.
+    All its machines must see the current directory (docs/scaling.md)."""
     smoke: Switch = False
     """Run the study at toy size, to see that everything works."""
     out: Path | None = None
@@ -44,20 +48,23 @@ def run(options: Options) -> int:
         raise ConfigError(
             "Name a study file (studies/ holds some), or compare two results with --compare."
         )
-    if options.jobs < 0:
+    if options.jobs is not None and options.jobs < 0:
         raise ConfigError(f"--jobs {options.jobs}: the number of runs must not be negative.")
-    from poad.study import compare_studies, named_settings, run_study
+    from poad.study import Cluster, compare_studies, named_settings, run_study
 
     if options.compare is not None:
         return compare_studies(*options.compare)
     assert options.file is not None
     for config in named_settings(options.file):
         trust(config)
+    place = Cluster() if options.ray and options.jobs != 0 else None
+    jobs = options.jobs if options.jobs is not None else place.cpus if place else 2
     return run_study(
         options.file,
         out=options.out,
-        jobs=options.jobs,
+        jobs=jobs,
         smoke=options.smoke,
         only=options.only,
         quiet=options.quiet,
+        place=place,
     )

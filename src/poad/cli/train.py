@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from poad.cli.arguments import Switch, value_of
 from poad.cli.settings import EPILOG, Settings, check_settings, starting_point
 from poad.cli.trust import FLAG, open_run, trust
+from poad.cluster import ADDRESS
 from poad.config import Config
 from poad.envs import host_of
 from poad.errors import ConfigError
@@ -17,6 +21,21 @@ from poad.ranks import launched
 from poad.runs import check_new_run, check_trackers
 
 __all__ = ["EPILOG", "Options", "defaults", "run"]
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Train on a Ray cluster; see docs/scaling.md. Needs `poad[ray]`."""
+
+    workers: int = 0
+    """Processes that train together, placed and restarted by Ray Train. 0 trains without it."""
+    fewest: int = 0
+    """Go on with so many processes when there is no room for all. 0 waits for all."""
+    restarts: int = 3
+    """How often processes that died are started again from the last checkpoint. -1: always."""
+    address: str | None = None
+    """HOST:PORT of the cluster, also for worlds (`--workers ray:N`). Default: RAY_ADDRESS, or the
+    cluster of this machine. If there is none, one is started here; `local` always does so."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,7 @@ class Options:
     trust_code: Switch = False
     """Do what the settings of a run ask for: import modules that are not poad's, or run programs
     without protection. You are asked once (docs/security.md)."""
+    ray: Ray = field(default_factory=Ray)
     settings: Settings = field(default_factory=Config)
 
 
@@ -65,6 +85,7 @@ def run(options: Options) -> int:
     config, watch = options.settings, options.port if options.watch else None
     if options.port and not options.watch:
         raise ConfigError("--port belongs to --watch. Add it, or leave out --port.")
+    _check_ray(options)
     if options.resume is not None:
         if options.run or options.config or options.preset or options.overwrite:
             raise ConfigError(
@@ -75,7 +96,8 @@ def run(options: Options) -> int:
         check_settings(config)
         from poad.workflows import resume_run
 
-        return resume_run(options.resume, config, quiet=options.quiet, watch=watch)
+        train = partial(resume_run, options.resume, config, quiet=options.quiet)
+        return _carry_out(train, options.resume, options, watch)
     path = options.run or _default_path(config, taken=options.overwrite)
     if launched().is_first:  # who may have created it before the others look
         check_new_run(path, config, overwrite=options.overwrite)
@@ -84,14 +106,55 @@ def run(options: Options) -> int:
     check_settings(config)
     from poad.workflows import train_run
 
-    return train_run(
+    train = partial(
+        train_run,
         config,
         path,
         preset=options.preset,
         overwrite=options.overwrite,
         quiet=options.quiet,
-        watch=watch,
     )
+    return _carry_out(train, path, options, watch)
+
+
+def _carry_out(train: Any, path: Path, options: Options, watch: int | None) -> int:
+    """Train here, or on a cluster."""
+    ray = options.ray
+    if not ray.workers:
+        return train(watch=watch)
+    from poad.workflows import Placement, resume_run, train_on_cluster
+
+    gpus = {"cpu": False, "auto": None}.get(options.settings.model.device, True)
+    placement = Placement(ray.workers, ray.fewest or ray.workers, ray.restarts, gpus)
+    again = train if options.resume else partial(resume_run, path, quiet=options.quiet)
+    return train_on_cluster(train, again, path, placement)
+
+
+def _check_ray(options: Options) -> None:
+    """Check what is asked of a cluster, and remember its address.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    ray = options.ray
+    if min(ray.workers, ray.fewest) < 0 or ray.restarts < -1 or ray.fewest > ray.workers:
+        raise ConfigError(
+            f"--ray.workers {ray.workers} --ray.fewest {ray.fewest} --ray.restarts {ray.restarts}: "
+            "numbers of processes are not negative, --ray.fewest is at most --ray.workers, and "
+            "--ray.restarts is at least -1."
+        )
+    if ray.workers and options.watch:
+        raise ConfigError(
+            "--watch serves this machine, and --ray.workers trains on others. Leave one of them "
+            "out; `poad report RUN` shows the run so far."
+        )
+    if ray.workers and launched().size > 1:
+        raise ConfigError(
+            "--ray.workers starts the processes of a training, and so does torchrun. Leave out one "
+            "of them."
+        )
+    if ray.address is not None:
+        os.environ[ADDRESS] = ray.address
 
 
 def _default_path(config: Config, *, taken: bool) -> Path:

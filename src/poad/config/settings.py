@@ -17,7 +17,7 @@ from poad.errors import ConfigError
 SEEDS_PER_RUN = 1_000_003
 """Training episodes use the seeds from (2 + run seed) * 1,000,003 on, so that no two runs share
 them and none of them is an evaluation episode (those start at 1,000,000)."""
-_WORKERS = r"serial|(threads|processes):([1-9][0-9]{0,5})"
+_WORKERS = r"serial|(threads|processes|ray):([1-9][0-9]{0,5})"
 """The form of the setting `workers`, as a regular expression."""
 _LAST_SEED = 2**63 - 1
 """Beyond this, torch takes no seed."""
@@ -369,9 +369,9 @@ class Config:
     number of processes, and worlds of a rollout play on without waiting for each other."""
     workers: str = "serial"
     """Where worlds work: one after the other (`serial`), or up to N at the same time, each in a
-    thread (`threads:N`) or a process of its own (`processes:N`). Results are the same to the last
-    bit. Threads suit worlds that wait for something; processes suit worlds that compute in Python
-    or have global state (docs/scaling.md)."""
+    thread (`threads:N`), a process (`processes:N`) or an actor of a Ray cluster (`ray:N`) of its
+    own. Results are the same to the last bit. Threads suit worlds that wait for something;
+    processes suit worlds that compute in Python or have global state (docs/scaling.md)."""
     step_timeout: Annotated[float, AtLeast(0)] = 0.0
     """Seconds that a step of a world may take. Then the world has failed. 0 waits forever."""
     reset_timeout: Annotated[float, AtLeast(0)] = 0.0
@@ -458,8 +458,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         (
             re.fullmatch(_WORKERS, c.workers) is None,
-            f"workers = {c.workers}: write serial, or threads:N or processes:N with a whole number "
-            "N from 1, for example threads:8.",
+            f"workers = {c.workers}: write serial, or threads:N, processes:N or ray:N with a "
+            "whole number N from 1, for example threads:8.",
         ),
         ("" in (c.acting.stop or ()), "acting.stop: an empty text would end every action at once."),
     ]

@@ -1,7 +1,8 @@
-"""A world in a process of its own. Plain values, as JSON, are all that crosses the pipe.
+"""A world in a process of its own. Plain values, as JSON, are all that crosses the line to it.
 
 The process holds the world to its contract, so that what comes back is what `CheckedWorld` lets
 through; of `info` that is what poad reads. It ends with its world, and with the process that plays.
+The line is a pipe of this machine, or leads to an actor of a Ray cluster (:mod:`poad.envs.actors`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import util
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gymnasium
 
@@ -38,6 +39,30 @@ _STARTING: Final = threading.Lock()
 """Held while a process starts: the threads of several worlds may want to start one."""
 
 
+class Line(Protocol):
+    """What connects a world's process with the one that plays."""
+
+    def exchange(self, request: bytes) -> bytes:
+        """Let the other side carry out a call, and return its answer.
+
+        Raises:
+            EOFError: the other side is gone; or OSError.
+        """
+        ...
+
+    def how_it_ended(self) -> str:
+        """Say in a sentence what became of the other side."""
+        ...
+
+    def end(self) -> object:
+        """End the other side at once, whatever it does."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the other side, which has closed its world."""
+        ...
+
+
 class RemoteWorld(Whereabouts):
     """A world in another process. Its calls and errors are those of `CheckedWorld`.
 
@@ -46,17 +71,16 @@ class RemoteWorld(Whereabouts):
     Args:
         make_env: makes the world, over there: a function that the other process can import, or a
             `functools.partial` of one.
+        connect: starts the process; default: one of this machine.
     """
 
-    def __init__(self, make_env: MakeEnv) -> None:
+    def __init__(self, make_env: MakeEnv, connect: Callable[[MakeEnv], Line] | None = None) -> None:
         super().__init__(name_of(make_env), None)
         self.prepares = False
         self.step_discount: float | None = None
         self._make_env = make_env
-        self._connection: Connection | None = None
-        self._process: Any = None
-        self.end: Callable[[], object] = lambda: None
-        """Ends the process at once, whatever it does."""
+        self._connect = connect or Pipe
+        self._line: Line | None = None
 
     def reset(self, seed: int) -> Shown:
         """Begin the episode of a seed.
@@ -92,47 +116,39 @@ class RemoteWorld(Whereabouts):
 
     def close(self) -> None:
         """Close the world, and end its process."""
-        if self._connection is None:
+        if self._line is None:
             return
+        line = self._line
         try:
-            self._exchange("close")
+            self._exchange(line, "close")
         except WorldError:  # it ended before
             pass
         finally:
-            self._process.join(1.0)
-            self.end()
-            self._connection.close()
-            self._connection = None
+            line.close()
+            self._line = None
+
+    def end(self) -> None:
+        """End the process at once, whatever it does."""
+        if self._line is not None:
+            self._line.end()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        if self._connection is None:
-            self._open()
-        return self._exchange(method, *arguments)
+        return self._exchange(self._line or self._open(), method, *arguments)
 
-    def _open(self) -> None:
-        ours, theirs = multiprocessing.Pipe()
-        with theirs:
-            try:
-                self._process = _start(theirs, self._make_env)
-            except BaseException:
-                ours.close()
-                raise
-        self._connection = ours
-        # At the end of this process, before multiprocessing waits for all others.
-        self.end = util.Finalize(self, self._process.kill, exitpriority=10)
-        told, seed = self._exchange("open"), self.seed
+    def _open(self) -> Line:
+        self._line = line = self._connect(self._make_env)
+        told, seed = self._exchange(line, "open"), self.seed
         self.prepares, self.step_discount = told["prepares"], told["step_discount"]
         self.name, self.full_name, self.seed = told["name"], told["full_name"], seed
+        return line
 
-    def _exchange(self, method: str, *arguments: Any) -> Any:
+    def _exchange(self, line: Line, method: str, *arguments: Any) -> Any:
         """Let the other process carry out a call, and return or raise what came of it."""
-        assert self._connection is not None
         try:
             with WATCH.over(self.place):
-                self._connection.send_bytes(json.dumps([method, *arguments]).encode())
-                answer = json.loads(self._connection.recv_bytes())
+                answer = json.loads(line.exchange(json.dumps([method, *arguments]).encode()))
         except (EOFError, OSError):
-            raise WorldError(f"{self._how_it_ended()} {self.place()}") from None
+            raise WorldError(f"{line.how_it_ended()} {self.place()}") from None
         for text, category in answer["warnings"]:
             warnings.warn(text, getattr(builtins, category, UserWarning), stacklevel=2)
         if (failure := answer["error"]) is not None:
@@ -143,7 +159,35 @@ class RemoteWorld(Whereabouts):
             raise error from _ElsewhereError(failure["traceback"])
         return answer["value"]
 
-    def _how_it_ended(self) -> str:
+
+class Pipe:
+    """A line to a process of this machine.
+
+    Args:
+        make_env: makes the world over there.
+
+    Raises:
+        ConfigError: it cannot be handed to another process.
+    """
+
+    def __init__(self, make_env: MakeEnv) -> None:
+        self._ours, theirs = multiprocessing.Pipe()
+        with theirs:
+            try:
+                self._process = _start(theirs, make_env)
+            except BaseException:
+                self._ours.close()
+                raise
+        # At the end of this process, before multiprocessing waits for all others.
+        self.end = util.Finalize(self, self._process.kill, exitpriority=10)
+
+    def exchange(self, request: bytes) -> bytes:
+        """Send a request, and wait for its answer."""
+        self._ours.send_bytes(request)
+        return self._ours.recv_bytes()
+
+    def how_it_ended(self) -> str:
+        """Say how the process has ended."""
         with _STARTING:  # who starts another process looks after those that ended
             self._process.join(5.0)
             code = self._process.exitcode
@@ -152,6 +196,12 @@ class RemoteWorld(Whereabouts):
             with contextlib.suppress(ValueError):
                 how = f"by the signal {signal.Signals(-code).name}"
         return f"The process of the world has ended, {how}."
+
+    def close(self) -> None:
+        """Wait for the process, end it if it takes long, and close the pipe."""
+        self._process.join(1.0)
+        self.end()
+        self._ours.close()
 
 
 def name_of(make_env: MakeEnv) -> str:
@@ -203,38 +253,62 @@ def serve(connection: Connection, make_env: MakeEnv) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):  # these are for the process that plays
         # Programs that a world starts do not inherit a handler that does nothing, but SIG_IGN.
         signal.signal(each, lambda *_: None)
-    WATCH.patience = 1e9  # the other side watches
-    requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
-    world, method, counted = None, "", 0.0
-    while method != "close":
-        method, *arguments = requests.get()
+    keeper = Keeper(make_env)
+    while not keeper.closed:
+        answer = keeper.answer(requests.get())
+        with contextlib.suppress(OSError):  # nobody listens any more
+            connection.send_bytes(answer)
+
+
+class Keeper:
+    """Keeps a world in its process, and answers the calls of the one that plays.
+
+    Args:
+        make_env: makes the world at the first call.
+    """
+
+    def __init__(self, make_env: MakeEnv) -> None:
+        WATCH.patience = 1e9  # the other side watches
+        self.closed = False
+        self._make_env = make_env
+        self._world: CheckedWorld | None = None
+        self._counted = 0.0
+
+    def answer(self, request: bytes) -> bytes:
+        """Carry out a call, and say what came of it."""
+        method, *arguments = json.loads(request)
         value, failure = None, None
         with warnings.catch_warnings(record=True) as remarks:
             try:
-                if world is None and method != "close":
-                    world = CheckedWorld(make_env())
-                if world is not None:
-                    value = _carry_out(world, method, arguments)
-                if value is not None and method == "step":
-                    # With the opening, the resets and the guesses since the last step.
-                    spent = time.process_time()
-                    value["info"].setdefault("cpu_seconds", 0.0)
-                    value["info"]["cpu_seconds"] += spent - counted
-                    counted = spent
+                value = self._carry_out(method, arguments)
             except BaseException as error:
-                failure = _told(error, world)
+                failure = _told(error, self._world)
+        self.closed = method == "close"
         said = [(str(each.message), each.category.__name__) for each in remarks]
-        answer = {"value": value, "error": failure, "warnings": said}
-        with contextlib.suppress(OSError):  # nobody listens any more
-            connection.send_bytes(json.dumps(answer).encode())
+        return json.dumps({"value": value, "error": failure, "warnings": said}).encode()
+
+    def _carry_out(self, method: str, arguments: list[Any]) -> Any:
+        if self._world is None:
+            if method == "close":
+                return None
+            self._world = CheckedWorld(self._make_env())
+        value = _carry_out(self._world, method, arguments)
+        if value is not None and method == "step":
+            # With the opening, the resets and the guesses since the last step.
+            spent = time.process_time()
+            value["info"].setdefault("cpu_seconds", 0.0)
+            value["info"]["cpu_seconds"] += spent - self._counted
+            self._counted = spent
+        return value
 
 
-def _listen(connection: Connection, requests: queue.SimpleQueue[list[Any]]) -> None:
+def _listen(connection: Connection, requests: queue.SimpleQueue[bytes]) -> None:
     """Take in what is asked; end this process when the other one is gone."""
     with contextlib.suppress(EOFError, OSError):
         while True:
-            requests.put(json.loads(connection.recv_bytes()))
+            requests.put(connection.recv_bytes())
     os._exit(0)
 
 

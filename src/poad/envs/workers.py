@@ -1,4 +1,5 @@
-"""Where worlds live: in the thread that plays them, in threads, or in processes of their own.
+"""Where worlds live: in the thread that plays them, in threads, in processes of their own or in
+actors of a Ray cluster.
 
 A world in a thread or a process has it to itself for its whole life, so a world with state of its
 thread or process works as if it were alone. The number of workers says how many worlds may be at
@@ -19,6 +20,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final, Protocol
 
+from poad.envs.actors import Actor
 from poad.envs.contract import CheckedWorld
 from poad.envs.remote import MakeEnv, RemoteWorld, name_of
 from poad.errors import ConfigError, WorldError, explained
@@ -125,13 +127,14 @@ class Workers:
     """Opens worlds, and looks after those that live elsewhere.
 
     Args:
-        kind: `serial`, `threads:N` or `processes:N`. At most N worlds work at the same time.
+        kind: `serial`, `threads:N`, `processes:N` or `ray:N`. At most N worlds work at the same
+            time.
         step_timeout: seconds that a step may take; 0 sets no limit. With a limit, `serial` means
             `threads:1`, since a thread cannot give up a call of its own.
         reset_timeout: the same for a reset; the first one opens the world.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no such kind, or no cluster.
     """
 
     def __init__(
@@ -146,6 +149,10 @@ class Workers:
             if seconds
         }
         """Seconds that a call may take, by its name."""
+        if self.kind == "ray":
+            from poad.cluster import connect
+
+            connect(count)
         self.slots = threading.Semaphore(count)
         """As many as may work at the same time."""
         self.news = threading.Event()
@@ -161,15 +168,17 @@ class Workers:
         """Open a world where it is to live. Elsewhere, its first reset does so.
 
         Args:
-            make_env: makes the world. For a process it must be a function that another process can
-                import, or a `functools.partial` of one.
+            make_env: makes the world. For a process or an actor it must be a function that another
+                process can import, or a `functools.partial` of one.
         """
         if not self.elsewhere:
             return Here(lambda: CheckedWorld(make_env()))
-        alone = partial(RemoteWorld, make_env)
-        beside = lambda: CheckedWorld(make_env())  # noqa: E731
-        chosen = alone if self.kind == "processes" else beside
-        host = Elsewhere(chosen, self, name_of(make_env))
+        places: dict[str, Callable[[], World]] = {
+            "threads": lambda: CheckedWorld(make_env()),
+            "processes": partial(RemoteWorld, make_env),
+            "ray": partial(RemoteWorld, make_env, Actor),
+        }
+        host = Elsewhere(places[self.kind], self, name_of(make_env))
         self._hosts.append(host)
         return host
 
@@ -205,16 +214,16 @@ class Workers:
 
 
 def parse_workers(kind: str) -> tuple[str, int]:
-    """Read `serial`, `threads:N` or `processes:N`.
+    """Read `serial`, `threads:N`, `processes:N` or `ray:N`.
 
     Raises:
         ConfigError: it is none of these.
     """
-    found = re.fullmatch(r"serial|(threads|processes):([1-9][0-9]{0,5})", kind)
+    found = re.fullmatch(r"serial|(threads|processes|ray):([1-9][0-9]{0,5})", kind)
     if found is None:
         raise ConfigError(
-            f"workers = {kind}: write serial, or threads:N or processes:N with a whole number N "
-            "from 1, for example threads:8."
+            f"workers = {kind}: write serial, or threads:N, processes:N or ray:N with a whole "
+            "number N from 1, for example threads:8."
         )
     return found[1] or "serial", int(found[2] or 1)
 

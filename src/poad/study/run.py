@@ -15,6 +15,7 @@ from poad.config import Config
 from poad.credit import find_method
 from poad.display import Screen, Table, can_be_live, counted, interval
 from poad.errors import ConfigError, RunError
+from poad.study.attempts import Place
 from poad.study.comparable import incomparable
 from poad.study.directory import StudyDirectory
 from poad.study.page import write_results
@@ -33,6 +34,7 @@ def run_study(
     smoke: bool = False,
     only: Sequence[str] = (),
     quiet: bool = False,
+    place: Place | None = None,
 ) -> int:
     """Carry out the missing runs of a study, then write its tables, drawings and page.
 
@@ -43,6 +45,7 @@ def run_study(
         smoke: run at toy size.
         only: worlds or methods to run now; default: all.
         quiet: show nothing.
+        place: where runs are carried out; default: on this machine.
 
     Returns:
         The exit status: 1 if a requested run has failed, 130 after Ctrl-C, else 0, even if the
@@ -66,10 +69,10 @@ def run_study(
             console.print("Study", Text(study.name, style="bold"), f"into {out}")
             try:
                 requested += [job for job in directory.search if job.method in methods]
-                _run_jobs(directory, requested, jobs, console)
+                _run_jobs(directory, requested, jobs, console, place)
                 reported = [job for job in directory.reported() if job.world in worlds]
                 requested += (reported := [job for job in reported if job.method in methods])
-                _run_jobs(directory, reported, jobs, console)
+                _run_jobs(directory, reported, jobs, console, place)
             except KeyboardInterrupt:
                 interrupted = True
                 console.print("\nStopped; nothing is lost. The same command goes on.")
@@ -80,10 +83,7 @@ def run_study(
             raise RunError(f"Cannot write the results into {out}: {error}.") from error
     _show(console, results, page)
     names = {job.name for job in requested}
-    failed = any(
-        missing.state == "failed" and (missing.run in names or not jobs)
-        for missing in results.missing
-    )
+    failed = any(m.state == "failed" and (m.run in names or not jobs) for m in results.missing)
     return 130 if interrupted else int(failed)
 
 
@@ -130,14 +130,18 @@ def _check_parts(study: Study) -> None:
 
 
 def _run_jobs(
-    directory: StudyDirectory, jobs: Sequence[Job], at_once: int, console: Console
+    directory: StudyDirectory,
+    jobs: Sequence[Job],
+    at_once: int,
+    console: Console,
+    place: Place | None,
 ) -> None:
     directory.write_configs(jobs)
     progress = StudyProgress(directory, jobs)
     tasks = [directory.tasks[job.name] for job in jobs]
     live = can_be_live(console)
     screen = Live(console=console, auto_refresh=False, transient=True) if live else None
-    events = run_tasks(tasks, at_once, directory.within_budget)
+    events = run_tasks(tasks, at_once, directory.within_budget, place)
     with screen or nullcontext(), closing(events):
         for event in events:
             progress.update(event)

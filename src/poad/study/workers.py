@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process of its own.
+"""Several runs at once, each in a process of its own, here or on a cluster.
 
 A server process loads the libraries once and is forked for each run, so that short runs do not pay
 for loading them. A run that is stopped, killed or fails leaves what an ordinary run leaves: the
@@ -18,10 +18,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from poad.config import load
 from poad.display import printable
@@ -39,19 +38,10 @@ from poad.runs import (
     take_lock,
     write_text,
 )
+from poad.study.attempts import KILL, Attempt, Here, Place
 from poad.study.records import Expense
 
 MAX_ATTEMPTS = 2
-PRELOADED = [
-    "__main__",
-    "poad.study.preload",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_svg",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-]
-"""Modules that every run needs and that take seconds to load; a missing one costs only time."""
 EXPENSES = "spent.jsonl"
 
 
@@ -133,19 +123,24 @@ class Event(NamedTuple):
 Events = Generator[Event, None, None]
 
 
-def run_tasks(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -> Events:
+def run_tasks(
+    tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool], place: Place | None = None
+) -> Events:
     """Carry out unfinished runs, several at once, and report what happens.
 
     Closing the generator, or Ctrl-C, asks the active runs to stop after their iteration and waits
     for them; a second Ctrl-C ends them at once. While ``may_start()`` is false no run starts, and
     the generator ends with the active runs. It yields at least once a second while runs are active.
+
+    Args:
+        tasks: the runs.
+        jobs: how many at once.
+        may_start: whether more runs may start.
+        place: where they are carried out; default: on this machine.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the runs: two threads would spin in turn
-    forked = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
-    context.set_forkserver_preload(PRELOADED)  # without effect where runs are spawned
+    place = place or Here()
     waiting, attempts = deque(tasks), dict[Path, int]()
-    running: dict[Path, tuple[Task, BaseProcess, int]] = {}
+    running: dict[Path, tuple[Task, Attempt, int]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs and may_start():
@@ -154,39 +149,37 @@ def run_tasks(tasks: Iterable[Task], jobs: int, may_start: Callable[[], bool]) -
                     continue
                 _move_aside(task)
                 attempts[task.path] = attempts.get(task.path, 0) + 1
-                process = context.Process(target=_run_task, args=(task,), name=task.path.name)
-                running[task.path] = task, process, len(_read_log(task))
-                process.start()
+                before = len(_read_log(task))
+                attempt = place.start(task.path.name, partial(_run_task, task))
+                running[task.path] = task, attempt, before
                 yield Event("started", task)
             if not running:
                 return
-            wait([process.sentinel for _, process, _ in running.values()], timeout=1.0)
+            place.wait([attempt for _, attempt, _ in running.values()], 1.0)
             ended = [each for each in running.values() if each[1].exitcode is not None]
-            for task, process, log_start in ended:
+            for task, attempt, log_start in ended:
                 del running[task.path]
                 output = _read_log(task)[log_start:]
-                event = _outcome(task, process, output, attempts[task.path])
+                event = _outcome(task, attempt, output, attempts[task.path])
                 if event.kind == "retried":
                     waiting.appendleft(task)
                 yield event
             if not ended:
                 yield Event("waiting")
     finally:
-        _stop([process for _, process, _ in running.values()])
+        _stop([attempt for _, attempt, _ in running.values()])
 
 
-def _outcome(task: Task, process: BaseProcess, output: str, attempt: int) -> Event:
-    process.join()
+def _outcome(task: Task, attempt: Attempt, output: str, count: int) -> Event:
+    attempt.join()
     _record_killed(task)
-    if process.exitcode == 0 and task.finished:
+    if attempt.exitcode == 0 and task.finished:
         task.sibling(".failed").unlink(missing_ok=True)
         return Event("finished", task)
     last_lines = [line for line in output.splitlines() if line.strip()][-4:]
-    code = process.exitcode or 0
-    ending = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
-    why = "\n".join([*last_lines, ending])
+    why = "\n".join([*last_lines, attempt.ending()])
     write_text(task.sibling(".failed"), why)
-    return Event("retried" if attempt < MAX_ATTEMPTS else "failed", task, why)
+    return Event("retried" if count < MAX_ATTEMPTS else "failed", task, why)
 
 
 def _record_killed(task: Task) -> None:
@@ -205,22 +198,15 @@ def _read_log(task: Task) -> str:
         return ""
 
 
-def _stop(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        _signal(process, signal.SIGINT)
+def _stop(attempts: list[Attempt]) -> None:
+    for attempt in attempts:
+        attempt.signal(signal.SIGINT)
     try:
-        for process in processes:
-            if process.pid is not None:
-                process.join()
+        for attempt in attempts:
+            attempt.join()
     except KeyboardInterrupt:
-        for process in processes:
-            _signal(process, signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-
-
-def _signal(process: BaseProcess, number: int) -> None:
-    if process.pid is not None and process.exitcode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+        for attempt in attempts:
+            attempt.signal(KILL)
 
 
 def cpu_seconds_spent(folder: Path, prefix: str = "") -> float:

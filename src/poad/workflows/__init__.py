@@ -7,6 +7,7 @@ from poad.workflows.generalize import generalize_run
 from poad.workflows.inspect import Selection, inspect_file, inspect_runs
 from poad.workflows.language import TASKS, evaluate_tasks, evaluate_text
 from poad.workflows.load import LoadedRun, Weights, check_world, load_weights
+from poad.workflows.on_cluster import Placement, train_on_cluster
 from poad.workflows.pretrain import TinyModel, pretrain_model
 from poad.workflows.prior import show_prior
 from poad.workflows.train import resume_run, train_run
@@ -14,6 +15,7 @@ from poad.workflows.train import resume_run, train_run
 __all__ = [
     "TASKS",
     "LoadedRun",
+    "Placement",
     "Selection",
     "TinyModel",
     "Weights",
@@ -31,5 +33,6 @@ __all__ = [
     "pretrain_model",
     "resume_run",
     "show_prior",
+    "train_on_cluster",
     "train_run",
 ]

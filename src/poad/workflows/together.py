@@ -6,11 +6,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from poad.config import Config, dump
 from poad.errors import RankError
 from poad.learn import Trainer
 from poad.ranks import Ranks
+
+STOPPING: ContextVar[list[bool]] = ContextVar("STOPPING")
+"""Where whoever runs a training outside the main thread asks it to stop, by an entry."""
 
 
 def follow(trainer: Trainer) -> int:
@@ -64,7 +68,7 @@ def deferred_interrupt(*, told: bool = True) -> Iterator[list[bool]]:
     try:
         before = [signal.signal(each, request) for each in signals]
     except ValueError:  # outside the main thread the caller handles interrupts
-        yield requests
+        yield STOPPING.get(requests)
         return
     try:
         yield requests

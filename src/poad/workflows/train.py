@@ -114,14 +114,16 @@ def _look(trainer: Trainer, quiet: bool) -> list[str]:
     return [found]
 
 
-def resume_run(path: Path, config: Config, *, quiet: bool = False, watch: int | None = None) -> int:
+def resume_run(
+    path: Path, config: Config | None = None, *, quiet: bool = False, watch: int | None = None
+) -> int:
     """Go on with a run that was stopped.
 
     A run without a checkpoint starts again from its first iteration.
 
     Args:
         path: the directory of the run.
-        config: its configuration, perhaps with more steps or another evaluation.
+        config: its configuration, perhaps with more steps or another evaluation; None: as it is.
         quiet: print nothing.
         watch: as in `train_run`.
 
@@ -132,6 +134,7 @@ def resume_run(path: Path, config: Config, *, quiet: bool = False, watch: int | 
         ConfigError: the run cannot go on with this configuration.
     """
     with joined() as ranks, Run.open(path) as run:
+        config = config or run.config
         before, after = to_dict(run.config), to_dict(config)
         changed = [key for key in after if after[key] != before[key]]
         if forbidden := [key for key in changed if key not in MAY_CHANGE]:

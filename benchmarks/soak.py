@@ -61,7 +61,7 @@ class Shaky(gymnasium.Wrapper[str, str, str, str]):
 
 
 with suppress(gymnasium.error.Error):
-    gymnasium.register("soak/Shaky-v0", entry_point=Shaky)
+    gymnasium.register("soak/Shaky-v0", entry_point="soak:Shaky")
 
 
 def start(words: tuple[str, ...], ranks: int, log: Path) -> list[subprocess.Popen[bytes]]:

@@ -25,7 +25,7 @@ STUDIES = ROOT / "benchmarks" / "studies"
 SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = (
     *("main", "decompose", "length", "ablations"),
-    *("generalization", "length_free", "actions", "real"),
+    *("generalization", "length_free", "actions", "real", "tools", "babyai"),
 )
 """The order in which `make studies` runs them."""
 HEAD = """\

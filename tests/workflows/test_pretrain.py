@@ -81,7 +81,7 @@ def test_more_actions_than_one_can_list_are_drawn_from() -> None:
 def test_actions_of_a_grammar_are_drawn_from() -> None:
     pytest.importorskip("llguidance", reason="grammars need llguidance")
     grammar = Grammar.of({"regex": "(open|shut) the (red|blue) door"})
-    found = {story.random_action(grammar, random.Random(seed), "a world") for seed in range(50)}
+    found = {story.random_action(grammar, random.Random(seed), "a world", "") for seed in range(50)}
     assert found == {
         f"{verb} the {door} door" for verb in ("open", "shut") for door in ("red", "blue")
     }

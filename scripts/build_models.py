@@ -41,8 +41,6 @@ class Recipe:
     gradually: bool = False
     """Train on actions only, and begin with the first of `arguments`; the others join one by one.
     A model learns to attend to the prompt with short actions, and then keeps it for long ones."""
-    recalls: bool = False
-    """Calls repeat what stands in a prompt, and hidden states are trained to hold what was read."""
     episodes: int = 150
     """Random episodes per world and arguments."""
     vocabulary: int = 420
@@ -55,6 +53,17 @@ class Recipe:
     batch: int = 32
     lr: float = 3e-3
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class StretchRecipe(Recipe):
+    """A recipe whose rows are consecutive turns, so that the model learns to find things again.
+
+    A batch has rows of one of `arguments`, which join the training as with `gradually`.
+    """
+
+    tokens: int = 256
+    """The largest number of tokens in a row of several turns."""
 
 
 RECIPES: tuple[Recipe | CodeRecipe, ...] = (
@@ -107,23 +116,19 @@ RECIPES: tuple[Recipe | CodeRecipe, ...] = (
         batch=24,
         gradually=True,
     ),
-    Recipe(
+    StretchRecipe(
         "tiny-tooldesk",
         ("poad/ToolDesk-v0",),
         arguments=(
-            {"families": "stock,status,arrival,language", "distractors": 0},
-            {"families": "all", "distractors": 0},
             {"families": "train"},
             {"families": "unseen"},
             {"families": "all", "customers": 8},
             {"families": "all", "masked": True},
         ),
-        gradually=True,
-        recalls=True,
-        episodes=1200,
+        episodes=500,
         vocabulary=1000,
-        steps=2000,
-        batch=24,
+        steps=1000,
+        batch=8,
     ),
     CodeRecipe("tiny-code", ("poad/DataScience-v0",)),
 )
@@ -136,7 +141,7 @@ Turn = tuple[str, str]
 def random_turns(world: str, episodes: int, seed: int, **arguments: Any) -> list[Turn]:
     """Play episodes with uniformly random admissible actions, and return all turns."""
     turns, ended = [], 0
-    for turn in play_randomly(CheckedWorld(make(world, **arguments)), seed):
+    for turn in play_randomly(CheckedWorld(make(world, **arguments)), seed, reads=False):
         turns.append((turn.prompt, turn.action))
         ended += turn.success is not None
         if ended == episodes:
@@ -150,19 +155,33 @@ def train_model(
     """Train next-token prediction on random turns. Returns the model and its last loss in nats."""
     torch.manual_seed(recipe.seed)
     model = new_llama(recipe, codec, positions=512)
-    rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
-    if recipe.gradually:
+    if isinstance(recipe, StretchRecipe):
+        rows = [stretches(codec, turns, recipe.tokens) for turns in parts]
+    else:
+        rows = [[_row(codec, turn, recipe.gradually) for turn in turns] for turns in parts]
+    if recipe.gradually or isinstance(recipe, StretchRecipe):
         batches = joining(rows, recipe.batch, recipe.steps)
     else:
         batches = drawn([row for part in rows for row in part], recipe.batch)
-    training = fit(model, batches, recipe.steps, recipe.lr, recalls=recipe.recalls)
-    losses = list(shown(training, recipe.name))
+    losses = list(shown(fit(model, batches, recipe.steps, recipe.lr), recipe.name))
     return model, losses[-1]
 
 
 def _row(codec: TextCodec, turn: Turn, read: bool) -> Row:
     prompt = codec.prompt(turn[0])
     return prompt + codec.action(turn[1]), len(prompt) if read else 0
+
+
+def stretches(codec: TextCodec, turns: list[Turn], longest: int) -> list[Row]:
+    """Lay consecutive turns out in rows, as many in each as fit."""
+    rows: list[list[int]] = []
+    for prompt, action in turns:
+        ids = codec.prompt(prompt) + codec.action(action)
+        if rows and len(rows[-1]) + len(ids) <= longest:
+            rows[-1] += ids
+        else:
+            rows.append(list(ids))
+    return [(row, 0) for row in rows]
 
 
 def joining(parts: list[list[Row]], batch: int, steps: int) -> Iterator[list[Row]]:
@@ -205,13 +224,10 @@ def card(making: dict[str, Any], folder: Path) -> str:
     count = len({str(arguments) for arguments in recipe["arguments"]})
     ways = f"{count} combinations" if len(used) > count else "each"
     opened = f" with {ways} of {', '.join(dict.fromkeys(used))}" if used else ""
-    among, recalls = "those offered", ""
-    if recipe["recalls"]:
-        among = (
-            "the tools, then for each argument among its values, half of the time only among those "
-            "that stand in the prompt"
-        )
-        recalls = ", and a linear map from hidden states to what was read"
+    among, rows = "those offered", f"{recipe['batch']} turns"
+    if "tokens" in recipe:
+        among = "the tools, then among the values of each argument"
+        rows = f"{recipe['batch']} rows of consecutive turns, up to {recipe['tokens']} tokens each"
     gradually = " of actions, short ones first" if recipe["gradually"] else ""
     facts = {
         "architecture": f"Llama, {recipe['layers']} layers of width {recipe['width']}, "
@@ -222,8 +238,8 @@ def card(making: dict[str, Any], folder: Path) -> str:
         f"uniformly among {among}",
         "selection": "none: every turn of every episode, in the order of the seeds, whatever its "
         "reward",
-        "objective": f"next-token prediction{gradually}{recalls}, {recipe['steps']} steps of "
-        f"{recipe['batch']} turns; final loss {making['final_loss']} nats per token",
+        "objective": f"next-token prediction{gradually}, {recipe['steps']} steps of {rows}; "
+        f"final loss {making['final_loss']} nats per token",
         "seed": recipe["seed"],
     }
     table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())

@@ -152,17 +152,17 @@ class RandomTurn(NamedTuple):
 
 
 def play_randomly(
-    world: CheckedWorld, seed: int, longest: int | None = None
+    world: CheckedWorld, seed: int, longest: int | None = None, *, reads: bool = True
 ) -> Generator[RandomTurn, None, None]:
     """Play episode after episode with random actions from those offered.
-
-    All have the same chance, but a call of a tool may repeat what stands in the prompt (`draw`). A
-    model of such calls knows how to look into a prompt, and not what for.
 
     Args:
         world: is closed with this generator.
         seed: of the first episode, and of the actions; each new episode takes the next one.
         longest: turns after which an episode is abandoned; None for no limit.
+        reads: half of the arguments of tools repeat what stands in the prompt, if something there
+            fits (`draw`). A model of such calls knows how to look into a prompt, and not what for.
+            Otherwise all actions have the same chance.
 
     Raises:
         ConfigError: the world lets the agent write freely.
@@ -174,7 +174,7 @@ def play_randomly(
             prompt, offers, info = world.reset(world_seed(seed))
             turn, success = 0, None
             while success is None and turn != longest:
-                action = random_action(offers, rng, world.name, prompt)
+                action = random_action(offers, rng, world.name, prompt if reads else "")
                 happened = world.step(action)
                 if happened.terminated or happened.truncated:
                     success = bool(happened.info["episode"]["success"])

@@ -114,6 +114,8 @@ def train_killed(
         processes = start(again if begun else (*words, "--run", str(run)), ranks, log)
         victim = chance.choice(processes)
         if kills < KILLS:
+            if ranks > 1:  # before they have met, only a launcher would notice that one is gone
+                wait_for_more(run / "metrics.jsonl", victim)
             with suppress(subprocess.TimeoutExpired):
                 victim.wait(chance.uniform(0, longest))
             if victim.poll() is None:
@@ -122,6 +124,13 @@ def train_killed(
         for process in processes:  # the others of a training notice, and end
             process.wait(PATIENCE)
     return kills
+
+
+def wait_for_more(file: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file has grown, or a process has ended."""
+    known = file.stat().st_size if file.exists() else 0
+    while process.poll() is None and (not file.exists() or file.stat().st_size <= known):
+        time.sleep(0.1)
 
 
 def children(pid: int) -> Iterator[int]:

@@ -180,6 +180,18 @@ def test_a_run_with_a_damaged_file_goes_on_exactly_or_names_the_file(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file", ["metrics.jsonl", "episodes.jsonl", "summary.json"])
+def test_a_directory_in_the_place_of_a_file_is_named(file: str, finished: Path, tmp_path: Path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    (path / file).unlink()
+    (path / file).mkdir()
+    assert f"Cannot read {path / file}: " in refusal(lambda: content(path))
+    assert f"{path / file}: " in refusal(
+        lambda: resume_run(path, Run.open(path).config, quiet=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if "/" not in name])
 def test_a_damaged_file_does_not_matter_to_a_reader_or_is_named(
     damage: str, finished: Path, foreign: Path, tmp_path: Path

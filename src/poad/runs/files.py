@@ -16,11 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from poad.errors import LockedError
+from poad.errors import LockedError, RunError
 from poad.runs.codec import plain
 
 # Windows has no advisory locks, so concurrent writers are not detected there.
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+@contextlib.contextmanager
+def explained_as(action: str) -> Iterator[None]:
+    """Raise RunError where the system cannot do something, which ``action`` says in words."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
 
 
 def take_lock(path: Path, *, wait: bool = False) -> int | None:

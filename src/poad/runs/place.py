@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 from poad.config import Config, dump, load, to_dict
 from poad.errors import ConfigError, RunError
-from poad.runs.files import remove_directory, write_text
+from poad.runs.files import explained_as, remove_directory, write_text
 from poad.runs.history import LINES, read_json, read_summary, write_sealed
 from poad.runs.provenance import environment, source_hash, versions
 from poad.runs.seals import settings_hash
@@ -29,15 +28,6 @@ OWN_FILES = frozenset(
     )
 )
 """Names in a run's directory that no world may use, in small letters."""
-
-
-@contextlib.contextmanager
-def explained_as(action: str) -> Iterator[None]:
-    """Raise RunError where the system cannot do something, which ``action`` says in words."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"Cannot {action}: {error.strerror or error}.") from error
 
 
 def check_new_run(path: Path, config: Config, *, overwrite: bool = False) -> None:

@@ -33,6 +33,7 @@ from poad.runs.checkpoint import Checkpoints, Saved, Tensors
 from poad.runs.codec import encode
 from poad.runs.files import (
     append_line,
+    explained_as,
     take_lock,
     write_bytes,
     write_text,
@@ -45,7 +46,7 @@ from poad.runs.history import (
     reseal,
     write_sealed,
 )
-from poad.runs.place import OWN_FILES, begin_run, check_new_run, explained_as, stored_config
+from poad.runs.place import OWN_FILES, begin_run, check_new_run, stored_config
 from poad.runs.provenance import with_environment
 from poad.runs.records import EpisodeRecord, RunSummary, WorldErrorRecord
 from poad.runs.seals import (

@@ -23,7 +23,7 @@ from typing import Any
 from poad.config import Config, from_dict, to_dict
 from poad.errors import RunError
 from poad.runs.codec import exact, plain
-from poad.runs.files import json_line, numbered_lines, read_from_disk
+from poad.runs.files import explained_as, json_line, numbered_lines, read_from_disk
 from poad.runs.provenance import PACKAGES
 
 MAY_CHANGE = (
@@ -112,11 +112,12 @@ def check_beginning(path: Path, seal: Seal, sealed_by: str) -> bytes:
     """Return the beginning of a .jsonl file that a seal covers; nothing if it covers nothing.
 
     Raises:
-        RunError: the file does not begin as it did.
+        RunError: the file does not begin as it did, or cannot be read.
     """
     expected = seal.get(path.name, {"bytes": 0})
     content = b""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    absent = contextlib.suppress(FileNotFoundError)
+    with explained_as(f"read {path}"), absent, path.open("rb") as file:
         content = file.read(expected["bytes"])
     if expected["bytes"] and hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise RunError(

@@ -111,6 +111,8 @@ def test_the_page_is_served_until_ctrl_c(run: Path):
     ("arguments", "says"),
     [
         (["--against", "3"], "has no checkpoint 3; it has 1."),
+        (["--reference", "3"], "has no checkpoint 3; it has 1."),
+        (["--reference", "1", "--alone"], "--alone compares with no reference"),
         (["--checkpoint", "7"], "has no checkpoint 7"),
         (["--against", "1", "--untrained"], "--against compares two checkpoints"),
         (["--terminal", "--open"], "--terminal writes no page"),

@@ -15,8 +15,7 @@ from changed_run import run_of
 from synthetic_run import metrics
 from tiny_worlds import settings
 
-from poad.agent import Agent, load_agent
-from poad.config import Config
+from poad.agent import load_agent
 from poad.envs import make
 from poad.errors import ConfigError
 from poad.learn import WorldStream, lay_out, play
@@ -123,6 +122,20 @@ def test_the_untrained_agent_has_the_probabilities_it_had(runs: dict[str, Run]):
             np.testing.assert_allclose(turn.before, turn.logprob, atol=1e-4)
 
 
+def test_a_checkpoint_may_be_the_reference_instead(runs: dict[str, Run], tmp_path: Path):
+    shutil.copytree(runs["poad"].path, tmp_path / "poad")
+    with Run.open(tmp_path / "poad") as run:
+        run.save_checkpoint(2, load_weights(Weights(run.path, untrained=True)).agent.tensors(), {})
+    found = inspect_runs([Weights(run.path, 1)], Selection(2), reference=2)
+    assert found.before == "checkpoint 2"
+    (as_untrained,) = inspect_runs([Weights(run.path, 1)], Selection(2)).agents.values()
+    (compared,) = found.agents.values()
+    assert any(t.before != t.logprob for v in compared for t in v.turns)
+    assert [t.before for v in compared for t in v.turns] == [
+        pytest.approx(t.before, abs=1e-4) for v in as_untrained for t in v.turns
+    ]
+
+
 def test_a_truncated_episode_goes_on_in_the_value_behind_it(runs: dict[str, Run]):
     views = viewed(runs["poad"])
     assert {view.ending for view in views} >= {"truncated"}
@@ -182,19 +195,19 @@ def test_fitted_rates_are_those_found_before_the_weights_and_fixed_ones_stay(
 def test_checkpoints_of_a_run_share_its_untrained_model_and_its_notes(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    loaded: list[object] = []
+    loaded: list[Weights] = []
 
-    def counting(config: Config) -> Agent:
-        loaded.append(config)
-        return load_agent(config)
+    def counting(weights: Weights) -> LoadedRun:
+        loaded.append(weights)
+        return load_weights(weights)
 
     shutil.copytree(runs["poad"].path, tmp_path / "poad")
     with Run.open(tmp_path / "poad") as run:
         run.save_checkpoint(2, load_agent(run.config).tensors(), {})
-    monkeypatch.setattr("poad.workflows.inspect.load_agent", counting)
+    monkeypatch.setattr("poad.workflows.inspect.load_weights", counting)
     found = inspect_runs([Weights(run.path, 1), Weights(run.path, 2)], Selection(1))
     assert [*found.agents] == ["checkpoint 1", "checkpoint 2"]
-    assert len(loaded) == 1
+    assert [weights.untrained for weights in loaded].count(True) == 1
     assert found.notes[0] == "Sampled episodes of poad."
     assert len(found.notes) == 2
 

@@ -54,9 +54,11 @@ class Options:
     """Use the run's model as it was before training."""
     against: int | None = None
     """Show the same seeds with the weights of this iteration, too, beside the first."""
+    reference: int | None = None
+    """Compare probabilities with those of this iteration's weights, instead of the untrained
+    model's. The page draws the ratio of the two with the clip range."""
     alone: Switch = False
-    """Do not compare with the probabilities of the untrained model, which takes memory for a
-    second model."""
+    """Compare probabilities with nothing, which saves the memory of a second model."""
     to: Path | None = None
     """Where to write the page. Default: inspect.html in the run, or next to the file."""
     terminal: Switch = False
@@ -113,11 +115,14 @@ def _check(options: Options) -> None:
     if options.other is not None and (is_file or options.other.is_file()):
         raise ConfigError("Of two things to compare, both must be runs; one of these is a file.")
     plays = options.untrained or options.greedy or options.seed is not None
-    if is_file and (plays or options.against is not None or options.alone):
+    others = options.against is not None or options.reference is not None or options.alone
+    if is_file and (plays or others):
         raise ConfigError(
             f"{options.target} holds episodes that were played already. Leave out --seed, "
-            "--greedy, --untrained, --against and --alone."
+            "--greedy, --untrained, --against, --reference and --alone."
         )
+    if options.alone and options.reference is not None:
+        raise ConfigError("--alone compares with no reference. Leave out one of the two.")
     if is_file and options.checkpoint == "best":
         raise ConfigError(
             f"{options.target} does not say which checkpoint is the best. Name one by its number."
@@ -134,15 +139,18 @@ def _of_runs(options: Options) -> Inspection:
         run = open_run(target, trusted=options.trust_code)
         if not options.untrained:
             run.checkpoint_path(options.checkpoint)
-            if options.against is not None:
-                run.checkpoint_path(options.against)
+        for named in (options.against, options.reference):
+            if named is not None:
+                run.checkpoint_path(named)
     from poad.workflows import Selection, Weights, inspect_runs
 
     chosen = [Weights(t, options.checkpoint, untrained=options.untrained) for t in runs]
     if options.against is not None:
         chosen.append(Weights(options.target, options.against))
     selection = Selection(1 if options.terminal else options.episodes, options.seed, options.greedy)
-    return inspect_runs(chosen, selection, compare_before=not options.alone)
+    return inspect_runs(
+        chosen, selection, compare_before=not options.alone, reference=options.reference
+    )
 
 
 def _of_file(options: Options) -> Inspection:

@@ -17,7 +17,6 @@ from poad.agent import (
     Agent,
     DecisionBatch,
     Policy,
-    load_agent,
     read_hidden,
     torch_threads,
 )
@@ -52,7 +51,11 @@ class Selection:
 
 
 def inspect_runs(
-    chosen: Sequence[Weights], selection: Selection, *, compare_before: bool = True
+    chosen: Sequence[Weights],
+    selection: Selection,
+    *,
+    compare_before: bool = True,
+    reference: int | None = None,
 ) -> Inspection:
     """Play the same seeds with one or two agents, and gather all that a page shows of them.
 
@@ -62,7 +65,8 @@ def inspect_runs(
     Args:
         chosen: one or two sets of weights, of the same run or of two runs in the same world.
         selection: which episodes.
-        compare_before: also compute the probabilities of the untrained model.
+        compare_before: also compute the probabilities of the reference.
+        reference: the checkpoint of each run that is the reference; None takes the untrained model.
 
     Raises:
         ConfigError: two runs in different worlds.
@@ -74,14 +78,15 @@ def inspect_runs(
     first = loaded[0]
     start = first.run.config.eval.seed if selection.seed is None else selection.seed
     seeds = range(start, start + selection.episodes)
-    untrained: dict[Path, Agent] = {}  # of one run at a time, to save memory
+    references: dict[Path, Agent] = {}  # of one run at a time, to save memory
     agents: dict[str, list[EpisodeView]] = {}
     for name, each, weights in zip(called, loaded, chosen, strict=True):
         before = None
-        if compare_before and (each.iteration is not None or weights.exported is not None):
-            if each.run.path not in untrained:
-                untrained = {each.run.path: load_agent(each.run.config)}
-            before = untrained[each.run.path]
+        if compare_before and (each.iteration != reference or weights.exported is not None):
+            if each.run.path not in references:
+                other = Weights(each.run.path, reference, untrained=reference is None)
+                references = {each.run.path: load_weights(other).agent}
+            before = references[each.run.path]
         agents[name] = view_episodes(each.agent, before, seeds, greedy=selection.greedy)
     settings = first.agent.settings.credit
     mode = "Greedy" if selection.greedy else "Sampled"
@@ -91,13 +96,17 @@ def inspect_runs(
         dials=dials_of(first),
         method=settings.method.name,
         more_methods=(settings.method,),
-        before="the untrained model" if compare_before else "",
+        before=_reference_name(reference) if compare_before else "",
         clip=first.run.config.ppo.clip,
         notes=(
             f"{mode} episodes of {' and '.join(dict.fromkeys(_run_names(loaded)))}.",
             *dict.fromkeys(_critic_notes(loaded)),
         ),
     )
+
+
+def _reference_name(reference: int | None) -> str:
+    return "the untrained model" if reference is None else f"checkpoint {reference}"
 
 
 def _check_worlds(loaded: Sequence[LoadedRun]) -> None:

@@ -52,6 +52,7 @@ CHEAP = """
 import sys
 from poad.cli.main import main
 
+sys.modules["trackio"] = None  # as if it were not installed
 for arguments, status in {cases!r}:
     try:
         found = main(arguments)

@@ -1,7 +1,7 @@
 """A Ray cluster: connecting to it, or saying in one sentence why that does not work.
 
-`RAY_ADDRESS` names the cluster. Without it, ray takes the one that runs on this machine, and starts
-one here if there is none. Nothing else in poad imports ray at its beginning.
+`RAY_ADDRESS` names the cluster. Without it, poad takes the one that `ray start` has made this
+machine a part of, and starts one here if there is none. Ray is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def connect(cpus: int = 1) -> Any:
         if not ray.is_initialized():
             _initialize(ray, cpus)
     return ray
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what ray says, which is a page, without a period at its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
 
 
 def _initialize(ray: Any, cpus: int) -> None:

@@ -27,7 +27,7 @@ _TOLD = "told_elsewhere"
 _LOST = "others_are_gone"
 _BUCKET = 2**24
 """Numbers that are summed up in one message, so that no copy of all gradients is needed."""
-_PATIENCE = timedelta(hours=12)
+PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others, for example while rank 0 evaluates the agent. One that died
 is noticed at once."""
 
@@ -304,7 +304,7 @@ def joined() -> Iterator[Ranks]:
     started = not dist.is_initialized()
     if started:
         with ranks._together():
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield ranks
     except Exception as error:

@@ -50,9 +50,10 @@ class Actor:
 
 def _cause_of(error: Exception) -> str:
     """Find what matters in what ray says of an actor, which is a page."""
+    from poad.cluster import last_line
+
     text = str(error)
     found = re.search(r"(?:actor is dead because|creation task.*?:) ?(.*)", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if found is None or "creation task" in text:
-        return lines[-1].rstrip(".") if lines else type(error).__name__
+        return last_line(error)
     return re.split(r"[.:](?= |$)", found[1])[0].rstrip(".")

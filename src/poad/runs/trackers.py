@@ -16,9 +16,11 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from poad.config import TrackingConfig
 from poad.errors import TrackerError
 from poad.runs.codec import plain
 
@@ -207,6 +209,5 @@ def _trackio(path: Path, run_id: str, config: Mapping[str, Any], first: int) -> 
 
 def _tracking(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return where a run is to be filed; its name is that of its directory if none is set."""
-    wanted = {"project": "poad", "entity": None, "group": None, "tags": (), "name": None}
-    wanted |= config.get("tracking", {})
+    wanted = asdict(TrackingConfig()) | dict(config.get("tracking", {}))
     return wanted | {"name": wanted["name"] or path.name}

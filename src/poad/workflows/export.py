@@ -80,10 +80,10 @@ def export(loaded: LoadedRun, to: Path, *, adapter: bool = False) -> None:
             with without_progress_bars():
                 if adapter:
                     save_adapters(agent.model, partial, base_name(agent.config.model.name))
-                    _as_it_acts(agent).save_pretrained(partial)
+                    _generation(agent).save_pretrained(partial)
                 else:
                     merged = _merged(agent)
-                    merged.generation_config = _as_it_acts(agent)
+                    merged.generation_config = _generation(agent)
                     merged.save_pretrained(partial)
             agent.model.codec.tokenizer.save_pretrained(partial)
             card = partial / "README.md"
@@ -133,8 +133,8 @@ def _merged(agent: Agent) -> Any:
     return plain
 
 
-def _as_it_acts(agent: Agent) -> Any:
-    """Let ``generate()`` write what the run may write and end where its actions end.
+def _generation(agent: Agent) -> Any:
+    """Return settings by which ``generate()`` writes what the run may, and ends where it does.
 
     Nothing else but the model itself decides. Rows of a padded vocabulary that have no token are
     suppressed, as they are while acting.

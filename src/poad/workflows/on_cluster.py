@@ -25,15 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import poad.errors
-from poad.cluster import connect
+from poad.cluster import connect, last_line
 from poad.errors import TRACEBACK, RankError, RunError, explained
-from poad.ranks import Ranks, is_lost, is_told_elsewhere, joined
+from poad.ranks import PATIENCE, Ranks, is_lost, is_told_elsewhere, joined
 from poad.workflows.together import STOPPING, deferred_interrupt
 
 _PAUSE = 0.2
 """Seconds between two letters from rank 0, and between two looks for them."""
-_PATIENCE = 12 * 3600
-"""Seconds that a rank waits for the others, for example while rank 0 evaluates the agent."""
 _TERMINAL = (
     *("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
     *("COLUMNS", "LINES", TRACEBACK),
@@ -115,7 +113,7 @@ def train_on_cluster(
     if fitting.error is not None and not outcome:
         raise RankError(
             f"The processes of this training ended, and were started again as often as they may "
-            f"(--ray.restarts): {_last_line(fitting.error)}. The last checkpoint is intact: go on "
+            f"(--ray.restarts): {last_line(fitting.error)}. The last checkpoint is intact: go on "
             f"with `poad train --resume {path}`."
         ) from fitting.error
     kind, told = outcome or ("RankError", "No process told how the training has ended.")
@@ -160,7 +158,7 @@ def _fit(ray: Any, order: _Order, desk: Any, placement: Placement) -> None:
     torch.TorchTrainer(
         partial(_take_part, order, desk),
         torch_config=torch.TorchConfig(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=_PATIENCE
+            "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(PATIENCE.total_seconds())
         ),
         scaling_config=train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most), use_gpu=gpus
@@ -187,11 +185,6 @@ class _Fitting(threading.Thread):
             self._fit()
         except Exception as error:
             self.error = error
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__
 
 
 def _mark(path: Path) -> tuple[int, int] | None:

@@ -109,8 +109,8 @@ def train_killed(
     """Train the same, killed at random instants; return the kills."""
     kills = 0
     while not (run / "summary.json").exists():
-        begun = (run / "config.yaml").exists() and (run / "versions.json").exists()
         again = ("train", "--quiet", "--trust-code", "--resume", str(run))
+        begun = (run / "config.yaml").exists()
         processes = start(again if begun else (*words, "--run", str(run)), ranks, log)
         victim = chance.choice(processes)
         if kills < KILLS:

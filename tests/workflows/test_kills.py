@@ -34,6 +34,17 @@ def untimed(record: Any) -> Any:
     return record
 
 
+def wait_for_lines(file: Path, count: int, process: Any) -> None:
+    """Wait until a file has so many more lines, or the process has ended."""
+    known = count_lines(file)
+    while process.exitcode is None and count_lines(file) < known + count:
+        time.sleep(0.01)
+
+
+def count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def assert_same_outcome(found: Run, expected: Run) -> None:
     for name in ("metrics.jsonl", "episodes.jsonl"):
         lines = [
@@ -60,11 +71,15 @@ def test_a_training_killed_at_random_instants_ends_bit_for_bit_as_one_that_was_n
     tmp_path: Path,
 ) -> None:
     config = settings(
-        "Novel", steps=450, checkpoint_every=1, eval={"episodes": 6, "every": 7, "streams": 3}
+        "Novel", steps=900, checkpoint_every=1, eval={"episodes": 6, "every": 7, "streams": 3}
     )
+    begin = time.perf_counter()
     with warnings.catch_warnings(action="ignore"):
         train_run(config, tmp_path / "whole", quiet=True)
+    took = time.perf_counter() - begin
     whole = Run.open(tmp_path / "whole")
+    most = len(whole.metrics()) // KILLS  # iterations between two kills, so that each finds some
+    assert most > 1
 
     task = Task(tmp_path / "killed")
     task.sibling(".yaml").write_text(dump(whole.config))
@@ -74,11 +89,17 @@ def test_a_training_killed_at_random_instants_ends_bit_for_bit_as_one_that_was_n
     while not task.trained:
         process = context.Process(target=_run_task, args=(task,))
         process.start()
-        process.join(instants.uniform(0.0, 1.2) if kills < KILLS else None)
+        if kills < KILLS:
+            wait_for_lines(task.path / "metrics.jsonl", instants.randrange(most), process)
+            process.join(instants.uniform(0.0, took / KILLS / 2))
+        else:
+            process.join()
         if process.exitcode is None:
             process.kill()
             process.join()
             kills += 1
+        else:  # not killed, so it has finished: what cannot go on would be tried forever
+            assert process.exitcode == 0, task.sibling(".log").read_text()[-2000:]
     assert kills == KILLS
     assert_same_outcome(Run.open(task.path), whole)
 
@@ -96,20 +117,18 @@ def test_two_processes_of_which_one_is_killed_lose_nothing(tmp_path: Path) -> No
     instants, kills, path = random.Random(2), 0, tmp_path / "killed"
     resume = ("train", "--quiet", "--resume", str(path))
     while not (path / "summary.json").exists():
-        begun = (path / "versions.json").exists()
+        begun = (path / "config.yaml").exists()
         processes = start_command(2, tmp_path, *(resume if begun else (*words, str(path))))
-        metrics = path / "metrics.jsonl"
-        known = len(metrics.read_bytes()) if metrics.exists() else 0
-        while kills < RANK_KILLS and all(process.exitcode is None for process in processes):
-            time.sleep(0.05)
-            if metrics.exists() and len(metrics.read_bytes()) > known:
-                time.sleep(instants.uniform(0, 0.5))
-                break
+        if kills < RANK_KILLS:
+            wait_for_lines(path / "metrics.jsonl", 1, processes[0])
+            time.sleep(instants.uniform(0, 0.5))
         victim = processes[instants.randrange(2)]
-        if kills < RANK_KILLS and victim.exitcode is None:
+        killed = kills < RANK_KILLS and victim.exitcode is None
+        if killed:
             victim.kill()
             kills += 1
         for process in processes:
             process.join()
+        assert killed or all(process.exitcode == 0 for process in processes)
     assert kills == RANK_KILLS
     assert_same_outcome(Run.open(path), Run.open(tmp_path / "whole"))

@@ -10,7 +10,7 @@ from poad.runs.files import (
     write_text,
 )
 from poad.runs.history import read_json, read_summary, read_world_errors, write_sealed
-from poad.runs.place import check_new_run
+from poad.runs.place import check_new_run, is_unborn
 from poad.runs.provenance import PACKAGES, source_commit, source_hash, versions
 from poad.runs.records import (
     EpisodeRecord,
@@ -51,6 +51,7 @@ __all__ = [
     "check_trackers",
     "decode",
     "encode",
+    "is_unborn",
     "plain",
     "read_json",
     "read_lines",

@@ -19,6 +19,9 @@ from typing import Any
 from poad.errors import LockedError, RunError
 from poad.runs.codec import plain
 
+PARTIAL = ".partial-"
+"""What the name of a file begins with while it is written."""
+
 # Windows has no advisory locks, so concurrent writers are not detected there.
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
@@ -74,7 +77,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         path: the final place.
         replace: remove a directory that is there; otherwise only an empty one is replaced.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(PARTIAL + path.name)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         partial.mkdir(parents=True)
@@ -107,7 +110,7 @@ def set_aside(path: Path) -> Path:
 
 def remove_leftovers(root: Path) -> None:
     """Remove what a crash in the middle of a write or a removal left under ``root``."""
-    for pattern in (".partial-*", ".discarded-*"):
+    for pattern in (f"{PARTIAL}*", ".discarded-*"):
         for entry in root.glob(pattern):
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -119,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or leave the old one as it was."""
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(PARTIAL + path.name)
     try:
         partial.write_bytes(content)
         _sync(partial)

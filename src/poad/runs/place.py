@@ -14,7 +14,7 @@ from typing import Any
 
 from poad.config import Config, dump, load, to_dict
 from poad.errors import ConfigError, RunError
-from poad.runs.files import explained_as, remove_directory, write_text
+from poad.runs.files import PARTIAL, explained_as, remove_directory, write_text
 from poad.runs.history import LINES, read_json, read_summary, write_sealed
 from poad.runs.provenance import environment, source_hash, versions
 from poad.runs.seals import settings_hash
@@ -52,12 +52,25 @@ def check_new_run(path: Path, config: Config, *, overwrite: bool = False) -> Non
             f"{path} already holds a run. Go on with it by `poad train --resume {path}`, "
             "choose another name for the new run, or replace the old one with --overwrite."
         )
-    if path.is_dir() and {entry.name for entry in path.iterdir()} - {".lock"}:
+    if path.is_dir() and not is_unborn(path):
         raise RunError(f"{path} is neither empty nor a run. Choose another name.")
+
+
+def is_unborn(path: Path) -> bool:
+    """Tell whether a directory is empty, or holds only what a run writes before config.yaml."""
+    for entry in path.iterdir():
+        empty = entry.name == "checkpoints" and entry.is_dir() and not any(entry.iterdir())
+        early = entry.name in (".lock", "versions.json") or entry.name.startswith(PARTIAL)
+        if not (empty or early):
+            return False
+    return True
 
 
 def begin_run(path: Path, config: Config, *, overwrite: bool = False) -> None:
     """Write what makes a directory a run; the caller holds its lock.
+
+    config.yaml is written last, so that whoever finds it finds a run that can go on, whenever the
+    process was killed.
 
     Args:
         path: the directory.
@@ -71,10 +84,10 @@ def begin_run(path: Path, config: Config, *, overwrite: bool = False) -> None:
         (_delete_run if overwrite else _begin_again)(path)
     with explained_as(f"create the run {path}"):
         (path / "checkpoints").mkdir(exist_ok=True)
-        write_text(path / "config.yaml", dump(config))
         created = {"created": datetime.now(UTC).isoformat(timespec="seconds")}
         seal = {"seal": {"config": settings_hash(config)}}
         write_sealed(path / "versions.json", created | environment() | seal)
+        write_text(path / "config.yaml", dump(config))
 
 
 def stored_config(path: Path) -> Config:
@@ -99,7 +112,7 @@ def _begin_again(path: Path) -> None:
     warnings.warn(text, stacklevel=3)
     for each in path.glob("checkpoints/[0-9]*"):  # only checkpoint 0 can be there
         remove_directory(each)
-    for name in LINES:
+    for name in (*LINES, "config.yaml"):
         (path / name).unlink(missing_ok=True)
 
 

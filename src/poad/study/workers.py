@@ -32,6 +32,7 @@ from poad.runs import (
     UnseenEvaluation,
     append_line,
     decode,
+    is_unborn,
     read_json,
     read_lines,
     read_summary,
@@ -272,7 +273,7 @@ def _train(task: Task) -> int:
 def _move_aside(task: Task) -> None:
     """Free the place of a run from what cannot be opened as one, and lose nothing of it."""
     try:
-        if task.path.is_dir() and {entry.name for entry in task.path.iterdir()} - {".lock"}:
+        if task.path.is_dir() and not is_unborn(task.path):
             Run.open(task.path)
     except PoadError as error:
         number, aside = 1, task.sibling(".aside")

@@ -190,7 +190,7 @@ class _Fitting(threading.Thread):
 def _mark(path: Path) -> tuple[int, int] | None:
     """What tells the run in a directory from one that was there before; None if there is none."""
     try:
-        found = (path / "versions.json").stat()
+        found = (path / "config.yaml").stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns

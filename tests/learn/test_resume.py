@@ -136,4 +136,6 @@ def test_what_a_snapshot_holds() -> None:
     advance(trainer, 0.0)
     parameters = sum(len(group["params"]) for group in trainer.learner.optimizer.param_groups)
     assert len(take(trainer)[0]["optimizer"]) == 3 * parameters
-    assert state.keys() == {"generator", "collector", "updates", "pass_tokens", "waiting"}
+    assert state.keys() == {
+        *("generator", "collector", "updates", "pass_tokens", "waiting", "model")
+    }

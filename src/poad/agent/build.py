@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from poad.agent.critic import Critic, FrozenFeatures, read_hidden
 from poad.agent.policy import Policy
 from poad.agent.settings import Settings, resolve
 from poad.config import Config
+from poad.errors import ModelError
 from poad.lm import LanguageModel, load_model, shard
 from poad.ranks import ALONE, Ranks
 from poad.turns import Position
@@ -59,6 +60,23 @@ class Agent:
         """
         self.model.load_state(dict(tensors["policy"]))
         self.critic.load_state_dict(dict(tensors["critic"]))
+
+    def check_origin(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint was made from the model that was loaded.
+
+        Args:
+            state: of the checkpoint. Those of earlier versions do not tell.
+
+        Raises:
+            ModelError: the model under its name is another one now.
+        """
+        recorded, now = state.get("model", {}), self.model.identity
+        if other := [part for part in recorded if recorded[part] != now.get(part)]:
+            raise ModelError(
+                f"{self.config.model.name!r} is no longer the model that the run was trained from: "
+                f"its {' and its '.join(other)} changed. Put the model of then back into its "
+                "place, or train anew."
+            )
 
 
 def load_agent(config: Config, tensors: Tensors | None = None, *, ranks: Ranks = ALONE) -> Agent:

@@ -184,7 +184,8 @@ def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-02-31
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+        said = str(error).replace('in "<unicode string>", ', "")
+        raise ConfigError(f"{where} is not valid YAML: {said}") from error
 
 
 def from_dict(data: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:

@@ -49,6 +49,7 @@ def take_snapshot(
         "collector": collector_state(collector),
         "updates": learner.updates,
         "pass_tokens": agent.model.passes.tokens,
+        "model": agent.model.identity,
         "waiting": [[turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
     }
     whole = {group: all_whole(named, learner.ranks) for group, named in tensors.items()}
@@ -63,7 +64,12 @@ def restore_snapshot(
     collector: Collector,
     generator: np.random.Generator,
 ) -> None:
-    """Restore what `take_snapshot` returned."""
+    """Restore what `take_snapshot` returned.
+
+    Raises:
+        ModelError: it was made from another model than the agent's.
+    """
+    agent.check_origin(state)
     agent.load(tensors)
     _restore(learner.optimizer, tensors["optimizer"])
     learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))

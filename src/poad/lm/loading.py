@@ -28,6 +28,7 @@ from poad.lm.gguf import (
     source_options,
     with_own_splits,
 )
+from poad.lm.identity import Identity, identify
 from poad.lm.mixed import use_mixed_products
 from poad.lm.model import LanguageModel, seeded, text_body
 from poad.lm.prompts import codec_for
@@ -43,6 +44,11 @@ from poad.models import (
 
 _ADAPTER = "adapter_config.json"
 """The file by which a directory is an adapter of PEFT."""
+
+_NO_SAFETENSORS = (
+    "it has no weights in safetensors. Others are not read, since they could hold code: if you "
+    "trust where they come from, load them in Python and write them by `save_pretrained`."
+)
 
 # --- names ------------------------------------------------------------------------------------
 
@@ -131,7 +137,7 @@ def load_model(
     """
     device = resolve_device(config.device)
     with seeded(seed, device):
-        causal, tokenizer, *notes = _from_pretrained(config, device)
+        causal, tokenizer, identity, notes = _from_pretrained(config, device)
         if config.quantize == "none":  # a quantized model is loaded onto its device
             causal.to(device)
         if config.tuning == "lora":
@@ -154,6 +160,7 @@ def load_model(
         for weight in model.module.parameters():
             # As long as one of them lies in the file, all of it stays mapped into memory.
             weight.data = weight.data.clone()
+    model.identity = identity
     model.notes = (*notes, *describe_own_system(tokenizer, prompt))
     return model
 
@@ -281,17 +288,19 @@ def _base_of_adapter(source: str, options: Mapping[str, Any]) -> str | None:
     return model_source(name)
 
 
-def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, ...]:
+def _from_pretrained(
+    config: ModelConfig, device: torch.device
+) -> tuple[Any, Any, Identity, list[str]]:
     """Load the model and the tokenizer of transformers; explain what went wrong.
 
     Returns:
-        The model, the tokenizer, and sentences for the user.
+        The model, the tokenizer, what tells them from others, and sentences for the user.
     """
     from transformers import AutoModelForCausalLM
 
     source = find_source(config)
     options = source.options | _loading_options(config, device)
-    options |= {} if source.gguf is None else loading_options()
+    options |= {"use_safetensors": True} if source.gguf is None else loading_options()
     # Downloads from the hub keep their progress bars. What transformers reports on many lines about
     # missing weights, `_check_complete` says in one.
     local = os.path.isdir(source.base)
@@ -309,10 +318,12 @@ def _from_pretrained(config: ModelConfig, device: torch.device) -> tuple[Any, ..
     if source.gguf is not None:
         notes = [source.gguf.describe(options["gguf_file"], config.dtype)]
         causal = as_ordinary(causal)
-    if source.adapter is not None:
-        with _explained(config, config.name):
-            causal = _merged_with(causal, source.adapter, config.name)
-    return causal, tokenizer, *notes
+    if source.adapter is None:
+        return causal, tokenizer, identify(causal, tokenizer), notes
+    with _explained(config, config.name):
+        adapted = _with_adapter(causal, source.adapter, config.name)
+    identity = identify(adapted, tokenizer)  # merging may round otherwise on another machine
+    return _merged(adapted, config.name), tokenizer, identity, notes
 
 
 @contextmanager
@@ -365,6 +376,8 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
                 f"The model {name!r} brings Python code of its own, which loading it would run. If "
                 "you have read and trust that code, set model.trust_remote_code = true."
             ) from error
+        if "model.safetensors" in said:
+            said = _NO_SAFETENSORS
         if "backend tokenizer" in said:
             said = "its tokenizer is missing or cannot be read; it belongs into the same directory."
         if "in the cached files" in said:
@@ -374,14 +387,6 @@ def _explained(config: ModelConfig, name: str) -> Iterator[None]:
         hint = did_you_mean(name, own_names(), 1)
         raise ModelError(
             f"Cannot load the model {name!r}: {place}{said} {hint}{_expected()}"
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        # What torch says here ends with the advice to read the file without protection.
-        raise ModelError(
-            f"Cannot load the model {name!r}: a .bin file in it holds something other than "
-            "tensors, which could run code. Use weights in safetensors."
         ) from error
 
 
@@ -433,29 +438,46 @@ def _check_vocabulary(causal: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _merged_with(causal: Any, adapter: str, name: str) -> Any:
-    """Merge an adapter of PEFT into its base, so that training and the reference start there.
+def _with_adapter(causal: Any, adapter: str, name: str) -> Any:
+    """Put an adapter of PEFT on its base.
 
     Raises:
-        ModelError: it is damaged, fits another base, or cannot be merged exactly.
+        ModelError: it is damaged, or fits another base.
     """
     quiet_bitsandbytes()
     from peft import PeftModel
     from safetensors import SafetensorError
+    from transformers.utils.hub import cached_file
 
-    ids = torch.arange(8)[None].remainder(causal.get_input_embeddings().weight.shape[0])
-    ids = ids.to(causal.device)
+    try:
+        cached_file(adapter, "adapter_model.safetensors")
+    except OSError as error:  # PEFT would unpickle adapter_model.bin instead
+        raise ModelError(f"Cannot load the adapter {adapter!r}: {_NO_SAFETENSORS}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            return PeftModel.from_pretrained(causal, adapter).eval()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise _unmerged(name, _in_a_line(error)) from error
+    except (SafetensorError, UserWarning) as error:
+        raise _unmerged(name, _in_a_line(error)) from error
+
+
+def _merged(adapted: Any, name: str) -> Any:
+    """Merge an adapter of PEFT into its base, so that training and the reference start there.
+
+    Raises:
+        ModelError: it cannot be merged exactly.
+    """
+    ids = torch.arange(8)[None].remainder(adapted.get_input_embeddings().weight.shape[0])
+    ids = ids.to(adapted.device)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            adapted: Any = PeftModel.from_pretrained(causal, adapter).eval()
             expected = adapted(input_ids=ids, use_cache=False).logits.float()
             merged: Any = adapted.merge_and_unload(safe_merge=True).eval()
             found = merged(input_ids=ids, use_cache=False).logits.float()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise _unmerged(name, _in_a_line(error)) from error
-    except (SafetensorError, UserWarning) as error:
         raise _unmerged(name, _in_a_line(error)) from error
     tolerance = 1e-3 if merged.dtype == torch.float32 else 0.05
     if not (found - expected).norm() <= tolerance * expected.norm():

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from poad.errors import ModelError
 from poad.lm.cache import Decoder
 from poad.lm.checks import LONGEST_CHECK, check_halves, check_reading
+from poad.lm.identity import Identity
 from poad.lm.lower import LowerLayers
 from poad.lm.masks import over_positions, window_of
 from poad.lm.memory import PassLimit
@@ -77,6 +78,7 @@ class LanguageModel:
         causal_lm: Any = causal.get_base_model() if self._adapted else causal  # pyright: ignore
         self.causal_lm = causal_lm
         """The model of transformers, with any adapters inside."""
+        self.identity: Identity = {}  # what tells the untrained model from others
         self.notes: tuple[str, ...] = ()  # sentences that the user should read before training
         self.passes = PassLimit()  # what is known of the machine's memory
         self._body, self._head = text_body(causal_lm), causal_lm.get_output_embeddings()
@@ -135,9 +137,8 @@ class LanguageModel:
         return [*self._trained().values()]
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        if self.shards is not None:
-            return self.shards.trained
-        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        own = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        return own if self.shards is None else self.shards.trained
 
     def state(self) -> dict[str, Tensor]:
         """Return the trained weights by name, tied ones once; of sharded ones, this rank's part."""

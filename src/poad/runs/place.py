@@ -168,6 +168,7 @@ def _runs_nearby(path: Path) -> str:
     for folder in (path, path.parent):
         with contextlib.suppress(OSError):
             configs.update(folder.glob("*/config.yaml"))
+    configs.discard(path / "config.yaml")
     if not configs:
         return "There are no runs nearby; `poad train` creates one."
     newest = sorted(configs, key=lambda file: file.stat().st_mtime, reverse=True)[:5]

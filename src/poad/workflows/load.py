@@ -13,7 +13,7 @@ from poad.agent import Agent, load_agent
 from poad.config import Config
 from poad.envs import make
 from poad.errors import ExportError
-from poad.runs import Run
+from poad.runs import Run, read_json
 
 # Settings that poad never gives an adapter. With another value the same weights would compute
 # something else.
@@ -68,17 +68,23 @@ def load_weights(weights: Weights, *, full: bool = False) -> LoadedRun:
     Raises:
         RunError: there is no such run or checkpoint, or it is damaged.
         ExportError: the exported model cannot be used.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or is another one than the run was trained from.
     """
     run = Run.open(weights.run)
     config = run.config
     if full:
         config = replace(config, model=replace(config.model, precision="full"))
     if weights.untrained:
-        return LoadedRun(run, load_agent(config), None)
+        agent = load_agent(config)
+        if run.checkpoints():
+            newest = read_json(run.checkpoint_path() / "state.json") or {}
+            agent.check_origin(newest.get("state", {}))
+        return LoadedRun(run, agent, None)
     folder = run.checkpoint_path(weights.checkpoint)
-    tensors, _ = run.load_checkpoint(folder)
-    agent = load_agent(config, tensors)
+    tensors, state = run.load_checkpoint(folder)
+    agent = load_agent(config)
+    agent.check_origin(state)
+    agent.load(tensors)
     if weights.exported is not None:
         agent = with_exported(agent, weights.exported)
     return LoadedRun(run, agent, int(folder.name))

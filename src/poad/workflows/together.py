@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from poad.config import Config, dump
+from poad.config import dump
 from poad.errors import RankError
 from poad.learn import Trainer
-from poad.ranks import Ranks
 
 STOPPING: ContextVar[list[bool]] = ContextVar("STOPPING")
 """Where whoever runs a training outside the main thread asks it to stop, by an entry."""
@@ -30,12 +29,21 @@ def follow(trainer: Trainer) -> int:
     return 0
 
 
-def check_alike(config: Config, ranks: Ranks) -> None:
-    """Check that all ranks have resolved the same settings.
+def check_alike(trainer: Trainer) -> None:
+    """Check that all ranks have resolved the same settings and loaded the same model.
 
     Raises:
         RankError: they have not; names what differs.
     """
+    ranks, config = trainer.ranks, trainer.config
+    own = trainer.agent.model.identity
+    for rank, theirs in enumerate(ranks.exchange("model", own)):
+        if other := [part for part in own if own[part] != theirs[part]]:
+            raise RankError(
+                f"Under the name {config.model.name!r}, rank {rank} has loaded another model than "
+                f"rank {ranks.rank}: its {' and its '.join(other)} differ. Copy the same model to "
+                "all machines."
+            )
     mine = dump(config).splitlines()
     for rank, theirs in enumerate(ranks.exchange("settings", mine)):
         if other := [line.strip() for line in theirs if line not in mine]:

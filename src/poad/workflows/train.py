@@ -54,7 +54,7 @@ def train_run(
         check_world(config)
         # Before the run is created: a model that fails leaves no run behind.
         trainer = Trainer(config, ranks=ranks)
-        check_alike(trainer.config, ranks)
+        check_alike(trainer)
         run = ranks.first_does(
             "create", lambda: Run.create(path, trainer.config, overwrite=overwrite)
         )

@@ -180,6 +180,92 @@ def test_a_rollout_of_verifiers_becomes_an_episode(tmp_path: Path):
     assert [t.reward for t in view.turns] == [0.25, 0.5]
 
 
+def node(role: str, content: Any, parent: int | None = None, **more: Any) -> dict[str, Any]:
+    """A message as verifiers 0.4 saves it, which leaves out what is None."""
+    tokens = more.pop("token_ids", [7, 8])
+    known = {"sampled": False, "mask": [False] * len(tokens), "logprobs": [], "is_content": []}
+    known |= {"message": {"role": role, "content": content}, "token_ids": tokens}
+    return known | ({} if parent is None else {"parent": parent}) | more
+
+
+def reply(content: str | None, parent: int, **more: Any) -> dict[str, Any]:
+    """A message that the model wrote: two tokens of the template, and three of its own."""
+    own = {"mask": [False, False, True, True, True], "logprobs": [-0.5, -0.25, 0.0]}
+    return node("assistant", content, parent, token_ids=[1, 2, 3, 4, 5], sampled=True) | own | more
+
+
+NODES = [
+    node("system", "You open doors."),
+    node("user", [{"type": "text", "text": "A red door."}, {"type": "image_url"}], 0),
+    reply("I give up.", 1),  # a path that was left
+    reply("open the red door", 1, entropies=[0.9, 0.8, 0.1], reference_logprobs=[-1.0, -0.5, -0.1]),
+    node("user", "It is locked.", 3),
+    reply(None, 4),
+]
+NODES[5]["message"]["tool_calls"] = [{"id": "a", "name": "unlock", "arguments": '{"door": "red"}'}]
+SAVED = {
+    "id": "e",
+    "ok": True,
+    "traces": [
+        {
+            "version": 1,
+            "nodes": NODES,
+            "calls": [{"node": 3, "finish_reason": "stop"}, {"node": 5, "finish_reason": "stop"}],
+            "rewards": {"opened": {"score": 1.0, "weight": 0.5}, "polite": {"score": 0.5}},
+            "ok": True,
+            "stop_condition": "agent_completed",
+        }
+    ],
+}
+
+
+def saved(**more: Any) -> dict[str, Any]:
+    return SAVED | {"traces": [SAVED["traces"][0] | more]}
+
+
+def test_a_trace_of_verifiers_becomes_an_episode(tmp_path: Path):
+    view = read_one(tmp_path, SAVED)
+    assert [t.prompt for t in view.turns] == [
+        "system: You open doors.\nuser: A red door. [image_url]",
+        "user: It is locked.",
+    ]
+    assert [t.action for t in view.turns] == [
+        "assistant: open the red door",
+        'assistant: unlock({"door": "red"})',
+    ]
+    assert all(t.token_ids == (3, 4, 5) and all(t.choice) for t in view.turns)
+    assert [t.logprob for t in view.turns] == [(-0.5, -0.25, 0.0)] * 2
+    assert [t.entropy for t in view.turns] == [(0.9, 0.8, 0.1), ()]
+    assert view.turns[0].before == (-1.0, -0.5, -0.1)
+    assert [t.reward for t in view.turns] == [0.0, 1.0], "rewards belong to the whole trace"
+    assert (view.episode_return, view.ending) == (1.0, "terminated")
+
+
+def test_earlier_versions_save_calls_as_text(tmp_path: Path):
+    message = {"role": "assistant", "content": "", "tool_calls": ['{"name": "unlock"}']}
+    step = ROLLOUT["trajectory"][0] | {"completion": [message]}
+    view = read_one(tmp_path, ROLLOUT | {"trajectory": [step]})
+    assert view.turns[0].action == 'assistant: {"name": "unlock"}'
+
+
+def test_each_agent_of_verifiers_has_an_episode(tmp_path: Path):
+    both = SAVED | {"traces": SAVED["traces"] * 2}
+    assert len(read_episodes(lines(tmp_path, both, both), limit=3)[""]) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "ending"),
+    [
+        ({"ok": False}, "unfinished"),
+        ({"stop_condition": "max_turns"}, "truncated"),
+        ({"calls": [{"finish_reason": "length"}]}, "truncated"),
+        ({"calls": [{"finish_reason": "stop"}, {"error": {"type": "x"}}]}, "terminated"),
+    ],
+)
+def test_how_a_trace_of_verifiers_ended(tmp_path: Path, more: dict[str, Any], ending: str):
+    assert read_one(tmp_path, saved(**more)).ending == ending
+
+
 WITHOUT_TOKENS = ROLLOUT | {"trajectory": [ROLLOUT["trajectory"][0] | {"tokens": None}]}
 
 
@@ -193,8 +279,14 @@ WITHOUT_TOKENS = ROLLOUT | {"trajectory": [ROLLOUT["trajectory"][0] | {"tokens":
         (TRACE | {"turn_ids": [0, 0, 1, 0, 0, 0]}, "line 2: turn_ids decrease"),
         (TRACE | {"vaules": []}, "line 2: the key 'vaules' is unknown"),
         (TRACE | {"logprobs": ["x"] * 6}, "line 2: logprobs: 0: expected a number"),
-        (ROLLOUT | {"trajectory": [{"tokens": {"ids": []}}]}, "line 2: this is not a rollout"),
-        (WITHOUT_TOKENS, "line 2: no step of the trajectory has tokens"),
+        (ROLLOUT | {"trajectory": [{"tokens": {"ids": []}}]}, "line 2: this is not an episode as"),
+        (WITHOUT_TOKENS, "line 2: no turn has tokens"),
+        (saved(nodes=NODES[:2]), "line 2: no turn has tokens"),
+        (saved(nodes=[]), "line 2: no turn has tokens"),
+        (saved(nodes=[reply("round", 0)]), "line 2: .*node 0 has no proper parent"),
+        (saved(nodes=[*NODES[:2], reply("short", 1, logprobs=[0.0])]), "line 2: .*differs"),
+        (saved(rewards={"opened": {"weight": 1}}), "line 2: .*KeyError: 'score'"),
+        (SAVED | {"traces": 3}, "line 2: this is not an episode as verifiers saves it"),
     ],
 )
 def test_an_error_names_the_line_and_what_is_wrong(tmp_path: Path, value: object, says: str):

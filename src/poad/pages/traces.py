@@ -1,21 +1,23 @@
 """Episodes from files: our own episodes.jsonl, traces of other tools, and those of verifiers.
 
-Each line is an episode, in one of the three forms of docs/inspect.md, which its keys decide. A file
-may mix them.
+Each line is an episode, in one of the forms of docs/inspect.md, which its keys decide. A file may
+mix them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from poad.errors import RunError
 from poad.pages.compare import age, world_of
+from poad.pages.verifiers import from_verifiers, is_from_verifiers
 from poad.pages.views import EpisodeView, TurnView
 from poad.runs import EpisodeRecord, decode
 
@@ -76,9 +78,9 @@ def read_episodes(
             record = decode(EpisodeRecord, line, where)
             if record.turns:
                 records.append(record)
-        elif "trajectory" in line:
+        elif is_from_verifiers(line):
             if len(traces) < limit:
-                traces.append(_from_verifiers(line, number, pieces, where))
+                traces += from_verifiers(line, number, partial(_decoded, pieces=pieces), where)
         elif "token_ids" in line:
             if len(traces) < limit:
                 trace = decode(TokenTrace, line, where)
@@ -86,10 +88,10 @@ def read_episodes(
         else:
             raise RunError(
                 f"{where}: this is no episode. Its keys are {', '.join([*line][:8]) or 'none'}; "
-                "a line needs `turns` (episodes.jsonl), `token_ids` (a trace) or `trajectory` "
-                "(verifiers, saved with that column). docs/inspect.md has the three forms."
+                "a line needs `turns` (episodes.jsonl), `token_ids` (a trace), or `traces` or "
+                "`trajectory` (verifiers). docs/inspect.md has the forms."
             )
-    found = {"": traces} if traces else {}
+    found = {"": traces[:limit]} if traces else {}
     found |= _newest(records, checkpoint, path, limit)
     if not any(found.values()):
         raise RunError(f"{path} holds no episode with turns.")
@@ -209,59 +211,6 @@ def _from_trace(trace: TokenTrace, number: int, pieces: Pieces | None, where: st
         turns=tuple(turns),
         bootstrap=trace.bootstrap,
     )
-
-
-def _from_verifiers(
-    line: Mapping[str, Any], number: int, pieces: Pieces | None, where: str
-) -> EpisodeView:
-    """Convert a rollout that verifiers saved with the state column `trajectory`."""
-    try:
-        steps = [step for step in line["trajectory"] if step.get("tokens")]
-        rewards = [step.get("reward") for step in steps]
-        if not steps:
-            raise RunError(
-                f"{where}: no step of the trajectory has tokens. Save rollouts of an engine that "
-                "returns token ids."
-            )
-        if any(reward is None for reward in rewards):  # then all of it comes at the end
-            rewards = [0.0] * (len(steps) - 1) + [float(line["reward"])]
-        turns = tuple(
-            _verifiers_turn(step, float(reward), pieces)
-            for step, reward in zip(steps, rewards, strict=True)
-        )
-        cut = bool(line.get("is_truncated"))
-        total = float(line["reward"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{where}: this is not a rollout as verifiers saves it: {type(error).__name__}: "
-            f"{error}."
-        ) from error
-    return EpisodeView(number, total, None, "truncated" if cut else "terminated", turns)
-
-
-def _verifiers_turn(step: Mapping[str, Any], reward: float, pieces: Pieces | None) -> TurnView:
-    tokens = step["tokens"]
-    ids = tuple(map(int, tokens["completion_ids"]))
-    sampled = tuple(map(bool, tokens["completion_mask"]))
-    logprob = tuple(map(float, tokens["completion_logprobs"]))
-    if not len(ids) == len(sampled) == len(logprob):
-        raise ValueError("completion_ids, completion_mask and completion_logprobs differ in length")
-    return TurnView(
-        prompt=_messages(step["prompt"]),
-        action=_messages(step["completion"]),
-        token_ids=ids,
-        pieces=tuple(_decoded(ids, pieces)),
-        choice=sampled,
-        logprob=logprob,
-        value=(math.nan,) * len(ids),
-        reward=reward,
-    )
-
-
-def _messages(messages: Any) -> str:
-    if isinstance(messages, str):
-        return messages
-    return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
 
 
 def _decoded(token_ids: Sequence[int], pieces: Pieces | None) -> Sequence[str]:

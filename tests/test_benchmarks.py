@@ -82,6 +82,7 @@ def test_the_order_desk_is_a_text_world_and_never_repeats(iteration):
         ("iteration --worlds poad/TomatoSalad-v0 --times 1 --steps 2 --width 32", "| rival |"),
         ("offered_actions --times 1 --batch 2 --width 32 --sentences 1", "| 50 |"),
         ("startup --times 1", "| poad --help |"),
+        ("update_rate --model tiny-kitchen --times 1", "median ratio"),
         ("action_length --lengths 16 32 --turns 1", "exponent: "),
         ("frozen_lake --seeds 0 --steps 1 --limits 0.2", "/1 "),
         ("pretrained --worlds doors --seeds 0 --steps 1 --turns 9 --fits 2", "tiny-household"),

@@ -22,11 +22,12 @@ from tolerance import float64
 from poad.cli.main import main
 from poad.config import Config
 from poad.learn import Trainer
+from poad.learn.evaluate import examine
 from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
 from poad.lm import own_part, whole
 from poad.ranks import Ranks, joined
-from poad.runs import Run
+from poad.runs import Run, encode
 from poad.workflows import resume_run, train_run
 
 PRELOADED = ["poad.study.preload", "torch.distributed", "tiny_worlds", "tolerance"]
@@ -123,6 +124,16 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
 def learn_all(ranks: Ranks, cases: dict[str, Any], iterations: int) -> dict[str, Any]:
     """Train in several ways, one after the other."""
     return {name: learn(ranks, changes, iterations) for name, changes in cases.items()}
+
+
+def examined(ranks: Ranks, episodes: int) -> Any:
+    """Evaluate in the middle of a training, and tell the records as they are stored."""
+    with float64():
+        config = settings("Novel", randomness="stream", eval={"episodes": episodes})
+        trainer = Trainer(config, ranks=ranks)
+        trainer.collector.close()
+        records = examine(trainer.agent, 3, ranks)
+    return json.loads(json.dumps([encode(record) for record in records]))
 
 
 def held(ranks: Ranks, kind: str) -> dict[str, Any]:

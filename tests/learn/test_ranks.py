@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks_at_work import held, learn_all, on_ranks
+from ranks_at_work import examined, held, learn_all, on_ranks
+
+from poad.ranks import Ranks
 
 CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel"},
@@ -103,6 +105,13 @@ def test_ranks_train_as_one_process_does(case: str, size: int, trained: Told) ->
 def test_an_update_that_goes_too_far_is_shortened_on_sharded_weights(trained: Told) -> None:
     case = "sharded, reference, an update that goes too far"
     assert min(metrics["kept"] for metrics in trained[2][0][case]["metrics"]) < 1
+
+
+def test_an_evaluation_in_training_is_divided(tmp_path: Path) -> None:
+    """Also where a rank has no episode to play."""
+    alone = examined(Ranks(), 2)
+    for told in on_ranks(examined, 3, tmp_path / "ranks", 2):
+        same(told, alone, 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["full", "mixed"])

@@ -20,7 +20,8 @@ from poad.learn.recording import TurnRecorder
 from poad.learn.remarks import prompt_remark
 from poad.learn.rollout import play
 from poad.learn.stream import Step, WorldStream
-from poad.runs import EpisodeRecord, TurnRecord, versions
+from poad.ranks import ALONE, Ranks
+from poad.runs import EpisodeRecord, TurnRecord, decode, encode, versions
 
 
 def evaluate(
@@ -85,19 +86,27 @@ def evaluate(
     return in_threads(config.threads, played.play(open_world, workers, streams))
 
 
-def examine(agent: Agent, iteration: int) -> Iterator[EpisodeRecord]:
-    """Evaluate an agent in the middle of its training, sampled, as its settings say."""
+def examine(agent: Agent, iteration: int, ranks: Ranks = ALONE) -> list[EpisodeRecord]:
+    """Evaluate an agent in the middle of its training, sampled, as its settings say.
+
+    Each rank plays its share of the episodes, and all of them hear of all.
+    """
     config = agent.config.eval
-    return evaluate(
+    own = ranks.own(config.episodes)
+    played = evaluate(
         agent,
-        episodes=config.episodes,
-        seed=config.seed,
+        episodes=len(own),
+        seed=config.seed + own.start,
         greedy=False,
         streams=config.streams,
         checkpoint=iteration,
         turns=config.turns,
         remark=False,  # training has said it
     )
+    if ranks.size == 1:
+        return list(played)
+    shares = ranks.exchange("evaluation", [encode(record) for record in played])
+    return [decode(EpisodeRecord, each, "an evaluation") for share in shares for each in share]
 
 
 class _Episodes:

@@ -84,8 +84,7 @@ class Trainer:
                 whole = False
                 with torch_threads(config.threads), advice_on_memory():
                     metrics = self.iterate()
-                    due = self._is_due(config.eval.every if config.eval.episodes else 0)
-                    if due and self.ranks.is_first:  # the other ranks wait
+                    if self._is_due(config.eval.every if config.eval.episodes else 0):
                         metrics |= self.evaluate()
                 if self.run is not None:
                     self.run.log(metrics)
@@ -125,7 +124,7 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """Evaluate in the middle of training, sampled, and record the episodes."""
-        records = list(examine(self.agent, self.meters.iteration))
+        records = examine(self.agent, self.meters.iteration, self.ranks)
         if self.run is not None:
             self.run.add_episodes(records)
         summary = summarize(records)

@@ -120,7 +120,7 @@ def changed(agent: Agent) -> Agent:
     return agent
 
 
-@pytest.mark.parametrize("body", ["frozen", "shared"])
+@pytest.mark.parametrize("body", ["frozen", "adapter", "shared"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_an_agent_is_its_tensors(tuning: str, body: str) -> None:
     model = {"name": "tiny-kitchen", "tuning": tuning}
@@ -140,7 +140,7 @@ def test_an_agent_is_its_tensors(tuning: str, body: str) -> None:
 
 
 def test_an_untrained_critic_says_nothing() -> None:
-    for body in ("frozen", "shared"):
+    for body in ("frozen", "adapter", "shared"):
         assert load_agent(settings("Chain", critic={"body": body})).values(POSITIONS) == [0.0] * 3
 
 

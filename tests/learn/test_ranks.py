@@ -21,6 +21,11 @@ CASES: dict[str, dict[str, Any]] = {
         "critic": {"replay": 2, "standardize": True, "root": True},
         "ppo": {"kl_reference": 0.1, "return_floor": 1.0, "recompute_logprob": True},
     },
+    "critic with an adapter": {
+        "world": "Prefixes",
+        "model": {"name": "tiny-kitchen", "tuning": "lora"},
+        "critic": {"body": "adapter", "root": True},
+    },
     "adapters in the last block": {
         "world": "Chain",
         "model": {"name": "tiny-kitchen", "tuning": "lora", "lora_layers": 1},

@@ -38,6 +38,15 @@ CASES: dict[str, dict[str, Any]] = {
     "poad": {"world": "Novel"},
     "shared body": {"world": "Chain", "critic": {"body": "shared"}},
     "adapters": {"world": "Chain", "model": {"name": "tiny-kitchen", "tuning": "lora"}},
+    "critic with an adapter": {
+        "world": "Prefixes",
+        "critic": {"body": "adapter", "root": True, "replay": 2, "adapter_epochs": 2},
+    },
+    "critic with an adapter beside the policy's": {
+        "world": "Chain",
+        "model": {"name": "tiny-kitchen", "tuning": "lora"},
+        "critic": {"body": "adapter", "standardize": True},
+    },
     "critic that reads more": {
         "world": "Novel",
         "critic": {"standardize": True, "root": True, "codes": 4},

@@ -134,7 +134,8 @@ def experience_of(
     at, above = torch.tensor(reading).long(), torch.tensor(root).long()
     value = ValueTerms(at, target, old, (at != above).long(), above, torch.zeros_like(at))
     nothing: Any = None
-    return Experience(nothing, readings, features, nothing, value, {})
+    positions = [((1,), ())] * readings
+    return Experience(nothing, positions, features, nothing, value, {})
 
 
 def critic_and_learner(seed: int = 0, **changes: Any) -> tuple[Critic, ValueLearner]:

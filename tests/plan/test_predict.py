@@ -107,6 +107,24 @@ def test_counts_and_bytes_are_those_of_the_loaded_model(
         assert (shape.vocabulary, shape.width) == tuple(_head(agent.model).weight.shape)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_critics_own_adapters_are_counted(tuning: Any, tmp_path: Path) -> None:
+    model = ModelConfig(name="tiny-kitchen", tuning=tuning, lora_targets=("all-linear",))
+    frozen = Config(model=model, streams=2, horizon=4)
+    own = replace(frozen, critic=replace(frozen.critic, body="adapter", adapter_epochs=2))
+    features = load_agent(own).features
+    assert features is not None and features.adapter is not None
+    weights = sum(p.numel() for p in features.adapter.parameters())
+    found, before = predicted(own), predicted(frozen)
+    assert size(found, "critic's adapters") == 16 * weights  # with gradient and two moments
+    assert found.memory - before.memory == 16 * weights
+    # Twice a pass forward, and one backward that costs as much, and the products of the adapters.
+    shape, tokens = before.shape, before.sample.critic_tokens
+    added = 2 * (2 * 2 * shape.multiplied + 2 * weights) * tokens
+    assert found.operations - before.operations == pytest.approx(added)
+    assert found.seconds > before.seconds
+
+
 def _head(model: Any) -> Any:
     return model.module.get_output_embeddings()
 

@@ -15,7 +15,7 @@ from poad.agent.policy import Policy
 from poad.agent.settings import Settings, resolve
 from poad.config import Config
 from poad.errors import ModelError
-from poad.lm import LanguageModel, load_model, shard
+from poad.lm import LanguageModel, SideAdapter, load_model, shard
 from poad.ranks import ALONE, Ranks
 from poad.turns import Position
 
@@ -50,7 +50,9 @@ class Agent:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all trained weights; these are the live tensors, not copies."""
-        return {"policy": self.model.state(), "critic": dict(self.critic.state_dict())}
+        groups = {"policy": self.model.state(), "critic": dict(self.critic.state_dict())}
+        adapter = None if self.features is None else self.features.adapter
+        return groups if adapter is None else groups | {"critic_body": dict(adapter.state_dict())}
 
     def load(self, tensors: Tensors) -> None:
         """Restore what `tensors` returned.
@@ -60,6 +62,8 @@ class Agent:
         """
         self.model.load_state(dict(tensors["policy"]))
         self.critic.load_state_dict(dict(tensors["critic"]))
+        if self.features is not None and self.features.adapter is not None:
+            self.features.adapter.load_state_dict(dict(tensors["critic_body"]))
 
     def check_origin(self, state: Mapping[str, Any]) -> None:
         """Check that a checkpoint was made from the model that was loaded.
@@ -93,20 +97,23 @@ def load_agent(config: Config, tensors: Tensors | None = None, *, ranks: Ranks =
     """
     settings = resolve(config)
     config = settings.config
-    frozen = config.critic.body == "frozen"
+    apart = config.critic.apart
     model = load_model(
         config.model,
         config.prompt,
         config.seed,
-        keep_frozen=frozen,
+        keep_frozen=apart,
         keep_reference=config.ppo.kl_reference > 0,
     )
     policy = Policy(model, settings.acting, config.prompt)
-    features = (
-        FrozenFeatures(model, config.ppo.micro_batch_tokens, config.critic) if frozen else None
-    )
+    features = adapter = None
+    if config.critic.body == "adapter":
+        adapter = SideAdapter(model, config.model, config.seed)
+    if apart:
+        tokens = config.ppo.micro_batch_tokens
+        features = FrozenFeatures(model, tokens, config.critic, adapter)
     width = model.width if features is None else features.width
-    standardize = frozen and config.critic.standardize
+    standardize = apart and config.critic.standardize
     critic = Critic(width, config.critic.hidden, config.seed, standardize).to(model.device)
     if config.model.shard != "none" and ranks.size > 1:
         shard(model, ranks, torch.bfloat16 if config.model.shard == "mixed" else None)

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poad.config import CriticConfig
-from poad.lm import Bundles, LanguageModel, Packed, pack_in_passes, seeded
+from poad.lm import (
+    Bundles,
+    LanguageModel,
+    Packed,
+    SideAdapter,
+    pack,
+    pack_in_passes,
+    seeded,
+)
 from poad.turns import Beginning, Position, TokenIds
 
 
@@ -108,7 +116,7 @@ class Critic(nn.Module):
 
 
 class FrozenFeatures:
-    """Hidden states of the untrained body.
+    """Hidden states of the untrained body, perhaps through an adapter of the critic's own.
 
     Nothing is remembered from call to call. The last bits of a hidden state depend on the batch it
     was computed in, so with a memory a resumed run, or one that was evaluated on the way, would
@@ -119,12 +127,17 @@ class FrozenFeatures:
         micro_batch_tokens: tokens per forward pass.
         config: what the critic reads; see `CriticConfig.root` and `CriticConfig.codes`. None
             reads hidden states alone.
+        adapter: of the critic; None if there is none.
     """
 
     def __init__(
-        self, model: LanguageModel, micro_batch_tokens: int, config: CriticConfig | None = None
+        self,
+        model: LanguageModel,
+        micro_batch_tokens: int,
+        config: CriticConfig | None = None,
+        adapter: SideAdapter | None = None,
     ) -> None:
-        self._model = model
+        self._model, self.adapter = model, adapter
         self._micro_batch_tokens = micro_batch_tokens
         self._config = config or CriticConfig(root=False, codes=0)
 
@@ -135,22 +148,39 @@ class FrozenFeatures:
 
     def __call__(self, positions: Sequence[Position]) -> Tensor:
         """Read Q positions. [Q, F] float32 on the model's device, without gradient."""
+        model, tokens = self._model, self._micro_batch_tokens
+        if self.adapter is None:
+            return self._read(positions, lambda p: read_hidden(model, model.read_frozen, p, tokens))
+        with self.adapter.applied() as read:
+            return self._read(positions, lambda p: read_hidden(model, read, p, tokens))
+
+    def with_gradient(
+        self, positions: Sequence[Position], read: Callable[[Packed], Tensor]
+    ) -> Tensor:
+        """Read Q positions in one pass, with the gradient of the adapter. [Q, F] float32.
+
+        Args:
+            positions: few enough for a pass.
+            read: what `SideAdapter.applied` yields.
+        """
+        pad_id, branching = self._model.codec.pad_id, self._model.branching
+        return self._read(positions, lambda p: read(pack(p, pad_id, branching=branching)))
+
+    def _read(
+        self, positions: Sequence[Position], hidden_at: Callable[[Sequence[Position]], Tensor]
+    ) -> Tensor:
+        """Put together what is read at Q positions, given a reader of hidden states."""
         if not self._config.root:
-            parts = [self._hidden(positions)]
+            parts = [hidden_at(positions).float()]
         else:
             roots: list[Position] = [(prompt, ()) for prompt, _ in positions]
             index = {p: i for i, p in enumerate(dict.fromkeys((*positions, *roots)))}
-            hidden = self._hidden(list(index))
+            hidden = hidden_at(list(index)).float()
             # [distinct, H] -> [Q, H] at the positions, and [Q, H] at their roots
             parts = [hidden[[index[p] for p in some]] for some in (positions, roots)]
         if self._config.codes:
             parts.append(written(positions, self._config.codes).to(parts[0]))
         return torch.cat(parts, dim=-1)
-
-    def _hidden(self, positions: Sequence[Position]) -> Tensor:
-        """Read the hidden states. [Q, H]."""
-        model = self._model
-        return read_hidden(model, model.read_frozen, positions, self._micro_batch_tokens).float()
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ def _resolve_acting(config: Config, method: Method, free_text: FreeText) -> Acti
 
 
 def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> None:
-    """Reject ways of acting that the method cannot judge, and a warm-up of nothing.
+    """Reject settings that contradict each other.
 
     Raises:
         ConfigError: says which settings contradict each other, and what to use instead.
@@ -180,14 +180,7 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
             f"ppo.ratio = turn is one ratio for the whole action, but {method.name} gives each of "
             "its tokens an advantage of its own; use credit.method = turn_ppo, or ratio = token."
         )
-    if config.critic.warmup and (config.critic.body == "shared" or not method.uses_critic):
-        why = f"{method.name} has no critic"
-        if method.uses_critic:
-            why = "with critic.body = shared it learns in the policy's passes"
-        raise ConfigError(
-            f"critic.warmup = {config.critic.warmup} lets the critic learn alone, but {why}; use "
-            "critic.warmup = 0."
-        )
+    _refuse_critics(config, method)
     if acting.engine == "vllm" and config.model.tuning != "lora":
         raise ConfigError(
             f"acting.engine = vllm: the server is handed adapters, but model.tuning = "
@@ -201,6 +194,29 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
             f"acting.scheme = {acting.scheme} scores whole actions, so prompt.thinking cannot put "
             "thoughts before them; use acting.scheme = trie and a method that judges tokens, such "
             "as poad."
+        )
+
+
+def _refuse_critics(config: Config, method: Method) -> None:
+    """Reject a warm-up of nothing, and adapters on a body that is divided.
+
+    Raises:
+        ConfigError: says which settings contradict each other, and what to use instead.
+    """
+    critic = config.critic
+    if critic.warmup and not (critic.apart and method.uses_critic):
+        why = f"{method.name} has no critic"
+        if method.uses_critic:
+            why = "with critic.body = shared it learns in the policy's passes"
+        raise ConfigError(
+            f"critic.warmup = {critic.warmup} lets the critic learn alone, but {why}; use "
+            "critic.warmup = 0."
+        )
+    if critic.body == "adapter" and config.model.shard != "none":
+        raise ConfigError(
+            "critic.body = adapter trains adapters on the untrained model, which model.shard = "
+            f"{config.model.shard} divides among processes; use model.shard = none, or "
+            "critic.body = frozen."
         )
 
 

@@ -201,9 +201,16 @@ class CreditConfig:
 class CriticConfig:
     """The critic, which estimates the value of a prompt and the beginning of an action."""
 
-    body: Literal["frozen", "shared"] = "frozen"
-    """`frozen` reads the last hidden state of the untrained model (paper). `shared` reads the
-    trained model, and its gradient trains that model too."""
+    body: Literal["frozen", "adapter", "shared"] = "frozen"
+    """`frozen` reads the last hidden state of the untrained model (paper). `adapter` adds low-rank
+    adapters to it, which the critic alone trains and reads; the policy never does. `shared` reads
+    the trained model, and its gradient trains that model too."""
+    adapter_lr: Annotated[float, AtLeast(0)] = 1e-3
+    """Learning rate of the critic's adapters. Only with `body = adapter`; their shape is that of
+    `model.lora_rank`, `lora_alpha`, `lora_targets` and `lora_layers`."""
+    adapter_epochs: Annotated[int, Above(0)] = 1
+    """Passes over a rollout in which these adapters learn, in `critic.minibatches` steps each. They
+    read the whole model again, so each costs about as much as one of the policy's passes."""
     hidden: tuple[Annotated[int, Above(0)], ...] = (256,)
     """Widths of the hidden layers (paper: 1024 512)."""
     standardize: bool = False
@@ -232,6 +239,11 @@ class CriticConfig:
     clip: Annotated[float | None, Above(0)] = None
     """Largest change of a value in one update that still lowers the loss (PPO's value clipping).
     None turns clipping off. Only with a shared body."""
+
+    @property
+    def apart(self) -> bool:
+        """True if the critic reads the untrained model, and not the policy's."""
+        return self.body != "shared"
 
 
 @dataclass(frozen=True)

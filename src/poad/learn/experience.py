@@ -22,6 +22,7 @@ from poad.learn.accuracy import accuracy, rely
 from poad.learn.divergence import refuse_overflow
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
 from poad.learn.rows import Streams, TokenRows, lay_out
+from poad.turns import Position
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Experience:
 
     batch: DecisionBatch
     """The distinct decisions behind the policy terms."""
-    readings: int
-    """U, the number of positions that the critic reads."""
+    positions: Sequence[Position]
+    """[U] where the critic reads."""
     features: Tensor | None
     """[U, H] frozen features of these positions; None when the critic shares the policy's body."""
     policy: PolicyTerms
@@ -141,7 +142,7 @@ def gather(
         batch = replace(batch, reference=untrained)
     return Experience(
         batch=batch,
-        readings=len(rows.positions),
+        positions=rows.positions,
         features=features,
         policy=terms,
         value=learned,

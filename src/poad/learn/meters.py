@@ -32,6 +32,7 @@ LEARNED = (
     "advantage_std",
     "grad_norm",
     "critic_grad_norm",
+    "critic_body_grad_norm",
     "kl_reference",
     "logprob_drift",
     "logprob_drift_mean",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from poad.agent import Agent, Standardizer
+from poad.learn.body import BodyLearner
 from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
@@ -42,6 +43,7 @@ class PPO:
         self.skips = Skips()
         self.values: ValueLearner | None = None
         """Trains a critic on frozen features. One on the policy's body learns with the policy."""
+        self.body: BodyLearner | None = None  # trains the adapter of such a critic
         if agent.features is None:
             self._groups.append(list(agent.critic.parameters()))
             self._rates.append(config.critic.lr)
@@ -50,6 +52,8 @@ class PPO:
             self.values = ValueLearner(
                 agent.critic, config.critic, limit, config.seed, self.skips, ranks
             )
+            if agent.features.adapter is not None:
+                self.body = BodyLearner(agent, self.skips, ranks)
         groups = zip(self._groups, self._rates, strict=True)
         groups = [{"params": group, "lr": lr} for group, lr in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
@@ -90,6 +94,8 @@ class PPO:
                 metrics = self._improve(experience)
         if self.values is not None:
             metrics |= self.values.fit(experience)._asdict()
+        if self.body is not None:
+            metrics |= self.body.fit(experience)
         return experience.metrics | metrics | {"skipped": float(self.skips.here)}
 
     def _anneal(self, progress: float) -> None:

@@ -44,6 +44,9 @@ def take_snapshot(
             for i, readings in enumerate(learner.values.memory)
             for name, tensor in readings._asdict().items()
         }
+    if learner.body is not None:
+        tensors["critic_body_optimizer"] = _moments(learner.body.optimizer)
+        tensors["random"]["critic_body"] = learner.body.generator.get_state()
     state = {
         "generator": generator.bit_generator.state,
         "collector": collector_state(collector),
@@ -84,6 +87,9 @@ def restore_snapshot(
             Readings(**{name: tensor.to(device) for name, tensor in readings.items()})
             for _, readings in sorted(_by_number(tensors["critic_memory"]).items())
         ]
+    if learner.body is not None:
+        _restore(learner.body.optimizer, tensors["critic_body_optimizer"])
+        learner.body.generator.set_state(tensors["random"]["critic_body"].to(torch.uint8))
     generator.bit_generator.state = state["generator"]
     broken = load_collector(collector, state["collector"])
     codec = agent.model.codec

@@ -36,17 +36,23 @@ class Readings(NamedTuple):
     @classmethod
     def of(cls, experience: Experience) -> Readings:
         """Merge the value terms at each reading; their squared errors have the same gradient."""
-        terms, features = experience.value, experience.features
-        assert features is not None
-        zero = torch.zeros(experience.readings)
-        weight = zero.index_add(0, terms.reading, terms.weight)  # [W] -> [U]
-        total = zero.index_add(0, terms.reading, terms.weight * terms.target)
-        kept = weight > 0  # what is only read after the last turn has no target
-        return cls(features, total / weight, weight).select(kept)
+        assert experience.features is not None
+        target, weight = merged(experience)
+        return cls(experience.features, target, weight).select(weight > 0)
 
     def select(self, index: Tensor) -> Readings:
         """Pick some of them, by number or by mask."""
         return Readings(*(each[index.to(each.device)].to(self.features.device) for each in self))
+
+
+def merged(experience: Experience) -> tuple[Tensor, Tensor]:
+    """Compute the mean target [U] and the weight [U] of all terms at each reading.
+
+    What is only read after the last turn has no target, and the weight 0.
+    """
+    terms, zero = experience.value, torch.zeros(len(experience.positions))
+    weight = zero.index_add(0, terms.reading, terms.weight)  # [W] -> [U]
+    return zero.index_add(0, terms.reading, terms.weight * terms.target) / weight, weight
 
 
 class Fitted(NamedTuple):
@@ -149,7 +155,7 @@ def joint_value_loss(
     """
     terms = experience.value
     # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
-    place = renumber(read, experience.readings)[terms.reading]
+    place = renumber(read, len(experience.positions))[terms.reading]
     mine = place >= 0  # [W] bool
     new = value[place[mine].to(value.device)]
     old, target, weight = (

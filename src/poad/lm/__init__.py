@@ -1,6 +1,7 @@
 """Language models: loading, prompts, packing and forward passes."""
 
 from poad.lm.adapters import save_adapters, with_adapters
+from poad.lm.beside import SideAdapter
 from poad.lm.cache import Decoder
 from poad.lm.checks import explain_nan
 from poad.lm.cursor import allowed_tokens
@@ -49,6 +50,7 @@ __all__ = [
     "LanguageModel",
     "Packed",
     "PassLimit",
+    "SideAdapter",
     "TextCodec",
     "advice_on_memory",
     "all_whole",

@@ -12,7 +12,8 @@ from torch import nn
 
 from poad.config import ModelConfig
 from poad.errors import ModelError
-from poad.lm.model import LanguageModel, text_body
+from poad.lm.mixed import MixedConv1D
+from poad.lm.model import LanguageModel, layers_of, text_body
 
 
 def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
@@ -53,6 +54,39 @@ def with_adapters(causal: Any, config: ModelConfig) -> nn.Module:
             f"No layer to adapt is called {' or '.join(targets)}; this model's linear layers are "
             f"{', '.join(sorted(linear))}. Set model.lora_targets."
         ) from error
+
+
+def layers_to_adapt(body: nn.Module, config: ModelConfig) -> list[nn.Module]:
+    """Find the linear layers that a configuration adapts, inside the adapters that are there.
+
+    Args:
+        body: the part of a model that reads text.
+        config: names the layers, and counts the blocks.
+
+    Raises:
+        ModelError: there are none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds, inner = nn.Linear | Conv1D | MixedConv1D, ".base_layer"
+    linear = {
+        name.removesuffix(inner): module
+        for name, module in body.named_modules()
+        if isinstance(module, kinds) and "lora_" not in name
+    }
+    named = {name.split(".")[-1] for name in linear}
+    targets = list(config.lora_targets) or _attention_projections(body)
+    wanted = named if targets == ["all-linear"] else {each.split(".")[-1] for each in targets}
+    blocks = layers_of(body) if config.lora_layers else None
+    last = [body] if blocks is None else blocks[-(config.lora_layers or 0) :]
+    inside = {id(module) for block in last for module in block.modules()}
+    found = [m for n, m in linear.items() if n.split(".")[-1] in wanted and id(m) in inside]
+    if not found:
+        raise ModelError(
+            f"No layer to adapt is called {' or '.join(targets)}; this model's linear layers are "
+            f"{', '.join(sorted(named))}. Set model.lora_targets."
+        )
+    return found
 
 
 def save_adapters(model: LanguageModel, folder: Path, base: str) -> None:

@@ -105,7 +105,7 @@ class LanguageModel:
         """True if rows may be trees."""
         _limit_window(self)
         self._dropouts = _dropouts_of_adapters(causal)
-        self.lower = LowerLayers(self._body, _layers(self._body) if self._adapted else None)
+        self.lower = LowerLayers(self._body, layers_of(self._body) if self._adapted else None)
         """The layers below the first with adapters, which can be remembered."""
         self._skips_unread = True
         self._unwritable: Tensor | None = None
@@ -162,7 +162,7 @@ class LanguageModel:
 
     def read(self, packed: Packed) -> Tensor:
         """Compute the hidden states [Q, H] of the trained body at the readings of packed rows."""
-        return self._read(self._body, packed)
+        return self.read_body(self._body, packed)
 
     @torch.no_grad()
     def read_frozen(self, packed: Packed) -> Tensor:
@@ -171,12 +171,8 @@ class LanguageModel:
         Raises:
             ModelError: the model was loaded without its frozen body.
         """
-        if self._adapted:
-            with self.module.disable_adapter():  # pyright: ignore
-                return self._read(self._body, packed)
-        if self._frozen is None:
-            raise ModelError("This model was loaded without its frozen body.")
-        return self._read(self._frozen, packed)
+        with untrained(self) as body:
+            return self.read_body(body, packed)
 
     def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Compute next-token logits in float32; -inf for ids that stand for no token.
@@ -257,7 +253,7 @@ class LanguageModel:
                 "model can read. Use shorter prompts or actions."
             )
 
-    def _read(self, body: nn.Module, packed: Packed) -> Tensor:
+    def read_body(self, body: nn.Module, packed: Packed) -> Tensor:
         """Run a body over packed rows: [B, L] tokens -> [B, L, H] -> [Q, H] readings."""
         if not self.branching:
             packed = packed.without_branches(self.codec.pad_id)
@@ -402,15 +398,17 @@ def _limit_window(model: LanguageModel) -> None:
 
 def _checkpoint_layers(model: LanguageModel) -> None:
     """Wrap the layers so that their activations are recomputed in the backward pass."""
-    layers = _layers(model._body)
+    layers = layers_of(model._body)
     if layers is None:
         raise ModelError(
             f"The layers of {type(model.causal_lm).__name__} have an unknown name, so they "
             "cannot be checkpointed; train with model.gradient_checkpointing = false."
         )
+    copied = None if model._frozen is None else layers_of(model._frozen)
     # The hooks that restrict the last layer are gone by the time of the backward pass, so its
     # recomputation would not match.
-    for layer in layers[:-1] if model._skips_unread else layers:
+    last = -1 if model._skips_unread else None
+    for layer in (*layers[:last], *(copied or [])[:last]):
         layer.forward = partial(_checkpointed, layer.forward)
 
 
@@ -431,16 +429,32 @@ def shard(model: LanguageModel, ranks: Ranks, compute: torch.dtype | None = None
     Raises:
         ModelError: its blocks are not found.
     """
-    blocks, frozen = _layers(model._body), model._frozen
+    blocks, frozen = layers_of(model._body), model._frozen
     if blocks is None:
         raise ModelError(
             f"The layers of {type(model.causal_lm).__name__} have an unknown name, so its weights "
             "cannot be sharded; train with model.shard = none."
         )
-    untrained = nn.ModuleList() if frozen is None else _layers(frozen) or nn.ModuleList()
+    untrained = nn.ModuleList() if frozen is None else layers_of(frozen) or nn.ModuleList()
     if frozen is not None:
         frozen.to(compute)
     model.shards = Shards(model.module, [*blocks], [*untrained], ranks, compute)
+
+
+@contextmanager
+def untrained(model: LanguageModel) -> Iterator[nn.Module]:
+    """Make the untrained body of a model ready to be read: any adapters are switched off.
+
+    Raises:
+        ModelError: the model was loaded without its frozen body.
+    """
+    if model._adapted:
+        with model.module.disable_adapter():  # pyright: ignore
+            yield model._body
+        return
+    if model._frozen is None:
+        raise ModelError("This model was loaded without its frozen body.")
+    yield model._frozen
 
 
 # --- helpers of the forward pass --------------------------------------------------------------
@@ -467,14 +481,14 @@ def computed_twice(compute: Callable[[], _Computed], device: torch.device) -> _C
     return checkpoint(lambda _: compute(), place, use_reentrant=False)
 
 
-def _layers(body: nn.Module) -> nn.ModuleList | None:
+def layers_of(body: nn.Module) -> nn.ModuleList | None:
     """Find the layers of a body by their usual names."""
     layers = getattr(body, "layers", None) or getattr(body, "h", None)
     return layers if isinstance(layers, nn.ModuleList) else None
 
 
 def _last_feed_forward(body: nn.Module) -> nn.Module | None:
-    layers = _layers(body)
+    layers = layers_of(body)
     return None if layers is None else getattr(layers[-1], "mlp", None)
 
 

@@ -20,7 +20,7 @@ from poad.agent import critic_width, resolve
 from poad.config import Config, from_dict, nested
 from poad.plan.hardware import Kind, device_kind, matrix_speed, peak_memory
 from poad.plan.sample import Sample, load_codec, sample_world
-from poad.plan.shape import Shape, model_shape
+from poad.plan.shape import Shape, adapter_weights, model_shape
 
 OVERHEAD: Mapping[Kind, int] = {"cpu": 430_000_000, "cuda": 600_000_000}
 """Bytes before the first weight. CPU: Python with torch, transformers and poad loaded and one step
@@ -143,7 +143,7 @@ def _weights(config: Config, kind: Kind, shape: Shape, ranks: int) -> Iterator[P
     full = config.model.tuning == "full"
     trained, width = (shape.weights, number) if full else (shape.adapters, 4)
     copied = 0
-    if full and (config.critic.body == "frozen" or config.ppo.kl_reference > 0):
+    if full and (config.critic.apart or config.ppo.kl_reference > 0):
         # A tied head is part of the body. Another head is copied only for the reference.
         copied = shape.weights if config.ppo.kl_reference > 0 else shape.body
     if is_sharded(config, ranks):
@@ -158,8 +158,15 @@ def _weights(config: Config, kind: Kind, shape: Shape, ranks: int) -> Iterator[P
     yield Part("adapters", 4 * shape.adapters, note=f"rank {config.model.lora_rank}, float32")
     yield Part("gradients", each, note=f"of {-(-trained // ranks):,} trained weights")
     yield Part("Adam moments", 2 * each, note="two per trained weight")
+    own = critic_adapters(config)
+    yield Part("critic's adapters", 16 * own, note=f"{own:,} weights, gradients and moments")
     if kind == "cpu" and config.ppo.kl_limit is not None:
         yield Part("trust region", each, note="the trained weights before an update")
+
+
+def critic_adapters(config: Config) -> int:
+    """Count the weights of the critic's own adapters."""
+    return adapter_weights(config.model, config.env) if config.critic.body == "adapter" else 0
 
 
 def is_sharded(config: Config, ranks: int) -> bool:
@@ -202,7 +209,7 @@ def computed_bytes(config: Config) -> int:
 
 def _permanent(config: Config, kind: Kind, shape: Shape, sample: Sample) -> Iterator[Part]:
     """Yield what else stays in memory from the first update to the last."""
-    frozen = config.critic.body == "frozen"
+    frozen = config.critic.apart
     read = critic_width(shape.width, config.critic) if frozen else shape.width
     sizes = (read, *config.critic.hidden, 1)
     critic = sum((a + 1) * b for a, b in pairwise(sizes))
@@ -340,8 +347,13 @@ def work(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample)
     # policy after the last step.
     compared = ppo.recompute_logprob or config.model.lora_dropout > 0
     around = compared + (ppo.kl_reference > 0) + (ppo.kl_limit is not None)
-    update = step * ppo.epochs + forward * around + per_token * sample.critic_tokens
-    recomputed = forward * ppo.epochs if config.model.gradient_checkpointing else 0
+    features, own = per_token * sample.critic_tokens, critic_adapters(config)
+    passes = config.critic.adapter_epochs if own else 0
+    update = step * ppo.epochs + forward * around + features
+    update += passes * (2 * features + 2 * own * sample.critic_tokens)
+    recomputed = 0
+    if config.model.gradient_checkpointing:
+        recomputed = forward * ppo.epochs + features * passes
     # A pass waits for every layer to be launched, and for all weights to be read from memory.
     weights = base_bytes(config, shape) * INTENSITY[kind] / speed
     return Work(act, update, recomputed, shape.layers * LAYER_SECONDS[kind] + weights)
@@ -356,7 +368,8 @@ def _seconds(
     turns = TURN_SECONDS * sample.turns
     acting = each.acting / speed / share_acting + sample.acting_passes * each.latency + turns
     # A backward pass waits about twice as long as a forward pass.
-    passes = 3 * sample.update_passes * config.ppo.epochs
+    epochs = config.ppo.epochs + (config.critic.adapter_epochs if critic_adapters(config) else 0)
+    passes = 3 * sample.update_passes * epochs
     computing = (each.updating + each.repeated) / speed / share_updating
     return acting, computing + passes * each.latency + turns, each.acting + each.updating
 
@@ -401,7 +414,7 @@ def _alternatives(c: Config, ranks: int) -> Iterator[tuple[str, Config]]:
         (not c.model.gradient_checkpointing, {"model.gradient_checkpointing": True}),
         (c.ppo.micro_batch_tokens > 2048, {"ppo.micro_batch_tokens": tokens}),
         (c.streams > 1, {"streams": half, "eval.streams": min(half, c.eval.streams)}),
-        (full and c.critic.body == "frozen", {"critic.body": "shared"}),
+        (full and c.critic.apart, {"critic.body": "shared"}),
     ):
         if useful:
             written = ", ".join(f"{name} = {value}" for name, value in settings.items())

@@ -290,7 +290,7 @@ def sample_world(settings: Settings, codec: TextCodec, tokenizer: bool = True) -
     if batch is not None:
         _read(config, policy, batch)
     updating, updates = model.count()
-    if config.critic.body == "frozen" and positions:
+    if config.critic.apart and positions:
         FrozenFeatures(policy.model, config.ppo.micro_batch_tokens, config.critic)(positions)
     else:
         read_hidden(policy.model, policy.model.read, positions, config.ppo.micro_batch_tokens)
@@ -375,7 +375,7 @@ def _readings(
     if not any(any(turn.action.choice) for turn in turns):  # then nothing is learned
         return [], None
     positions = lay_out(rollout.streams, settings.credit).positions
-    extra = () if config.critic.body == "frozen" else positions
+    extra = () if config.critic.apart else positions
     batch, _, _ = policy.decisions(turns, extra, divide=config.ppo.ratio != "turn")
     return positions, batch
 

@@ -19,6 +19,7 @@ from poad.plan.predict import (
     TURN_SECONDS,
     Plan,
     computed_bytes,
+    critic_adapters,
     is_sharded,
     largest_share,
     plan_of,
@@ -181,9 +182,11 @@ def _messages(config: Config, plan: Plan, ranks: int, passes: int, steps: int) -
         # A pass gathers the weights forward and backward, and scatters the gradients.
         yield passes * (2 * whole + trained)
         # Once an update, and again where it was too long, all are gathered for acting.
-        yield whole * (2 if config.critic.body == "frozen" and full else 1)
+        yield whole * (2 if config.critic.apart and full else 1)
     else:
         yield 2 * steps * trained
-    frozen = config.critic.body == "frozen"
+    frozen = config.critic.apart
     width = critic_width(shape.width, config.critic) if frozen else shape.width
+    own_steps = config.critic.minibatches * config.critic.adapter_epochs
+    yield 2 * 4 * own_steps * critic_adapters(config)
     yield 2 * 4 * width * sample.critic_positions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,6 +83,12 @@ def model_shape(config: ModelConfig, env: str) -> Shape:
     adapted = min(layers, config.lora_layers or layers) if config.tuning == "lora" else layers
     saved = _saved(causal, body) or published * adapted // layers
     return Shape(**counts, adapters=adapters, adapted=adapted, saved=saved)
+
+
+@cache
+def adapter_weights(config: ModelConfig, env: str) -> int:
+    """Count the low-rank weights that the settings ask for, with full tuning as well."""
+    return model_shape(replace(config, tuning="lora"), env).adapters
 
 
 def describe(config: ModelConfig, env: str) -> Any:

@@ -1,0 +1,104 @@
+"""The learner of a critic's own adapter (`critic.body = adapter`).
+
+The critic itself learns from features that are computed once per rollout. Only after that the
+adapter learns, through what the critic has made of them, in passes over the newest rollout. So a
+rate of 0 leaves everything as it is with a frozen body.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from poad.agent import Agent, FrozenFeatures
+from poad.learn.divergence import Skips
+from poad.learn.experience import Experience
+from poad.learn.value import merged
+from poad.lm import Bundles, SideAdapter
+from poad.ranks import ALONE, Ranks
+
+
+class BodyLearner:
+    """Trains the adapter of an agent's critic, and nothing else.
+
+    Args:
+        agent: whose critic has an adapter.
+        skips: counts steps whose gradient is not finite.
+        ranks: the processes that divide the passes of each step among themselves.
+    """
+
+    def __init__(self, agent: Agent, skips: Skips | None = None, ranks: Ranks = ALONE) -> None:
+        assert agent.features is not None and agent.features.adapter is not None
+        self._agent, self._ranks = agent, ranks
+        self.features: FrozenFeatures = agent.features
+        self.adapter: SideAdapter = agent.features.adapter
+        self._skips = Skips() if skips is None else skips
+        rate = agent.config.critic.adapter_lr
+        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=rate, eps=1e-5, fused=True)
+        self.generator = torch.Generator().manual_seed(agent.config.seed)
+        """The source of the order of prompts. The critic draws from another one."""
+
+    def fit(self, experience: Experience) -> dict[str, float]:
+        """Learn from a rollout.
+
+        Args:
+            experience: its features were read before the critic learned from it.
+
+        Returns:
+            The mean norm of the gradient; empty if the method has no critic.
+
+        Raises:
+            DivergenceError: too many gradients were not finite.
+        """
+        if not len(experience.value):
+            return {}
+        target, weight = merged(experience)  # [U], [U]
+        kept = weight > 0
+        positions = [experience.positions[u] for u in kept.nonzero().squeeze(1).tolist()]
+        bundles = Bundles.divide(positions, branching=self._agent.model.branching)
+        config, norms = self._agent.config.critic, list[float]()
+        parts = min(config.minibatches, len(bundles.cost))
+        for _ in range(config.adapter_epochs):
+            order = torch.randperm(len(bundles.cost), generator=self.generator)
+            for some in order.tensor_split(parts):
+                norms.append(self._step(bundles, some, target[kept], parts * weight[kept]))
+        made = [norm for norm in norms if math.isfinite(norm)]
+        return {"critic_body_grad_norm": sum(made) / len(made) if made else math.nan}
+
+    def _step(self, bundles: Bundles, some: Tensor, target: Tensor, weight: Tensor) -> float:
+        """Make one gradient step on some bundles, and return the norm of its gradient.
+
+        Args:
+            bundles: of U readings.
+            some: [B] int64, the bundles of this minibatch.
+            target: [U].
+            weight: [U] that of each reading in a minibatch's sum.
+        """
+        mine, model = some[self._ranks.share(bundles.cost[some])], self._agent.model
+        weights = list(self.adapter.parameters())
+
+        def add_up(tokens: int) -> float:
+            self.optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            with self.adapter.applied() as read:
+                for run in bundles.micro_batches(tokens, mine):
+                    part, at = bundles.select(run)  # [U'] the readings of this pass
+                    value = self._agent.critic(self.features.with_gradient(part.positions, read))
+                    error = (value - target[at].to(value)) ** 2
+                    loss = 0.5 * (weight[at].to(value) * error).sum()
+                    # Inside the context: with checkpointing, it reads the layers once more.
+                    loss.backward(inputs=weights)
+                    total += float(loss.detach())
+            return total
+
+        loss = torch.tensor(model.passes.within(add_up, self._agent.config.ppo.micro_batch_tokens))
+        self._ranks.add_up([loss])
+        self._ranks.add_up_gradients(weights)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self._agent.config.ppo.max_grad_norm)
+        if norm.isfinite():
+            self.optimizer.step()
+        else:
+            self._skips.skip({"value_loss": float(loss)}, {"critic.adapter_lr": self.adapter})
+        return float(norm)

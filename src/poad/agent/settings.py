@@ -198,19 +198,26 @@ def _refuse_contradictions(config: Config, acting: Acting, method: Method) -> No
 
 
 def _refuse_critics(config: Config, method: Method) -> None:
-    """Reject a warm-up of nothing, and adapters on a body that is divided.
+    """Reject a critic that would learn alone and cannot, and one on a body that is divided.
 
     Raises:
         ConfigError: says which settings contradict each other, and what to use instead.
     """
     critic = config.critic
-    if critic.warmup and not (critic.apart and method.uses_critic):
-        why = f"{method.name} has no critic"
-        if method.uses_critic:
-            why = "with critic.body = shared it learns in the policy's passes"
+    for name, given, none in (("warmup", critic.warmup, "0"), ("pretrain", critic.pretrain, "''")):
+        if given and not (critic.apart and method.uses_critic):
+            why = f"{method.name} has no critic"
+            if method.uses_critic:
+                why = "with critic.body = shared it learns in the policy's passes"
+            raise ConfigError(
+                f"critic.{name} = {given} lets the critic learn alone, but {why}; use "
+                f"critic.{name} = {none}."
+            )
+    if critic.pretrain and (config.prompt.history != "none" or config.prompt.thinking):
         raise ConfigError(
-            f"critic.warmup = {critic.warmup} lets the critic learn alone, but {why}; use "
-            "critic.warmup = 0."
+            f"critic.pretrain = {critic.pretrain}: recorded episodes hold the text of each "
+            "observation, without the history and the thoughts of the prompt; use prompt.history = "
+            "none and prompt.thinking = 0, or leave it out."
         )
     if critic.body == "adapter" and config.model.shard != "none":
         raise ConfigError(

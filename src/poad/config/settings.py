@@ -234,6 +234,9 @@ class CriticConfig:
     """Gradient steps per pass over the cached features of a frozen body."""
     warmup: Annotated[int, AtLeast(0)] = 0
     """Iterations at the beginning in which only the critic learns. Only with a frozen body."""
+    pretrain: str = ""
+    """A run in the same world, whose recorded episodes the critic learns from before the first
+    iteration. It may be of any method. Empty names none. Not with a shared body."""
     coefficient: Annotated[float, AtLeast(0)] = 0.5
     """Weight of the value loss (paper: 0.5). Only with a shared body."""
     clip: Annotated[float | None, Above(0)] = None

@@ -54,7 +54,7 @@ class BodyLearner:
         """
         if not len(experience.value):
             return {}
-        target, weight = merged(experience)  # [U], [U]
+        target, weight = merged(experience.value, len(experience.positions))  # [U], [U]
         kept = weight > 0
         positions = [experience.positions[u] for u in kept.nonzero().squeeze(1).tolist()]
         bundles = Bundles.divide(positions, branching=self._agent.model.branching)

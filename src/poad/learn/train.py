@@ -18,6 +18,7 @@ from poad.learn.evaluate import examine
 from poad.learn.faults import Tolerance, log_faults
 from poad.learn.meters import Meters, Metrics
 from poad.learn.ppo import PPO
+from poad.learn.pretraining import pretrain
 from poad.learn.remarks import prompt_remark, remarks
 from poad.learn.resume import restore_snapshot, take_snapshot
 from poad.learn.rollout import Collector
@@ -70,6 +71,9 @@ class Trainer:
             if resume:
                 assert run is not None
                 self._resume(run)
+            elif config.critic.pretrain:
+                with torch_threads(config.threads):
+                    pretrain(self.learner)
 
     def train(self) -> Iterator[Metrics]:
         """Iterate to the end of the run, logging and saving on the way.

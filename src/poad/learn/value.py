@@ -16,7 +16,7 @@ from torch import Tensor
 from poad.agent import Critic
 from poad.config import CriticConfig
 from poad.learn.divergence import Skips
-from poad.learn.experience import Experience
+from poad.learn.experience import Experience, ValueTerms
 from poad.learn.losses import clipped_value_loss
 from poad.learn.steps import draws
 from poad.lm import renumber
@@ -37,7 +37,7 @@ class Readings(NamedTuple):
     def of(cls, experience: Experience) -> Readings:
         """Merge the value terms at each reading; their squared errors have the same gradient."""
         assert experience.features is not None
-        target, weight = merged(experience)
+        target, weight = merged(experience.value, len(experience.positions))
         return cls(experience.features, target, weight).select(weight > 0)
 
     def select(self, index: Tensor) -> Readings:
@@ -45,12 +45,12 @@ class Readings(NamedTuple):
         return Readings(*(each[index.to(each.device)].to(self.features.device) for each in self))
 
 
-def merged(experience: Experience) -> tuple[Tensor, Tensor]:
-    """Compute the mean target [U] and the weight [U] of all terms at each reading.
+def merged(terms: ValueTerms, readings: int) -> tuple[Tensor, Tensor]:
+    """Compute the mean target [U] and the weight [U] of all terms at each of U readings.
 
     What is only read after the last turn has no target, and the weight 0.
     """
-    terms, zero = experience.value, torch.zeros(len(experience.positions))
+    zero = torch.zeros(readings)
     weight = zero.index_add(0, terms.reading, terms.weight)  # [W] -> [U]
     return zero.index_add(0, terms.reading, terms.weight * terms.target) / weight, weight
 
@@ -112,12 +112,32 @@ class ValueLearner:
             return Fitted(0.0, 0.0)
         self.memory = [*self.memory, Readings.of(experience)][-self.config.replay :]
         known = Readings(*(torch.cat(column) for column in zip(*self.memory, strict=True)))
-        parts, fresh = self.config.minibatches, len(self.memory[-1].target)
-        some = draws(len(known.target), -(-fresh // parts), self.generator)
-        # The weights of a rollout do not depend on its size. A minibatch is a share of all.
-        scale = len(known.target) / len(self.memory)
-        known = known._replace(weight=known.weight * scale)
-        steps = [self._step(known.select(next(some))) for _ in range(self.config.epochs * parts)]
+        return self._learn(known, len(self.memory), len(self.memory[-1].target), 1.0)
+
+    def pretrain(self, known: Readings, rollouts: float) -> Fitted:
+        """Learn from readings of other agents' turns, which are not remembered.
+
+        Args:
+            known: their weights are those of a single rollout.
+            rollouts: how many rollouts of this run have as many turns.
+        """
+        return self._learn(known, 1, math.ceil(len(known.target) / max(1.0, rollouts)), rollouts)
+
+    def _learn(self, known: Readings, joined: int, size: int, rounds: float) -> Fitted:
+        """Make the passes over readings.
+
+        Args:
+            known: readings of rollouts whose weights do not depend on their size.
+            joined: the number of these rollouts.
+            size: readings that an epoch draws in each round.
+            rounds: how many there are.
+        """
+        parts = self.config.minibatches
+        some = draws(len(known.target), -(-size // parts), self.generator)
+        # A minibatch is a share of all.
+        known = known._replace(weight=known.weight * (len(known.target) / joined))
+        count = max(1, round(rounds * self.config.epochs * parts))
+        steps = [self._step(known.select(next(some))) for _ in range(count)]
         made = [step for step in steps if math.isfinite(step.critic_grad_norm)]
         if not made:
             return Fitted(math.nan, math.nan)

@@ -29,7 +29,6 @@ from poad.turns import Position
 
 CRITIC = {"standardize": True, "root": True, "codes": 64, "hidden": [64], "lr": 2e-3}
 CRITIC |= {"replay": 8, "epochs": 16, "minibatches": 1}
-RATE = 1e-3
 RELIED = {"beta": "auto", "lam_actor": "auto", "trace": "bit"}
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "turn_ppo": ({"method": "turn_ppo"}, False),
@@ -67,12 +66,18 @@ class ExactFeatures(FrozenFeatures):
 
 
 def run(
-    credit: dict[str, Any], exact: bool, seed: int, steps: int, world: dict[str, Any], samples: int
+    credit: dict[str, Any],
+    exact: bool,
+    seed: int,
+    steps: int,
+    world: dict[str, Any],
+    rate: float,
+    samples: int,
 ) -> float:
     """Train once; return the mean over the run of the share of right fields."""
     settings = {"env": "poad/Order-v0", "env_args": world, "streams": 16, "horizon": 8}
     settings |= {"steps": steps, "seed": seed, "credit": credit, "critic": CRITIC, "threads": 1}
-    settings |= {"ppo": {"lr": RATE}}
+    settings |= {"ppo": {"lr": rate}}
     config: Config = from_dict(settings)
     trainer = Trainer(config)
     if exact:
@@ -88,6 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3072)
     parser.add_argument("--choices", type=int, default=8)
     parser.add_argument("--noise", type=float, default=0.4)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--samples", type=int, default=1, help="of the rest of a longer form")
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*VARIANTS])
     options = parser.parse_args()
@@ -96,7 +102,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.variants:
             credit, exact = VARIANTS[name]
-            share = run(credit, exact, seed, options.steps, world, options.samples)
+            share = run(credit, exact, seed, options.steps, world, options.lr, options.samples)
             found[name].append(share)
             print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
     base = np.array(found[options.variants[0]])

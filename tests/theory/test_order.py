@@ -186,6 +186,19 @@ def test_larger_forms_are_sampled_without_bias():
     assert sampled[-1] == pytest.approx(exact[-1])  # nothing is left to draw
 
 
+def test_trees_that_grow_too_large_to_keep_change_no_value(monkeypatch: pytest.MonkeyPatch):
+    """The codec begins another tree in the middle of a call, whose nodes have other numbers."""
+    arguments = {"choices": 16, "words": 16}
+    env, policy = world(**arguments), agent(**arguments).policy
+    ids = policy.prompt_ids(Observation(env.prompt(0, 3)))
+    spelled = [policy.codec.action(env.form(3)[n]) for n in (5, 40_000, 65_000)]
+    positions: list[Position] = [(ids, way[:j]) for way in spelled for j in range(len(way))]
+    expected = OrderOracle(policy, 1.0, samples=2, **arguments)(positions)
+    monkeypatch.setattr("poad.lm.tokenizer.MAX_NODES", 50)
+    found = OrderOracle(agent(**arguments).policy, 1.0, samples=2, **arguments)(positions)
+    assert found == pytest.approx(expected)
+
+
 def test_a_perfect_form_of_sixteen_fields_is_valued_exactly():
     arguments = {"choices": 16, "words": 16, "pay": "all"}
     env, policy = world(**arguments), agent(**arguments).policy

@@ -144,6 +144,8 @@ class OrderOracle:
         self._world, self._policy, self._gamma = world, policy, gamma
         self._exact, self._samples = exact, samples
         self._rng = np.random.default_rng(seed)
+        # The codec forgets trees that have grown large, and then numbers their nodes anew.
+        self._trees: dict[int, TokenTree] = {}
         self._prompts = {
             (turn, n): policy.prompt_ids(Observation(world.prompt(turn, n)))
             for turn in range(world.turns)
@@ -157,6 +159,7 @@ class OrderOracle:
         Raises:
             ValueError: a position whose prompt is none of this world's.
         """
+        self._trees.clear()
         places = {ids: place for place, ids in self._prompts.items()}
         begun: dict[tuple[int, int], dict[TokenIds, float]] = {}
         for prompt_ids, tokens in positions:
@@ -235,7 +238,9 @@ class OrderOracle:
         return float(np.mean(pays))
 
     def _tree(self, customer: int) -> TokenTree:
-        return self._policy.codec.trie(self._world.form(customer))
+        if customer not in self._trees:
+            self._trees[customer] = self._policy.codec.trie(self._world.form(customer))
+        return self._trees[customer]
 
     def _node(self, customer: int, filled: Filled) -> int:
         """The node where the field after some others is chosen, or the end of a complete form."""

@@ -29,7 +29,7 @@ from poad.turns import Position
 
 CRITIC = {"standardize": True, "root": True, "codes": 64, "hidden": [64], "lr": 2e-3}
 CRITIC |= {"replay": 8, "epochs": 16, "minibatches": 1}
-RELIED = {"beta": "auto", "lam_actor": "auto", "trace": "bit"}
+RELIED = {"lam_actor": "auto", "trace": "bit"}
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "turn_ppo": ({"method": "turn_ppo"}, False),
     "poad, own critic": (RELIED, False),

@@ -85,17 +85,16 @@ def fitted(
     *,
     exact: bool = True,
     noise: float = 0.0,
-    names: tuple[str, ...] = ("beta", "lam_actor"),
+    ask: bool = True,
     method: str = "poad",
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """The rates that credit is computed with in the end, and the metrics."""
-    settings = replace(credit_settings(method), fitted=names)
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """λ inside actions that credit is computed with in the end, and the metrics."""
+    settings = replace(credit_settings(method), fitted=ask)
     rows = lay_out(streams, settings)
     value = inner_noise(rows, noise)
     value += exact_values(rows) if exact else DECISIONS / 2
     found, metrics = relied(rows, value, settings)
-    rates = found.rates._asdict()
-    return {name: torch.as_tensor(rates[name]) for name in ("beta", "lam_actor")}, metrics
+    return torch.as_tensor(found.rates.lam_actor), metrics
 
 
 def relied(
@@ -118,49 +117,43 @@ def test_beta_is_1_for_exact_values_0_for_noise_and_their_share_in_between() -> 
 
 
 def test_the_actors_lambda_falls_as_beta_rises() -> None:
-    rates, metrics = fitted(orders(streams=60), noise=0.7)
-    torch.testing.assert_close(rates["lam_actor"], 1 - rates["beta"])
-    assert metrics["beta"] == pytest.approx(float(rates["beta"].mean()))
-    alone, _ = fitted(orders(streams=60), noise=0.7, names=("lam_actor",))
-    assert alone["beta"] == 1
-    torch.testing.assert_close(alone["lam_actor"], rates["lam_actor"])
+    lam, metrics = fitted(orders(streams=60), noise=0.7)
+    assert metrics["beta"] == pytest.approx(1 - float(lam.mean()))
+    assert 0.3 < metrics["beta"] < 0.7
 
 
 def test_no_advantage_depends_on_its_own_outcome_through_beta() -> None:
     """Streams alternate between the halves, and what one half earns moves only the other's β."""
     streams = orders(streams=10)
-    before = fitted(streams, noise=0.5)[0]["beta"]
+    before = 1 - fitted(streams, noise=0.5)[0]
     for half in (0, 1):
         other = [
             [replace(turn, reward=-turn.reward) for turn in stream] if n % 2 == half else stream
             for n, stream in enumerate(streams)
         ]
-        after = fitted(other, noise=0.5)[0]["beta"]
+        after = 1 - fitted(other, noise=0.5)[0]
         assert torch.equal(after[half::2], before[half::2])
         assert (after[1 - half :: 2] == 0).all()  # what the critic said was wrong
         assert (before > 0).all()
 
 
 def test_of_a_single_stream_nothing_is_known_about_the_other_half() -> None:
-    rates, metrics = fitted(orders(streams=1))
+    lam, metrics = fitted(orders(streams=1))
     assert metrics == {"beta": 0.0}
-    assert rates["beta"].tolist() == [0.0]
-    assert rates["lam_actor"].tolist() == [1.0]
+    assert lam.tolist() == [1.0]
 
 
 def test_nothing_is_fitted_unless_it_is_asked_for_or_matters() -> None:
-    rates, metrics = fitted(orders(streams=4), names=())
-    assert metrics == {}
-    assert rates["beta"] == 1
-    rates, metrics = fitted(orders(streams=4), method="turn_ppo")
-    assert metrics == {}
-    assert rates["beta"] == 1
+    for found in (fitted(orders(streams=4), ask=False), fitted(orders(streams=4), method="turn_ppo")):
+        lam, metrics = found
+        assert metrics == {}
+        assert lam == 1
 
 
-def test_a_fitted_beta_of_0_is_turn_level_ppo() -> None:
-    settings = replace(credit_settings("poad"), fitted=("beta", "lam_actor"))
+def test_with_no_share_of_the_inner_values_it_is_turn_level_ppo() -> None:
+    settings = credit_settings("poad")
     rows = lay_out(orders(streams=1), settings)
     value = inner_noise(rows, 2.0) + exact_values(rows)
-    judged = rows.credit(value, relied(rows, value, settings)[0])
+    judged = rows.credit(value, replace(settings, rates=settings.rates._replace(beta=0.0)))
     turn = rows.credit(value, credit_settings("turn_ppo"))
     torch.testing.assert_close(judged.advantage, turn.advantage)

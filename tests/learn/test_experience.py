@@ -30,10 +30,10 @@ def experienced(streams: int = 1, **credit: object) -> Experience:
 
 
 def test_advantages_follow_fitted_rates_and_targets_do_not() -> None:
-    """Of a single stream nothing can be fitted, so β is 0 and λ inside actions is 1."""
-    fitted = experienced(beta="auto", lam_actor="auto")
+    """Of a single stream nothing can be fitted, so λ inside actions is 1."""
+    fitted = experienced(beta=0.5, lam_actor="auto")
     assert fitted.metrics["beta"] == 0
-    fixed, plain = experienced(beta=0.0, lam_actor=1.0), experienced()
+    fixed, plain = experienced(beta=0.5, lam_actor=1.0), experienced()
     assert "beta" not in fixed.metrics
     assert torch.equal(fitted.policy.advantage, fixed.policy.advantage)
     assert (fitted.policy.advantage - plain.policy.advantage).abs().max() > 1e-3

@@ -17,7 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adapters, reference, bits": {
         "world": "Prefixes",
         "model": {"name": "tiny-kitchen", "tuning": "lora"},
-        "credit": {"beta": "auto", "lam_actor": "auto", "trace": "bit"},
+        "credit": {"beta": 0.5, "lam_actor": "auto", "trace": "bit"},
         "critic": {"replay": 2, "standardize": True, "root": True},
         "ppo": {"kl_reference": 0.1, "return_floor": 1.0, "recompute_logprob": True},
     },

@@ -54,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "critic that remembers, credit that follows it": {
         "world": "Prefixes",
         "critic": {"replay": 3, "epochs": 2, "minibatches": 2, "warmup": 1},
-        "credit": {"beta": "auto", "lam_actor": "auto", "trace": "bit"},
+        "credit": {"beta": 0.5, "lam_actor": "auto", "trace": "bit"},
         "ppo": {"return_floor": 1.0, "std_floor": 1e-3},
     },
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},

@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # What advantages take from the critic is none of the critic's business.
     "advantages of another kind": (
         "Prefixes",
-        {"credit": {"beta": "auto", "lam_actor": 0.3, "trace": "bit"}},
+        {"credit": {"beta": 0.5, "lam_actor": "auto", "trace": "bit"}},
     ),
 }
 
@@ -333,7 +333,7 @@ def test_the_critics_rate_is_not_annealed() -> None:
 
 def test_what_an_update_measures_is_written() -> None:
     ppo = {"kl_limit": 1.0, "kl_reference": 0.1, "recompute_logprob": True}
-    credit = {"beta": "auto", "trace": "bit"}
+    credit = {"lam_actor": "auto", "trace": "bit"}
     _, learner, worlds = build(settings("Prefixes", ppo=ppo, credit=credit))
     metrics = learner.update(worlds.collect(20, np.random.default_rng(1)))
     assert {"beta", "critic_grad_norm", "kept"} <= metrics.keys() <= set(LEARNED)

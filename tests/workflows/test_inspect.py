@@ -170,10 +170,10 @@ def test_sliders_stand_where_the_run_trained(runs: dict[str, Run]):
     ("credit", "iteration", "beta", "lam_actor"),
     [
         ({"beta": 0.5, "lam_actor": "auto"}, 3, 0.5, 0.4),
-        ({"beta": "auto", "lam_actor": 0.4}, 3, 0.6, 0.4),
-        ({"beta": "auto", "lam_actor": "auto"}, 2, 0.3, 0.7),
-        ({"beta": "auto", "lam_actor": "auto"}, 1, 1.0, None),
-        ({"beta": "auto", "lam_actor": "auto"}, None, 1.0, None),
+        ({"beta": 0.5, "lam_actor": 0.3}, 3, 0.5, 0.3),
+        ({"lam_actor": "auto"}, 2, 1.0, 0.7),
+        ({"lam_actor": "auto"}, 1, 1.0, None),
+        ({"lam_actor": "auto"}, None, 1.0, None),
     ],
 )
 def test_fitted_rates_are_those_found_before_the_weights_and_fixed_ones_stay(

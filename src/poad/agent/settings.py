@@ -51,8 +51,8 @@ class CreditSettings:
     """True raises γ to the power of the primitive steps that a turn took."""
     group: int = 1
     """Streams whose episodes are compared; 1 for methods that compare none."""
-    fitted: tuple[str, ...] = ()
-    """The rates, of `beta` and `lam_actor`, that follow the critic's accuracy."""
+    fitted: bool = False
+    """True if `lam_actor` follows the critic's accuracy."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def resolve(config: Config) -> Settings:
     _refuse_contradictions(config, acting, method)
     credit = config.credit
     slots = None if credit.slots == "auto" else credit.slots
-    fitted = tuple(name for name in ("beta", "lam_actor") if getattr(credit, name) == "auto")
+    fitted = credit.lam_actor == "auto"
     rates = method.rates(
         credit.gamma,
         credit.lam,
@@ -91,7 +91,7 @@ def resolve(config: Config) -> Settings:
         slots,
         None if credit.lam_actor == "auto" else credit.lam_actor,
         credit.trace,
-        1.0 if credit.beta == "auto" else credit.beta,
+        credit.beta,
     )
     resolved = replace(
         config,
@@ -101,7 +101,7 @@ def resolve(config: Config) -> Settings:
             slots=rates.slots,
             lam_token=rates.lam_token,
             gamma_token=rates.gamma_token,
-            lam_actor="auto" if "lam_actor" in fitted else rates.lam_actor,
+            lam_actor="auto" if fitted else rates.lam_actor,
         ),
         model=model,
         randomness=_resolve_randomness(config),

@@ -173,14 +173,15 @@ class CreditConfig:
     action's length, or `lam` for methods that discount tokens (ntpo, archer_adrl)."""
     lam_actor: Annotated[float, Between(0, 1)] | Literal["auto"] | None = None
     """λ inside an action for the policy's advantages alone, while the critic's targets keep
-    `lam_token`. None takes `lam_token`. `auto` takes 1 - β, with β as fitted below: the better the
-    critic knows the inside of actions, the more it decides. Only for methods that credit tokens."""
+    `lam_token`. None takes `lam_token`. `auto` measures which share of what the critic says inside
+    actions the other half of the streams bears out, and takes 1 minus that: the better it knows
+    them, the more it decides. Only for methods that credit tokens."""
     trace: Literal["token", "bit"] = "token"
     """`lam_actor` acts once per decision (`token`), or once per bit of the decision's entropy
     (`bit`), so that decisions that are nearly made already cost nothing."""
-    beta: Annotated[float, Between(0, 1)] | Literal["auto"] = 1.0
+    beta: Annotated[float, Between(0, 1)] = 1.0
     """Share β of the critic's inner values: the policy's advantages use
-    V(o) + β·(V(o, w_<j) - V(o)). `auto` fits it on the other half of the streams."""
+    V(o) + β·(V(o, w_<j) - V(o))."""
     gamma_token: Annotated[float | None, Between(0, 1)] = None
     """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
     ntpo."""

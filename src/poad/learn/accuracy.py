@@ -39,23 +39,23 @@ def accuracy(terms: ValueTerms) -> dict[str, float]:
 def rely(
     credit: CreditSettings, terms: ValueTerms, value: Tensor, streams: int
 ) -> tuple[CreditSettings, dict[str, float]]:
-    """Fit β and λ, where the settings ask for it: as much as the critic has earned.
+    """Fit the actor's λ, where the settings ask for it: the critic decides as far as it has earned.
 
-    β is the slope of a regression, through the origin, of what a turn brought beyond V(o) on what
+    λ is 1 - β. β is the slope of a regression, through the origin, of what a turn brought beyond V(o) on what
     the critic said inside the action beyond V(o). It is 1 for exact values. Independent errors of
     the critic lower it: it is the share of the inner values' variance that is not error. The critic
     has not learned from these turns yet, and the fit for one half of the streams uses the other
     half alone, so that no advantage depends on its own outcome.
 
     Args:
-        credit: the method and its rates, and which of them are fitted.
+        credit: the method and its rates, and whether λ is fitted.
         terms: what the critic said, and what came.
         value: [U] the critic's readings.
         streams: N.
 
     Returns:
-        The settings with the fitted rates, [N] each, and the mean β as a metric. The same settings
-        and no metric if nothing is fitted.
+        The settings with the fitted rate, [N], and the mean β as a metric. The same settings and no
+        metric if nothing is fitted.
     """
     if not credit.fitted or credit.method.decision == "turn":
         return credit, {}
@@ -67,6 +67,5 @@ def rely(
         power = (said[other] ** 2).sum()
         if power > 0:
             beta[half::2] = ((said * came)[other].sum() / power).clamp(0, 1)
-    fitted = {name: beta if name == "beta" else 1 - beta for name in credit.fitted}
-    rates = credit.rates._replace(**fitted)
+    rates = credit.rates._replace(lam_actor=1 - beta)
     return replace(credit, rates=rates), {"beta": float(beta.mean())}

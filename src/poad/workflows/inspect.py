@@ -218,9 +218,8 @@ def dials_of(loaded: LoadedRun) -> Dials:
     rates, own = settings.rates, settings.method.rates(settings.rates.gamma, settings.rates.lam)
     beta, lam_actor = rates.beta, rates.lam_actor
     found = _found_beta(loaded)
-    if found is not None:
-        beta = found if "beta" in settings.fitted else beta
-        lam_actor = 1 - found if "lam_actor" in settings.fitted else lam_actor
+    if found is not None and settings.fitted:
+        lam_actor = 1 - found
     assert not isinstance(beta, Tensor), "configurations hold one number for all rows"
     assert not isinstance(lam_actor, Tensor), "configurations hold one number for all rows"
     return Dials(

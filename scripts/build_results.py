@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 STUDIES = ROOT / "benchmarks" / "studies"
 SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = (
-    *("main", "decompose", "length", "ablations"),
+    *("main", "decompose", "decompose_16", "length", "ablations"),
     *("generalization", "length_free", "actions", "real", "tools", "babyai"),
 )
 """The order in which `make studies` runs them."""

@@ -144,8 +144,8 @@ def test_of_a_single_stream_nothing_is_known_about_the_other_half() -> None:
 
 
 def test_nothing_is_fitted_unless_it_is_asked_for_or_matters() -> None:
-    for found in (fitted(orders(streams=4), ask=False), fitted(orders(streams=4), method="turn_ppo")):
-        lam, metrics = found
+    streams = orders(streams=4)
+    for lam, metrics in (fitted(streams, ask=False), fitted(streams, method="turn_ppo")):
         assert metrics == {}
         assert lam == 1
 

@@ -11,8 +11,8 @@ from tiny_worlds import settings
 from torch import Tensor
 
 from poad.agent import load_agent
-from poad.config import Config, ModelConfig
-from poad.errors import ConfigError, DivergenceError
+from poad.config import Config
+from poad.errors import ConfigError
 from poad.learn.experience import Experience, gather
 from poad.learn.train import Trainer
 
@@ -41,7 +41,8 @@ def experience_of(trainer: Trainer) -> Experience:
 
 def adapter_of(trainer: Trainer) -> torch.nn.Module:
     features = trainer.agent.features
-    assert features is not None and features.adapter is not None
+    assert features is not None
+    assert features.adapter is not None
     return features.adapter
 
 
@@ -61,7 +62,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_it_reads_what_a_frozen_body_reads_before_it_has_learned(tuning: str) -> None:
     own, frozen = Trainer(config_of(tuning)), Trainer(config_of(tuning, body="frozen"))
     positions = experience_of(frozen).positions
-    assert own.agent.features is not None and frozen.agent.features is not None
+    assert own.agent.features is not None
+    assert frozen.agent.features is not None
     assert torch.equal(own.agent.features(positions), frozen.agent.features(positions))
     advance(own)
     advance(own)
@@ -116,9 +118,8 @@ def test_its_gradient_is_that_of_the_loss_it_lowers(tuning: str, checkpointing: 
     """Compared with differences of the loss, along the gradient and along a random direction."""
     trainer = Trainer(config_of(tuning, minibatches=1, adapter_lr=0.0))
     if checkpointing:
-        config = trainer.config
-        model = vars(config.model) | {"gradient_checkpointing": True}
-        trainer = Trainer(replace(config, model=ModelConfig(**model)))
+        model = replace(trainer.config.model, gradient_checkpointing=True)
+        trainer = Trainer(replace(trainer.config, model=model))
     advance(trainer)
     learner, experience = trainer.learner.body, experience_of(trainer)
     assert learner is not None
@@ -144,3 +145,10 @@ def test_its_gradient_is_that_of_the_loss_it_lowers(tuning: str, checkpointing: 
         slope = (losses[0] - losses[1]) / (2 * step)
         expected = sum(float((a * b).sum()) for a, b in zip(gradient, along, strict=True))
         assert slope == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+def test_a_body_that_is_divided_among_processes_is_refused() -> None:
+    config = config_of("full")
+    config = replace(config, model=replace(config.model, shard="full"))
+    with pytest.raises(ConfigError, match=r"critic\.body = adapter .*model\.shard = full"):
+        load_agent(config)

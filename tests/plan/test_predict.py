@@ -113,7 +113,8 @@ def test_the_critics_own_adapters_are_counted(tuning: Any, tmp_path: Path) -> No
     frozen = Config(model=model, streams=2, horizon=4)
     own = replace(frozen, critic=replace(frozen.critic, body="adapter", adapter_epochs=2))
     features = load_agent(own).features
-    assert features is not None and features.adapter is not None
+    assert features is not None
+    assert features.adapter is not None
     weights = sum(p.numel() for p in features.adapter.parameters())
     found, before = predicted(own), predicted(frozen)
     assert size(found, "critic's adapters") == 16 * weights  # with gradient and two moments

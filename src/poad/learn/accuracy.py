@@ -41,9 +41,10 @@ def rely(
 ) -> tuple[CreditSettings, dict[str, float]]:
     """Fit the actor's λ, where the settings ask for it: the critic decides as far as it has earned.
 
-    λ is 1 - β. β is the slope of a regression, through the origin, of what a turn brought beyond V(o) on what
-    the critic said inside the action beyond V(o). It is 1 for exact values. Independent errors of
-    the critic lower it: it is the share of the inner values' variance that is not error. The critic
+    λ is 1 - β. β is the slope of a regression, through the origin, of what a turn brought beyond
+    V(o) on what the critic said inside the action beyond V(o). It is 1 for exact values.
+    Independent errors of the critic lower it: it is the share of the inner values' variance that is
+    not error. It does not tell how much the critic leaves unsaid. The critic
     has not learned from these turns yet, and the fit for one half of the streams uses the other
     half alone, so that no advantage depends on its own outcome.
 

@@ -1,8 +1,8 @@
-"""The learner of a critic's own adapter (`critic.body = adapter`).
+"""Critics that train what they read: an adapter of their own, or the policy's body.
 
-The critic itself learns from features that are computed once per rollout. Only after that the
-adapter learns, through what the critic has made of them, in passes over the newest rollout. So a
-rate of 0 leaves everything as it is with a frozen body.
+With an adapter (`critic.body = adapter`) the critic itself learns from features that are computed
+once per rollout. Only after that the adapter learns, through what the critic has made of them, in
+passes over the newest rollout. So a rate of 0 leaves everything as it is with a frozen body.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from poad.agent import Agent, FrozenFeatures
 from poad.learn.divergence import Skips
 from poad.learn.experience import Experience
+from poad.learn.losses import clipped_value_loss
 from poad.learn.value import merged
-from poad.lm import Bundles, SideAdapter
+from poad.lm import Bundles, SideAdapter, renumber
 from poad.ranks import ALONE, Ranks
 
 
@@ -30,7 +31,8 @@ class BodyLearner:
     """
 
     def __init__(self, agent: Agent, skips: Skips | None = None, ranks: Ranks = ALONE) -> None:
-        assert agent.features is not None and agent.features.adapter is not None
+        assert agent.features is not None
+        assert agent.features.adapter is not None
         self._agent, self._ranks = agent, ranks
         self.features: FrozenFeatures = agent.features
         self.adapter: SideAdapter = agent.features.adapter
@@ -102,3 +104,25 @@ class BodyLearner:
         else:
             self._skips.skip({"value_loss": float(loss)}, {"critic.adapter_lr": self.adapter})
         return float(norm)
+
+
+def joint_value_loss(
+    experience: Experience, read: Tensor, value: Tensor, clip: float | None
+) -> Tensor:
+    """Compute the part of the value loss that some readings of a shared body have, with gradient.
+
+    Args:
+        experience: the whole rollout.
+        read: [U'] int64: the readings.
+        value: [U'] the critic's values there, now.
+        clip: how far a value may move; see `clipped_value_loss`.
+    """
+    terms = experience.value
+    # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
+    place = renumber(read, len(experience.positions))[terms.reading]
+    mine = place >= 0  # [W] bool
+    new = value[place[mine].to(value.device)]
+    old, target, weight = (
+        each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
+    )
+    return (weight * clipped_value_loss(new, old, target, clip)).sum()

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from poad.agent import Agent, Standardizer
-from poad.learn.body import BodyLearner
+from poad.learn.body import BodyLearner, joint_value_loss
 from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
 from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
 from poad.learn.steps import Step, backward, clip_gradients, divided, mean_of, noise_of, stepping
 from poad.learn.trust import TrustRegion
-from poad.learn.value import ValueLearner, joint_value_loss
+from poad.learn.value import ValueLearner
 from poad.learn.waiting import Waiting
 from poad.lm import renumber
 from poad.ranks import ALONE, Ranks

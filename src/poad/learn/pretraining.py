@@ -42,8 +42,8 @@ def pretrain(learner: PPO) -> int:
         streams = list(recorded(run.episodes(), agent))
     if not streams:
         raise ConfigError(
-            f"critic.pretrain = {path}: its episodes.jsonl has no turns in {agent.config.env}. Name "
-            "a run in the same world with eval.turns = true, or leave the setting out."
+            f"critic.pretrain = {path}: its episodes.jsonl has no turns in {agent.config.env}. "
+            "Name a run in the same world with eval.turns = true, or leave the setting out."
         )
     credit = agent.settings.credit
     rates = credit.rates._replace(lam=1.0, lam_token=1.0, lam_actor=1.0, beta=1.0, trace="token")

@@ -17,9 +17,7 @@ from poad.agent import Critic
 from poad.config import CriticConfig
 from poad.learn.divergence import Skips
 from poad.learn.experience import Experience, ValueTerms
-from poad.learn.losses import clipped_value_loss
 from poad.learn.steps import draws
-from poad.lm import renumber
 from poad.ranks import ALONE, Ranks
 
 
@@ -160,25 +158,3 @@ class ValueLearner:
         else:
             self._skips.skip({"value_loss": step.value_loss}, {"critic.lr": self.critic})
         return step
-
-
-def joint_value_loss(
-    experience: Experience, read: Tensor, value: Tensor, clip: float | None
-) -> Tensor:
-    """Compute the part of the value loss that some readings of a shared body have, with gradient.
-
-    Args:
-        experience: the whole rollout.
-        read: [U'] int64: the readings.
-        value: [U'] the critic's values there, now.
-        clip: how far a value may move; see `clipped_value_loss`.
-    """
-    terms = experience.value
-    # [U] -> [W]: the place of each term's reading among the U', -1 if it is not among them
-    place = renumber(read, len(experience.positions))[terms.reading]
-    mine = place >= 0  # [W] bool
-    new = value[place[mine].to(value.device)]
-    old, target, weight = (
-        each[mine].to(new) for each in (terms.old_value, terms.target, terms.weight)
-    )
-    return (weight * clipped_value_loss(new, old, target, clip)).sum()

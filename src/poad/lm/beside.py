@@ -68,9 +68,7 @@ class SideAdapter(nn.Module):
                 for handle in handles:
                     handle.remove()
 
-    def _add(
-        self, number: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor:
+    def _add(self, number: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Add the product of a layer's two factors to its output. [..., out] -> [..., out]."""
         low = F.linear(inputs[0].float(), self.down[number])  # [..., in] -> [..., rank]
         return output + (self._scale * F.linear(low, self.up[number])).to(output.dtype)

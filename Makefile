@@ -42,7 +42,7 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	$(BIN)/poad study studies/main.yaml --smoke
 
 # In the order of their worth, into runs/studies/; each goes on where it was.
-STUDIES := main decompose length ablations generalization length_free actions real tools babyai
+STUDIES := main decompose decompose_16 length ablations generalization length_free actions real tools babyai
 studies: $(VENV)/.installed-dev ## Repeat the shipped studies on this machine (hours; stop any time)
 	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml; done
 

@@ -57,6 +57,32 @@ Position = tuple[TokenIds, TokenIds | Beginning]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The tokens that a prompt lost, by what they were, since it was too long for the model.
+
+    The words of a goal that are put in front of what is left are counted against them.
+    """
+
+    turns: int = 0
+    """Of earlier turns, also of those that an earlier prompt of the episode lost for good."""
+    examples: int = 0
+    """Of `prompt.examples`."""
+    observation: int = 0
+    """Of the middle of the observation."""
+
+    def __str__(self) -> str:
+        parts = {
+            "earlier turns": self.turns,
+            "examples": self.examples,
+            "the middle of the observation": self.observation,
+        }
+        *most, last = [f"{count:,} of {what}" for what, count in parts.items() if count] or [""]
+        told = f"{', '.join(most)} and {last}" if most else last
+        total = sum(parts.values())
+        return f"The prompt was too long, so the model did not read {total:,} tokens: {told}."
+
+
+@dataclass(frozen=True)
 class Observation:
     """The text that a world shows, and the actions it offers."""
 
@@ -65,6 +91,8 @@ class Observation:
     """None lets the agent write freely."""
     prompt_ids: TokenIds = ()
     """The prompt as the model reads it. If empty, it is encoded as the first of an episode."""
+    cut: Cut | None = None
+    """What the model does not read of it, if it was too long."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from poad.display.terminal import (
 )
 from poad.display.turns import OFFERS_SHOWN, TOKENS_SHOWN
 from poad.runs import EpisodeRecord, Evaluation
+from poad.turns import Cut
 
 TOTAL = 20 * 512
 
@@ -307,6 +308,13 @@ def test_a_freely_written_action_and_a_strange_one_are_told():
     assert "    def f():\n        pass\n" in text
     assert "did not offer" in text
     assert "█" not in text
+
+
+def test_what_the_model_did_not_read_is_told():
+    assert "did not read" not in shown(show_turn, turn(), 1)
+    text = shown(show_turn, turn(cut=Cut(turns=1200, observation=34)), 1)
+    told = "did not read 1,234 tokens: 1,200 of earlier turns and 34 of the middle of the obs"
+    assert told in " ".join(text.split())
 
 
 def test_many_tokens_that_were_written_freely_are_summed_up():

@@ -226,3 +226,22 @@ def test_prompts_that_are_too_long_are_said_once() -> None:
         list(evaluate(trainer.agent, **playing))
     assert len(told) == 1
     list(evaluate(trainer.agent, **playing, remark=False))  # a warning would be an error
+
+
+def test_what_the_model_did_not_read_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = load_agent(settings("Chain", prompt={"history": "episode"}))
+    (whole,) = played(agent, "Chain", episodes=1)
+    assert len(whole.turns) > 2
+    assert all(turn.cut is None for turn in whole.turns)
+    longest = len(agent.model.codec.prompt(whole.turns[0].prompt))
+    room = longest + agent.policy.acting.max_action_tokens + 3
+    monkeypatch.setattr(agent.model, "context_length", room)
+    with pytest.warns(UserWarning, match="is too long"):
+        (cut,) = played(agent, "Chain", episodes=1)
+    assert cut.turns[0].cut is None
+    assert cut.turns[1].cut is not None
+    assert cut.turns[1].cut.turns > 0
+    line = plain(encode(cut))
+    assert line["turns"][1]["cut"] == {"turns": cut.turns[1].cut.turns}
+    assert "cut" not in line["turns"][0]
+    assert decode(EpisodeRecord, line, "here") == cut

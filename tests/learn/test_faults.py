@@ -295,6 +295,18 @@ def test_what_failed_after_the_checkpoint_is_listed_once(tmp_path: Path) -> None
     assert timeless(parted) == timeless(whole)
 
 
+def test_a_failure_at_the_first_reset_is_listed(tmp_path: Path) -> None:
+    world = {"name": "tiny_worlds:tiny/Novel-v0", "fault": "raise", "every": 2, "turn": 0}
+    with Run.create(tmp_path / "run", config_of(env_args=world)) as run:
+        with pytest.raises(RuntimeError, match="the lamp broke") as caught:
+            train(run.config, run)
+        assert f"`poad play {run.path} --error 1` repeats" in told(caught.value)
+        (error,) = read_world_errors(run.path)
+        assert (error.iteration, error.turn, error.actions) == (1, 0, ())
+        Faulty.mended = True
+        assert len(list(train(run.config, run))) == len(run.metrics()) > 0
+
+
 # Replays.
 
 

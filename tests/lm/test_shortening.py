@@ -115,6 +115,35 @@ def test_prompts_keep_their_head_and_their_end(
             assert note.startswith(f"A prompt of {len(whole[turn][0]):,} tokens is too long")
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    histories,
+    st.lists(texts, min_size=1, max_size=6),
+    st.integers(25, 250),
+    st.sampled_from([(), EXAMPLES]),
+)
+def test_what_a_prompt_lost_adds_up(
+    history: Any, shown: list[str], most: int, examples: Any
+) -> None:
+    """Also where an episode goes on behind turns that are gone for good."""
+    codec, config = codec_and_config("plain", history=history, examples=examples)
+    talk, free = Dialogue(codec, config, most), Dialogue(codec, config)
+    for turn, text in enumerate(shown):
+        ids, whole = (
+            each.next_prompt(take(codec, "look"), text) if turn else each.first_prompt(text)
+            for each in (talk, free)
+        )
+        assert free.cut is None
+        if talk.cut is None:
+            assert ids == whole
+            continue
+        lost = vars(talk.cut)
+        assert sum(lost.values()) == len(whole) - len(ids)
+        assert lost["turns"] == 0 or (turn > 0 and history != "none")
+        assert lost["examples"] == 0 or examples
+        assert f"{sum(lost.values()):,} tokens" in str(talk.cut)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(texts, min_size=3, max_size=7), st.integers(20, 200), st.integers(1, 3))
 def test_a_window_of_turns_depends_on_nothing_before_it(

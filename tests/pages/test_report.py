@@ -30,6 +30,7 @@ from poad.pages.report import (
     write_report,
 )
 from poad.runs import Mode, Run
+from poad.turns import Cut
 
 VOID = {"meta"}
 WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
@@ -230,7 +231,7 @@ def test_another_world_has_its_own_rows_and_never_the_headline(tmp_path: Path):
 def test_each_turn_shows_what_was_offered_written_and_thought(tmp_path: Path):
     run = Run.create(tmp_path / "run", Config())
     odd = turn("Wait!", 0.0, offered=None, action="dance", duration=1, invalid=True)
-    odd = replace(odd, value=(math.nan, 0.5, 0.6), root_value=math.nan)
+    odd = replace(odd, value=(math.nan, 0.5, 0.6), root_value=math.nan, cut=Cut(examples=12))
     run.add_episodes([episode(turns=[turn(), odd])])
     page = page_of(run)
     first, second = page.text.split("Turn 1 ")[1].split("Turn 2 ")
@@ -238,9 +239,11 @@ def test_each_turn_shows_what_was_offered_written_and_thought(tmp_path: Path):
     assert "▸ chop the tomato 70.0% get the tomato 25.0% wait 5.0%" in first
     assert "chop 80% V 0.41 ·the forced V (0.52) ·tomato 88% V 0.53" in first
     assert first.strip().endswith("reward +0.2 , 3 primitive steps")
-    assert "value – Wait! dance" in second
+    assert "value – Wait! The prompt was too long" in second
     assert "V – " in second
     assert "did not offer this action" in second
+    assert "did not read 12 tokens: 12 of examples. dance" in second
+    assert "did not read" not in first
     assert page.classes.count("token") == 4
     assert page.classes.count("token forced") == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,38 @@ def test_earlier_results_are_kept(
     for number, page in enumerate(pages[:2], 1):
         assert (runs["ntpo"] / f"generalization-{number}.json").read_text() == page
         assert (runs["ntpo"] / f"generalization-{number}.md").exists()
+
+
+WRECK = """
+from poad.envs import TextAdapter
+
+
+class Wreck(TextAdapter):
+    def begin(self, seed):
+        self.turns, self.leaks = 0, seed % 2 == 0
+        return "You are at sea. Now", ("sail on", "sail back")
+
+    def act(self, action):
+        self.turns += 1
+        if self.leaks and self.turns == 2:
+            raise RuntimeError(f"the ship sank behind {action}")
+        return "You are at sea. Now", ("sail on", "sail back"), 0.0, self.turns == 3, None
+"""
+
+
+def test_what_is_wrong_with_a_world_is_said_once(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "wreck.py").write_text(WRECK)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["--worlds", "object:wreck:Wreck", "poad/Cheese-v0", "--episodes", "4", "--trust-code"]
+    with pytest.warns(UserWarning, match="the ship sank") as found:
+        assert main(["generalize", str(runs["poad"]), *given]) == 0
+    (note,) = (str(each.message) for each in found if "sank" in str(each.message))
+    assert note.startswith("object:wreck:Wreck failed in 2 of 4 episodes")
+    shown = words(capsys)
+    assert "object:wreck:Wreck failed in 8 of 16 episodes altogether." in shown
+    assert "Cheese-v0 failed" not in shown
 
 
 def test_an_unknown_world_is_refused_before_an_episode_is_played(

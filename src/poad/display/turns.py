@@ -98,6 +98,7 @@ def turn_in_terminal(turn: TurnRecord, index: int, console: Console) -> Renderab
     parts: list[RenderableType] = [
         rule(console, Text.assemble((heading, "bold"), f"  {value}")),
         _indented(Text(printable(turn.prompt))),
+        *([_indented(Text(str(turn.cut), style="yellow"))] if turn.cut else []),
         *([_indented(Text(printable(turn.form), style="dim"), 4)] if turn.form else []),
         _offers_in_terminal(turn, console)
         if turn.offered
@@ -188,6 +189,7 @@ def turn_in_html(turn: TurnRecord, index: int) -> Html:
         "article",
         tag("header", tag("b", heading), tag("span", value)),
         tag("pre", turn.prompt),
+        *[tag("p", str(turn.cut), cls="soft")] * (turn.cut is not None),
         *bars,
         *written,
         tag("div", *map(_token_in_html, _tokens(turn)), cls="tokens"),

@@ -58,6 +58,10 @@ Told = Callable[[int, WorldStream, Exception], None]
 """Is told that the world of a numbered stream has failed. It raises if play must stop."""
 
 
+Log = Callable[[Sequence[Fault], Exception | None], None]
+"""Is told which worlds failed, and how, with the failure that is not borne or None."""
+
+
 class Table:
     """The streams that are at play, and what becomes of those whose world fails.
 

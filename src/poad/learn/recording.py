@@ -29,8 +29,11 @@ class TurnRecorder:
 
     def record(self, step: Step) -> TurnRecord:
         """Build the record of one turn."""
+        # Two texts may be the same to the model, if it reads neither as a whole.
         return replace(
             self._decision(step),
+            prompt=step.observation.prompt,
+            cut=step.observation.cut,
             reward=step.reward,
             duration=step.duration,
             invalid="invalid_action" in step.info,
@@ -59,7 +62,7 @@ class TurnRecorder:
             chances = policy.probabilities(decided, self._cache)
             offered = tuple(zip(actions, chances, strict=True))
         return TurnRecord(
-            prompt=observation.prompt,
+            prompt="",
             offered=offered,
             action=action.text,
             token_ids=tuple(tokens),

@@ -6,7 +6,7 @@ then computes the same credit; only the passes are divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from poad.agent import Agent, Engine
 from poad.envs import BestWork
 from poad.errors import EngineError
-from poad.learn.faults import Fault, fault_from_json, fault_to_json, is_world_fault
+from poad.learn.faults import Log, fault_from_json, fault_to_json, is_world_fault
 from poad.learn.resume import offer_from_json, offer_to_json, turn_from_json, turn_to_json
 from poad.learn.rollout import Collector
 from poad.lm import TextCodec
@@ -30,7 +30,7 @@ def collect(
     agent: Agent,
     engine: Engine,
     ranks: Ranks,
-    log: Callable[[Sequence[Fault], Exception | None], None],
+    log: Log,
 ) -> Rollout:
     """Collect a rollout on all ranks, and put it together.
 
@@ -40,7 +40,7 @@ def collect(
         agent: who acts.
         engine: writes what is written freely, and is handed the weights at first.
         ranks: in the order of their streams.
-        log: is told which worlds failed, and how, with the failure that is not borne or None.
+        log: is told which worlds failed.
 
     Raises:
         Exception: a world failed, and that is not borne; or the engine failed. The rollout is

@@ -18,7 +18,7 @@ from poad.config import world_seed
 from poad.envs import CheckedWorld, Host, RemoteWorld, Workers
 from poad.errors import PoadError, WorldError
 from poad.trie import Offer
-from poad.turns import Action, Episode, Observation, TokenIds, Turn
+from poad.turns import Action, Cut, Episode, Observation, TokenIds, Turn
 
 MakeEnv = Callable[[], gymnasium.Env[str, str]]
 
@@ -27,6 +27,7 @@ class Prompts(Protocol):
     """Turns the observations of an episode into prompts; see `poad.lm.Dialogue`."""
 
     note: str | None
+    cut: Cut | None
 
     def first_prompt(
         self,
@@ -71,6 +72,7 @@ class NoPrompts:
     """Prompts for an actor that reads the observations themselves."""
 
     note: str | None = None
+    cut: Cut | None = None
 
     def first_prompt(
         self, observation: str, offered: object = None, goal: str | None = None
@@ -234,7 +236,7 @@ class WorldStream:
             prompt_ids = self.prompts.first_prompt(
                 shown.prompt, shown.actions, shown.info.get("goal")
             )
-        self._show(Observation(shown.prompt, shown.actions, prompt_ids))
+        self._show(Observation(shown.prompt, shown.actions, prompt_ids, self.prompts.cut))
         self.generator = np.random.default_rng(self.seed)
         self.notes = tuple(shown.info.get("notes", ()))
 
@@ -267,7 +269,7 @@ class WorldStream:
             prompt_ids = self.prompts.next_prompt(
                 action, happened.prompt, offered, happened.info.get("goal")
             )
-        self._show(Observation(happened.prompt, happened.actions, prompt_ids))
+        self._show(Observation(happened.prompt, happened.actions, prompt_ids, self.prompts.cut))
         self.earned += happened.reward
         self.length += happened.info["duration"]
         truncated, info = happened.truncated, happened.info

@@ -12,7 +12,7 @@ import numpy as np
 from poad.envs import Workers
 from poad.learn.ahead import open_stream
 from poad.learn.assembly import Assembly
-from poad.learn.faults import Fault, Table, Tolerance, fault_of, is_world_fault
+from poad.learn.faults import Fault, Log, Table, Tolerance, fault_of, is_world_fault
 from poad.learn.stream import Actor, MakeEnv, Mark, WorldStream
 
 
@@ -45,6 +45,7 @@ class Streams:
         workers: where the worlds live; in this thread if None.
         tolerance: for failures of worlds; None bears none.
         group: how many streams begin the same episodes. It divides N, and needs `own`.
+        log: is told of failures at the first resets if one of them is not borne; see `log_faults`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Streams:
         workers: Workers | None = None,
         tolerance: Tolerance | None = None,
         group: int = 1,
+        log: Log | None = None,
     ) -> None:
         distinct = streams // group  # episodes that begin together, if each stream has its own
         self.actor, self._step = actor, 1 if own is None else distinct
@@ -77,7 +79,12 @@ class Streams:
             for i in numbers:
                 world = make_env, actor.dialogue(), seed + i // group, self.workers
                 self.streams.append(open_stream(*world, stride=stride))
-            Table(self.streams, self.next_seed, self.bear).settle()
+            try:
+                Table(self.streams, self.next_seed, self.bear).settle()
+            except Exception as error:
+                if log is not None and is_world_fault(error):
+                    log(self.take_faults(), error)
+                raise
         self.notes = tuple(dict.fromkeys(n for stream in self.streams for n in stream.notes))
         """Remarks of the worlds about this machine."""
 

@@ -62,6 +62,7 @@ class Trainer:
             Workers(config.workers, config.step_timeout, config.reset_timeout),
             Tolerance(config.on_world_error, config.world_error_limit),
             self.agent.settings.credit.group,
+            partial(log_faults, self.run, 1 + max(run.checkpoints() if run else (), default=0)),
         )
         with self.collector.closed_on_error():
             for remark in remarks(self.agent, self.collector):

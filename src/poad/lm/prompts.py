@@ -14,7 +14,9 @@ end. Whatever fits is never changed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from poad.config import PromptConfig
@@ -24,7 +26,7 @@ from poad.lm.packing import common_prefix_length
 from poad.lm.shortening import describe_cut, describe_lack_of_room, shorten
 from poad.lm.tokenizer import TextCodec
 from poad.trie import Grammar, Offer
-from poad.turns import Action, TokenIds
+from poad.turns import Action, Cut, TokenIds
 
 
 def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
@@ -97,6 +99,8 @@ class Dialogue:
         self.note: str | None = None
         """A sentence about something unexpected in these prompts, for the user; None if all is
         well."""
+        self.cut: Cut | None = None
+        """What the last prompt lost because it was too long; None if it lost nothing."""
 
     def first_prompt(
         self,
@@ -118,7 +122,7 @@ class Dialogue:
         """
         self._tools = None
         self._max_tokens = self._room(offered)
-        self._turns, self._lost = [], False
+        self._turns, self._lost, self.cut = [], False, None
         self._goal = self._codec.escape((goal or "").strip())
         observation = self._codec.escape(observation)
         return self._begin_segment(observation)
@@ -142,6 +146,9 @@ class Dialogue:
         if goal is not None:
             self._goal = self._codec.escape(goal.strip())
         observation = self._codec.escape(observation)
+        if self.cut is not None:  # what was the observation is an earlier turn now
+            gone = self.cut.turns + self.cut.observation if self._lost else 0
+            self.cut = replace(self.cut, turns=gone, observation=0)
         if self._config.history == "none":
             return self._begin_segment(observation)
         self._turns.append((self._observation, self._answer(action)))
@@ -197,8 +204,9 @@ class Dialogue:
         """Encode a whole prompt. If it is too long, leave out turns, examples, or more."""
         turns, self._examples, self._cut = [*self._turns], self._config.examples, self._lost
         fits, whole, before = self._lay_out(turns, observation), len(self._ids), len(turns)
+        size, gone = whole, Counter(turns=self.cut.turns if self.cut and self._lost else 0)
         while not fits and (turns or self._examples):
-            self._cut = True
+            self._cut, what = True, "turns" if turns else "examples"
             if not turns:
                 self._examples = self._examples[1:]
             elif self._config.history == "episode":
@@ -208,9 +216,13 @@ class Dialogue:
             else:
                 del turns[0]
             fits = self._lay_out(turns, observation)
+            gone[what], size = gone[what] + size - len(self._ids), len(self._ids)
         if not fits:
             self._cut, self._lost = True, self._config.history == "episode"
             self._leave_out_middle(observation)
+            gone["observation"] = size - len(self._ids)
+        self.cut = Cut(**{key: max(0, count) for key, count in gone.items()})
+        self.cut = self.cut if any(vars(self.cut).values()) else None
         if self._config.history == "last":
             self._observation = observation  # later prompts begin with the whole of it
         if whole > len(self._ids):

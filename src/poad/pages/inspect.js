@@ -197,6 +197,7 @@
     const article = element("article", {},
       element("header", {}, element("b", {}, `Turn ${t + 1}`), element("span", {}, `value ${number(turn.value[0])}`)),
       element("pre", {}, text(turn.prompt)));
+    if (turn.cut !== undefined) article.append(element("p", { class: "soft" }, text(turn.cut)));
     if (turn.form !== undefined) article.append(element("pre", { class: "soft" }, text(turn.form)));
     if (turn.offered) article.append(offers(turn));
     else article.append(element("pre", { class: "gain" }, text(turn.action)));

@@ -179,6 +179,8 @@ def _turn(turn: TurnView, texts: _Texts) -> dict[str, Any]:
     }
     if turn.invalid:
         entry["invalid"] = True
+    if turn.cut is not None:
+        entry["cut"] = texts(str(turn.cut))
     if turn.form:
         entry["form"] = texts(turn.form)
     if turn.before:

@@ -65,6 +65,7 @@ def _record(turn: TurnView) -> TurnRecord:
         duration=turn.duration,
         invalid=turn.invalid,
         form=turn.form,
+        cut=turn.cut,
     )
 
 

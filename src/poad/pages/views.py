@@ -9,6 +9,8 @@ from itertools import chain, repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from poad.turns import Cut
+
 if TYPE_CHECKING:  # credit needs torch, which reports do without
     import torch
 
@@ -52,6 +54,8 @@ class TurnView:
     """(action, probability) in the order offered; None where actions were not listed."""
     form: str = ""
     """The form that was offered, if one was."""
+    cut: Cut | None = None
+    """What the model did not read, if the prompt was too long for it."""
     before: tuple[float, ...] = ()
     """[n] log-probabilities under the policy that is compared with; empty if there is none."""
     entropy: tuple[float, ...] = ()

@@ -10,7 +10,7 @@ import numpy as np
 
 from poad.runs.codec import stored
 from poad.stats import wilson_interval
-from poad.turns import Episode
+from poad.turns import Cut, Episode
 
 Mode = Literal["sampled", "greedy"]
 Versions = dict[str, str | None]
@@ -22,6 +22,7 @@ class TurnRecord:
     """One turn of an evaluation episode, with what the agent computed in it. n tokens."""
 
     prompt: str
+    """The text that the world showed."""
     offered: tuple[tuple[str, float], ...] | None
     """(action, probability) in the order offered; None where they were not listed: written freely,
     or offered as a form."""
@@ -46,6 +47,8 @@ class TurnRecord:
     form: str = ""
     """The form that was offered, with the alternatives of a part in brackets: ``(small|large)
     dough( rye| wheat)``. Empty if none was."""
+    cut: Cut | None = None
+    """What the model did not read, if the prompt was too long for it."""
 
 
 @dataclass(frozen=True)

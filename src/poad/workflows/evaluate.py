@@ -109,8 +109,21 @@ def evaluate_mode(
     label: str,
     console: Console,
     remark: bool = True,
+    world: str | None = "The world",
 ) -> Evaluation:
-    """Evaluate an agent in one mode, with a progress bar; ``keep`` receives every record."""
+    """Evaluate an agent in one mode, with a progress bar.
+
+    Args:
+        agent: the agent.
+        iteration: its checkpoint; None if it is untrained.
+        config: the world and the settings of the evaluation.
+        mode: whether it is sampled or greedy.
+        keep: receives every record.
+        label: what the progress bar says.
+        console: where to print.
+        remark: warn if prompts were too long.
+        world: how a warning calls the world if it fails; None says nothing.
+    """
     settings = config.eval
     records = evaluate(
         agent,
@@ -132,9 +145,9 @@ def evaluate_mode(
         outcomes.append(Episode(record.episode_return, record.length, record.success))
         if record.ending == "failed":
             failures.append(f"seed {record.seed}: {record.error}")
-    if failures:
+    if failures and world is not None:
         warnings.warn(
-            f"The world failed in {len(failures)} of {counted(len(outcomes), 'episode')}, which "
+            f"{world} failed in {len(failures)} of {counted(len(outcomes), 'episode')}, which "
             f"count as no success. The first, {failures[0]}",
             stacklevel=2,
         )

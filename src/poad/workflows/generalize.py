@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from poad.agent import Agent
-from poad.display import Screen, Table, interval, number
+from poad.display import Screen, Table, counted, interval, number
 from poad.envs import same_class
 from poad.runs import (
     UNTRAINED,
@@ -65,24 +65,27 @@ def generalize_run(
             f"Note: this agent was trained in {home}. None of these worlds uses the same words, so "
             "little can carry over. Choose worlds with --worlds."
         )
+    results: list[UnseenEvaluation] = []
     with contenders[0].run or nullcontext():
-        results = [
-            UnseenEvaluation(
-                contender.label,
-                contender.env_steps,
-                world,
-                mode,
-                _evaluate(contender, world, episodes, mode, console),
-            )
-            for contender in contenders
-            for world in worlds
-            for mode in MODES
-        ]
+        for contender, world, mode in product(contenders, worlds, MODES):
+            # What is wrong with a world, or with its prompts, is said once.
+            failed = any(each.evaluation.failed for each in results if each.world == world)
+            found = _evaluate(contender, world, episodes, mode, console, failed=failed)
+            about = contender.label, contender.env_steps, world, mode
+            results.append(UnseenEvaluation(*about, found))
     for mode in MODES:
         table = _by_world([each for each in results if each.mode == mode], worlds)
         Screen().print(table.to_terminal(row_styles=[""] * len(worlds) + ["bold"]))
     if len({each.env_steps for each in contenders if each.checkpoint is not None}) > 1:
         console.print("Note: these agents did not train for the same number of steps.")
+    for world in worlds:
+        there = [each.evaluation for each in results if each.world == world]
+        if failed := sum(each.failed for each in there):
+            console.print(
+                f"{world} failed in {failed} of {counted(episodes * len(there), 'episode')} "
+                "altogether. They count as no success.",
+                soft_wrap=True,
+            )
     file = path / "generalization.json"
     kept = _keep_earlier(file)
     write_sealed(file, Generalization(tuple(results)))
@@ -115,8 +118,16 @@ def _contenders(path: Path, beside: Sequence[Path]) -> list[_Contender]:
 
 
 def _evaluate(
-    contender: _Contender, world: str, episodes: int, mode: Mode, console: Console
+    contender: _Contender,
+    world: str,
+    episodes: int,
+    mode: Mode,
+    console: Console,
+    *,
+    failed: bool,
 ) -> Evaluation:
+    """Evaluate an agent in one world and mode; ``failed`` if the world's fault has been told."""
+
     def keep(record: EpisodeRecord) -> None:
         if contender.run is not None:
             contender.run.add_episodes([record])
@@ -126,7 +137,15 @@ def _evaluate(
     config = replace(config, env=world, env_args={}, eval=settings)
     label = f"{contender.label} in {world}, {mode}"
     return evaluate_mode(
-        contender.agent, contender.checkpoint, config, mode, keep, label=label, console=console
+        contender.agent,
+        contender.checkpoint,
+        config,
+        mode,
+        keep,
+        label=label,
+        console=console,
+        remark=mode == "sampled" and contender.checkpoint is not None,
+        world=None if failed else world,
     )
 
 

@@ -341,6 +341,7 @@ def _turn(
         invalid="invalid_action" in step.info,
         offered=offered,
         form=str(actions) if isinstance(actions, Form | Grammar) else "",
+        cut=observation.cut,
         before=tuple(d.before for d in decided) if compared else (),
         entropy=tuple(d.entropy for d in decided),
         alternatives=tuple(d.alternatives for d in decided),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import PROMPTS, Zoo, assert_same
+from tiny_models import PROMPTS, Zoo, assert_same, byte_level
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,8 +20,9 @@ from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
 from poad.config import PromptConfig
 from poad.errors import ConfigError
-from poad.lm.cursor import FEW, GrammarReader, allowed_tokens
+from poad.lm.cursor import FEW, Cursor, GrammarReader, allowed_tokens
 from poad.lm.grammar import GrammarTree
+from poad.lm.prompts import codec_for
 from poad.lm.tokenizer import MAX_NODES, TextCodec
 from poad.trie import Grammar
 from poad.turns import Action, Observation, Turn
@@ -339,3 +340,35 @@ def test_another_budget_takes_another_tree(zoo: Zoo):
     short = model.codec.trie(OPEN)
     Policy(model, Acting(max_action_tokens=64))
     assert model.codec.longest(OPEN) > short.longest
+
+
+def test_a_way_that_was_left_admits_nothing_elsewhere():
+    """Tools whose calls are alike up to a place where one ends and the other goes on."""
+    whole = {"type": "integer"}
+    tools = [
+        {"name": "find", "parameters": {"properties": {"a": whole}, "required": ["a"]}},
+        {
+            "name": "send",
+            "parameters": {"properties": {"a": whole, "b": whole}, "required": ["a", "b"]},
+        },
+    ]
+    grammar, codec = Grammar.of({"tools": tools}), codec_for(byte_level(), PromptConfig())
+    reader = GrammarReader(codec.tokenizer, codec.end_id)
+
+    def place(tool: str) -> list[int]:
+        start = f'{codec.action_prefix}{{"name": "{tool}", "arguments": {{"a": 6'
+        return reader.tokenizer.tokenize_bytes(start.encode())
+
+    def new() -> Cursor:
+        return Cursor(grammar, reader, codec.action_prefix, None)
+
+    walked = new()
+    for tool in ("find", "send", "find", "send"):
+        fresh = new()
+        for each in (walked, fresh):
+            each.go_to(place(tool))
+        assert walked.admissible() == fresh.admissible()
+        assert walked.ending() == fresh.ending()
+    spelled = {reader.tokenizer.decode_str([token]) for token in walked.admissible()[0]}
+    assert "," in spelled
+    assert "}" not in spelled

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Final
 
@@ -124,9 +125,12 @@ class Cursor:
             before = reader.literal(prefix) if prefix else ""
             head = {"lark_grammar": f"start: {before} @body"}
             parts = {"grammars": [head, body | {"name": "body"}]}
-            self._matcher = reader.matcher(json.dumps(parts))
+            self._start = reader.matcher(json.dumps(parts))
         except ValueError as error:
             raise ValueError(f"The action grammar ({grammar}) cannot be used: {error}") from error
+        # Copies are left behind and never rolled back: llguidance (1.9) then remembers rows of the
+        # way that was left, and admits what belongs there.
+        self._matcher = self._start.deep_copy()
         self._read: list[int] = []  # the tokens before this place
         self._stuck = b""  # the mask of a place that no single token leads away from
 
@@ -135,7 +139,8 @@ class Cursor:
         same = 0
         while same < min(len(path), len(self._read)) and path[same] == self._read[same]:
             same += 1
-        self._back(len(self._read) - same)
+        if same < len(self._read):
+            self._matcher, self._read, same = self._start.deep_copy(), [], 0
         self._on(path[same:])
 
     def forced(self) -> list[int]:
@@ -163,16 +168,16 @@ class Cursor:
             ValueError: none was found.
         """
         ending, seen = list[int](), set[bytes]()
-        while not self._matcher.is_accepting():
-            step = self.forced() or [self._towards_the_end(seen)]
-            self._on(step)
-            ending += step
-            if len(ending) > _LONGEST_ENDING:
-                raise ValueError(
-                    f"The action grammar ({self._grammar}) cannot be used: no action of up to "
-                    f"{_LONGEST_ENDING:,} tokens was found. Bound its repetitions."
-                )
-        self._back(len(ending))
+        with self._returning():
+            while not self._matcher.is_accepting():
+                step = self.forced() or [self._towards_the_end(seen)]
+                self._on(step)
+                ending += step
+                if len(ending) > _LONGEST_ENDING:
+                    raise ValueError(
+                        f"The action grammar ({self._grammar}) cannot be used: no action of up to "
+                        f"{_LONGEST_ENDING:,} tokens was found. Bound its repetitions."
+                    )
         return [*ending, self._reader.end]
 
     def _towards_the_end(self, seen: set[bytes]) -> int:
@@ -189,11 +194,10 @@ class Cursor:
         # Each single byte, too, since there may be thousands of longer tokens before it.
         bytes_ = (token for token in ranked[_TRIED:] if token in self._reader.single)
         for token in chain(ranked[:_TRIED], bytes_):
-            self._on([token])
-            moved = self._matcher.is_accepting() or self._matcher.compute_bitmask() not in seen
-            self._back(1)
-            if moved:
-                return token
+            with self._returning():
+                self._on([token])
+                if self._matcher.is_accepting() or self._matcher.compute_bitmask() not in seen:
+                    return token
         self._stuck = mask
         return ranked[0]
 
@@ -205,10 +209,9 @@ class Cursor:
 
     def _takes(self, tokens: list[int], ahead: int) -> bool:
         """Take the last of some tokens, see whether these can begin a text, and go back."""
-        self._on(tokens[-1:])
-        found = self._goes_on(tokens, ahead)
-        self._back(1)
-        return found
+        with self._returning():
+            self._on(tokens[-1:])
+            return self._goes_on(tokens, ahead)
 
     def _goes_on(self, tokens: list[int], ahead: int) -> bool:
         """Check whether some text goes on from here, of which these are the last tokens."""
@@ -238,10 +241,14 @@ class Cursor:
             raise ValueError(f"The action grammar ({self._grammar}) cannot be followed: {why}")
         self._read.extend(tokens)
 
-    def _back(self, count: int) -> None:
-        if count:
-            self._matcher.rollback(count)
-            del self._read[-count:]
+    @contextmanager
+    def _returning(self) -> Iterator[None]:
+        """Come back to this place behind the block."""
+        here, read = self._matcher.deep_copy(), [*self._read]
+        try:
+            yield
+        finally:
+            self._matcher, self._read = here, read
 
 
 def _rank(spelled: bytes) -> int:

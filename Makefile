@@ -42,9 +42,11 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	$(BIN)/poad study studies/main.yaml --smoke
 
 # In the order of their worth, into runs/studies/; each goes on where it was.
-STUDIES := main decompose decompose_16 length ablations generalization length_free actions real tools babyai
+STUDIES := main decompose decompose_16 length ablations generalization length_free actions real tools babyai textworld
 studies: $(VENV)/.installed-dev ## Repeat the shipped studies on this machine (hours; stop any time)
-	@set -e; for s in $(STUDIES); do $(BIN)/poad study studies/$$s.yaml; done
+	@failed=; for s in $(STUDIES); do \
+		$(BIN)/poad study studies/$$s.yaml || { test $$? -lt 128 || exit 130; failed="$$failed $$s"; }; \
+	done; test -z "$$failed" || { echo "Not finished, for the reasons above:$$failed" >&2; exit 1; }
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that do not train to convergence
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"

@@ -19,6 +19,12 @@ ENOUGH: Final = 200
 _OPTIONAL: Final = (("prepare",), ("memory", "load_memory"))
 """Methods that a text world may have. Those of a pair come together."""
 
+_UNOFFERED: Final = (
+    "Nothing offers actions here, so the agent wrote this one freely. To offer actions, name them: "
+    "choices=[go left, go right], or actions=[go left, go right] if they are the numbers 0 and 1."
+)
+"""Said of an action that made an object fail."""
+
 _PASSED_ON = ("measures", "work", "notes", "cpu_seconds", "duration", "action_grammar")
 """Entries of an environment's info that mean the same in ours."""
 
@@ -62,7 +68,7 @@ class FiveTuple(TextAdapter):
             self.free_text = words_end
         functions = filter(inspect.isfunction, (self._describe, self._success))
         self.files = [Path(inspect.getfile(each)) for each in functions]
-        self._seeded = _takes_seed(env)
+        self._seeded, self._free = _takes_seed(env), False
         space = getattr(env, "observation_space", None)
         if self._describe is None and _holds_no_text(space):
             raise self._speechless(f"has observations in {_short(space)}")
@@ -98,6 +104,7 @@ class FiveTuple(TextAdapter):
         paired = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)
         observation, info = answer if paired else (answer, {})
         self._take_over(info)
+        self._free = self._offers(info) is None and "action_grammar" not in info
         if not self._seeded:
             note = f"{type(self.inner).__name__}.reset takes no seed, so episodes may not repeat."
             self.info["notes"] = (*self.info.get("notes", ()), note)
@@ -106,7 +113,12 @@ class FiveTuple(TextAdapter):
     def act(self, action: str) -> tuple[str, Sequence[str] | Form | None, float, bool, bool | None]:
         """Pass an action on: by its number where actions have numbers, elsewhere as it is."""
         sent = action if self._numbered is None else self._numbered[action]
-        answer: object = self.env.step(sent)
+        try:
+            answer: object = self.env.step(sent)
+        except Exception as error:
+            if self._free:
+                error.add_note(_UNOFFERED)
+            raise
         if not (isinstance(answer, tuple) and len(answer) in (4, 5)):
             raise WorldError(
                 f"step returned {answer!r:.80}; it must return (observation, reward, terminated, "

@@ -60,7 +60,7 @@ class OpenEnvWorld(TextAdapter):
         self._library = needed("websockets.sync.client", "openenv", "'poad[openenv]'")
         self._errors = needed("websockets.exceptions", "openenv", "'poad[openenv]'")
         self._fields = [field] if field else self._required_fields()
-        self._open = ExitStack()
+        self._open, self._lists = ExitStack(), list[str]()
         self._socket = self._connected()
 
     def begin(self, seed: int) -> tuple[str, Sequence[str] | None]:
@@ -166,7 +166,10 @@ class OpenEnvWorld(TextAdapter):
                     "max_concurrent_envs, or train with fewer streams (--streams)."
                 )
         said = beginning(json.dumps(answer, ensure_ascii=False), 300)
-        raise WorldError(f"The OpenEnv server at {self._http} answered a {kind} with {said}.")
+        hint = ""
+        if kind == "step" and self._legal is None and self._lists:
+            hint = f" If {self._lists[0]!r} lists what it takes, offer that: legal={self._lists[0]}."
+        raise WorldError(f"The OpenEnv server at {self._http} answered a {kind} with {said}.{hint}")
 
     def _told(self, data: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
         """Find the text and the offers in an observation."""
@@ -174,6 +177,7 @@ class OpenEnvWorld(TextAdapter):
         fields = observation if isinstance(observation, Mapping) else {"result": observation}
         names = READ if self._text_field is None else (self._text_field,)
         text = next((fields[name] for name in names if _is_text(fields.get(name))), None)
+        self._lists = [name for name, value in fields.items() if _are_texts(value)]
         has = f"Its fields are {', '.join(map(str, fields))}"
         if text is None:
             looked = " or ".join(map(repr, names))
@@ -221,6 +225,10 @@ def _mistake(answer: object) -> str | None:
     errors = data.get("errors") or [{}]
     wrong = (f"{'.'.join(map(str, e.get('loc', ())))}: {e.get('msg', 'invalid')}" for e in errors)
     return "; ".join(each.removeprefix(": ") for each in wrong)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
 def _is_text(value: object) -> bool:

@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from poad.envs.contract import LONGEST, answer_of, catching_exits, check_extras, is_text, short
 from poad.envs.draw import draw
 from poad.envs.registry import make
-from poad.errors import WorldError
+from poad.errors import ConfigError, PoadError, WorldError
 from poad.trie import Form, Grammar
 
 World: TypeAlias = gymnasium.Env[str, str]
@@ -119,6 +119,7 @@ def check_env(
     Raises:
         WorldError: the world breaks rules. The message lists each of them with what was seen first
             and how to fix it; the attribute `findings` maps the rules to what was seen.
+        ConfigError: the world cannot be played with these arguments.
     """
     torch_was_loaded = "torch" in sys.modules
     check = _Check(aliased)
@@ -130,7 +131,7 @@ def check_env(
         _play_twice(check, first, second, range(seed, seed + episodes), max_turns, watch)
         first.close()
         second.close()
-    check.expect(ENDS, check.ended, f"no episode ended within {max_turns} turns")
+    check.expect(ENDS, check.ended or not check.stepped, f"no episode ended within {max_turns} turns")
     check.expect(TORCH, torch_was_loaded or "torch" not in sys.modules, "torch in sys.modules")
     if check.findings:
         errors = (seen for seen in check.findings.values() if isinstance(seen, Exception))
@@ -213,7 +214,7 @@ def _report(findings: Mapping[str, object]) -> str:
     count = "a rule" if len(findings) == 1 else f"{len(findings)} rules"
     lines = [f"This world breaks {count} of text worlds:"]
     for rule, seen in findings.items():
-        spoken = isinstance(seen, WorldError) or rule == REPEATS
+        spoken = isinstance(seen, PoadError) or rule == REPEATS
         shown = str(seen) if spoken else short(seen, 400)
         lines += [f"- {rule}", f"    seen: {shown}", f"    fix:  {RULES[rule]}"]
     return "\n".join(lines)
@@ -225,7 +226,7 @@ class _Check:
     def __init__(self, aliased: bool) -> None:
         self.findings: dict[str, object] = {}
         self.allowed: list[str] = []
-        self.ended = False
+        self.stepped = self.ended = False
         self._aliased = aliased
         self._offers = False
         self._offered: dict[str, object] = {}
@@ -263,6 +264,9 @@ class _Check:
                 with catching_exits():
                     answer = answer_of(world.step(action), "step")
                 prompt, reward, terminated, truncated, info = answer
+                self.stepped = True
+        except ConfigError:
+            raise
         except Exception as error:
             self.expect(RAISES, False, error)
             return records
@@ -271,6 +275,12 @@ class _Check:
         try:
             with catching_exits():
                 _, info = answer_of(world.reset(seed=seed), "reset")
+        except ConfigError:
+            raise
+        except Exception as error:
+            return self.expect(RAISES, False, error)
+        try:
+            with catching_exits():
                 named: object = answer_of(world.step(NOT_OFFERED), "step")[4].get("invalid_action")
             good = named == NOT_OFFERED or _offer(info) is None
         except Exception as error:

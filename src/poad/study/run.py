@@ -18,6 +18,7 @@ from poad.errors import ConfigError, RunError
 from poad.study.attempts import Place
 from poad.study.comparable import incomparable
 from poad.study.directory import StudyDirectory
+from poad.study.models import make_models
 from poad.study.page import write_results
 from poad.study.progress import StudyProgress
 from poad.study.records import Results, read_results
@@ -68,6 +69,7 @@ def run_study(
         if jobs:
             console.print("Study", Text(study.name, style="bold"), f"into {out}")
             try:
+                make_models(study.models, quiet=quiet)
                 requested += [job for job in directory.search if job.method in methods]
                 _run_jobs(directory, requested, jobs, console, place)
                 reported = [job for job in directory.reported() if job.world in worlds]

@@ -34,6 +34,7 @@ from poad.config import (
 from poad.envs import known_worlds
 from poad.errors import ConfigError, did_you_mean
 from poad.study.records import Panel, Settings
+from poad.workflows import TinyModel
 
 TOY_SETTINGS = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
 ALL = "all"
@@ -92,6 +93,9 @@ class Study:
     """The question it answers, in a sentence or two."""
     worlds: dict[str, StudyWorld] = field(default_factory=dict)
     """Worlds by name; a file gives the fields of each."""
+    models: dict[str, Any] = field(default_factory=dict)
+    """Tiny models to make before the runs, unless they are there: the options of `poad pretrain`
+    (env, and any others), by the directory of each."""
     methods: dict[str, Any] = field(default_factory=dict)
     """Settings by the method's name, as in a configuration."""
     seeds: tuple[Annotated[int, AtLeast(0)], ...] = ()
@@ -167,7 +171,8 @@ def read_study(path: str | Path) -> Study:
         name: _settings({} if value is None else value, f"methods.{name}", where)
         for name, value in content.methods.items()
     }
-    study = replace(content, worlds=worlds, methods=methods)
+    models = {str(name): _read_model(path, name, each) for name, each in content.models.items()}
+    study = replace(content, worlds=worlds, methods=methods, models=models)
     if problem := next(_problems(study), None):
         raise ConfigError(f"{where}: {problem}")
     # Expanding every job reports a wrong configuration now instead of in the middle of the study.
@@ -188,6 +193,20 @@ def _read_world(path: Path, name: str, value: Any) -> StudyWorld:
     if world.config is not None:
         world = replace(world, config=str(path.parent / world.config))
     return world
+
+
+def _read_model(path: Path, name: Any, value: Any) -> TinyModel:
+    settings = _settings(value, f"models.{name}", str(path))
+    if "env" not in settings or settings.get("minutes") is not None:
+        raise ConfigError(
+            f"{path}: models.{name} needs env, and steps instead of minutes, so that the model is "
+            "the same each time."
+        )
+    try:
+        return merge(TinyModel(""), settings, str(path), f"models.{name}.")
+    except ConfigError as error:
+        place = "" if str(error).startswith(f"{path}: ") else f"{path}: models.{name}: "
+        raise ConfigError(f"{place}{error}") from error
 
 
 def _settings(value: Any, name: str, where: str) -> dict[str, Any]:
@@ -278,7 +297,9 @@ def named_settings(file: Path) -> list[Config]:
     study = read_study(file)
     jobs = (*search_jobs(study), *reported_jobs(study, {}))
     found = {(job.config.env, job.config.credit.method): job.config for job in jobs}
-    return [*found.values(), *(Config(env=world) for world in study.unseen.worlds)]
+    unseen = (Config(env=world) for world in study.unseen.worlds)
+    played = (Config(env=each.env, env_args=dict(each.env_args)) for each in study.models.values())
+    return [*found.values(), *unseen, *played]
 
 
 def toy_study(study: Study) -> Study:

@@ -78,7 +78,7 @@ class TinyModel:
 
     env: str
     """The world, by a name for `poad.envs.make`."""
-    env_args: Mapping[str, Any] = field(default_factory=dict)
+    env_args: dict[str, Any] = field(default_factory=dict)
     turns: int = 10_000
     """Random turns to play."""
     steps: int = 400

@@ -23,7 +23,7 @@ from poad.envs import (
     world_arguments,
 )
 from poad.envs.registry import full_name
-from poad.errors import ConfigError, WorldError
+from poad.errors import ConfigError, WorldError, explained
 
 
 class Counter:
@@ -344,6 +344,23 @@ def test_an_error_of_the_users_code_is_told_with_its_line(tmp_path: Path, monkey
     world.reset(2)
     with pytest.raises(OSError, match="wet") as caught:
         world.step("walk")
-    note: Any = caught.value.__notes__[0]
-    assert note.line.endswith("wet_floor.py, line 5, in step")
-    assert "'object:wet_floor:World', seed 2, action 1 ('walk')" in note
+    told = explained(caught.value)
+    assert told is not None
+    assert "wet_floor.py, line 5, in step" in told
+    assert "'object:wet_floor:World', seed 2, action 1 ('walk')" in told
+    assert told.endswith("or actions=[go left, go right] if they are the numbers 0 and 1.")
+    world = CheckedWorld(make("object:wet_floor:World", choices=["walk", "run"]))
+    world.reset(2)
+    with pytest.raises(OSError, match="wet") as caught:
+        world.step("walk")
+    assert "Nothing offers actions" not in str(explained(caught.value))
+
+
+def test_the_check_says_what_a_world_lacks_and_nothing_else(module: str) -> None:
+    class Nine(Counter):
+        def reset(self) -> Any:
+            return 9
+
+    sys.modules[module].Nine = Nine  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"^Nine shows 9, and an agent reads text\. Say how"):
+        check_env(f"object:{module}:Nine")

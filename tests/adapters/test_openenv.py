@@ -123,7 +123,7 @@ def test_a_server_that_fails_or_is_full_or_gone_is_told_with_the_place() -> None
     with serving(Broken, capacity=1) as url:
         world = CheckedWorld(make(f"openenv:{url}"))
         world.reset(3)
-        with pytest.raises(WorldError, match=r"dice.*seed 3, action 1 \('1'\)"):
+        with pytest.raises(WorldError, match=r"dice.*legal=moves\..*seed 3, action 1 \('1'\)"):
             world.step("1")
         second = CheckedWorld(make(f"openenv:{url}"))
         with pytest.raises(WorldError, match="larger max_concurrent_envs"):

@@ -271,6 +271,16 @@ def test_a_broken_world_is_caught(world: type[Corridor]):
     assert f"\n    fix:  {RULES[rule]}" in str(caught.value)
 
 
+def test_a_world_that_never_begins_breaks_one_rule():
+    class NeverBegins(Corridor):
+        def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+            raise OSError("the key is lost")
+
+    with pytest.raises(WorldError) as caught:
+        check_env(NeverBegins)
+    assert [*caught.value.findings] == ["reset and step do not raise"]
+
+
 def test_every_rule_but_that_about_torch_is_broken_by_a_world_above():
     assert set(BROKEN.values()) == set(RULES) - {"a world does not import torch"}
 

@@ -18,18 +18,19 @@ MODEL = TinyModel("tiny_worlds:tiny/Chain-v0", **RECIPE)
 
 def test_a_model_is_made_once_and_another_is_never_touched(tmp_path: Path) -> None:
     place = tmp_path / "models" / "chain"
-    make_models({str(place): MODEL}, quiet=True)
+    make_models({str(place): MODEL}, [str(place)], quiet=True)
     before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
-    make_models({str(place): MODEL}, quiet=True)
+    make_models({str(place): MODEL}, [str(place)], quiet=True)
     other = TinyModel(MODEL.env, **RECIPE | {"steps": 3})
     wanted = {str(tmp_path / "new"): MODEL, str(place): other}
     with pytest.raises(ConfigError, match="another model than the study asks for: steps is 2 inst"):
-        make_models(wanted, quiet=True)
+        make_models(wanted, wanted, quiet=True)
     assert not (tmp_path / "new").exists()  # nothing is made before all places are seen
     assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
+    make_models(wanted, [], quiet=True)  # nor what is not used
     (place / "making.json").unlink()
     with pytest.raises(ConfigError, match="`poad pretrain` did not make it"):
-        make_models({str(place): MODEL}, quiet=True)
+        make_models({str(place): MODEL}, [str(place)], quiet=True)
 
 
 def test_a_study_file_has_the_options_of_pretrain(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from poad.errors import ConfigError
 from poad.workflows import TinyModel, pretrain_model
 
 
-def make_models(models: Mapping[str, TinyModel], *, quiet: bool) -> None:
+def make_models(models: Mapping[str, TinyModel], used: Container[str], *, quiet: bool) -> None:
     """Make the models that are not there, as `poad pretrain` does.
 
     Args:
         models: what each model is made of, by its directory.
+        used: the directories that are needed now.
         quiet: print nothing.
 
     Raises:
@@ -24,6 +25,8 @@ def make_models(models: Mapping[str, TinyModel], *, quiet: bool) -> None:
     """
     missing: list[str] = []
     for place, model in models.items():
+        if place not in used:
+            continue
         if not Path(place).exists():
             missing.append(place)
         elif other := differences(model, Path(place)):

@@ -22,7 +22,15 @@ from poad.study.models import make_models
 from poad.study.page import write_results
 from poad.study.progress import StudyProgress
 from poad.study.records import Results, read_results
-from poad.study.spec import Job, Study, read_study, reported_jobs, toy_study, unknown
+from poad.study.spec import (
+    Job,
+    Study,
+    read_study,
+    reported_jobs,
+    search_jobs,
+    toy_study,
+    unknown,
+)
 from poad.study.workers import run_tasks
 from poad.workflows import check_world
 
@@ -69,7 +77,7 @@ def run_study(
         if jobs:
             console.print("Study", Text(study.name, style="bold"), f"into {out}")
             try:
-                make_models(study.models, quiet=quiet)
+                make_models(study.models, _models_of(study, worlds, methods), quiet=quiet)
                 requested += [job for job in directory.search if job.method in methods]
                 _run_jobs(directory, requested, jobs, console, place)
                 reported = [job for job in directory.reported() if job.world in worlds]
@@ -119,6 +127,12 @@ def _select(study: Study, only: Sequence[str]) -> tuple[list[str], list[str]]:
     worlds = [name for name in study.worlds if name in only] or list(study.worlds)
     methods = [name for name in study.methods if name in only] or list(study.methods)
     return worlds, methods
+
+
+def _models_of(study: Study, worlds: Sequence[str], methods: Sequence[str]) -> set[str]:
+    """The names of the models that runs in these worlds by these methods begin with."""
+    jobs = (*search_jobs(study), *reported_jobs(study, {}))
+    return {j.config.model.name for j in jobs if j.world in worlds and j.method in methods}
 
 
 def _check_parts(study: Study) -> None:

@@ -168,7 +168,8 @@ class OpenEnvWorld(TextAdapter):
         said = beginning(json.dumps(answer, ensure_ascii=False), 300)
         hint = ""
         if kind == "step" and self._legal is None and self._lists:
-            hint = f" If {self._lists[0]!r} lists what it takes, offer that: legal={self._lists[0]}."
+            name = self._lists[0]
+            hint = f" If {name!r} lists what it takes, offer that: legal={name}."
         raise WorldError(f"The OpenEnv server at {self._http} answered a {kind} with {said}.{hint}")
 
     def _told(self, data: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:

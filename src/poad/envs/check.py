@@ -131,7 +131,9 @@ def check_env(
         _play_twice(check, first, second, range(seed, seed + episodes), max_turns, watch)
         first.close()
         second.close()
-    check.expect(ENDS, check.ended or not check.stepped, f"no episode ended within {max_turns} turns")
+    check.expect(
+        ENDS, check.ended or not check.stepped, f"no episode ended within {max_turns} turns"
+    )
     check.expect(TORCH, torch_was_loaded or "torch" not in sys.modules, "torch in sys.modules")
     if check.findings:
         errors = (seen for seen in check.findings.values() if isinstance(seen, Exception))
@@ -278,7 +280,8 @@ class _Check:
         except ConfigError:
             raise
         except Exception as error:
-            return self.expect(RAISES, False, error)
+            self.expect(RAISES, False, error)
+            return
         try:
             with catching_exits():
                 named: object = answer_of(world.step(NOT_OFFERED), "step")[4].get("invalid_action")

@@ -14,16 +14,20 @@ end. Whatever fits is never changed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from poad.config import PromptConfig
 from poad.errors import PromptError
 from poad.lm.chat import answer_border, call_border, opening_to_cut, written_chat
 from poad.lm.packing import common_prefix_length
-from poad.lm.shortening import describe_cut, describe_lack_of_room, shorten
+from poad.lm.shortening import (
+    Losses,
+    a_turn_later,
+    describe_cut,
+    describe_lack_of_room,
+    shorten,
+)
 from poad.lm.tokenizer import TextCodec
 from poad.trie import Grammar, Offer
 from poad.turns import Action, Cut, TokenIds
@@ -97,8 +101,7 @@ class Dialogue:
         self._observation = self._text = ""
         self._ids: TokenIds = ()
         self.note: str | None = None
-        """A sentence about something unexpected in these prompts, for the user; None if all is
-        well."""
+        """What the user should know of these prompts, in a sentence; None if all is well."""
         self.cut: Cut | None = None
         """What the last prompt lost because it was too long; None if it lost nothing."""
 
@@ -146,9 +149,7 @@ class Dialogue:
         if goal is not None:
             self._goal = self._codec.escape(goal.strip())
         observation = self._codec.escape(observation)
-        if self.cut is not None:  # what was the observation is an earlier turn now
-            gone = self.cut.turns + self.cut.observation if self._lost else 0
-            self.cut = replace(self.cut, turns=gone, observation=0)
+        self.cut = a_turn_later(self.cut, lost=self._lost)
         if self._config.history == "none":
             return self._begin_segment(observation)
         self._turns.append((self._observation, self._answer(action)))
@@ -204,7 +205,7 @@ class Dialogue:
         """Encode a whole prompt. If it is too long, leave out turns, examples, or more."""
         turns, self._examples, self._cut = [*self._turns], self._config.examples, self._lost
         fits, whole, before = self._lay_out(turns, observation), len(self._ids), len(turns)
-        size, gone = whole, Counter(turns=self.cut.turns if self.cut and self._lost else 0)
+        losses = Losses(whole, self.cut.turns if self.cut and self._lost else 0)
         while not fits and (turns or self._examples):
             self._cut, what = True, "turns" if turns else "examples"
             if not turns:
@@ -216,24 +217,22 @@ class Dialogue:
             else:
                 del turns[0]
             fits = self._lay_out(turns, observation)
-            gone[what], size = gone[what] + size - len(self._ids), len(self._ids)
+            losses.count(what, len(self._ids))
         if not fits:
             self._cut, self._lost = True, self._config.history == "episode"
             self._leave_out_middle(observation)
-            gone["observation"] = size - len(self._ids)
-        self.cut = Cut(**{key: max(0, count) for key, count in gone.items()})
-        self.cut = self.cut if any(vars(self.cut).values()) else None
+            losses.count("observation", len(self._ids))
+        self.cut = losses.cut()
         if self._config.history == "last":
             self._observation = observation  # later prompts begin with the whole of it
         if whole > len(self._ids):
+            sizes = whole, len(self._ids), self._max_tokens or 0
             self.note = describe_cut(
-                whole,
-                len(self._ids),
-                self._max_tokens or 0,
+                *sizes,
                 turns=before - len(turns),
                 examples=len(self._config.examples) - len(self._examples),
                 middle=not fits,
-                kept=[*self._pinned()],
+                kept=[*_pinned(self._config, self._goal)],
             )
         return self._ids
 
@@ -246,14 +245,10 @@ class Dialogue:
         most = self._max_tokens or 0
         kept = shorten(observation, lambda text: self._lay_out((), text), most / len(self._ids))
         if kept is None:
-            sizes = {name: len(self._codec.continuation(t)) for name, t in self._pinned().items()}
+            pinned = _pinned(self._config, self._goal)
+            sizes = {name: len(self._codec.continuation(text)) for name, text in pinned.items()}
             raise PromptError(describe_lack_of_room(most, sizes))
         self._lay_out((), kept)
-
-    def _pinned(self) -> dict[str, str]:
-        """Return the texts that stay in every prompt, by what they are called."""
-        texts = {"the system message": self._config.system, "the goal": self._goal}
-        return {name: text for name, text in texts.items() if text}
 
     def _lay_out(self, turns: Sequence[tuple[str, str]], observation: str) -> bool:
         """Write and encode a prompt, with the goal if nothing else shows it; True if it fits."""
@@ -318,6 +313,12 @@ class Dialogue:
         tokens = [t for t in action.token_ids if t != self._codec.end_id]
         written = self._codec.tokenizer.decode(tokens)
         return after.removeprefix(written[len(written.rstrip()) :])
+
+
+def _pinned(config: PromptConfig, goal: str) -> dict[str, str]:
+    """Return the texts that stay in every prompt, by what they are called."""
+    texts = {"the system message": config.system, "the goal": goal}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _describe_rewriting(codec: TextCodec, before: TokenIds, after: TokenIds) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from poad.lm.tokenizer import ESCAPED
+from poad.turns import Cut
 
 GAP = "\n[...]\n"
 """Stands where the middle of a text was left out."""
@@ -60,6 +63,40 @@ def _ends(pieces: Sequence[str], count: int) -> str:
     tail = "".join(pieces[len(pieces) - count + first :])
     tail = tail.lstrip() or tail
     return f"{head}{GAP}{tail}" if head else tail
+
+
+class Losses:
+    """Counts the tokens that a prompt loses, by what they were.
+
+    Args:
+        whole: the tokens that it has at first.
+        turns: the tokens of earlier turns that are gone for good.
+    """
+
+    def __init__(self, whole: int, turns: int) -> None:
+        self._size, self._lost = whole, Counter(turns=turns)
+
+    def count(self, what: str, size: int) -> None:
+        """Note that the prompt has become this short, by the loss of a field of `Cut`."""
+        self._lost[what] += self._size - size
+        self._size = size
+
+    def cut(self) -> Cut | None:
+        """Return what was lost; None if nothing was."""
+        # The words of a goal may take more room than what made way for them.
+        lost = {what: count for what, count in self._lost.items() if count > 0}
+        return Cut(**lost) if lost else None
+
+
+def a_turn_later(cut: Cut | None, *, lost: bool) -> Cut | None:
+    """Return what is missing a turn later, where the observation has become an earlier turn.
+
+    Args:
+        cut: what was missing.
+        lost: whether it is gone for good.
+    """
+    gone = cut.turns + cut.observation if cut is not None and lost else 0
+    return cut and replace(cut, turns=gone, observation=0)
 
 
 def describe_cut(

@@ -29,6 +29,7 @@ from poad.pages import (
 )
 from poad.pages.inspector import LONGEST_PIECE
 from poad.pages.template import LARGEST, embed
+from poad.turns import Cut
 
 WIDE = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
@@ -270,6 +271,7 @@ def test_text_of_others_is_shown_and_never_obeyed(browser: Any, tmp_path: Path):
         pieces=ODD,
         offered=tuple((text, 1 / size) for text in ODD),
         form=HOSTILE,
+        cut=Cut(turns=12),
     )
     episode = EpisodeView(0, 0.0, None, "unfinished", (turn,))
     named = {HOSTILE: [episode]}
@@ -279,6 +281,7 @@ def test_text_of_others_is_shown_and_never_obeyed(browser: Any, tmp_path: Path):
     with opened(browser, page, tmp_path, **WIDE) as tab:
         assert tab.evaluate("document.scripts.length") == 2
         assert HOSTILE in tab.locator("article pre").first.inner_text()
+        assert "did not read 12 tokens: 12 of earlier turns" in tab.locator("article").inner_text()
         assert tab.title() == HOSTILE
         for cell in tab.locator(".cell[data-method='0']").all():
             cell.click()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from poad.study.models import make_models
 from poad.study.spec import named_settings, read_study
 from poad.workflows import TinyModel
 
-RECIPE = {"turns": 40, "steps": 2, "width": 8, "layers": 1, "vocabulary": 258}
+RECIPE: dict[str, Any] = {"turns": 40, "steps": 2, "width": 8, "layers": 1, "vocabulary": 258}
 MODEL = TinyModel("tiny_worlds:tiny/Chain-v0", **RECIPE)
 
 
@@ -21,7 +23,7 @@ def test_a_model_is_made_once_and_another_is_never_touched(tmp_path: Path) -> No
     make_models({str(place): MODEL}, [str(place)], quiet=True)
     before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
     make_models({str(place): MODEL}, [str(place)], quiet=True)
-    other = TinyModel(MODEL.env, **RECIPE | {"steps": 3})
+    other = replace(MODEL, steps=3)
     wanted = {str(tmp_path / "new"): MODEL, str(place): other}
     with pytest.raises(ConfigError, match="another model than the study asks for: steps is 2 inst"):
         make_models(wanted, wanted, quiet=True)

@@ -45,8 +45,10 @@ def main() -> None:
     ratios = []
     for _ in range(options.times):
         begin = time.process_time()
-        rollout = trainer.collector.collect(32, trainer.generator)
-        trainer.learner.update(rollout)
+        # As `Trainer.iterate` does: what acting computed below the adapters, learning uses again.
+        with trainer.agent.model.lower.remembered():
+            rollout = trainer.collector.collect(32, trainer.generator)
+            trainer.learner.update(rollout)
         own = time.process_time() - begin
         turns = [turn for stream in rollout.streams for turn in stream]
         some = turns[:: len(turns) // options.turns][: options.turns]

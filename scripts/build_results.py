@@ -25,7 +25,8 @@ STUDIES = ROOT / "benchmarks" / "studies"
 SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = (
     *("main", "decompose", "decompose_16", "length", "ablations"),
-    *("generalization", "length_free", "actions", "real", "tools", "babyai", "textworld"),
+    *("generalization", "length_free", "actions", "real", "order_real"),
+    *("tools", "babyai", "textworld"),
 )
 """The order in which `make studies` runs them."""
 HEAD = """\

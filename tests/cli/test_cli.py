@@ -426,7 +426,8 @@ def test_every_command_tells_the_fault_of_a_world_alike(
         with warnings.catch_warnings(action="always"):
             assert main(list(arguments)) == 1  # nothing was found out
         message = " ".join(capsys.readouterr().err.split())
-        assert "poad: note: The world failed in 2 of 2 episodes" in message
+        who = world if command == "generalize" else "The world"  # it plays in several worlds
+        assert f"poad: note: {who} failed in 2 of 2 episodes" in message
     assert told in message
     assert f"world 'Faulty-{fault}-v0', seed " in message
     assert "action 1 (" in message

@@ -456,6 +456,7 @@ def _with_adapter(causal: Any, adapter: str, name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             return PeftModel.from_pretrained(causal, adapter).eval()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _unmerged(name, _in_a_line(error)) from error

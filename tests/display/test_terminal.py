@@ -31,6 +31,7 @@ from poad.display.terminal import (
 )
 from poad.display.turns import OFFERS_SHOWN, TOKENS_SHOWN
 from poad.runs import EpisodeRecord, Evaluation
+from poad.stats import wilson_interval
 from poad.turns import Cut
 
 TOTAL = 20 * 512
@@ -274,6 +275,13 @@ def test_an_evaluation_is_told_by_mode_with_its_interval():
     text = shown(show_evaluation, {"sampled": found, "greedy": nothing})
     assert "sampled 95.7% 94.2% – 96.8% 1.100 6.4 1,000" in " ".join(text.split())
     assert "greedy – – – – 0" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("wins", "explained"), [(0, True), (8, True), (14, False), (20, False)])
+def test_a_greedy_agent_that_does_worse_is_explained(wins: int, explained: bool):
+    sampled, greedy = (Evaluation(20, n / 20, wilson_interval(n, 20), 0.5, 6.0) for n in (19, wins))
+    text = shown(show_evaluation, {"sampled": sampled, "greedy": greedy})
+    assert ("can go in circles" in " ".join(text.split())) is explained
 
 
 def test_a_turn_shows_prompt_offers_tokens_and_reward():

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from synthetic_run import summary
+from pretended_study import chain, pretend, study_file
 
 from poad.cli.main import main
-from poad.config import dump, load
+from poad.config import load
 from poad.credit.methods import METHODS
 from poad.errors import ConfigError, RunError
 from poad.learn.train import train
@@ -51,41 +50,8 @@ from poad.study.spec import (
     search_jobs,
     toy_study,
 )
-from poad.study.workers import Task
 
 ROOT = Path(__file__).parents[2]
-SMALL: dict[str, Any] = {
-    "streams": 2,
-    "horizon": 4,
-    "model": {"name": "tiny-kitchen", "device": "cpu"},
-    "critic": {"hidden": [8]},
-    "ppo": {"epochs": 1},
-}
-HOSTILE = "<script>alert('a')</script>"
-
-
-def chain(steps: int = 16, **settings: Any) -> dict[str, Any]:
-    return {
-        "env": "tiny_worlds:tiny/Chain-v0",
-        "steps": steps,
-        "threshold": 0.5,
-        "settings": SMALL | settings,
-    }
-
-
-def study_file(folder: Path, **changes: Any) -> Path:
-    told: dict[str, Any] = {
-        "name": "small",
-        "question": f"Which one? {HOSTILE}",
-        "worlds": {"chain": chain()},
-        "methods": {"poad": {}, "ntpo": {"credit": {"method": "ntpo"}}},
-        "seeds": [0, 1],
-        "panel": {"episodes": 3, "points": 2},
-        "compare": {"poad": "all"},
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(told | changes, sort_keys=False))
-    return path
 
 
 def facts(path: Path) -> list[dict[str, Any]]:
@@ -403,20 +369,6 @@ def test_any_study_runs_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixtur
 # Numbers, from runs that nobody trained.
 
 
-def pretend(study: StudyDirectory, job: Job, success: list[float]) -> None:
-    """A finished run that succeeded so often along the way."""
-    task = Task(study.runs / job.name)
-    write_text(task.sibling(".yaml"), dump(job.config))
-    with Run.create(task.path, job.config) as run:
-        for i, rate in enumerate(success, 1):
-            told = {"eval_success": rate, "eval_return": rate, "cpu_seconds": 2.0 * i}
-            run.log({"iteration": i, "env_steps": 8 * i, **told})
-        ended = Evaluation(3, success[-1], (0.0, 1.0), 0.5, 3.0)
-        modes = {"sampled": ended, "greedy": ended}
-        cost = {"env_steps": 8 * len(success), "cpu_seconds": 2.0 * len(success)}
-        run.write_summary(summary(evaluation=modes, **cost))
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> StudyDirectory:
     file = study_file(tmp_path, seeds=[0, 1, 2, 3])
@@ -460,6 +412,7 @@ def test_committed_results_are_read_and_written_back_to_the_byte(file: Path, tmp
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == report
     content = encode(results.identity)
     if results.identity.format == FORMAT:
+        content.pop("settings", None)
         assert content.pop("hash") == fingerprint(content)
 
 
@@ -712,11 +665,24 @@ def test_other_panels_worlds_versions_or_settings_make_numbers_incomparable(stud
         ("panel", replace(told.panel, seed=5), "panel"),
         ("worlds", world(source="abc"), "world chain: source"),
         ("worlds", world(steps=99), "steps 16 and 99"),
-        ("configs", told.configs | {"chain.poad": "abc"}, "configuration chain.poad"),
         ("versions", (other,), "version of torch"),
     ):
         (reason,) = incomparable(results, changed(results, **{key: to}))
         assert said in reason
+    hashed = replace(told, configs=told.configs | {"chain.poad": "abc"})
+    assert told.settings is not None
+    # Settings count, not their hashes; one that poad gained since had its default before.
+    before = {k: v for k, v in told.settings["all"].items() if k != "critic.warmup"}
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, ""),
+        ({"all": before}, ""),
+        ({"all": before | {"ppo.lr": 7.0}}, "ppo.lr 0.0005 and 7.0"),
+        ({"all": before | {"critic.warmup": 3}}, "critic.warmup 0 and 3"),
+    )
+    for change, said in changes:
+        new = replace(hashed, settings=told.settings | change)
+        reasons = incomparable(results, replace(results, identity=new))
+        assert [said in reason for reason in reasons] == ([True] if said else [])
     two = changed(results, versions=(*told.versions, other))
     assert any("different versions" in reason for reason in incomparable(results, two))
 

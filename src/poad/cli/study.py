@@ -36,6 +36,9 @@ class Options:
     """Output directory. Default: runs/studies/<name>."""
     only: tuple[str, ...] = ()
     """Worlds or methods to run now. Default: all."""
+    known: tuple[Path, ...] = ()
+    """Results of the same study from other places or machines. Their runs are taken over instead of
+    made, so that parts of a study become one."""
     quiet: Switch = False
     """Print nothing but errors."""
     compare: tuple[Path, Path] | None = None
@@ -65,6 +68,7 @@ def run(options: Options) -> int:
         jobs=jobs,
         smoke=options.smoke,
         only=options.only,
+        known=options.known,
         quiet=options.quiet,
         place=place,
     )

@@ -271,9 +271,21 @@ def _told(
 
 
 def show_evaluation(console: Console, evaluations: Mapping[Mode, Evaluation]) -> None:
-    """Print the evaluations of both modes as a table."""
+    """Print the evaluations of both modes as a table, and explain a greedy one that is worse."""
     table = evaluation_table(evaluations.items())
     console.print(table.to_terminal(column_styles={1: "bold green"}))
+    if _is_worse(evaluations.get("greedy"), evaluations.get("sampled")):
+        console.print(
+            "Training improves the sampled agent. The greedy one always takes the likeliest "
+            "action, so it does the same again in the same state, and can go in circles. "
+            "`poad play RUN --greedy` shows an episode."
+        )
+
+
+def _is_worse(one: Evaluation | None, other: Evaluation | None) -> bool:
+    """Whether one agent succeeds less often, by intervals that do not meet."""
+    bounds, others = (each and each.success_interval for each in (one, other))
+    return bounds is not None and others is not None and bounds[1] < others[0]
 
 
 def show_work(console: Console, work: Mapping[str, Any]) -> None:

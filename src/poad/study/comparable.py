@@ -17,7 +17,7 @@ from poad.envs import inner_of, make
 from poad.errors import ConfigError, ModelError
 from poad.runs import PACKAGES, Run, Versions, encode
 from poad.study.records import Identity, Results, Settings, UnseenIdentity, WorldIdentity
-from poad.study.spec import Job, Study, config_fingerprint, fingerprint
+from poad.study.spec import ALL, Job, Study, config_fingerprint, deciding_settings, fingerprint
 from poad.study.workers import Task
 
 FORMAT = 2
@@ -42,7 +42,7 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
     """Collect everything that decides whether two tables can be compared."""
     different = {fingerprint(each): each for each in versions}
     worlds: dict[str, WorldIdentity] = {}
-    configs: dict[str, str] = {}
+    configs: dict[str, Config] = {}
     for job in jobs:
         config = job.config
         if job.world not in worlds:
@@ -53,7 +53,7 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
                 threshold=job.threshold,
                 source=world_source(config.env, config.env_args),
             )
-        configs[f"{job.world}.{job.method}"] = config_fingerprint(_resolved(config))
+        configs[f"{job.world}.{job.method}"] = _resolved(config)
     unseen = study.unseen
     identity = Identity(
         hash="",
@@ -65,19 +65,34 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
         ),
         versions=tuple(different[key] for key in sorted(different)),
         worlds=worlds,
-        configs=configs,
+        configs={name: config_fingerprint(config) for name, config in configs.items()},
+        settings=_shared(configs),
     )
     content = encode(identity)
-    del content["hash"]
+    del content["hash"], content["settings"]  # their hashes are in it
     return replace(identity, hash=fingerprint(content))
 
 
 def _resolved(config: Config) -> Config:
-    """Replace defaults by what they currently mean, so that a new meaning counts as a change."""
+    """Replace defaults by what they currently mean, so that a new meaning counts as a change.
+
+    The precision of products stays ``auto``: which is faster depends on the processor, like the
+    device, and the log-probabilities are the same up to rounding.
+    """
     try:
-        return resolve(config).config
+        found = resolve(config).config
     except (ConfigError, ModelError):
         return config  # it cannot run either
+    return replace(found, model=replace(found.model, precision=config.model.precision))
+
+
+def _shared(configs: Mapping[str, Config]) -> dict[str, Settings]:
+    """Return the settings that all configurations share, by ``all``, and what each has besides."""
+    flat = {name: _flat(deciding_settings(config)) for name, config in configs.items()}
+    first = next(iter(flat.values()), {})
+    same = {k: v for k, v in first.items() if all(each[k] == v for each in flat.values())}
+    own = {name: {k: v for k, v in each.items() if k not in same} for name, each in flat.items()}
+    return {ALL: same, **own}
 
 
 def world_source(env: str, env_args: Mapping[str, Any]) -> str:
@@ -111,6 +126,17 @@ def incomparable(first: Results, second: Results) -> list[str]:
     A world or method that only one of them has is no reason: the rest can still be compared.
     """
     a, b = first.identity, second.identity
+    reasons = conditions(a, b)
+    if a.versions != b.versions:
+        reasons += _version_reasons(a.versions, b.versions)
+    for results in (first, second):
+        if len(results.identity.versions) > 1:
+            reasons.append(f"the runs of {results.study} were made with different versions")
+    return reasons
+
+
+def conditions(a: Identity, b: Identity) -> list[str]:
+    """List the differences in all that two studies share, except versions."""
     reasons = []
     if a.format != b.format:
         reasons.append(f"format: {a.format} and {b.format}")
@@ -122,19 +148,30 @@ def incomparable(first: Results, second: Results) -> list[str]:
     for label, ours, theirs in (
         ("unseen world", unseen.worlds, other.worlds),
         ("world", a.worlds, b.worlds),
-        ("configuration", a.configs, b.configs),
     ):
         for name, value in ours.items():
             if theirs.get(name, value) != value:
                 reasons.append(f"{label} {name}: {_differences(value, theirs[name])}")
+    for name, value in a.configs.items():
+        if b.configs.get(name, value) != value and (found := _different_settings(a, b, name)):
+            reasons.append(f"configuration {name}: {found}")
     if not set(a.worlds) & set(b.worlds):
         reasons.append("no world in common")
-    if a.versions != b.versions:
-        reasons += _version_reasons(a.versions, b.versions)
-    for results in (first, second):
-        if len(results.identity.versions) > 1:
-            reasons.append(f"the runs of {results.study} were made with different versions")
     return reasons
+
+
+def _different_settings(a: Identity, b: Identity, name: str) -> str:
+    """Say how two configurations of a world and method differ; empty if only their hashes do.
+
+    A setting that one of the two versions of poad did not have counts as the default that it has
+    got since.
+    """
+    if a.settings is None or b.settings is None:
+        return f"{a.configs[name]} and {b.configs[name]} (older results keep only these hashes)"
+    default = _flat(deciding_settings(Config()))
+    one, two = ({**default, **each[ALL], **each[name]} for each in (a.settings, b.settings))
+    keys = [key for key in {**one, **two} if one.get(key) != two.get(key)]
+    return "; ".join(f"{key} {one.get(key)!r} and {two.get(key)!r}" for key in keys)
 
 
 def _version_reasons(a: Sequence[Versions], b: Sequence[Versions]) -> list[str]:
@@ -165,13 +202,13 @@ def changed_settings(job: Job, task: Task) -> list[str]:
     if requested.read_text(encoding="utf-8") == dump(job.config):
         return []
     before = load(requested)  # a setting that poad has gained since has its default here
-    old, new = _flat(before), _flat(job.config)
+    old, new = _flat(to_dict(before)), _flat(to_dict(job.config))
     return [f"{name} {old.get(name)!r} → {new[name]!r}" for name in new if new[name] != old[name]]
 
 
-def _flat(config: Config) -> Settings:
+def _flat(settings: Settings) -> Settings:
     flat: Settings = {}
-    for name, value in to_dict(config).items():
+    for name, value in settings.items():
         inner = value if isinstance(value, dict) and name != "env_args" else {"": value}
         flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}
     return flat

@@ -13,18 +13,26 @@ from poad.errors import ConfigError, LockedError, RunError
 from poad.runs import take_lock, write_json, write_text
 from poad.study.aggregate import Selection, aggregate, read_run, select_settings
 from poad.study.comparable import changed_settings, identify
+from poad.study.known import Known
 from poad.study.records import Cost, MissingRun, Results, RunRow, Scale, Settings, read_results
 from poad.study.spec import Job, Study, candidates, reported_jobs, search_jobs
 from poad.study.workers import Task, cpu_seconds_spent
 
 
 class StudyDirectory:
-    """A study and the directory it is run in."""
+    """A study and the directory it is run in.
 
-    def __init__(self, study: Study, out: Path, text: str) -> None:
+    Args:
+        study: the study.
+        out: the directory.
+        text: of the study file.
+        known: runs that were made elsewhere.
+    """
+
+    def __init__(self, study: Study, out: Path, text: str, known: Known | None = None) -> None:
         self.study, self.out, self.text = study, out, text
-        self.runs = out / "runs"
-        self.search = search_jobs(study)
+        self.runs, self.known = out / "runs", known or Known(study)
+        self.search = [job for job in search_jobs(study) if job.method not in self.known.chosen]
         self.tasks = {job.name: self._task(job) for job in self.search}
 
     def _task(self, job: Job) -> Task:
@@ -58,28 +66,37 @@ class StudyDirectory:
         if not file.is_file():
             return
         results = read_results(file)
-        names = [f"{row.world}.{row.method}.{row.seed}" for row in results.runs]
-        gone = [name for name in names if not (self.runs / name).is_dir()]
-        if any(each.runs for each in results.search) and not any(self.runs.glob("search-*")):
+        names = {f"{row.world}.{row.method}.{row.seed}" for row in results.runs}
+        names -= self.known.rows.keys()
+        gone = sorted(name for name in names if not (self.runs / name).is_dir())
+        searched = any(
+            each.runs and each.method not in self.known.chosen for each in results.search
+        )
+        if searched and not any(self.runs.glob("search-*")):
             gone.append("those of the search")
         if gone:
             few = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
             raise ConfigError(
                 f"{file} describes runs that are not in {self.runs}: {few}. Writing new results "
-                "would lose their numbers. Choose another --out (default: runs/studies/"
-                f"{self.study.name}), or move that file elsewhere."
+                f"would lose their numbers. Keep them with --known {file}, choose another --out "
+                f"(default: runs/studies/{self.study.name}), or move that file elsewhere."
             )
 
     # Which settings and which runs.
 
     def selection(self) -> Selection:
         """Select settings by the search so far; those that runs have started with stay selected."""
-        if not self.search:
-            return Selection({}, [], [])
+        known = self.known
+        if not self.search and not known.chosen:
+            return Selection({}, [], known.versions)
         found = select_settings(self.study, self.search, self.tasks)
         tried, started = candidates(self.study), self._started_with()
         kept = {method: settings for method, settings in started.items() if settings in tried}
-        return found._replace(settings={**found.settings, **kept})
+        return Selection(
+            {**found.settings, **kept, **known.chosen},
+            [*known.candidates, *found.candidates],
+            [*known.versions, *found.versions],
+        )
 
     def _started_with(self) -> dict[str, Settings]:
         """The settings of those methods that have a reported run."""
@@ -102,7 +119,11 @@ class StudyDirectory:
         selected = self.selection().settings
         jobs = reported_jobs(self.study, selected)
         self.tasks |= {job.name: self._task(job) for job in jobs}
-        return [job for job in jobs if not self.search or job.method in selected]
+        return [job for job in jobs if not self.study.search.seeds or job.method in selected]
+
+    def unknown(self, jobs: Sequence[Job]) -> list[Job]:
+        """List those runs that no result from elsewhere reports."""
+        return [job for job in jobs if job.name not in self.known.rows]
 
     def write_configs(self, jobs: Sequence[Job]) -> None:
         """Write the configuration of each run next to its directory."""
@@ -150,8 +171,10 @@ class StudyDirectory:
                 {name: world.at or 0.0 for name, world in study.worlds.items() if study.scale},
             ),
             cost=Cost(
-                cpu_minutes=cpu_seconds_spent(self.runs) / 60,
-                search_minutes=cpu_seconds_spent(self.runs, "search-") / 60,
+                cpu_minutes=self.known.cpu_minutes + cpu_seconds_spent(self.runs) / 60,
+                search_minutes=(
+                    self.known.search_minutes + cpu_seconds_spent(self.runs, "search-") / 60
+                ),
                 budget_minutes=study.budget_minutes,
             ),
             chosen=selection.settings,
@@ -163,12 +186,14 @@ class StudyDirectory:
         )
 
     def _rows(self, jobs: Sequence[Job], ready: set[str]) -> tuple[list[RunRow], list[MissingRun]]:
-        """Read the finished reported runs, and list the runs that are missing."""
+        """Read the finished reported runs, of here or elsewhere, and list the missing ones."""
         rows, missing = [], []
         for job in jobs:
             task = self.tasks[job.name]
             is_ready = job.candidate is not None or job.name in ready
-            if is_ready and (changed := changed_settings(job, task)):
+            if job.name in self.known.rows and not task.finished:
+                rows.append(self.known.rows[job.name])
+            elif is_ready and (changed := changed_settings(job, task)):
                 why = "; ".join(changed)
                 missing.append(MissingRun(job.name, "made with other settings", why))
             elif not is_ready or not task.finished:

@@ -248,6 +248,9 @@ class Identity:
     worlds: dict[str, WorldIdentity]
     configs: dict[str, str]
     """Hashes of the configurations by ``world.method``."""
+    settings: dict[str, Settings] | None = field(default=None, metadata=stored(exact=True))
+    """The configurations themselves: ``all`` holds what they share, ``world.method`` the rest.
+    None in older results, which have only the hashes."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from poad.errors import ConfigError, RunError
 from poad.study.attempts import Place
 from poad.study.comparable import incomparable
 from poad.study.directory import StudyDirectory
+from poad.study.known import Known
 from poad.study.models import make_models
 from poad.study.page import write_results
 from poad.study.progress import StudyProgress
@@ -27,7 +28,6 @@ from poad.study.spec import (
     Study,
     read_study,
     reported_jobs,
-    search_jobs,
     toy_study,
     unknown,
 )
@@ -42,6 +42,7 @@ def run_study(
     jobs: int = 2,
     smoke: bool = False,
     only: Sequence[str] = (),
+    known: Sequence[Path] = (),
     quiet: bool = False,
     place: Place | None = None,
 ) -> int:
@@ -53,6 +54,7 @@ def run_study(
         jobs: how many runs at once; 0 runs nothing and writes the results so far.
         smoke: run at toy size.
         only: worlds or methods to run now; default: all.
+        known: results of this study from elsewhere, whose runs are taken over instead of made.
         quiet: show nothing.
         place: where runs are carried out; default: on this machine.
 
@@ -61,28 +63,26 @@ def run_study(
         budget ended the study early.
 
     Raises:
-        ConfigError: the study cannot be run, or the directory holds runs or results of another.
+        ConfigError: the study cannot be run, or the directory or ``known`` hold runs of another.
         RunError: the output cannot be written, or another process is running a study there.
     """
-    study = read_study(file)
-    study = toy_study(study) if smoke else study
+    study = toy_study(read_study(file)) if smoke else read_study(file)
     worlds, methods = _select(study, only)
     out = out or Path("runs") / "studies" / (study.name + ("-smoke" if smoke else ""))
     _check_parts(study)
-    directory = StudyDirectory(study, out, file.read_text(encoding="utf-8"))
-    console, interrupted = Screen(quiet=quiet), False
-    requested: list[Job] = []
+    if known:  # what a configuration means depends on the model that it names
+        make_models(study.models, set(study.models), quiet=quiet)
+    directory = StudyDirectory(study, out, file.read_text(encoding="utf-8"), Known(study, known))
+    console, requested, interrupted = Screen(quiet=quiet), list[Job](), False
     with directory.lock() if jobs else nullcontext():
         directory.protect_results()
         if jobs:
-            console.print("Study", Text(study.name, style="bold"), f"into {out}")
+            told = f", with {counted(len(directory.known.rows), 'known run')}" if known else ""
+            console.print("Study", Text(study.name, style="bold"), f"into {out}{told}")
             try:
-                make_models(study.models, _models_of(study, worlds, methods), quiet=quiet)
-                requested += [job for job in directory.search if job.method in methods]
-                _run_jobs(directory, requested, jobs, console, place)
-                reported = [job for job in directory.reported() if job.world in worlds]
-                requested += (reported := [job for job in reported if job.method in methods])
-                _run_jobs(directory, reported, jobs, console, place)
+                for each in _parts(directory, worlds, methods, quiet=quiet):
+                    requested += each
+                    _run_jobs(directory, each, jobs, console, place)
             except KeyboardInterrupt:
                 interrupted = True
                 console.print("\nStopped; nothing is lost. The same command goes on.")
@@ -93,8 +93,8 @@ def run_study(
             raise RunError(f"Cannot write the results into {out}: {error}.") from error
     _show(console, results, page)
     names = {job.name for job in requested}
-    failed = any(m.state == "failed" and (m.run in names or not jobs) for m in results.missing)
-    return 130 if interrupted else int(failed)
+    failed = {m.run for m in results.missing if m.state == "failed"}
+    return 130 if interrupted else int(bool(failed & names if jobs else failed))
 
 
 def compare_studies(first: Path, second: Path) -> int:
@@ -129,10 +129,20 @@ def _select(study: Study, only: Sequence[str]) -> tuple[list[str], list[str]]:
     return worlds, methods
 
 
-def _models_of(study: Study, worlds: Sequence[str], methods: Sequence[str]) -> set[str]:
-    """The names of the models that runs in these worlds by these methods begin with."""
-    jobs = (*search_jobs(study), *reported_jobs(study, {}))
-    return {j.config.model.name for j in jobs if j.world in worlds and j.method in methods}
+def _parts(
+    directory: StudyDirectory, worlds: Sequence[str], methods: Sequence[str], *, quiet: bool
+) -> Iterator[list[Job]]:
+    """Make the models that are needed, then list the missing runs: of the search, and of the rest.
+
+    The settings of the rest follow from the search.
+    """
+    study = directory.study
+    jobs = [*directory.search, *directory.unknown(reported_jobs(study, {}))]
+    jobs = [job for job in jobs if job.world in worlds and job.method in methods]
+    make_models(study.models, {job.config.model.name for job in jobs}, quiet=quiet)
+    yield [job for job in directory.search if job.method in methods]
+    reported = directory.unknown(directory.reported())
+    yield [job for job in reported if job.world in worlds and job.method in methods]
 
 
 def _check_parts(study: Study) -> None:

@@ -411,10 +411,15 @@ def fingerprint(value: Any) -> str:
 
 def config_fingerprint(config: Config) -> str:
     """Hash the settings that decide a run's numbers, except its seed."""
+    return fingerprint(deciding_settings(config))
+
+
+def deciding_settings(config: Config) -> Settings:
+    """List the settings that decide a run's numbers, except its seed."""
     settings = to_dict(config)
     for name in (
         *("seed", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
         *("trackers", "tracking"),
     ):
         del settings[name]
-    return fingerprint(settings)
+    return settings

@@ -30,8 +30,8 @@ from poad.envs import make
 WORLD = "soak:soak/Shaky-v0"
 KILLS = 5
 """Kills of each round."""
-PATIENCE = 600
-"""Seconds after which a process that does not end hangs."""
+PATIENCE = 1800
+"""Seconds after which a process that does not end hangs. Busy machines are slow."""
 STARTED: list[subprocess.Popen[bytes]] = []
 """All that were started, to end them with this process."""
 WORDS = (

@@ -22,7 +22,7 @@ from tolerance import float64
 from poad.cli.main import main
 from poad.config import Config
 from poad.learn import Trainer
-from poad.learn.evaluate import examine
+from poad.learn.evaluate import _Episodes, examine
 from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
 from poad.lm import own_part, whole
@@ -132,7 +132,8 @@ def examined(ranks: Ranks, episodes: int) -> Any:
         config = settings("Novel", randomness="stream", eval={"episodes": episodes})
         trainer = Trainer(config, ranks=ranks)
         trainer.collector.close()
-        records = examine(trainer.agent, 3, ranks)
+        with patch("poad.learn.sharing._AT_A_TIME", 2):
+            records = examine(trainer.agent, 3, ranks)
     return json.loads(json.dumps([encode(record) for record in records]))
 
 
@@ -170,12 +171,42 @@ def here(tensors: Iterable[torch.Tensor]) -> int:
     return sum(p.untyped_storage().nbytes() // p.element_size() for p in memory.values())
 
 
+def play_last(_: Ranks, path: Path, episodes: int) -> list[int]:
+    """Train a run, and return the seeds of the last evaluation's episodes that this rank played."""
+    config = settings("Novel", steps=15, randomness="stream", eval={"episodes": episodes})
+    seeds, play = [], _Episodes.play
+
+    def watched(played: _Episodes, *args: Any) -> Any:
+        seeds.extend(played._recorded)
+        return play(played, *args)
+
+    with patch.object(_Episodes, "play", watched):
+        assert train_run(config, path, quiet=True) == 0
+    return [seed - config.eval.seed for seed in seeds]
+
+
 def train_in_parts(_: Ranks, path: Path, config: Config, resume: bool) -> int:
     """Train a run, or go on with it, in float64."""
     with float64():
         if resume:
             return resume_run(path, config, quiet=True)
         return train_run(config, path, quiet=True)
+
+
+def same(found: Any, expected: Any, error: float) -> None:
+    """Compare nested lists and numbers; NaN is as NaN."""
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for each, other in zip(found, expected, strict=True):
+            same(each, other, error)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            same(found[name], expected[name], error)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=error, rel=error, nan_ok=True)
+    else:
+        assert found == expected
 
 
 TIMED = ("seconds", "per_second", "plan", "seal")

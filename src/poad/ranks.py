@@ -28,8 +28,8 @@ _LOST = "others_are_gone"
 _BUCKET = 2**24
 """Numbers that are summed up in one message, so that no copy of all gradients is needed."""
 PATIENCE = timedelta(hours=12)
-"""How long a rank waits for the others, for example while rank 0 evaluates the agent. One that died
-is noticed at once."""
+"""How long a rank waits for the others, for example while they play slow episodes. One that died is
+noticed at once."""
 
 
 class Ranks:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks_at_work import examined, held, learn_all, on_ranks
+from ranks_at_work import examined, held, learn_all, on_ranks, same
 
 from poad.ranks import Ranks
 
@@ -64,22 +64,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def same(found: Any, expected: Any, error: float) -> None:
-    """Compare nested lists and numbers; NaN is as NaN."""
-    if isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for each, other in zip(found, expected, strict=True):
-            same(each, other, error)
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name in expected:
-            same(found[name], expected[name], error)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=error, rel=error, nan_ok=True)
-    else:
-        assert found == expected
-
-
 Told = dict[int, list[dict[str, Any]]]
 
 
@@ -113,10 +97,11 @@ def test_an_update_that_goes_too_far_is_shortened_on_sharded_weights(trained: To
 
 
 def test_an_evaluation_in_training_is_divided(tmp_path: Path) -> None:
-    """Also where a rank has no episode to play."""
-    alone = examined(Ranks(), 2)
-    for told in on_ranks(examined, 3, tmp_path / "ranks", 2):
-        same(told, alone, 1e-9)
+    """Also where a rank has no episode to play, and where some take several messages."""
+    for episodes in (2, 9):
+        first, *others = on_ranks(examined, 3, tmp_path / f"ranks{episodes}", episodes)
+        same(first, examined(Ranks(), episodes), 1e-9)
+        assert others == [[], []]
 
 
 @pytest.mark.parametrize("kind", ["full", "mixed"])

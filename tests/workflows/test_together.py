@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks_at_work import assert_same_run, on_ranks, start_command, train_in_parts
+from ranks_at_work import (
+    assert_same_run,
+    on_ranks,
+    play_last,
+    same,
+    start_command,
+    train_in_parts,
+)
 from tiny_worlds import name, settings
 
 from poad.config import Config, dump
-from poad.runs import Run
+from poad.runs import Run, encode
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
 
@@ -41,9 +48,44 @@ def test_a_run_goes_on_in_another_number_of_processes(case: str, tmp_path: Path)
         folder = tmp_path / f"then{sizes[0]}{sizes[1]}"
         assert on_ranks(train_in_parts, sizes[1], folder, path, longer, True) == [0] * sizes[1]
         assert_same_run(path, tmp_path / "run11")
-        assert len(list(Run.open(path).episodes())) == len(
-            list(Run.open(tmp_path / "run11").episodes())
-        )
+        assert_same_evaluations(path, tmp_path / "run11")
+
+
+def assert_same_evaluations(path: Path, expected: Path) -> None:
+    """In the middle and at the end of training: the same episodes, in the same order."""
+    runs = Run.open(path), Run.open(expected)
+    found, wanted = ([encode(each) for each in run.episodes()] for run in runs)
+    same(found, wanted, 1e-6)
+    ends = [run.summary() for run in runs]
+    assert None not in ends
+    assert ends[0].evaluation == ends[1].evaluation  # pyright: ignore
+
+
+def test_the_last_evaluation_is_divided(tmp_path: Path) -> None:
+    played = on_ranks(play_last, 2, tmp_path / "ranks", tmp_path / "run", 5)
+    assert played == [[0, 1] * 2, [2, 3, 4] * 2]  # sampled and greedy
+    modes = [(each.seed, each.mode) for each in Run.open(tmp_path / "run").episodes()]
+    first = modes[0][0]
+    assert modes == [(first + i, mode) for mode in ("sampled", "greedy") for i in range(5)]
+
+
+def test_the_last_evaluation_is_stopped_on_all_ranks(tmp_path: Path) -> None:
+    config = settings("Chain", steps=15, randomness="stream", eval={"episodes": 10**6})
+    (tmp_path / "long.yaml").write_text(dump(config))
+    path = tmp_path / "run"
+    words = ("train", "--config", str(tmp_path / "long.yaml"), "--run", str(path), "--quiet")
+    processes = start_command(2, tmp_path, *words)
+    wait_for(path / "episodes.jsonl", 2, processes)
+    for process in processes:  # as a launcher does
+        os.kill(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [130, 130], complaints(tmp_path)
+    summary = Run.open(path).summary()
+    assert summary is not None
+    assert summary.status == "stopped"
+    assert summary.evaluation is None
+    assert list(Run.open(path).episodes())
 
 
 def wait_for(path: Path, count: int, processes: list[Any]) -> None:

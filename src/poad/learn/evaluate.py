@@ -7,7 +7,7 @@ of an evaluation can be played again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,9 +19,10 @@ from poad.learn.faults import fault_of
 from poad.learn.recording import TurnRecorder
 from poad.learn.remarks import prompt_remark
 from poad.learn.rollout import play
+from poad.learn.sharing import share_episodes
 from poad.learn.stream import Step, WorldStream
 from poad.ranks import ALONE, Ranks
-from poad.runs import EpisodeRecord, TurnRecord, decode, encode, versions
+from poad.runs import EpisodeRecord, TurnRecord, versions
 
 
 def evaluate(
@@ -38,12 +39,13 @@ def evaluate(
     remark: bool = True,
     max_turns: int | None = None,
     workers: Workers | None = None,
+    ranks: Ranks = ALONE,
+    stopping: Sequence[bool] = (),
 ) -> Iterator[EpisodeRecord]:
     """Play episodes and record them.
 
-    torch computes with the threads of the agent's configuration, and with the caller's number of
-    threads between the episodes. An episode whose world fails is recorded as far as it went, as one
-    that ``failed``; the others go on.
+    torch computes with the threads of the agent's configuration, and with the caller's between the
+    episodes. One whose world fails is recorded as far as it went, as ``failed``; others go on.
 
     Args:
         agent: the agent to evaluate.
@@ -56,15 +58,17 @@ def evaluate(
         checkpoint: the agent's training iteration, for the records.
         turns: record every turn; otherwise the records have no turns.
         remark: warn if prompts were too long for the model, or rewritten by its chat template.
-        max_turns: cut episodes off after so many turns; 0 never does. Default: the agent's own
-            setting.
+        max_turns: cut episodes off after so many turns; 0 never does. Default: the agent's setting.
         workers: where the worlds live. Default: the agent's own settings.
+        ranks: divide the episodes among themselves.
+        stopping: has an entry once this rank is asked to stop; see `share_episodes`.
 
     Yields:
-        One record per episode, in the order of the seeds.
+        One record per episode, in the order of the seeds; on other ranks than the first, none.
     """
+    config, own = agent.config, ranks.own(episodes)
     if env is None:
-        env, env_args = agent.config.env, agent.config.env_args
+        env, env_args = config.env, config.env_args
     describe = partial(
         EpisodeRecord,
         env=env,
@@ -73,40 +77,35 @@ def evaluate(
         checkpoint=checkpoint,
         versions=versions(),
     )
-    config = agent.config
     workers = workers or Workers(config.workers, config.step_timeout, config.reset_timeout)
-    open_world = partial(
-        open_stream,
-        partial(make, env, **(env_args or {})),
-        workers=workers,
-        max_turns=config.eval.max_turns if max_turns is None else max_turns,
-    )
-    seeds = range(seed, seed + episodes)
+    limit = config.eval.max_turns if max_turns is None else max_turns
+    world = partial(make, env, **(env_args or {}))
+    open_world = partial(open_stream, world, workers=workers, max_turns=limit)
+    seeds = range(seed + own.start, seed + own.stop)
     played = _Episodes(agent, describe, seeds, greedy=greedy, turns=turns, remark=remark)
-    return in_threads(config.threads, played.play(open_world, workers, streams))
+    records = in_threads(config.threads, played.play(open_world, workers, streams))
+    return records if ranks.size == 1 else share_episodes(records, episodes, ranks, stopping)
 
 
 def examine(agent: Agent, iteration: int, ranks: Ranks = ALONE) -> list[EpisodeRecord]:
     """Evaluate an agent in the middle of its training, sampled, as its settings say.
 
-    Each rank plays its share of the episodes, and all of them hear of all.
+    Returns:
+        The records; on other ranks than the first, none.
     """
     config = agent.config.eval
-    own = ranks.own(config.episodes)
     played = evaluate(
         agent,
-        episodes=len(own),
-        seed=config.seed + own.start,
+        episodes=config.episodes,
+        seed=config.seed,
         greedy=False,
         streams=config.streams,
         checkpoint=iteration,
         turns=config.turns,
         remark=False,  # training has said it
+        ranks=ranks,
     )
-    if ranks.size == 1:
-        return list(played)
-    shares = ranks.exchange("evaluation", [encode(record) for record in played])
-    return [decode(EpisodeRecord, each, "an evaluation") for share in shares for each in share]
+    return list(played)
 
 
 class _Episodes:

@@ -1,4 +1,4 @@
-"""What the ranks of a training share: the turns of a rollout, and the state of their streams.
+"""What the ranks of a training share: rollouts, episodes of evaluations, and the state of streams.
 
 Turns are small, and the passes that learn from them are not. So every rank hears of all turns, and
 then computes the same credit; only the passes are divided.
@@ -6,7 +6,7 @@ then computes the same credit; only the passes are divided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -21,7 +21,11 @@ from poad.learn.resume import offer_from_json, offer_to_json, turn_from_json, tu
 from poad.learn.rollout import Collector
 from poad.lm import TextCodec
 from poad.ranks import Ranks
+from poad.runs import EpisodeRecord, decode, encode
 from poad.turns import Episode, Rollout, Turn
+
+_AT_A_TIME = 256
+"""Episodes of an evaluation in one message, so that rank 0 never holds all of them."""
 
 
 def collect(
@@ -167,3 +171,39 @@ def own_streams(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     own = ranks.own(len(state["streams"]))
     parts = ("streams", "generators", "next_seeds")
     return {**state, **{name: state[name][own.start : own.stop] for name in parts}}
+
+
+def share_episodes(
+    played: Iterator[EpisodeRecord], count: int, ranks: Ranks, stopping: Sequence[bool]
+) -> Iterator[EpisodeRecord]:
+    """Let rank 0 have the episodes of an evaluation that all ranks play.
+
+    Args:
+        played: this rank's episodes, `ranks.own(count)` of all.
+        count: the number of episodes of all ranks.
+        ranks: in the order of their episodes.
+        stopping: has an entry once this rank is asked to stop. It plays no further then, and all
+            ranks stop when they have played their episodes.
+
+    Yields:
+        On rank 0 its own records as they are played, and then those of the others; elsewhere none.
+
+    Raises:
+        KeyboardInterrupt: a rank was asked to stop.
+    """
+    told = []
+    for record in played:
+        if ranks.is_first:
+            yield record
+        else:
+            told.append(encode(record))
+        if stopping:
+            break
+    if any(ranks.exchange("played", bool(stopping))):
+        raise KeyboardInterrupt
+    for rank in range(1, ranks.size):
+        for begin in range(0, len(Ranks(rank, ranks.size).own(count)), _AT_A_TIME):
+            some = told[begin : begin + _AT_A_TIME] if rank == ranks.rank else []
+            heard = ranks.exchange("episodes", some)[rank]
+            if ranks.is_first:
+                yield from (decode(EpisodeRecord, each, "an evaluation") for each in heard)

@@ -128,8 +128,13 @@ class Trainer:
         return every > 0 and self.meters.iteration % every == 0
 
     def evaluate(self) -> Metrics:
-        """Evaluate in the middle of training, sampled, and record the episodes."""
+        """Evaluate in the middle of training, sampled, and record the episodes.
+
+        Only the first rank, which records them, has metrics.
+        """
         records = examine(self.agent, self.meters.iteration, self.ranks)
+        if not self.ranks.is_first:
+            return {}
         if self.run is not None:
             self.run.add_episodes(records)
         summary = summarize(records)

@@ -291,9 +291,9 @@ def _acting(
     config: Config, shape: Shape, sample: Sample, number: int, unpacked: int, ranks: int
 ) -> Iterator[Part]:
     """Yield what a pass of acting needs; ``number`` and ``unpacked`` are in bytes."""
-    # While acting no row waits for another. An evaluation, by rank 0 alone, may play more of them
-    # than training.
-    rows = max(-(-config.streams // ranks), config.eval.streams if config.eval.episodes else 0)
+    # While acting no row waits for another. An evaluation may play more of them than training.
+    evaluated = min(config.eval.streams, -(-config.eval.episodes // ranks))
+    rows = max(-(-config.streams // ranks), evaluated)
     drawn = math.ceil(sample.acting_logits * rows / config.streams)
     read = min(rows, sample.prompts)
     rows = read if sample.offered else rows

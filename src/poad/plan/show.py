@@ -106,8 +106,8 @@ def _ladder_lines(steps: Sequence[Step], machines: Machines) -> Iterator[str]:
     yield (
         f"This assumes {_bytes(machines.link)}/s between devices of a machine"
         + f" and {_bytes(machines.network)}/s between machines" * many
-        + ", messages that wait for computing and computing that waits for messages, and an "
-        "evaluation of rank 0 alone, which is left out."
+        + ", and messages that wait for computing and computing that waits for messages. "
+        "Evaluations are left out."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from poad.display import Screen, counted, show_evaluation, watch
 from poad.envs import Workers
 from poad.learn import evaluate
 from poad.pages import write_report
+from poad.ranks import ALONE, Ranks
 from poad.runs import EpisodeRecord, Evaluation, Mode, append_line, encode, summarize
 from poad.turns import Episode
 from poad.workflows.load import Weights, load_weights
@@ -68,6 +69,8 @@ def evaluate_modes(
     console: Console,
     *,
     remark: bool = True,
+    ranks: Ranks = ALONE,
+    stopping: Sequence[bool] = (),
 ) -> dict[Mode, Evaluation]:
     """Evaluate an agent sampled and greedy, and print the results.
 
@@ -78,6 +81,8 @@ def evaluate_modes(
         keep: receives every record.
         console: where to print.
         remark: warn if prompts were too long, unless training has said so.
+        ranks: divide the episodes. The results are the first one's.
+        stopping: has an entry once this rank is asked to stop.
     """
     results: dict[Mode, Evaluation] = {}
     for mode in MODES:
@@ -93,6 +98,8 @@ def evaluate_modes(
             label=label,
             console=console,
             remark=remark and mode == "sampled",
+            ranks=ranks,
+            stopping=stopping,
         )
     if not console.quiet:
         show_evaluation(console, results)
@@ -110,6 +117,8 @@ def evaluate_mode(
     console: Console,
     remark: bool = True,
     world: str | None = "The world",
+    ranks: Ranks = ALONE,
+    stopping: Sequence[bool] = (),
 ) -> Evaluation:
     """Evaluate an agent in one mode, with a progress bar.
 
@@ -123,6 +132,8 @@ def evaluate_mode(
         console: where to print.
         remark: warn if prompts were too long.
         world: how a warning calls the world if it fails; None says nothing.
+        ranks: divide the episodes. The result is the first one's.
+        stopping: has an entry once this rank is asked to stop.
     """
     settings = config.eval
     records = evaluate(
@@ -138,6 +149,8 @@ def evaluate_mode(
         remark=remark,
         max_turns=settings.max_turns,
         workers=Workers(config.workers, config.step_timeout, config.reset_timeout),
+        ranks=ranks,
+        stopping=stopping,
     )
     outcomes, failures = [], list[str]()  # without turns, which would fill the memory
     for record in watch(records, settings.episodes, label, console):

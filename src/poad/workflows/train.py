@@ -19,10 +19,9 @@ from poad.pages import sample_page, write_report
 from poad.plan import hindsight
 from poad.ranks import Ranks, joined
 from poad.runs import MAY_CHANGE, Evaluation, LogprobDrift, Mode, Run, RunSummary, show_page
-from poad.workflows.evaluate import evaluate_modes
 from poad.workflows.load import check_world
 from poad.workflows.prior import describe_prior, model_prior, remarks_on_prior, uniform_prior
-from poad.workflows.together import check_alike, deferred_interrupt, follow
+from poad.workflows.together import check_alike, deferred_interrupt, evaluate_last, follow
 from poad.workflows.watch import watched
 
 
@@ -186,14 +185,7 @@ def _carry_out(trainer: Trainer, run: Run, *, quiet: bool) -> int:
         console.print()
         run.forget_episodes(trainer.meters.iteration)
         try:
-            evaluation = evaluate_modes(
-                trainer.agent,
-                trainer.meters.iteration,
-                run.config,
-                lambda record: run.add_episodes([record]),
-                console,
-                remark=False,
-            )
+            evaluation = evaluate_last(trainer, lambda each: run.add_episodes([each]), console)
         except KeyboardInterrupt:  # the training is saved; only its evaluation is missing
             interrupts.append(True)
     summary = _summary(trainer, run.metrics(), evaluation, finished=not interrupts)

@@ -9,7 +9,8 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,11 +22,13 @@ from tolerance import float64
 
 from poad.cli.main import main
 from poad.config import Config
+from poad.errors import PoadError
 from poad.learn import Trainer
 from poad.learn.evaluate import _Episodes, examine
 from poad.learn.experience import gather
 from poad.learn.resume import turn_to_json
 from poad.lm import own_part, whole
+from poad.lm.model import LanguageModel, layers_of
 from poad.ranks import Ranks, joined
 from poad.runs import Run, encode
 from poad.workflows import resume_run, train_run
@@ -124,6 +127,60 @@ def learn(ranks: Ranks, changes: dict[str, Any], iterations: int) -> dict[str, A
 def learn_all(ranks: Ranks, cases: dict[str, Any], iterations: int) -> dict[str, Any]:
     """Train in several ways, one after the other."""
     return {name: learn(ranks, changes, iterations) for name, changes in cases.items()}
+
+
+@contextmanager
+def short_of_memory(place: str, most: int) -> Iterator[None]:
+    """Let memory run out in every pass with gradient that is larger, in one of its blocks."""
+    read = LanguageModel.read_body
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    def hook(_: Any, __: Any, output: Any) -> None:
+        if place == "forward":
+            fail()
+        output[0].register_hook(fail)  # when the rest of the block has its gradient
+
+    def short(model: LanguageModel, body: Any, packed: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled() or packed.tokens <= most:
+            return read(model, body, packed)
+        layers = layers_of(body)
+        assert layers is not None
+        block: Any = layers[-2]
+        handle = block.self_attn.register_forward_hook(hook)
+        try:
+            return read(model, body, packed)
+        finally:
+            handle.remove()
+
+    with patch.object(LanguageModel, "read_body", short):
+        yield
+
+
+def learn_in_little_memory(
+    ranks: Ranks, cases: dict[str, Any], places: dict[str, list[tuple[str, dict[int, int]]]]
+) -> dict[str, Any]:
+    """Learn from a rollout in several ways, while memory runs out on some ranks.
+
+    Args:
+        ranks: all of them.
+        cases: what to train.
+        places: by case, where memory runs out, and the largest pass that fits, by rank.
+    """
+    told = {}
+    for name, changes in cases.items():
+        for place, limits in places[name]:
+            with warnings.catch_warnings(record=True) as notes:
+                warnings.simplefilter("always")
+                with short_of_memory(place, limits.get(ranks.rank, sys.maxsize)):
+                    try:
+                        found = learn(ranks, changes, 1)
+                    except PoadError as error:
+                        found = {"error": str(error)}
+            said = [str(each.message) for each in notes if "Out of memory" in str(each.message)]
+            told[f"{name}: {place} {limits}"] = found | {"said": said}
+    return told
 
 
 def examined(ranks: Ranks, episodes: int) -> Any:

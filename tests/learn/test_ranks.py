@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks_at_work import examined, held, learn_all, on_ranks, same
+from ranks_at_work import examined, held, learn_all, learn_in_little_memory, on_ranks, same
 
 from poad.ranks import Ranks
 
@@ -102,6 +102,43 @@ def test_an_evaluation_in_training_is_divided(tmp_path: Path) -> None:
         first, *others = on_ranks(examined, 3, tmp_path / f"ranks{episodes}", episodes)
         same(first, examined(Ranks(), episodes), 1e-9)
         assert others == [[], []]
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "sharded": {"model": {"shard": "full"}},
+    "sharded, checkpointing": {
+        "model": {"shard": "full", "gradient_checkpointing": True},
+        "critic": {"body": "shared"},
+    },
+}
+NOWHERE: tuple[str, dict[int, int]] = ("nowhere", {})
+PLACES = {
+    "whole": [NOWHERE, ("backward", {1: 150})],
+    "sharded": [NOWHERE, ("forward", {1: 150}), ("backward", {1: 150})],
+    "sharded, checkpointing": [NOWHERE, ("backward", {0: 150, 1: 100}), ("forward", {1: 10})],
+}
+
+
+def test_all_ranks_repeat_a_step_in_which_memory_runs_out_on_one(tmp_path: Path) -> None:
+    world = {"world": "Novel", "streams": 8, "horizon": 12, "ppo": {"epochs": 1}}
+    cases = {name: world | changes for name, changes in SMALL.items()}
+    told = on_ranks(learn_in_little_memory, 2, tmp_path / "ranks", cases, PLACES)
+    hopeless = "sharded, checkpointing: forward {1: 10}"
+    assert "even in passes of 64 tokens" in told[1].pop(hopeless)["error"]
+    assert told[0].pop(hopeless)["error"] == "Rank 1 could not go on; it says why."
+    for name in told[0]:
+        expected = told[0][f"{name.split(':')[0]}: nowhere {{}}"]
+        found = [each[name] for each in told]
+        for each in found:
+            assert each["rollouts"] == expected["rollouts"]
+            for key, weight in expected["weights"].items():
+                np.testing.assert_allclose(each["weights"][key], weight, rtol=0, atol=1e-6)
+            assert each["said"] == found[0]["said"]
+            if name.endswith("nowhere {}"):
+                assert each["said"] == []
+            else:
+                assert "of up to 16,384 tokens on rank" in each["said"][0]
 
 
 @pytest.mark.parametrize("kind", ["full", "mixed"])

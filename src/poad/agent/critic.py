@@ -218,7 +218,7 @@ def read_hidden(
             return None, torch.zeros(0, dtype=torch.int64)
         return torch.cat(parts), torch.cat(order)
 
-    rows, places = model.passes.within(compute, pass_tokens)
+    rows, places = model.passes.within(compute, pass_tokens, model.ranks)
     return model.ranks.put_together(rows, places, len(positions), model.device)
 
 

@@ -93,7 +93,7 @@ def option_logprobs(
             logprob[kept] = evaluate(model, part, acting, tokens).logprob.cpu()
         return logprob
 
-    logprob = model.passes.within(compute, pass_tokens)
+    logprob = model.passes.within(compute, pass_tokens, model.ranks)
     model.ranks.add_up([logprob])  # other ranks have the other rows
     return logprob
 

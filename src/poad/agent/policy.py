@@ -178,7 +178,8 @@ class Policy:
             batch: the decisions.
             pass_tokens: columns of one forward pass, padding included.
         """
-        mine = self.model.ranks.share(batch.bundles.cost)
+        model, ranks = self.model, self.model.ranks
+        mine = ranks.share(batch.bundles.cost)
 
         def compute(tokens: int) -> Tensor:
             entropy = torch.zeros(len(batch.read))
@@ -187,8 +188,8 @@ class Policy:
                 entropy[kept] = self.evaluate(part, tokens).entropy.cpu()
             return entropy
 
-        entropy = self.model.passes.within(compute, pass_tokens)
-        self.model.ranks.add_up([entropy])  # other ranks have the other rows
+        entropy = model.passes.within(compute, pass_tokens, ranks)
+        ranks.add_up([entropy])  # other ranks have the other rows
         return entropy
 
     def probabilities(

@@ -78,7 +78,7 @@ class BodyLearner:
             target: [U].
             weight: [U] that of each reading in a minibatch's sum.
         """
-        mine, model = some[self._ranks.share(bundles.cost[some])], self._agent.model
+        mine, ppo = some[self._ranks.share(bundles.cost[some])], self._agent.config.ppo
         weights = list(self.adapter.parameters())
 
         def add_up(tokens: int) -> float:
@@ -95,10 +95,11 @@ class BodyLearner:
                     total += float(loss.detach())
             return total
 
-        loss = torch.tensor(model.passes.within(add_up, self._agent.config.ppo.micro_batch_tokens))
+        fitting = self._agent.model.passes
+        loss = torch.tensor(fitting.within(add_up, ppo.micro_batch_tokens, self._ranks))
         self._ranks.add_up([loss])
         self._ranks.add_up_gradients(weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, self._agent.config.ppo.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, ppo.max_grad_norm)
         if norm.isfinite():
             self.optimizer.step()
         else:

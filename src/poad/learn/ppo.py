@@ -167,7 +167,7 @@ class PPO:
             return totals, compared
 
         fitting = self.policy.model.passes
-        totals, compared = fitting.within(add_up, self.ppo.micro_batch_tokens)
+        totals, compared = fitting.within(add_up, self.ppo.micro_batch_tokens, self.ranks)
         self.ranks.add_up([totals])
         for group in self._groups:
             self.ranks.add_up_gradients(group)

@@ -65,7 +65,7 @@ def backward(
     """Compute the gradient of a step, one micro-batch after the other.
 
     A pass over sharded weights is a meeting. So a rank with fewer micro-batches than another takes
-    part in passes of nothing at the end.
+    part in passes of nothing at the end, and so does one whose memory has run out.
 
     Args:
         model: the model that the loss depends on.
@@ -75,20 +75,28 @@ def backward(
 
     Yields:
         What `loss_of` returned, after its backward pass.
+
+    Raises:
+        OutOfMemoryError: memory ran out. On sharded weights, all ranks have made all passes then,
+            and other ranks do not know of it.
     """
-    shards, count = model.shards, len(micro_batches)
-    most = count if shards is None else max(shards.ranks.exchange("passes", count))
-    for some in micro_batches:
-        with model.dropout(noise):
-            if shards is not None:
-                found = shards.backward(partial(loss_of, some))
-            else:
+    if model.shards is None:
+        for some in micro_batches:
+            with model.dropout(noise):
                 found = loss_of(some)
                 found[0].backward()
-        yield found
-    for _ in range(most - count):
-        assert shards is not None
-        shards.backward(partial(_loss_of_nothing, model))
+            yield found
+        return
+    shards, nothing, full = model.shards, partial(_loss_of_nothing, model), False
+    for i in range(max(shards.ranks.exchange("passes", len(micro_batches)))):
+        if full or i >= len(micro_batches):
+            full = shards.backward(nothing, nothing) is None or full
+        elif (found := shards.backward(partial(loss_of, micro_batches[i]), nothing)) is None:
+            full = True
+        else:
+            yield found
+    if full:
+        raise torch.OutOfMemoryError("Out of memory in a pass over sharded weights.")
 
 
 def _loss_of_nothing(model: LanguageModel) -> tuple[Tensor]:

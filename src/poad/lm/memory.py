@@ -7,11 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from poad.errors import ModelError, WorldNote
+from poad.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -30,39 +31,54 @@ class PassLimit:
         self.tokens = sys.maxsize
         """Columns of one pass, padding included."""
 
-    def within(self, compute: Callable[[int], T], tokens: int) -> T:
+    def within(self, compute: Callable[[int], T], tokens: int, ranks: Ranks = ALONE) -> T:
         """Compute something in passes of so many tokens at most, fewer if memory runs out.
 
         Args:
             compute: takes the tokens of a pass. It is called again from the beginning, so it must
                 not leave anything behind when it fails.
             tokens: as configured.
+            ranks: each computes its share, in meetings or alone. If memory runs out on one of them,
+                all of them begin again.
 
         Raises:
             ModelError: even small passes run out of memory; says what else to do.
+            RankError: that happened on another rank.
         """
         first = tried = min(tokens, self.tokens)
+        where = ""
         while True:
+            found, failure = None, None
             try:
                 found = compute(tried)
-                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if tried // 2 < _FEWEST:
-                    raise out_of_memory(f"even in passes of {tried} tokens") from error
-            # Behind the except block, where the error no longer holds the tensors of its frames.
+                failure = error.with_traceback(None)  # whose frames hold tensors
+            full = ranks.exchange("memory", failure is not None)
+            if not any(full):
+                break
+            if tried // 2 < _FEWEST:
+                if failure is None:
+                    raise ranks.told_by(full.index(True))
+                raise out_of_memory(f"even in passes of {tried} tokens") from failure
             self.tokens = tried = tried // 2
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            where = f" on rank {full.index(True)}" if ranks.size > 1 else ""
+            free_memory()
         if tried < first:
             warnings.warn(
-                f"Out of memory in a pass of up to {first:,} tokens. From now on passes have at "
-                f"most {tried:,}, as with ppo.micro_batch_tokens = {tried}.",
+                f"Out of memory in a pass of up to {first:,} tokens{where}. From now on passes "
+                f"have at most {tried:,}, as with ppo.micro_batch_tokens = {tried}.",
                 stacklevel=2,
             )
-        return found
+        return cast(T, found)
+
+
+def free_memory() -> None:
+    """Give back the memory of tensors that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

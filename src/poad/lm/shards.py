@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from poad.lm.memory import is_out_of_memory, out_of_memory
+from poad.lm.memory import free_memory, is_out_of_memory, out_of_memory
 from poad.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 Found = TypeVar("Found", bound=tuple[Any, ...])
 
@@ -30,6 +33,50 @@ class _Root(nn.Module):
 
     def forward(self, compute: Callable[[], Found]) -> Found:
         return compute()
+
+
+class _Messages:
+    """The messages of a pass, which FSDP hands to this instead of sending them by itself.
+
+    They are counted, so that a rank whose pass failed can begin another one, and send only what the
+    others still wait for. All passes send the same messages in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """In this pass, up to where it failed."""
+        self._next = 0
+
+    def begin(self, *, again: bool = False) -> None:
+        """Begin a pass, or one in place of a pass that failed."""
+        self._next = 0
+        if not again:
+            self.sent = 0
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Make room for a message."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Put parts together, or add up with ``op`` and take a part."""
+        import torch.distributed as dist
+
+        self._next += 1
+        if self._next <= self.sent:
+            return None  # the others have got it; what stands in the output does not matter
+        if op is None:
+            work = dist.all_gather_single(output_tensor, input_tensor, group, async_op)
+        else:
+            work = dist.reduce_scatter_single(output_tensor, input_tensor, op, group, async_op)
+        self.sent = self._next
+        return work
 
 
 class Shards:
@@ -70,6 +117,11 @@ class Shards:
         self._parts: list[FSDPModule] = [
             part for root in self._roots for part in root.modules() if isinstance(part, FSDPModule)
         ]
+        self._messages = _Messages()
+        messages: Any = self._messages  # without its base class, whose import takes a while
+        for part in self._parts:
+            part.set_custom_all_gather(messages)
+            part.set_custom_reduce_scatter(messages)
         self._divide()
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         """This rank's parts, as distributed tensors, by name. Optimizers change these."""
@@ -102,26 +154,49 @@ class Shards:
         yield
         self.gather()
 
-    def backward(self, compute: Callable[[], Found]) -> Found:
+    def backward(
+        self, compute: Callable[[], Found], nothing: Callable[[], tuple[Tensor]]
+    ) -> Found | None:
         """Compute a loss and its gradient, which is summed over the ranks, in a pass of all ranks.
+
+        Where memory runs out, the others are in the same pass and wait for this rank. So it ends
+        the pass with them, but computes nothing any more.
 
         Args:
             compute: returns the loss, and what else is to be returned.
+            nothing: returns a loss whose gradient is 0, from all weights, in little memory.
+
+        Returns:
+            What `compute` returned; None if memory ran out. Then the gradients that all ranks have
+            now are wrong, and the step has to begin again.
 
         Raises:
-            ModelError: memory ran out.
+            ModelError: memory ran out, and there was not even room to end the pass.
             RankError: another rank is gone.
         """
+        self._messages.begin()
         try:
-            with self.ranks.noticing():
-                found = self._root(compute)
-                found[0].backward()
+            return self._pass(compute)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # The others are in the same pass, so this rank cannot repeat it in smaller ones.
-            where = "in a gradient step on sharded weights (lower ppo.micro_batch_tokens)"
-            raise out_of_memory(where) from error
+        # Behind the except block, where the error no longer holds the tensors of its frames. The
+        # gradients that a block already has are sent in the messages that follow, and dropped.
+        self._roots[0].reset_iter_state()
+        free_memory()
+        self._messages.begin(again=True)
+        try:
+            self._pass(nothing)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory("on sharded weights, even in a pass of nothing") from error
+            raise
+        return None
+
+    def _pass(self, compute: Callable[[], Found]) -> Found:
+        with self.ranks.noticing():
+            found = self._root(compute)
+            found[0].backward()
         return found
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from poad.agent import resolve
 from poad.cli.main import main
 from poad.config import Config, CriticConfig, ModelConfig, PPOConfig
-from poad.plan.predict import Plan, largest_share, predict
+from poad.plan.predict import Plan, largest_share, predict, step_seconds
 from poad.plan.scale import Machines, Step, ladder, pays_up_to, step_of
 
 SHAPE: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 8, "intermediate_size": 2816}
@@ -77,6 +77,17 @@ def test_shards_take_more_messages_and_slow_links_more_seconds(large: Config) ->
     assert apart.messages == pytest.approx(few * there.link / there.network)
 
 
+def test_whole_processes_repeat_what_the_optimizer_does_and_shards_divide_it(large: Config) -> None:
+    config, plan = planned(large)
+    whole, parts = (
+        step_of(c, plan, Machines(8)) for c in (config, planned(large, shard="full")[0])
+    )
+    seconds = step_seconds(config, plan.kind, plan.speed, plan.shape, plan.sample)
+    assert seconds > 0
+    assert whole.repeated - parts.repeated == pytest.approx(seconds)
+    assert parts.computing - whole.computing == pytest.approx(seconds / 8)
+
+
 def test_more_processes_than_prompts_or_streams_do_not_pay(large: Config) -> None:
     config, plan = planned(replace(large, ppo=PPOConfig(minibatches=1)))
     steps = ladder(config, plan, Machines(devices=8, nodes=24))
@@ -106,7 +117,10 @@ def test_the_command_tells_when_devices_stop_paying(
     given += ["--network", "100MB"]
     assert main([*given, "--memory", "64GB"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for words in ("twice as many save less", "100 MB/s between machines", "whole weights"):
+    for words in (
+        *("twice as many save less", "400 MB/s between devices", "100 MB/s between machines"),
+        *("whole weights", "Where ppo.kl_stop leaves some out"),
+    ):
         assert words in shown
     assert main(["plan", "--devices", "0"]) == 2
     assert "--devices 0" in capsys.readouterr().err

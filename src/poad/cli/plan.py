@@ -36,8 +36,9 @@ class Options:
     """Devices of each machine, such as GPUs, each with a process of its own."""
     nodes: int = 1
     """Machines."""
-    link: str = "200GB"
-    """Bytes per second that each device of a machine exchanges with its neighbours."""
+    link: str | None = None
+    """Bytes per second that each device of a machine exchanges with its neighbours. Default: 200GB
+    for GPUs, and 400MB for processes that compute on the CPU."""
     network: str = "25GB"
     """Bytes per second between one machine and another."""
     trust_code: Switch = False
@@ -56,11 +57,15 @@ def run(options: Options) -> int:
     """Print the prediction; the exit status is 1 if the training does not fit."""
     trust(options.settings)
     check_settings(options.settings)
-    from poad.plan import Machines, read_size, show
+    from poad.plan import LINK, Machines, device_kind, read_size, show
 
     for name in ("devices", "nodes"):
         if getattr(options, name) < 1:
             raise HardwareError(f"--{name} {getattr(options, name)}: must be 1 or more.")
-    speeds = [read_size(getattr(options, name), f"--{name}") for name in ("link", "network")]
-    machines = Machines(options.devices, options.nodes, *speeds)
+    kind = device_kind(options.settings)
+    if options.flops is not None and options.settings.model.device == "auto":
+        kind = "cuda"  # a machine that is described has GPUs, even if this one has none
+    link = LINK[kind] if options.link is None else read_size(options.link, "--link")
+    network = read_size(options.network, "--network")
+    machines = Machines(options.devices, options.nodes, link, network)
     return show(options.settings, options.memory, options.flops, machines)

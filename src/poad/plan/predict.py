@@ -41,6 +41,9 @@ TURN_SECONDS = 1e-4
 """Seconds per turn: the world's step, its text, and bookkeeping."""
 INTENSITY: Mapping[Kind, float] = {"cpu": 5, "cuda": 150}
 """Operations in the time it takes to read a byte of the weights. No pass is faster than that."""
+STEP = 10
+"""Times that a gradient step reads or writes the bytes of all trained weights: three to clip the
+gradient, seven for Adam's weights, gradients and moments."""
 QUANTIZED = {"none": 0.0, "8bit": 1.0, "4bit": 0.516}
 """Bytes per quantized weight with its scales. 4 bits: NF4 with double quantization, 4.127 bits
 (QLoRA, arXiv 2305.14314, section 3)."""
@@ -259,9 +262,9 @@ def _temporary(config: Config, shape: Shape, sample: Sample, ranks: int) -> Iter
     gradient checkpointing they are a hidden state per layer and token, and c of a single layer.
     """
     number = getattr(torch, config.model.dtype).itemsize
-    minibatches = max(1, min(config.ppo.minibatches, sample.prompts))
-    share = largest_share(sample.prompts / minibatches, ranks)
-    learned = math.ceil(sample.tokens_at_once / minibatches * share)
+    parts = minibatches(config, sample)
+    share = largest_share(sample.prompts / parts, ranks)
+    learned = math.ceil(sample.tokens_at_once / parts * share)
     tokens = min(config.ppo.micro_batch_tokens, learned)
     readings = math.ceil(sample.update_positions * tokens / max(1, sample.tokens_at_once))
     row = max(240, 2 * sample.longest) if sample.offered else sample.longest  # as `pack` fills them
@@ -359,6 +362,19 @@ def work(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample)
     return Work(act, update, recomputed, shape.layers * LAYER_SECONDS[kind] + weights)
 
 
+def step_seconds(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample) -> float:
+    """Predict the seconds of clipping and of the optimizer in an update of the policy."""
+    full = config.model.tuning == "full"
+    size = shape.weights * getattr(torch, config.model.dtype).itemsize if full else 0
+    steps = config.ppo.epochs * minibatches(config, sample)
+    return steps * STEP * (size or 4 * shape.adapters) * INTENSITY[kind] / speed
+
+
+def minibatches(config: Config, sample: Sample) -> int:
+    """Return the number of gradient steps in a pass over a rollout."""
+    return max(1, min(config.ppo.minibatches, sample.prompts))
+
+
 def _seconds(
     config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample
 ) -> tuple[float, float, float]:
@@ -371,6 +387,7 @@ def _seconds(
     epochs = config.ppo.epochs + (config.critic.adapter_epochs if critic_adapters(config) else 0)
     passes = 3 * sample.update_passes * epochs
     computing = (each.updating + each.repeated) / speed / share_updating
+    computing += step_seconds(config, kind, speed, shape, sample)
     return acting, computing + passes * each.latency + turns, each.acting + each.updating
 
 

@@ -9,12 +9,13 @@ messages. The speed of messages is an assumption. Nothing is assumed to happen a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from poad.agent import critic_width, resolve
 from poad.config import Config
+from poad.plan.hardware import Kind
 from poad.plan.predict import (
     TURN_SECONDS,
     Plan,
@@ -22,12 +23,18 @@ from poad.plan.predict import (
     critic_adapters,
     is_sharded,
     largest_share,
+    minibatches,
     plan_of,
+    step_seconds,
     utilization,
     work,
 )
 from poad.plan.sample import Sample, load_codec, sample_world
 
+LINK: Mapping[Kind, float] = {"cpu": 4e8, "cuda": 200e9}
+"""Bytes per second that a device exchanges with its neighbours in the machine, all told. CPU: gloo
+between two processes, in the seconds of the CPU that they take. CUDA: about half of what NVLink of
+an A100 or H100 advertises, an assumption."""
 _PAYS = 1.25
 """So many times as fast must twice as many processes be."""
 
@@ -40,9 +47,8 @@ class Machines:
     """Devices of each machine. Each has a process, a rank."""
     nodes: int = 1
     """Machines."""
-    link: float = 200e9
-    """Bytes per second that a device exchanges with its neighbours in the machine, all told: about
-    half of what NVLink of an A100 or H100 advertises."""
+    link: float = LINK["cuda"]
+    """Bytes per second that a device exchanges with its neighbours in the machine, all told."""
     network: float = 25e9
     """Bytes per second between one machine and another: half of 400 Gbit/s."""
 
@@ -139,17 +145,20 @@ def step_of(config: Config, plan: Plan, machines: Machines) -> Step:
     act = mine.acting / plan.speed / acting
     update = (all_of_it.updating + all_of_it.repeated) / plan.speed / updating
     even = (all_of_it.acting / plan.speed / acting + update) / ranks
-    minibatches = max(1, min(ppo.minibatches, sample.prompts))
-    share = largest_share(sample.prompts / minibatches, ranks)
-    passes = max(minibatches, math.ceil(sample.update_passes * share)) * ppo.epochs
+    parts = minibatches(config, sample)
+    share = largest_share(sample.prompts / parts, ranks)
+    passes = max(parts, math.ceil(sample.update_passes * share)) * ppo.epochs
     launching = (own.acting_passes + 3 * passes) * mine.latency
-    sent = _bytes_sent(config, plan, ranks, passes, minibatches * ppo.epochs)
+    sent = _bytes_sent(config, plan, ranks, passes, parts * ppo.epochs)
+    # Every process changes all weights that it has.
+    steps = step_seconds(config, plan.kind, plan.speed, plan.shape, sample)
+    shared = steps / ranks if is_sharded(config, ranks) else 0.0
     return Step(
         ranks=ranks,
-        computing=even + TURN_SECONDS * own.turns,
+        computing=even + shared + TURN_SECONDS * own.turns,
         uneven=max(0.0, act + update * share - even),
         launching=launching,
-        repeated=TURN_SECONDS * sample.turns,
+        repeated=TURN_SECONDS * sample.turns + (0.0 if shared else steps),
         messages=sent / machines.speed,
         tokens=sample.acting_tokens + ppo.epochs * sample.update_tokens,
         memory=plan_of(config, plan, ranks).memory,

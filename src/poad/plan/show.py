@@ -43,7 +43,11 @@ def show(
     if machines.ranks > 1:
         each = ladder(config, plan, machines)
         console.print(
-            _ladder_table(each).to_terminal(), "", *_ladder_lines(each, machines), "", sep="\n"
+            _ladder_table(each).to_terminal(),
+            "",
+            *_ladder_lines(each, machines, config),
+            "",
+            sep="\n",
         )
     fits = plan.memory <= room
     verdict = "fits" if fits else "does not fit"
@@ -96,7 +100,7 @@ def _ladder_table(steps: Sequence[Step]) -> Table:
     return Table(columns, rows, "More processes, each on a device of its own", align="rrrrrrl")
 
 
-def _ladder_lines(steps: Sequence[Step], machines: Machines) -> Iterator[str]:
+def _ladder_lines(steps: Sequence[Step], machines: Machines, config: Config) -> Iterator[str]:
     enough = pays_up_to(steps)
     if enough < steps[-1].ranks:
         yield f"Beyond {enough:,} processes, twice as many save less than a fifth of the time."
@@ -109,6 +113,11 @@ def _ladder_lines(steps: Sequence[Step], machines: Machines) -> Iterator[str]:
         + ", and messages that wait for computing and computing that waits for messages. "
         "Evaluations are left out."
     )
+    if config.ppo.kl_stop is not None and config.ppo.epochs > 1:
+        yield (
+            f"All {config.ppo.epochs} passes of an update are counted. Where ppo.kl_stop leaves "
+            "some out, an iteration is shorter, and more processes gain less."
+        )
 
 
 def _world_lines(plan: Plan) -> Iterator[str]:

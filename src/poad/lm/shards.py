@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from poad.errors import ModelError
 from poad.lm.memory import free_memory, is_out_of_memory, out_of_memory
 from poad.ranks import Ranks
 
@@ -89,6 +90,9 @@ class Shards:
         frozen: the blocks of the untrained model, which are divided as well.
         ranks: all of them have the same weights now.
         compute: the precision of passes; None computes in that of the weights.
+
+    Raises:
+        ModelError: the installed torch is too old.
     """
 
     def __init__(
@@ -100,9 +104,15 @@ class Shards:
         compute: torch.dtype | None = None,
     ) -> None:
         # Transformers imports these when it loads a model; before, they would take half a second.
+        import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+        if not hasattr(dist, "all_gather_single"):
+            raise ModelError(
+                f"model.shard needs torch 2.13 or newer, and this is torch {torch.__version__}. "
+                "Upgrade torch, or set model.shard = none."
+            )
         self.ranks = ranks
         device = next(module.parameters()).device.type
         policy = MixedPrecisionPolicy(compute, None if compute is None else torch.float32)

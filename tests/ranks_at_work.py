@@ -33,8 +33,6 @@ from poad.ranks import Ranks, joined
 from poad.runs import Run, encode
 from poad.workflows import resume_run, train_run
 
-PRELOADED = ["poad.study.preload", "torch.distributed", "tiny_worlds", "tolerance"]
-
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -66,7 +64,6 @@ def _command(rank: int, size: int, port: int, log: Path, words: tuple[str, ...])
 
 def _start(target: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     port = free_port()
     processes = [context.Process(target=target, args=(r, size, port, *args)) for r in range(size)]
     for process in processes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked, poad
 
 from poad.cli.main import main
 from poad.config import load, preset, read_yaml, to_dict
@@ -25,8 +25,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_example_runs_and_is_short(path: Path) -> None:
     code = [line for line in path.read_text().splitlines() if line.strip()]
     assert len(code) < 30
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = Forked(runpy.run_path, str(path), None, "__main__")
+    assert done.wait() == 0, done.stderr
 
 
 def test_a_world_of_ones_own_is_learned(
@@ -36,7 +36,7 @@ def test_a_world_of_ones_own_is_learned(
     world = "my_world:Doors-v0"
     assert main(["envs", world, "--check"]) == 0
     given = ["--env", world, "--model.name", "tiny-kitchen", "--run", str(tmp_path / "run")]
-    assert main(["train", *given, "--quiet"]) == 0
+    assert main(["train", *given, "--steps", "8192", "--quiet"]) == 0
     summary = Run.open(tmp_path / "run").summary()
     assert summary is not None
     assert summary.sampled is not None
@@ -52,30 +52,25 @@ def apart(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def poad(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "poad", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
 TD0 = "my_method:TD0"
 FEW = ["--steps", "64", "--streams", "4", "--horizon", "8", "--eval.episodes", "2"]
 
 
 def test_a_method_of_ones_own_trains_resumes_and_evaluates(apart: Path) -> None:
     (apart / "td0.yaml").write_text(f"credit: {{method: '{TD0}'}}\n", encoding="utf-8")
-    done = poad(apart, "train", "--config", "td0.yaml", *FEW)
-    assert done.returncode == 0, done.stderr
+    done = poad("train", "--config", "td0.yaml", *FEW, folder=apart)
+    assert done.wait() == 0, done.stderr
     (run,) = (apart / "runs").iterdir()
     assert run.name == "tomato-salad-my_method.TD0-seed0"  # no colon, which Windows refuses
-    more = poad(apart, "train", "--resume", str(run), "--steps", "96", "--quiet")
-    assert more.returncode == 0, more.stderr
-    seen = poad(apart, "eval", str(run), "--episodes", "2", "--quiet")
-    assert seen.returncode == 0, seen.stderr
+    more = poad("train", "--resume", str(run), "--steps", "96", "--quiet", folder=apart)
+    assert more.wait() == 0, more.stderr
+    seen = poad("eval", str(run), "--episodes", "2", "--quiet", folder=apart)
+    assert seen.wait() == 0, seen.stderr
     assert Run.open(run).config.credit.method == TD0
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["env_steps"] for line in lines] == [32, 64, 96]
-    moved = poad(apart / "runs", "eval", run.name, "--quiet")
-    assert moved.returncode == 2
+    moved = poad("eval", run.name, "--quiet", folder=apart / "runs")
+    assert moved.wait() == 2
     assert "Cannot import the method 'my_method:TD0'" in moved.stderr
 
 
@@ -91,14 +86,14 @@ panel: {{episodes: 2, points: 1}}
 """,
         encoding="utf-8",
     )
-    done = poad(apart, "study", "mine.yaml", "--smoke", "--quiet")
-    assert done.returncode == 0, done.stderr
+    done = poad("study", "mine.yaml", "--smoke", "--quiet", folder=apart)
+    assert done.wait() == 0, done.stderr
     results = (apart / "runs" / "studies" / "mine-smoke" / "results.json").read_text()
     assert json.loads(results)["missing"] == []
     wrong = (apart / "mine.yaml").read_text().replace("TD0", "TD1")
     (apart / "wrong.yaml").write_text(wrong, encoding="utf-8")
-    refused = poad(apart, "study", "wrong.yaml", "--smoke", "--quiet")
-    assert refused.returncode == 2
+    refused = poad("study", "wrong.yaml", "--smoke", "--quiet", folder=apart)
+    assert refused.wait() == 2
     assert "Did you mean 'TD0'?" in refused.stderr
 
 

@@ -6,13 +6,12 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 from changed_run import run_of
+from forked import poad
 from tiny_worlds import settings
 
 from poad.cli.main import main
@@ -86,24 +85,12 @@ def test_the_terminal_shows_the_first_episode(run: Path, capsys: pytest.CaptureF
 
 
 def test_the_page_is_served_until_ctrl_c(run: Path):
-    command = [sys.executable, "-m", "poad", "inspect", str(run), "--episodes", "1", "--serve", "0"]
-    served = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Tests that run in the background ignore Ctrl-C, and so would this process.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert served.stdout is not None
-    url = ""
-    for line in served.stdout:
-        if match := re.match(r"http://127\.0\.0\.1:\d+/", line):
-            url = match[0]
-            break
-    with urllib.request.urlopen(url) as answer:
+    served = poad("inspect", str(run), "--episodes", "1", "--serve", "0")
+    match = re.match(r"http://127\.0\.0\.1:\d+/", served.line(after="http"))
+    assert match
+    with urllib.request.urlopen(match[0]) as answer:
         assert b"<!doctype html>" in answer.read()
     served.send_signal(signal.SIGINT)
-    served.stdout.close()
     assert served.wait() == 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forked, poad, refuse_each
 
 from poad.cli.trust import check_stored, trust
 from poad.config import Config, CreditConfig, ModelConfig, from_dict, load
@@ -48,10 +49,9 @@ def module(file: Path) -> Path:
     return witness
 
 
-def poad(*arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "poad", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+def ran(*arguments: str) -> tuple[int, str]:
+    done = poad(*arguments)
+    return done.wait(), done.stdout + done.stderr
 
 
 def strangers_run(path: Path, **settings: object) -> Path:
@@ -74,19 +74,10 @@ def openings(run: str) -> list[list[str]]:
     ]
 
 
-REFUSED = """
-import sys
-from poad.cli.main import main
-for arguments in {cases!r}:
-    assert main(arguments) == 2, arguments
-"""
-
-
 def refused(cases: list[list[str]]) -> list[str]:
-    """Run commands in a fresh interpreter, in which nothing is imported yet; their messages."""
-    command = [sys.executable, "-c", REFUSED.format(cases=cases)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """Run commands in a process that has imported nothing of the user's; their messages."""
+    done = Forked(refuse_each, cases)
+    assert done.wait() == 0, done.stderr
     return done.stderr.split("poad: ")[1:]
 
 
@@ -217,16 +208,16 @@ def test_a_world_of_a_scheme_without_a_module_asks_nothing(folder: Path) -> None
 
 def test_ones_own_run_opens_without_a_question(folder: Path) -> None:
     module(folder / "own.py")
-    status, shown = poad("train", "--env", "own:Own-v0", "--run", "mine", "--quiet", *FEW)
+    status, shown = ran("train", "--env", "own:Own-v0", "--run", "mine", "--quiet", *FEW)
     assert status == 0, shown
-    status, shown = poad("eval", "mine", "--episodes", "1", "--quiet")
+    status, shown = ran("eval", "mine", "--episodes", "1", "--quiet")
     assert status == 0, shown
     shutil.rmtree(folder.parent / "memory")  # as on another machine
-    status, shown = poad("play", "mine")
+    status, shown = ran("play", "mine")
     assert status == 2, shown
-    status, shown = poad("play", "mine", "--trust-code")
+    status, shown = ran("play", "mine", "--trust-code")
     assert status == 0, shown
-    status, shown = poad("play", "mine")
+    status, shown = ran("play", "mine")
     assert status == 0, shown
 
 
@@ -251,9 +242,10 @@ def test_a_trusted_module_is_another_one_elsewhere(folder: Path) -> None:
 def test_a_file_in_the_directory_does_not_pass_for_a_library(folder: Path) -> None:
     for library in ("yaml", "peft", "wandb", "tyro", "rich"):
         module(folder / f"{library}.py")
-    status, shown = poad("config")
-    assert status == 0, shown
-    assert yaml.safe_load(shown)["seed"] == 0
+    command = [sys.executable, "-m", "poad", "config"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["seed"] == 0
     assert not list(folder.glob("*.ran"))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from forked import poad
 
 from poad.cli.main import main
 from poad.runs import Run
@@ -39,12 +38,9 @@ def ask(url: str, path: str, host: str | None = None) -> tuple[int, bytes]:
 
 def test_the_report_is_served_while_training_and_the_run_is_the_same(tmp_path: Path):
     watched, alone = tmp_path / "watched", tmp_path / "alone"
-    command = [sys.executable, "-m", "poad", "train", "--run", str(watched), "--watch", "--quiet"]
-    training = subprocess.Popen(
-        [*command, *SMALL, "--steps", "2048"], stdout=subprocess.PIPE, text=True
-    )
-    assert training.stdout is not None
-    match = re.match(r"Watch it at (http://127\.0\.0\.1:\d+/)", training.stdout.readline())
+    command = ["train", "--run", str(watched), "--watch", "--quiet", *SMALL, "--steps", "2048"]
+    training = poad(*command)
+    match = re.match(r"Watch it at (http://127\.0\.0\.1:\d+/)", training.line())
     assert match
     status, page = ask(match[1], "/")
     assert status == 200
@@ -53,7 +49,6 @@ def test_the_report_is_served_while_training_and_the_run_is_the_same(tmp_path: P
     assert status in (200, 503)  # 503 while a line is being written
     assert status == 503 or len(json.loads(data)["runs"]) == 1
     assert ask(match[1], "/", "evil.example")[0] == 403
-    training.stdout.close()
     assert training.wait() == 0
     assert main(["train", "--run", str(alone), "--quiet", *SMALL, "--steps", "2048"]) == 0
     timing = re.compile(r"seconds|per_second")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import poad
 from pretended_study import chain, pretend, study_file
 
 from poad.cli.main import main
@@ -298,14 +299,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, number: signal.Sig
         tmp_path, worlds={"chain": world}, methods={"poad": {}}, seeds=[0], compare={}
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "poad", "study", str(file), "--out", str(out), "--quiet"]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        # What a shell starts in the background inherits that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = poad("study", str(file), "--out", str(out), "--quiet")
     run = out / "runs" / "chain.poad.0"
     while len(list(read_lines(run / "metrics.jsonl"))) < 5:
         assert process.poll() is None

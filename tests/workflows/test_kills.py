@@ -18,7 +18,6 @@ from tiny_worlds import settings
 
 from poad.config import dump
 from poad.runs import Run
-from poad.study.attempts import PRELOADED
 from poad.study.workers import Task, _run_task
 from poad.workflows import train_run
 
@@ -84,7 +83,6 @@ def test_a_training_killed_at_random_instants_ends_bit_for_bit_as_one_that_was_n
     task = Task(tmp_path / "killed")
     task.sibling(".yaml").write_text(dump(whole.config))
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     instants, kills = random.Random(1), 0
     while not task.trained:
         process = context.Process(target=_run_task, args=(task,))

@@ -76,8 +76,7 @@ def main() -> None:
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         worker.preload(confinement.package_paths())
     worker.preload = lambda _: None
-    started = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL)
-    client.subprocess = started  # pyright: ignore[reportAttributeAccessIssue]
+    vars(client)["subprocess"] = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL)
     traps = Traps(Path(folder))
     results = []
     try:

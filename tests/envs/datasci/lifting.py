@@ -76,7 +76,8 @@ def main() -> None:
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         worker.preload(confinement.package_paths())
     worker.preload = lambda _: None
-    vars(client)["subprocess"] = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL)
+    started: Any = SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL)
+    client.subprocess = started  # pyright: ignore[reportPrivateImportUsage]
     traps = Traps(Path(folder))
     results = []
     try:

@@ -2,7 +2,7 @@
 
 A script, because half of the trials are an ordinary user's: `python trial.py DESIGN FOLDER` writes
 what happened to `result.json`, leaves programs running that never end, and waits to be killed.
-Titles of attacks after that choose among them. Then, and without a sandbox, no program is left.
+Titles of attacks after that choose among them.
 """
 
 from __future__ import annotations
@@ -487,14 +487,12 @@ def main() -> None:
         widen(os.environ[WIDE].split(","))
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans below become children: none is overlooked
     traps = Traps(Path(folder))
-    busy = isolation != "none" and not names
     try:
-        workers = WORKERS if busy else 2  # two programs may talk to each other
-        sandbox = Sandbox(cast(Isolation, isolation), workers=workers, budget=BUDGET)
+        sandbox = Sandbox(cast(Isolation, isolation), workers=WORKERS, budget=BUDGET)
         result = attack(sandbox, traps, names)
     finally:
         traps.clear()
-    if busy:
+    if isolation != "none":
         sandbox.budget = 600.0
         result["below"] = occupy(sandbox, traps)
     (Path(folder) / "result.json").write_text(json.dumps(result))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from poad.agent.build import load_agent
 from poad.agent.critic import read_hidden
+from poad.agent.likelihood import evaluate
 from poad.agent.policy import Policy
 from poad.agent.sampling import ActingCache
 from poad.agent.settings import Acting
@@ -768,6 +769,17 @@ def test_worlds_that_offer_and_worlds_that_do_not_act_side_by_side(zoo: Zoo, sch
 # --- learning ---------------------------------------------------------------------------------
 
 
+def distribution_at(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, list[int]]:
+    """Log-probabilities of the tokens that a turn's token j was chosen from, and these tokens."""
+    action, policy = turn.action, plain.policy
+    logits = plain.logits(*turn.prompt_ids, *action.token_ids[:j]) / policy.acting.temperature
+    if action.trie is None or policy.acting.scheme == "published":
+        return logits.log_softmax(-1), list(range(len(logits)))
+    siblings = action.trie.options(action.trie.parent(action.nodes[j]))
+    tokens = [action.trie.token(node) for node in siblings]
+    return logits[tokens].log_softmax(-1), tokens
+
+
 def expected_terms(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of the decision at a turn's token j, by brute force."""
     prompt, action, policy = turn.prompt_ids, turn.action, plain.policy
@@ -775,12 +787,8 @@ def expected_terms(plain: Plain, turn: Turn, j: int) -> tuple[Tensor, Tensor]:
         texts = listed(action.trie.offer)
         distribution, taken = plain.offered(prompt, texts), texts.index(action.text)
     else:
-        logits = plain.logits(*prompt, *action.token_ids[:j]) / policy.acting.temperature
-        distribution, taken = logits.log_softmax(-1), action.token_ids[j]
-        if action.trie is not None and policy.acting.scheme == "trie":
-            siblings = action.trie.options(action.trie.parent(action.nodes[j]))
-            tokens = [action.trie.token(node) for node in siblings]
-            distribution, taken = logits[tokens].log_softmax(-1), tokens.index(taken)
+        distribution, tokens = distribution_at(plain, turn, j)
+        taken = tokens.index(action.token_ids[j])
     return distribution[taken], -(distribution.exp() * distribution).sum()
 
 
@@ -835,10 +843,11 @@ def test_decisions_read_in_several_passes_are_the_same(zoo: Zoo, architecture, r
     frozen = read_hidden(model, model.read_frozen, batch.positions, sys.maxsize)
     batch = replace(batch, reference=frozen)
     longest = max(len(prompt) + len(beginning) for prompt, beginning in batch.positions)
+    codes = torch.randn(model.vocabulary, 3, generator=torch.Generator().manual_seed(0))
     found, gradients, columns = [], [], []
     for tokens in (10**6, 1):
         with counting(model) as sizes:
-            found.append(policy.evaluate(batch, tokens))
+            found.append(evaluate(model, batch, policy.acting, tokens, codes))
             columns.append(list(sizes))
             options = torch.exp(found[-1].logprob)
             terms = torch.cat([part.flatten() for part in (options, *found[-1][1:])])
@@ -853,6 +862,23 @@ def test_decisions_read_in_several_passes_are_the_same(zoo: Zoo, architecture, r
         assert_same(one, other)
     assert float(gradients[0].norm()) > 0.1
     assert_same(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("scheme", ["trie", "published"])
+def test_what_is_known_before_a_decision_equals_brute_force(zoo: Zoo, scheme):
+    """Its entropy, and the mean of the codes of the tokens that may be taken."""
+    model = zoo.load()
+    policy = policy_of(model, scheme, temperature=0.7)
+    turns = [turn_of(policy, *pair) for pair in acted(policy, times=1)]
+    batch, decision, _ = policy.decisions(turns)
+    codes = torch.randn(model.vocabulary, 3, generator=torch.Generator().manual_seed(0))
+    entropy, mean_code = policy.outlook(batch, 40, codes)
+    plain = Plain(policy)
+    places = [(turn, j) for turn in turns for j in range(len(turn.action.token_ids))]
+    for m in (decision >= 0).nonzero().squeeze(1).tolist():
+        distribution, tokens = distribution_at(plain, *places[m])
+        assert_same(entropy[decision[m]], -(distribution.exp() * distribution).sum())
+        assert_same(mean_code[decision[m]], distribution.exp() @ codes[tokens])
 
 
 @pytest.mark.parametrize("tokens", [10**6, 40], ids=["one pass", "several passes"])

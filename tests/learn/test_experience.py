@@ -10,13 +10,14 @@ from tiny_worlds import settings
 from poad.agent import Agent, Standardizer, load_agent
 from poad.envs import make
 from poad.learn.experience import Experience, gather
+from poad.learn.reliance import LAMBDAS, Reliance
 from poad.learn.rollout import Collector
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def experienced(streams: int = 1, **credit: object) -> Experience:
-    """The experience of one rollout, with values that are not alike."""
+def experienced(streams: int = 1, lam: float | None = None, **credit: object) -> Experience:
+    """The experience of one rollout, with values that are not alike, if λ was found before it."""
     config = settings("Novel", credit=credit, streams=streams, horizon=12)
     agent: Agent = load_agent(config)
     generator = torch.Generator().manual_seed(0)
@@ -24,22 +25,30 @@ def experienced(streams: int = 1, **credit: object) -> Experience:
         weight.data += torch.randn(weight.shape, generator=generator) * 0.1
     worlds = Collector(lambda: make(config.env), agent.policy, streams, 0)
     rollout = worlds.collect(config.horizon, np.random.default_rng(0))
-    found = gather(rollout.streams, [0] * streams, agent, Standardizer(1))
+    reliance = Reliance.of(agent)
+    if reliance is not None and lam is not None:
+        # evidence that speaks for this λ
+        reliance.along += torch.tensor([float(each == lam) for each in LAMBDAS])
+        reliance.along[-1] += 0.1
+        reliance.power += 1
+    found = gather(rollout.streams, [0] * streams, agent, Standardizer(1), reliance)
     assert found is not None
     return found
 
 
-def test_advantages_follow_fitted_rates_and_targets_do_not() -> None:
-    """Of a single stream nothing can be fitted, so λ inside actions is 1."""
-    fitted = experienced(beta=0.5, lam_actor="auto")
-    assert fitted.metrics["beta"] == 0
-    fixed, plain = experienced(beta=0.5, lam_actor=1.0), experienced()
-    assert "beta" not in fixed.metrics
-    assert torch.equal(fitted.policy.advantage, fixed.policy.advantage)
-    assert (fitted.policy.advantage - plain.policy.advantage).abs().max() > 1e-3
+@pytest.mark.parametrize("lam", [None, 0.4])
+def test_advantages_follow_the_chosen_lambda_and_targets_do_not(lam: float | None) -> None:
+    """λ is chosen before the rollout, so that no advantage depends on its own outcome."""
+    chosen = experienced(lam=lam, beta=0.5, lam_actor="auto")
+    expected = 1.0 if lam is None else lam
+    assert chosen.metrics["lam_actor"] == expected
+    fixed, plain = experienced(beta=0.5, lam_actor=expected), experienced()
+    assert "lam_actor" not in fixed.metrics
+    assert torch.equal(chosen.policy.advantage, fixed.policy.advantage)
+    assert (chosen.policy.advantage - plain.policy.advantage).abs().max() > 1e-3
     for other in (fixed, plain):
-        assert torch.equal(fitted.value.target, other.value.target)
-        assert torch.equal(fitted.value.weight, other.value.weight)
+        assert torch.equal(chosen.value.target, other.value.target)
+        assert torch.equal(chosen.value.weight, other.value.weight)
 
 
 def test_what_was_compared_is_not_normalized_again() -> None:

@@ -336,7 +336,7 @@ def test_what_an_update_measures_is_written() -> None:
     credit = {"lam_actor": "auto", "trace": "bit"}
     _, learner, worlds = build(settings("Prefixes", ppo=ppo, credit=credit))
     metrics = learner.update(worlds.collect(20, np.random.default_rng(1)))
-    assert {"beta", "critic_grad_norm", "kept"} <= metrics.keys() <= set(LEARNED)
+    assert {"lam_actor", "critic_grad_norm", "kept"} <= metrics.keys() <= set(LEARNED)
 
 
 # --- warm-up ---

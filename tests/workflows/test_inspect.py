@@ -169,14 +169,14 @@ def test_sliders_stand_where_the_run_trained(runs: dict[str, Run]):
 @pytest.mark.parametrize(
     ("credit", "iteration", "beta", "lam_actor"),
     [
-        ({"beta": 0.5, "lam_actor": "auto"}, 3, 0.5, 0.4),
+        ({"beta": 0.5, "lam_actor": "auto"}, 3, 0.5, 0.6),
         ({"beta": 0.5, "lam_actor": 0.3}, 3, 0.5, 0.3),
-        ({"lam_actor": "auto"}, 2, 1.0, 0.7),
+        ({"lam_actor": "auto"}, 2, 1.0, 0.3),
         ({"lam_actor": "auto"}, 1, 1.0, None),
         ({"lam_actor": "auto"}, None, 1.0, None),
     ],
 )
-def test_fitted_rates_are_those_found_before_the_weights_and_fixed_ones_stay(
+def test_a_chosen_lambda_is_that_found_before_the_weights_and_fixed_ones_stay(
     tmp_path: Path,
     credit: dict[str, Any],
     iteration: int | None,
@@ -186,7 +186,7 @@ def test_fitted_rates_are_those_found_before_the_weights_and_fixed_ones_stay(
     agent = load_agent(settings(KITCHEN, env_args=SHORT, credit=credit))
     with Run.create(tmp_path / "fitted", agent.config) as run:
         for i, found in enumerate((math.nan, 0.3, 0.6), 1):
-            run.log(metrics(i) | {"beta": found})
+            run.log(metrics(i) | {"lam_actor": found})
         dials = dials_of(LoadedRun(run, agent, iteration))
     assert dials.beta == pytest.approx(beta)
     assert dials.lam_actor == (None if lam_actor is None else pytest.approx(lam_actor))

@@ -34,10 +34,17 @@ class Evaluated(NamedTuple):
     kl_reference: Tensor | None
     """[Q] KL(policy ‖ untrained model) in nats, over the same options as the entropy; None if the
     batch does not hold what the untrained model reads."""
+    mean_code: Tensor | None
+    """[Q, R] the mean of the codes of tokens under the policy, over the same options; None if no
+    codes were given."""
 
 
 def evaluate(
-    model: LanguageModel, batch: DecisionBatch, acting: Acting, pass_tokens: int = sys.maxsize
+    model: LanguageModel,
+    batch: DecisionBatch,
+    acting: Acting,
+    pass_tokens: int = sys.maxsize,
+    codes: Tensor | None = None,
 ) -> Evaluated:
     """Compute the log-probabilities and entropies of a batch of decisions.
 
@@ -52,6 +59,7 @@ def evaluate(
         acting: the way of acting, of which the temperatures divide the scores.
         pass_tokens: columns of one forward pass, padding included. A longer row is a pass of its
             own. Gradients of sharded weights take one pass in any case.
+        codes: [V, R] a vector for each token, for decisions between single tokens.
     """
     if torch.is_grad_enabled() and model.shards is not None:
         pass_tokens = sys.maxsize  # each pass over sharded weights is one of all ranks
@@ -60,12 +68,12 @@ def evaluate(
     each: list[_Sums] = []
     extra = []  # [E'] the further positions that each pass reads
     for packed, here in passes:
-        compute = partial(_read_pass, model, batch, acting, packed, here)
+        compute = partial(_read_pass, model, batch, acting, packed, here, codes)
         each.append(compute() if once else computed_twice(compute, model.device))
         place = renumber(here, len(batch.positions))[batch.extra_readings]
         extra.append((place >= 0).nonzero().squeeze(1))
     order = torch.cat(extra).argsort().to(model.device)
-    return _joined(batch, acting.temperature, each, order)
+    return _joined(batch, acting.temperature, each, order, codes)
 
 
 @torch.no_grad()
@@ -101,7 +109,7 @@ def option_logprobs(
 class _Sums(NamedTuple):
     """What Q decisions sum up over their readings, in one pass: 0 where another pass reads.
 
-    The last three of the sums are None if no decision is between all tokens of the vocabulary. Each
+    The last four of the sums are None if no decision is between all tokens of the vocabulary. Each
     of those that are has one reading.
     """
 
@@ -115,12 +123,19 @@ class _Sums(NamedTuple):
     """[Q] over all tokens."""
     kl: Tensor | None
     """[Q] from the untrained model, over all tokens; None without the untrained model as well."""
+    mean_code: Tensor | None
+    """[Q, R] over all tokens; None without codes as well."""
     extra_hidden: Tensor
     """[E', H] hidden states at those of the further positions that are read here. No sum."""
 
 
 def _read_pass(
-    model: LanguageModel, batch: DecisionBatch, acting: Acting, packed: Packed, here: Tensor
+    model: LanguageModel,
+    batch: DecisionBatch,
+    acting: Acting,
+    packed: Packed,
+    here: Tensor,
+    codes: Tensor | None,
 ) -> _Sums:
     """Read a share of a batch's positions, [R'], which are numbered by ``here``."""
     hidden = model.read(packed)  # [R', H]
@@ -140,7 +155,7 @@ def _read_pass(
         if states is not None:
             old_logits = model.frozen_logits(states)
             old_score = _token_sums(batch, at, old_logits)
-    picked = entropy = divergence = None
+    picked = entropy = divergence = mean_code = None
     if logits is not None and not bool(batch.renormalize.all()):
         # [Q'] decisions over the vocabulary have one token per option, all read at one position.
         free = (~batch.renormalize & (at[:, 0, 0] >= 0)).nonzero().squeeze(1)
@@ -154,9 +169,12 @@ def _read_pass(
             old = _vocabulary(old_logits[reading], acting, excluded)
             divergence = categorical_kl(everything, old)
             divergence = score.new_zeros(len(score)).index_copy(0, which, divergence)
+        if codes is not None:
+            mean_code = score.new_zeros(len(score), codes.shape[1])
+            mean_code = mean_code.index_copy(0, which, everything.exp() @ codes.to(score))
     extra = place[batch.extra_readings]
     read = hidden[extra[extra >= 0].to(hidden.device)]
-    return _Sums(score, old_score, picked, entropy, divergence, read)
+    return _Sums(score, old_score, picked, entropy, divergence, mean_code, read)
 
 
 def _excluded(batch: DecisionBatch, decisions: Tensor, vocabulary: int) -> Tensor | None:
@@ -179,18 +197,25 @@ def _vocabulary(logits: Tensor, acting: Acting, excluded: Tensor | None) -> Tens
 
 
 def _joined(
-    batch: DecisionBatch, temperature: float, each: Sequence[_Sums], order: Tensor
+    batch: DecisionBatch,
+    temperature: float,
+    each: Sequence[_Sums],
+    order: Tensor,
+    codes: Tensor | None,
 ) -> Evaluated:
     """Add up what the passes read; ``order`` [E] sorts their further positions."""
     *sums, hidden = zip(*each, strict=True)
-    score, old, picked, entropy_free, kl_free = (
+    score, old, picked, entropy_free, kl_free, code_free = (
         None if some[0] is None else reduce(torch.add, some) for some in sums
     )
     assert score is not None
     among = _among_options(batch, score, temperature)  # [Q, K]
-    entropy, divergence = _entropy(among), None
+    entropy, divergence, mean_code = _entropy(among), None, None
     if old is not None:
         divergence = categorical_kl(among, _among_options(batch, old, temperature))
+    if codes is not None:
+        each_code = codes.to(score)[batch.token[:, :, 0].to(score.device)]  # [Q, K, R]
+        mean_code = (among.exp()[:, :, None] * each_code).sum(1)
     if picked is not None and entropy_free is not None:
         chosen = batch.renormalize.to(score.device)  # [Q]
         picked = picked.masked_fill(~batch.option_mask.to(score.device), -math.inf)
@@ -198,7 +223,9 @@ def _joined(
         entropy = torch.where(chosen, entropy, entropy_free)
         if divergence is not None and kl_free is not None:
             divergence = torch.where(chosen, divergence, kl_free)
-    return Evaluated(among, entropy, torch.cat(hidden)[order], divergence)
+        if mean_code is not None and code_free is not None:
+            mean_code = torch.where(chosen[:, None], mean_code, code_free)
+    return Evaluated(among, entropy, torch.cat(hidden)[order], divergence, mean_code)
 
 
 def _token_scores(

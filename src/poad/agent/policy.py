@@ -171,26 +171,35 @@ class Policy:
         return option_logprobs(self.model, batch, self.acting, pass_tokens)
 
     @torch.no_grad()
-    def entropies(self, batch: DecisionBatch, pass_tokens: int) -> Tensor:
-        """Compute the entropy [Q] of each decision in nats, without gradient, on the CPU.
+    def outlook(
+        self, batch: DecisionBatch, pass_tokens: int, codes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what is known of each decision before it is made, without gradient, on the CPU.
 
         Args:
             batch: the decisions.
             pass_tokens: columns of one forward pass, padding included.
+            codes: [V, R] a vector for each token; R may be 0.
+
+        Returns:
+            The entropy [Q] in nats, and the mean code [Q, R] of the token that will be taken.
         """
         model, ranks = self.model, self.model.ranks
         mine = ranks.share(batch.bundles.cost)
 
-        def compute(tokens: int) -> Tensor:
+        def compute(tokens: int) -> tuple[Tensor, Tensor]:
             entropy = torch.zeros(len(batch.read))
+            code = torch.zeros(len(batch.read), codes.shape[1])
             for run in batch.bundles.micro_batches(tokens, mine):
                 part, kept, _ = batch.select(run)
-                entropy[kept] = self.evaluate(part, tokens).entropy.cpu()
-            return entropy
+                found = evaluate(model, part, self.acting, tokens, codes)
+                assert found.mean_code is not None
+                entropy[kept], code[kept] = found.entropy.cpu(), found.mean_code.cpu()
+            return entropy, code
 
-        entropy = model.passes.within(compute, pass_tokens, ranks)
-        ranks.add_up([entropy])  # other ranks have the other rows
-        return entropy
+        found = model.passes.within(compute, pass_tokens, ranks)
+        ranks.add_up(list(found))  # other ranks have the other rows
+        return found
 
     def probabilities(
         self, observation: Observation, cache: ActingCache | None = None

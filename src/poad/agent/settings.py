@@ -52,7 +52,7 @@ class CreditSettings:
     group: int = 1
     """Streams whose episodes are compared; 1 for methods that compare none."""
     fitted: bool = False
-    """True if `lam_actor` follows the critic's accuracy."""
+    """True if training chooses `lam_actor`."""
 
 
 @dataclass(frozen=True)

@@ -173,9 +173,9 @@ class CreditConfig:
     action's length, or `lam` for methods that discount tokens (ntpo, archer_adrl)."""
     lam_actor: Annotated[float, Between(0, 1)] | Literal["auto"] | None = None
     """λ inside an action for the policy's advantages alone, while the critic's targets keep
-    `lam_token`. None takes `lam_token`. `auto` measures which share of what the critic says inside
-    actions the other half of the streams bears out, and takes 1 minus that: the better it knows
-    them, the more it decides. Only for methods that credit tokens."""
+    `lam_token`. None takes `lam_token`. `auto` takes the λ whose gradients have pointed best along
+    those of λ = 1 of other turns: below 1 once the critic knows the inside of actions, and 1 where
+    it is silent or wrong. Only for methods that credit tokens."""
     trace: Literal["token", "bit"] = "token"
     """`lam_actor` acts once per decision (`token`), or once per bit of the decision's entropy
     (`bit`), so that decisions that are nearly made already cost nothing."""

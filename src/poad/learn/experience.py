@@ -18,9 +18,10 @@ from torch import Tensor
 from poad.agent import Agent, DecisionBatch, Standardizer, read_hidden, refuse_free_writing
 from poad.config import PPOConfig
 from poad.credit import Credit
-from poad.learn.accuracy import accuracy, rely
+from poad.learn.accuracy import accuracy
 from poad.learn.divergence import refuse_overflow
 from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
+from poad.learn.reliance import Reliance, rely
 from poad.learn.rows import Streams, TokenRows, lay_out
 from poad.turns import Position
 
@@ -94,7 +95,11 @@ class Experience:
 
 
 def gather(
-    streams: Streams, stale: Sequence[int], agent: Agent, returns: Standardizer
+    streams: Streams,
+    stale: Sequence[int],
+    agent: Agent,
+    returns: Standardizer,
+    reliance: Reliance | None = None,
 ) -> Experience | None:
     """Turn a rollout into experience.
 
@@ -103,6 +108,7 @@ def gather(
         stale: N counts. An older policy acted that many turns at the beginning of each stream.
         agent: its policy acted the other turns, and its critic reads the positions.
         returns: the moments of all returns so far, to which this rollout's are added.
+        reliance: chooses the actor's λ; None takes that of the settings.
 
     Returns:
         The experience, or None if no turn held a choice.
@@ -123,15 +129,10 @@ def gather(
     features = None if agent.features is None else agent.features(rows.positions)
     extra = rows.positions if features is None else ()
     batch, decision, option = policy.decisions(turns, extra, divide=ppo.ratio != "turn")
-    value = _read(agent, rows, features)
-    if credit.rates.trace == "bit":
-        rows = rows.with_bits(decision, policy.entropies(batch, ppo.micro_batch_tokens))
+    states, value = _read(agent, rows, features)  # [U, F] and [U]
+    rows, credit, chosen = rely(reliance, agent, rows, (batch, decision, option), states, value)
     judged = rows.credit(value, credit)
     learned = pick_value_terms(rows, judged, value)
-    # Fitted rates change advantages; targets, and so the value terms, stay as they are.
-    credit, reliance = rely(credit, learned, value, len(streams))
-    if reliance:
-        judged = rows.credit(value, credit)
     refuse_overflow(streams, value, judged)
     floor = _floor(ppo, returns, learned, judged)
     floor = floor if credit.method.compared == "none" else None  # compared, they are on a scale
@@ -146,17 +147,18 @@ def gather(
         features=features,
         policy=terms,
         value=learned,
-        metrics=_measure(rows, value, judged) | accuracy(learned) | reliance,
+        metrics=_measure(rows, value, judged) | accuracy(learned) | chosen,
     )
 
 
 @torch.no_grad()
-def _read(agent: Agent, rows: TokenRows, features: Tensor | None) -> Tensor:
-    """Read the critic at the positions of the rows: [U] on the CPU, where credit is computed."""
+def _read(agent: Agent, rows: TokenRows, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Read the critic: what it reads at U positions, [U, F], and values [U], on the CPU."""
     if features is not None:
-        return agent.critic.observe(features).cpu()  # [U, F] -> [U]
+        return features.cpu(), agent.critic.observe(features).cpu()
     model, tokens = agent.model, agent.config.ppo.micro_batch_tokens
-    return agent.critic(read_hidden(model, model.read, rows.positions, tokens)).cpu()
+    hidden = read_hidden(model, model.read, rows.positions, tokens)
+    return hidden.cpu(), agent.critic(hidden).cpu()
 
 
 def _floor(ppo: PPOConfig, returns: Standardizer, learned: ValueTerms, judged: Credit) -> float:

@@ -28,7 +28,7 @@ LEARNED = (
     "value_loss",
     "explained_variance",
     *(f"{what}_{place}" for what in ("explained_variance", "value_bias") for place in PLACES),
-    "beta",
+    "lam_actor",
     "advantage_std",
     "grad_norm",
     "critic_grad_norm",

@@ -36,6 +36,8 @@ def take_snapshot(
         "returns": dict(learner.returns.state_dict()),
         "random": {"learner": learner.generator.get_state()},
     }
+    if learner.reliance is not None:
+        tensors["reliance"] = dict(learner.reliance.state_dict())
     if learner.values is not None:
         tensors["critic_optimizer"] = _moments(learner.values.optimizer)
         tensors["random"]["critic"] = learner.values.generator.get_state()
@@ -77,6 +79,8 @@ def restore_snapshot(
     _restore(learner.optimizer, tensors["optimizer"])
     learner.generator.set_state(tensors["random"]["learner"].to(torch.uint8))
     learner.returns.load_state_dict(dict(tensors["returns"]))
+    if learner.reliance is not None and "reliance" in tensors:  # earlier runs have none
+        learner.reliance.load_state_dict(dict(tensors["reliance"]))
     learner.updates = int(state["updates"])
     agent.model.passes.tokens = int(state["pass_tokens"])
     if learner.values is not None:

@@ -90,7 +90,7 @@ _GROUPS: Mapping[str, Sequence[_Panel]] = {
         _Panel("explained_variance", "Explained variance", "before the update"),
         _Panel("value_loss", "Value loss"),
         _Panel("advantage_std", "Spread of advantages", "before normalization"),
-        _Panel("beta", "β", "share of the inner values that held"),
+        _Panel("lam_actor", "λ", "inside actions, as chosen"),
     ),
     "Critic, by place in the action": (
         *(_Panel(f"explained_variance_{k}", "Explained variance", v) for k, v in _PLACE.items()),

@@ -88,7 +88,7 @@ class Tracker:
 
 
 _GROUPS = {
-    "critic": ("explained_variance", "value_", "critic_", "beta"),
+    "critic": ("explained_variance", "value_", "critic_", "lam_actor"),
     "eval": ("eval_",),
     "progress": ("iteration", "env_steps", "episodes", "tokens"),
     "time": ("collect_", "update_", "cpu_", "wall_", "steps_per_"),

@@ -211,15 +211,14 @@ def _critic_notes(loaded: Sequence[LoadedRun]) -> Iterator[str]:
 def dials_of(loaded: LoadedRun) -> Dials:
     """Read where the sliders stand for a run; None where it uses the method's own rate.
 
-    A rate that the run fits to its critic is the one that it found last before these weights. Where
-    it has found none yet, as before its first iteration, the method's own stands for it.
+    A λ that the run chooses is the one that it took last before these weights. Where it has taken
+    none yet, as before its first iteration, the method's own stands for it.
     """
     settings = loaded.agent.settings.credit
     rates, own = settings.rates, settings.method.rates(settings.rates.gamma, settings.rates.lam)
     beta, lam_actor = rates.beta, rates.lam_actor
-    found = _found_beta(loaded)
-    if found is not None and settings.fitted:
-        lam_actor = 1 - found
+    if settings.fitted:
+        lam_actor = _found_lam(loaded, lam_actor)
     assert not isinstance(beta, Tensor), "configurations hold one number for all rows"
     assert not isinstance(lam_actor, Tensor), "configurations hold one number for all rows"
     return Dials(
@@ -234,15 +233,15 @@ def dials_of(loaded: LoadedRun) -> Dials:
     )
 
 
-def _found_beta(loaded: LoadedRun) -> float | None:
-    """Look up the newest β that the run found up to the weights that were loaded, if any."""
+def _found_lam(loaded: LoadedRun, otherwise: float | Tensor) -> float | Tensor:
+    """Look up the newest λ that the run chose up to the weights that were loaded, if any."""
     last = loaded.iteration or 0
     found = [
-        m["beta"]
+        m["lam_actor"]
         for m in loaded.run.metrics()
-        if m["iteration"] <= last and math.isfinite(m.get("beta", math.nan))
+        if m["iteration"] <= last and math.isfinite(m.get("lam_actor", math.nan))
     ]
-    return found[-1] if found else None
+    return found[-1] if found else otherwise
 
 
 # Episodes.

@@ -49,14 +49,16 @@ class Reliance(nn.Module):
     """[Λ] how far gradients point along those of λ = 1 of other turns."""
     power: Tensor
     """[Λ] squared lengths of the rollouts' gradients."""
+    doubt: Tensor
+    """Variance of the last of ``along``, as far as streams tell."""
 
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
         self.standardizer = Standardizer(width)
-        shapes = {"gradient": (CODES, width + 1), "along": (), "power": ()}
-        for name, shape in shapes.items():
-            zeros = torch.zeros(len(LAMBDAS), *shape, dtype=torch.float32)
-            self.register_buffer(name, zeros)
+        count = len(LAMBDAS)
+        shapes = {"gradient": (count, CODES, width + 1), "along": (count,), "power": (count,)}
+        for name, shape in (shapes | {"doubt": ()}).items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(vocabulary, CODES, generator=generator, dtype=torch.float32)
         self.codes = drawn / CODES**0.5
@@ -73,13 +75,13 @@ class Reliance(nn.Module):
 
     @property
     def lam(self) -> float:
-        """λ for the next rollout: 1 until others are known to be better.
+        """λ for the next rollout: 1 until rollouts agree by more than chance.
 
         A rollout's step is about equally long whatever its gradient's length is, since advantages
         are normalized. So what counts is the cosine with the true gradient, whose own length is the
         same for every λ.
         """
-        if self.along[-1] <= 0:  # nothing that rollouts agree on has been found
+        if self.along[-1] <= 2 * self.doubt.sqrt():  # standard errors
             return 1.0
         cosine = self.along / self.power.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
         return LAMBDAS[int(cosine.argmax())]
@@ -139,14 +141,18 @@ class Reliance(nn.Module):
         self.standardizer.observe(states)
         states = self.features(states)
         found, own = torch.zeros_like(self.gradient), torch.zeros_like(self.along)
+        unbiased = []  # the gradient of each stream with λ = 1
         for n in stream.unique():
             a, s, x = (each[stream == n] for each in (advantage, score, states))
             # the stream's gradient, [S', Λ], [S', R], [S', F + 1] -> [Λ, R, F + 1]
             mine = torch.stack([(each[:, None] * s).T @ x for each in a.unbind(1)])
             own += (mine * mine[-1]).sum((1, 2))
             found += mine
+            unbiased.append(mine[-1])
         self.gradient.mul_(JUDGED).add_(found)
         self.along.mul_(KEPT**2).add_((self.gradient * found[-1]).sum((1, 2)) - own)
+        agreed = torch.stack([((self.gradient[-1] - each) * each).sum() for each in unbiased])
+        self.doubt.mul_(KEPT**4).add_((agreed**2).sum())
         self.power.mul_(KEPT**2).add_((found**2).sum((1, 2)))
 
 

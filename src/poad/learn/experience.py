@@ -61,8 +61,6 @@ class ValueTerms:
     """[W] int64, see `poad.learn.rows.PLACES`."""
     root: Tensor
     """[W] int64: the reading at the root of the same action."""
-    stream: Tensor
-    """[W] int64: the stream that the reading belongs to."""
 
     @cached_property
     def weight(self) -> Tensor:
@@ -236,5 +234,4 @@ def pick_value_terms(rows: TokenRows, judged: Credit, value: Tensor) -> ValueTer
         old_value=value[read[slot]],
         place=rows.place[rows.mask][slot],
         root=at_root,
-        stream=rows.mask.nonzero()[:, 0][slot],
     )

@@ -132,7 +132,7 @@ def experience_of(
     features = torch.randn(readings, WIDTH, generator=generator)
     target, old = torch.randn(2, len(reading), generator=generator)
     at, above = torch.tensor(reading).long(), torch.tensor(root).long()
-    value = ValueTerms(at, target, old, (at != above).long(), above, torch.zeros_like(at))
+    value = ValueTerms(at, target, old, (at != above).long(), above)
     nothing: Any = None
     positions = [((1,), ())] * readings
     return Experience(nothing, positions, features, nothing, value, {})

@@ -77,10 +77,10 @@ def judged(reliance: Reliance, streams: Streams, critic) -> Reliance:
     return reliance
 
 
-def after(rollouts: int, critic, **world: float) -> Reliance:
+def after(rollouts: int, critic, noise: float = 1.0) -> Reliance:
     reliance = Reliance(DECISIONS, VOCABULARY)
     for seed in range(rollouts):
-        judged(reliance, orders(seed, **world), critic)
+        judged(reliance, orders(seed, noise=noise), critic)
     return reliance
 
 

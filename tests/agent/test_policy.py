@@ -900,6 +900,7 @@ def test_choices_between_tokens_need_no_other_logits(
     with torch.no_grad():
         for i, weight in enumerate(model.parameters()):
             weight += 0.05 * torch.sin(torch.arange(weight.numel()).reshape(weight.shape) + i)
+    codes = torch.randn(model.vocabulary, 3, generator=torch.Generator().manual_seed(0))
     found, gradients = [], []
     for restricted in (True, False):
         if not restricted:
@@ -913,7 +914,7 @@ def test_choices_between_tokens_need_no_other_logits(
 
         with monkeypatch.context() as patched:
             patched.setattr(type(model), "logits", spy)
-            found.append(policy.evaluate(batch, tokens))
+            found.append(evaluate(model, batch, policy.acting, tokens, codes))
         assert set(asked) == {restricted}
         options = torch.exp(found[-1].logprob)
         terms = torch.cat([part.flatten() for part in (options, *found[-1][1:])])
@@ -984,7 +985,8 @@ def test_without_one_free_writing_takes_the_temperature_of_choices(zoo: Zoo, sch
         turns = [turn_of(policy, *pair) for pair in acted(policy, times=2)]
         batch, _, _ = policy.decisions(turns)
         reference = read_hidden(model, model.read_frozen, batch.positions, sys.maxsize)
-        evaluated = policy.evaluate(replace(batch, reference=reference))
+        batch = replace(batch, reference=reference)
+        evaluated = evaluate(model, batch, policy.acting, codes=torch.eye(model.vocabulary, 3))
         found.append(([turn.action for turn in turns], evaluated))
     assert found[0][0] == found[1][0]
     for one, other in zip(found[0][1], found[1][1], strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ def study_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def pretend(study: StudyDirectory, job: Job, success: list[float]) -> None:
-    """A finished run that succeeded so often along the way."""
+def pretend(
+    study: StudyDirectory,
+    job: Job,
+    success: list[float],
+    metrics: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """A finished run that succeeded so often along the way, with more metrics of each iteration."""
     task = Task(study.runs / job.name)
     write_text(task.sibling(".yaml"), dump(job.config))
     with Run.create(task.path, job.config) as run:
         for i, rate in enumerate(success, 1):
             told = {"eval_success": rate, "eval_return": rate, "cpu_seconds": 2.0 * i}
+            told |= {name: values[i - 1] for name, values in (metrics or {}).items()}
             run.log({"iteration": i, "env_steps": 8 * i, **told})
         ended = Evaluation(3, success[-1], (0.0, 1.0), 0.5, 3.0)
         modes = {"sampled": ended, "greedy": ended}

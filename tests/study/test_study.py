@@ -158,6 +158,7 @@ def test_settings_that_share_an_entry_of_the_grid_go_together(tmp_path: Path):
         ({"panel": {"seed": -1}}, "negative"),
         ({"panel": {"episodes": 0}}, "above 0"),
         ({"budget_minutes": -1}, "budget"),
+        ({"worlds": {"chain": chain() | {"threshold": 2}}}, "at most 1, not 2"),
     ],
 )
 def test_mistakes_are_reported_with_suggestions(tmp_path: Path, changes: dict, said: str):
@@ -392,6 +393,45 @@ def test_the_numbers_are_those_of_the_runs(study: StudyDirectory):
     assert "poad − ntpo" in text
     assert "from all 8 runs" in text
     assert encode(read_results(study.out)) == encode(results)
+
+
+def test_curves_show_what_the_study_asks_for(tmp_path: Path):
+    """One table of the same runs by success, by return, and by a metric of every iteration."""
+    found: dict[str, Results] = {}
+    for curve, threshold in (("success", 0.5), ("return", 40), ("world/right", -3)):
+        worlds = {"chain": chain() | {"threshold": threshold}}
+        file = study_file(tmp_path, curve=curve, worlds=worlds)
+        study = StudyDirectory(read_study(file), tmp_path / f"by {threshold}", file.read_text())
+        study.runs.mkdir(parents=True)
+        for job in study.reported():
+            heights = {"eval_return": [0.0, 100.0], "world/right": [-4.0, -3.0]}
+            pretend(study, job, [0.0, 1.0], heights)
+        results = found[curve] = study.results()
+        for row in results.runs:
+            assert row.success == 1
+            assert [point[2:] for point in row.curve] == [(0, 0), (1, 100)]
+            assert (row.steps_to, row.cpu_seconds_to) == (16, 4)
+        write_results(results, study.out)
+        assert encode(read_results(study.out)) == encode(results)
+        assert curve in (study.out / "results.md").read_text()
+    assert [results.runs[0].area for results in found.values()] == [0.5, 50, -3.5]
+    assert [results.aggregates.curves[0].points[-1][1] for results in found.values()] == [
+        1,
+        100,
+        -3,
+    ]
+    (reason,) = incomparable(found["success"], changed(found["success"], curve="return"))
+    assert reason == "learning curves: success and return"
+
+
+def test_a_curve_of_no_metric_says_what_there_is(tmp_path: Path):
+    file = study_file(tmp_path, curve="world/rihgt")
+    study = StudyDirectory(read_study(file), tmp_path / "out", file.read_text())
+    study.runs.mkdir(parents=True)
+    for job in study.reported():
+        pretend(study, job, [0.0, 1.0], {"world/right": [0.0, 1.0]})
+    with pytest.raises(RunError, match=r"no metric 'world/rihgt'. Did you mean 'world/right'"):
+        study.results()
 
 
 COMMITTED = sorted((ROOT / "benchmarks" / "studies").glob("*/results.json"))

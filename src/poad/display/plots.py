@@ -229,7 +229,7 @@ def lines_svg(
     """Draw curves with their intervals: a panel for each title, and one legend for all.
 
     Args:
-        panels: curves of rates between 0 and 1, by title.
+        panels: curves by title. Where all values are rates, the vertical axis is from 0 to 1.
         across: label of the horizontal axis.
         key: a name that is unique among the drawings of a page.
         log: use a logarithmic horizontal axis, with ticks at the points.
@@ -248,7 +248,9 @@ def lines_svg(
                 look["ls"] = "--" if line.colour >= COLOURS else "-"
                 (shown[line.label],) = axes.plot(x, middle, **look)
                 axes.fill_between(x, low, high, alpha=0.15, color=colour, lw=0)
-            axes.set_ylim(-0.02, 1.02)
+            heights = [height for line in lines for point in line.points for height in point[1:]]
+            if not any(height < 0 or height > 1 for height in heights):  # NaN: too few runs
+                axes.set_ylim(-0.02, 1.02)
             axes.set_xlim(left=None if log else 0)
             if log:
                 places = sorted({point[0] for line in lines for point in line.points})
@@ -283,7 +285,8 @@ def bars_svg(panels: Mapping[str, Sequence[Bar]], key: str) -> str:
                 hollow = {"mfc": "none"} if bar.colour >= COLOURS else {}
                 axes.plot([bar.middle], [y], color=colour, marker="o", ms=5, lw=0, **hollow)
             axes.set_yticks(list(places.values()), list(places), fontsize=8)
-            axes.set_xlim(-0.03, 1.03)
+            if all(0 <= bar.middle <= 1 for bar in bars):
+                axes.set_xlim(-0.03, 1.03)
             axes.xaxis.set_major_formatter("{x:g}")
         return _drawn(figure, f"{key}: {', '.join(labels)} in {', '.join(panels)}")
 

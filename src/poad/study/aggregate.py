@@ -1,18 +1,19 @@
 """From finished runs to the numbers of a study.
 
-Scores come from the panel of evaluation episodes that all runs share: the success rate of sampled
-episodes at the end of a run, and the area under the curve of those during training.
+Scores are the success rate of sampled episodes at the end of a run, on the panel of episodes that
+all runs share, and the area under the learning curve. The curve shows success or return on that
+panel during training, or a metric of the training itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from poad.errors import RunError
+from poad.errors import RunError, did_you_mean
 from poad.runs import Mode, Run, UnseenEvaluation, Versions
 from poad.stats import (
     Floats,
@@ -26,6 +27,7 @@ from poad.stats import (
 )
 from poad.study.comparable import changed_settings, versions_of
 from poad.study.records import (
+    SUCCESS,
     Aggregates,
     Candidate,
     Comparison,
@@ -64,7 +66,10 @@ def read_run(job: Job, task: Task) -> RunRow:
     if not evaluated or evaluated[-1]["iteration"] != last["iteration"]:
         end = (last["env_steps"], last["cpu_seconds"], sampled.success_rate, sampled.mean_return)
         curve.append(end)
-    steps, seconds, success, _ = zip(*curve, strict=True)
+    shown = _learning_curve(job, curve, metrics)
+    steps, seconds, height = zip(*shown, strict=True)
+    if job.curve == SUCCESS:
+        shown = []  # it is in `curve`
     trained, untrained = task.unseen_evaluations()
     return RunRow(
         world=job.world,
@@ -75,16 +80,39 @@ def read_run(job: Job, task: Task) -> RunRow:
         episodes=sampled.episodes,
         greedy=greedy.success_rate,
         mean_return=sampled.mean_return,
-        area=area_under_curve(steps, success),
-        steps_to=first_reach(steps, success, job.threshold),
-        cpu_seconds_to=first_reach(seconds, success, job.threshold),
+        area=area_under_curve(steps, height),
+        steps_to=first_reach(steps, height, job.threshold),
+        cpu_seconds_to=first_reach(seconds, height, job.threshold),
         env_steps=summary.env_steps or 0,
         cpu_seconds=summary.cpu_seconds,
         curve=tuple((round(a, 6), round(b, 6), round(c, 6), round(d, 6)) for a, b, c, d in curve),
         versions=versions_of(run),
         unseen=tuple(map(_success_rate, trained)),
         untrained=tuple(map(_success_rate, untrained)),
+        shown=tuple((round(a, 6), round(b, 6), round(c, 6)) for a, b, c in shown),
     )
+
+
+def _learning_curve(
+    job: Job, evaluations: Sequence[tuple[float, ...]], metrics: Sequence[Mapping[str, Any]]
+) -> list[tuple[float, float, float]]:
+    """Read what the study's curves show, as (environment steps, CPU seconds, value).
+
+    Raises:
+        RunError: it is a metric that the run does not have.
+    """
+    if job.curve in (SUCCESS, "return"):
+        place = 2 if job.curve == SUCCESS else 3
+        return [(point[0], point[1], point[place]) for point in evaluations]
+    found = [m for m in metrics if math.isfinite(m.get(job.curve, math.nan))]
+    if not found:
+        known = sorted({name for m in metrics for name in m})
+        raise RunError(
+            f"curve: the run {job.name} has no metric {job.curve!r}. "
+            f"{did_you_mean(job.curve, known)}A curve shows success, return, or one of: "
+            f"{', '.join(known)}. Correct the study file and repeat the command. No run is lost."
+        )
+    return [(m["env_steps"], m["cpu_seconds"], m[job.curve]) for m in found]
 
 
 def _success_rate(each: UnseenEvaluation) -> SuccessRate:
@@ -235,7 +263,7 @@ def _scores(cells: Sequence[Sequence[RunRow]], name: Literal["success", "area"])
 
 def _band(cell: Sequence[RunRow]) -> tuple[tuple[float, float, float, float], ...]:
     """Interquartile mean over seeds with its interval, at the steps that all seeds share."""
-    curves = [{steps: success for steps, _, success, _ in row.curve} for row in cell]
+    curves = [{steps: value for steps, _, value in row.learning} for row in cell]
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not shared:
         return ()

@@ -65,6 +65,7 @@ def identify(study: Study, jobs: Sequence[Job], versions: Sequence[Versions]) ->
         ),
         versions=tuple(different[key] for key in sorted(different)),
         worlds=worlds,
+        curve=study.curve,
         configs={name: config_fingerprint(config) for name, config in configs.items()},
         settings=_shared(configs),
     )
@@ -140,6 +141,8 @@ def conditions(a: Identity, b: Identity) -> list[str]:
     reasons = []
     if a.format != b.format:
         reasons.append(f"format: {a.format} and {b.format}")
+    if a.curve != b.curve:
+        reasons.append(f"learning curves: {a.curve} and {b.curve}")
     if a.panel != b.panel:
         reasons.append(f"panel: {_differences(a.panel, b.panel)}")
     unseen, other = (each.unseen or UnseenIdentity(None, {}) for each in (a, b))

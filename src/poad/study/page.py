@@ -29,6 +29,7 @@ from poad.display import (
 )
 from poad.runs import UNTRAINED, encode, write_text
 from poad.study.records import (
+    SUCCESS,
     Candidate,
     Comparison,
     Results,
@@ -76,7 +77,9 @@ def tables(results: Results) -> list[Table]:
 def _world(results: Results, world: str) -> Table:
     """The methods in one world, or in all of them together."""
     summaries = [each for each in results.aggregates.summaries if each.world == world]
-    columns = ["method", "seeds", "success, IQM", "area under curve, IQM", "greedy"]
+    curve = results.identity.curve
+    area = "area under curve" if curve == SUCCESS else f"area under {curve}"
+    columns = ["method", "seeds", "success, IQM", f"{area}, IQM", "greedy"]
     note = "Interquartile means over seeds with 95 % bootstrap intervals."
     if world == ALL:
         note += (
@@ -85,10 +88,13 @@ def _world(results: Results, world: str) -> Table:
         )
         rows = [[*_scores(each), percent(each.never, 0)] for each in summaries]
         return Table([*columns, "never reached"], rows, "All worlds", note)
-    goal = percent(results.identity.worlds[world].threshold, 0)
+    threshold = results.identity.worlds[world].threshold
+    goal, first = percent(threshold, 0), "evaluation with at least this success rate"
+    if curve != SUCCESS:
+        goal, first = f"{threshold:g}", f"point of the curve of {curve} that is as high"
     note += (
-        f" Steps and CPU seconds to {goal} are those of the first evaluation with at least this "
-        "success rate: medians over seeds, in which runs that never reach it count as infinite."
+        f" Steps and CPU seconds to {goal} are those of the first {first}: medians over seeds, in "
+        "which runs that never reach it count as infinite."
     )
     rows = [
         [
@@ -279,7 +285,9 @@ def draw(results: Results) -> dict[str, tuple[str, str]]:
             line = Line(curve.method, colours[curve.method], curve.points)
             curves.setdefault(curve.world, []).append(line)
     if curves:
-        caption = "Success on the panel: interquartile mean over seeds, 95 % bootstrap interval"
+        curve = results.identity.curve
+        shown = {SUCCESS: "Success on the panel", "return": "Return on the panel"}.get(curve, curve)
+        caption = f"{shown}: interquartile mean over seeds, 95 % bootstrap interval"
         drawings["curves"] = (caption, lines_svg(curves, "environment steps", "curves"))
     for score, caption in (("success", "Success at the end"), ("area", "Area under the curve")):
         bars: dict[str, list[Bar]] = {}

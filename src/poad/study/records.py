@@ -17,6 +17,8 @@ from poad.errors import ConfigError, RunError
 from poad.runs import Mode, Versions, decode, encode, stored
 
 Estimate = tuple[float, float, float]
+SUCCESS = "success"
+"""The learning curve that a study shows unless it asks for another one."""
 Settings = dict[str, Any]
 """Values of settings by dotted name."""
 
@@ -57,9 +59,9 @@ class RunRow:
     """Success rate of greedy episodes."""
     mean_return: float = field(metadata=stored("return"))
     area: float
-    """Area under the curve of success by environment steps, divided by its length."""
+    """Area under the learning curve by environment steps, divided by its length."""
     steps_to: float = field(metadata=stored(null=math.inf))
-    """Environment steps to the first evaluation at the world's threshold; infinite if none."""
+    """Environment steps to the curve's first point at the world's threshold; infinite if none."""
     cpu_seconds_to: float = field(metadata=stored(null=math.inf))
     env_steps: int
     cpu_seconds: float
@@ -69,6 +71,13 @@ class RunRow:
     unseen: tuple[SuccessRate, ...] = ()
     untrained: tuple[SuccessRate, ...] = ()
     """The agent before training, in the same unseen worlds."""
+    shown: tuple[tuple[float, float, float], ...] = ()
+    """(environment steps, CPU seconds, value) of a learning curve that does not show success."""
+
+    @property
+    def learning(self) -> list[tuple[float, float, float]]:
+        """The learning curve: (environment steps, CPU seconds, value)."""
+        return list(self.shown) or [(steps, cpu, success) for steps, cpu, success, _ in self.curve]
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Speed:
     """Medians over seeds; runs that never reach the threshold count as infinite."""
 
     steps_to: float = field(metadata=stored(null=math.inf))
-    """Environment steps to the first evaluation at the world's threshold."""
+    """Environment steps to the curve's first point at the world's threshold."""
     cpu_seconds_to: float = field(metadata=stored(null=math.inf))
     cpu_seconds: float
     """CPU seconds of the whole run."""
@@ -119,7 +128,7 @@ class Summary:
     area: Estimate
     greedy: float
     never: float
-    """Share of runs without an evaluation at the threshold."""
+    """Share of runs whose learning curve never reaches the threshold."""
     speed: Speed | None = field(default=None, metadata=stored(flat=True))
     """None for all worlds together."""
 
@@ -175,7 +184,7 @@ class Curve:
     world: str
     method: str
     points: tuple[tuple[float, float, float, float], ...]
-    """(environment steps, interquartile mean of success, low, high)."""
+    """(environment steps, interquartile mean over seeds, low, high)."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,8 @@ class Identity:
     worlds: dict[str, WorldIdentity]
     configs: dict[str, str]
     """Hashes of the configurations by ``world.method``."""
+    curve: str = SUCCESS
+    """What learning curves show."""
     settings: dict[str, Settings] | None = field(default=None, metadata=stored(exact=True))
     """The configurations themselves: ``all`` holds what they share, ``world.method`` the rest.
     None in older results, which have only the hashes."""

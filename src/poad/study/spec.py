@@ -21,7 +21,6 @@ from poad.config import (
     SEEDS_PER_RUN,
     Above,
     AtLeast,
-    Between,
     Config,
     from_dict,
     load,
@@ -33,7 +32,7 @@ from poad.config import (
 )
 from poad.envs import known_worlds
 from poad.errors import ConfigError, did_you_mean
-from poad.study.records import Panel, Settings
+from poad.study.records import SUCCESS, Panel, Settings
 from poad.workflows import TinyModel
 
 TOY_SETTINGS = {"streams": 4, "horizon": 16, "steps": 128, "ppo": {"epochs": 1}}
@@ -44,7 +43,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class StudyWorld:
-    """A world to train in, for how long, and the success rate that counts as learned."""
+    """A world to train in, for how long, and when it counts as learned."""
 
     config: str | None = None
     """A configuration to start from; its path is relative to the study file."""
@@ -52,8 +51,8 @@ class StudyWorld:
     """A world to train in with poad's defaults, instead of a configuration."""
     steps: int | None = None
     """Turns to train for; default: those of the configuration."""
-    threshold: Annotated[float, Above(0), Between(0, 1)] = 0.9
-    """Success rate at which the world counts as learned."""
+    threshold: float = 0.9
+    """Height of the learning curve at which the world counts as learned."""
     settings: dict[str, Any] = field(default_factory=dict)
     """More settings for this world, as in a configuration."""
     at: float | None = None
@@ -105,6 +104,9 @@ class Study:
     unseen: Unseen = field(default_factory=Unseen)
     scale: str = ""
     """A number in which the worlds differ (tokens per action); each world gives its own `at`."""
+    curve: str = SUCCESS
+    """What learning curves show, and what areas, thresholds and the search go by: `success` or
+    `return` of the panel's sampled episodes, or a metric of every iteration (`world/right`)."""
     compare: dict[str, Any] = field(default_factory=dict)
     """Comparisons: a method, and a list of others or `all`; default: the first method with all
     others."""
@@ -133,9 +135,11 @@ class Job:
     seed: int
     config: Config
     threshold: float
-    """Success rate at which the world counts as learned."""
+    """Height of the learning curve at which the world counts as learned."""
     candidate: int | None = None
     """Index of the settings that the search tries; None for a reported run."""
+    curve: str = SUCCESS
+    """What the learning curve shows."""
 
     @property
     def name(self) -> str:
@@ -238,7 +242,8 @@ def _problems(study: Study) -> Iterator[str]:
     yield from _unknown_names(study)
     yield from out_of_range(study)
     for name, world in study.worlds.items():
-        yield from out_of_range(world, name=f"worlds.{name}")
+        if study.curve == SUCCESS and not 0 < world.threshold <= 1:
+            yield f"worlds.{name}.threshold must be above 0 and at most 1, not {world.threshold}."
     if set(study.seeds) & set(search.seeds):
         yield "seeds of the search must not be reported."
     if bool(search.grid) != bool(search.seeds):
@@ -394,7 +399,7 @@ def _job(
     }
     housekeeping = {"keep_checkpoints": 1, "threads": 1, "trackers": []}
     config = from_dict({"seed": seed, "eval": evaluation, **housekeeping}, config, where)
-    return Job(world, method, seed, config, place.threshold, candidate)
+    return Job(world, method, seed, config, place.threshold, candidate, study.curve)
 
 
 @cache

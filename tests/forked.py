@@ -32,6 +32,10 @@ PRELOADED = [
 """What the server of all forks loads when the first one is asked for."""
 
 
+PATH = [*sys.path]
+"""Where modules are looked for before a test has added a folder of its own."""
+
+
 class Forked:
     """Some work in a process of its own, with what it prints in files.
 
@@ -51,7 +55,10 @@ class Forked:
         for file in self._files:
             file.touch()
         context: Any = multiprocessing.get_context("forkserver")
-        told = (work, args, folder or Path.cwd(), {**os.environ, **environment}, self._files)
+        # What another test of this process has made importable is not, and tests are.
+        tests = Path(__file__).parent
+        path = [each for each in sys.path if each in PATH or Path(each).is_relative_to(tests)]
+        told = (work, args, folder or Path.cwd(), path, {**os.environ, **environment}, self._files)
         self._process = context.Process(target=_carry_out, args=told)
         self._process.start()
         self.pid: int = self._process.pid
@@ -104,6 +111,7 @@ def _carry_out(
     work: Callable[..., Any],
     args: tuple[Any, ...],
     folder: Path,
+    path: list[str],
     environment: dict[str, str],
     files: list[Path],
 ) -> None:
@@ -111,6 +119,7 @@ def _carry_out(
         os.dup2(os.open(file, os.O_WRONLY), number)
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     os.chdir(folder)
+    sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)

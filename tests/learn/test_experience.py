@@ -10,6 +10,7 @@ from tiny_worlds import settings
 from poad.agent import Agent, Standardizer, load_agent
 from poad.envs import make
 from poad.learn.experience import Experience, gather
+from poad.learn.regression import Regression
 from poad.learn.reliance import LAMBDAS, Reliance
 from poad.learn.rollout import Collector
 
@@ -31,7 +32,8 @@ def experienced(streams: int = 1, lam: float | None = None, **credit: object) ->
         reliance.along += torch.tensor([float(each == lam) for each in LAMBDAS])
         reliance.along[-1] += 0.1
         reliance.power += 1
-    found = gather(rollout.streams, [0] * streams, agent, Standardizer(1), reliance)
+    regression = Regression.of(agent)
+    found = gather(rollout.streams, [0] * streams, agent, Standardizer(1), reliance, regression)
     assert found is not None
     return found
 
@@ -49,6 +51,22 @@ def test_advantages_follow_the_chosen_lambda_and_targets_do_not(lam: float | Non
     for other in (fixed, plain):
         assert torch.equal(chosen.value.target, other.value.target)
         assert torch.equal(chosen.value.weight, other.value.weight)
+
+
+@pytest.mark.parametrize("method", ["poad", "turn_ppo", "grpo", "reinforce"])
+def test_a_regression_divides_advantages_and_changes_nothing_else(method: str) -> None:
+    def learned(**credit: object) -> Experience:
+        return experienced(streams=2, method=method, group=2, **credit)
+
+    plain, divided = learned(), learned(regress=64)
+    assert plain.policy.advantage.shape == divided.policy.advantage.shape
+    assert (plain.policy.advantage - divided.policy.advantage).abs().max() > 1e-3
+    assert torch.equal(plain.value.target, divided.value.target)
+    assert torch.equal(plain.policy.decision, divided.policy.decision)
+    spread = [each.policy.advantage.std() for each in (plain, divided)]
+    assert torch.allclose(*spread, rtol=1e-3)
+    assert 0 < divided.metrics["decided"] < 1
+    assert "decided" not in plain.metrics
 
 
 def test_what_was_compared_is_not_normalized_again() -> None:

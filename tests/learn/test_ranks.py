@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "credit": {"method": "turn_ppo"},
         "ppo": {"ratio": "turn", "micro_batch_tokens": 64},
     },
+    "a regression": {"world": "Prefixes", "credit": {"regress": 24}},
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "free writing": {"world": "Mixed"},
     "fewer streams than ranks": {"world": "Workshop", "streams": 1},

@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
         "credit": {"beta": 0.5, "lam_actor": "auto", "trace": "bit"},
         "ppo": {"return_floor": 1.0, "std_floor": 1e-3},
     },
+    "a regression": {"world": "Novel", "credit": {"regress": 20}, "critic": {"body": "shared"}},
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}},
     "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},

@@ -93,6 +93,7 @@ def resolve(config: Config) -> Settings:
         credit.trace,
         credit.beta,
     )
+    _refuse_regression(config, method, rates)
     resolved = replace(
         config,
         acting=ActingConfig(**{k: v for k, v in vars(acting).items() if k != "pass_tokens"}),
@@ -225,6 +226,36 @@ def _refuse_critics(config: Config, method: Method) -> None:
             f"{config.model.shard} divides among processes; use model.shard = none, or "
             "critic.body = frozen."
         )
+
+
+def _refuse_regression(config: Config, method: Method, rates: Rates) -> None:
+    """Reject a regression that would divide what is no advantage of a whole action.
+
+    Raises:
+        ConfigError: says which settings contradict each other, and what to use instead.
+    """
+    credit = config.credit
+    if not credit.regress:
+        return
+    asked = f"credit.regress = {credit.regress} divides an action's advantage among its decisions"
+    if method.whole_action:
+        raise ConfigError(
+            f"{asked}, but {method.name} takes the action for a single one; use credit.method = "
+            "poad or turn_ppo, or credit.regress = 0."
+        )
+    if config.ppo.ratio == "turn":
+        raise ConfigError(
+            f"{asked}, but with ppo.ratio = turn they share one ratio; use ppo.ratio = token, or "
+            "credit.regress = 0."
+        )
+    found = {name: getattr(rates, name) for name in ("gamma_token", "lam_token", "lam_actor")}
+    found |= {"lam_actor": "auto"} if credit.lam_actor == "auto" else {}
+    for name, value in found.items():
+        if method.decision == "token" and value != 1:
+            raise ConfigError(
+                f"{asked}, but with credit.{name} = {value} each has another one already; use "
+                f"credit.{name} = 1, or credit.regress = 0."
+            )
 
 
 def _refuse_groups(config: Config, method: Method) -> None:

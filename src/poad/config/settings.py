@@ -182,6 +182,13 @@ class CreditConfig:
     beta: Annotated[float, Between(0, 1)] = 1.0
     """Share β of the critic's inner values: the policy's advantages use
     V(o) + β·(V(o, w_<j) - V(o))."""
+    regress: Annotated[int, AtLeast(0)] = 0
+    """How many of the newest turns a regression learns from what each decision added to the
+    advantage of its action; 0 leaves credit as the method gives it. 512 suit actions of many
+    decisions. Memory and time grow with its square and its cube."""
+    rest: Annotated[float, Between(0, 1)] = 0.1
+    """Share of what `regress` leaves unexplained of an action's advantage that each of its
+    decisions gets."""
     gamma_token: Annotated[float | None, Between(0, 1)] = None
     """Discount γ_w between the tokens of an action. None takes the method's own: 1 for poad, γ for
     ntpo."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poad.learn.losses import explained_variance
-from poad.learn.rows import PLACES
+from torch import Tensor
+
+from poad.credit import Credit
+from poad.learn.losses import explained_variance, masked_moments
+from poad.learn.rows import PLACES, TokenRows
 
 if TYPE_CHECKING:
     from poad.learn.experience import ValueTerms
@@ -29,3 +32,10 @@ def accuracy(terms: ValueTerms) -> dict[str, float]:
                 f"value_bias_{name}": float(bias),
             }
     return found
+
+
+def measure(rows: TokenRows, value: Tensor, judged: Credit) -> dict[str, float]:
+    """Measure credit, and the critic as a whole, before anything is learned from either."""
+    _, std = masked_moments(judged.advantage, judged.mask)
+    explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
+    return {"explained_variance": float(explained), "advantage_std": float(std)}

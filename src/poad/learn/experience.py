@@ -1,8 +1,7 @@
 """Experience: a rollout as policy terms and value terms, ready to be learned from.
 
-The turns are laid out as flat token rows, the critic reads its values there, the method gives
-credit, and what takes part in a loss is picked out: S policy terms (choices) and W value terms
-(readings of the critic).
+The turns are laid out as flat token rows, the critic reads values there, the method gives credit,
+and what takes part in a loss is picked: S policy terms (choices) and W value terms (readings).
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from torch import Tensor
 from poad.agent import Agent, DecisionBatch, Standardizer, read_hidden, refuse_free_writing
 from poad.config import PPOConfig
 from poad.credit import Credit
-from poad.learn.accuracy import accuracy
+from poad.learn.accuracy import accuracy, measure
 from poad.learn.divergence import refuse_overflow
-from poad.learn.losses import explained_variance, masked_moments, normalize_advantages
+from poad.learn.losses import normalize_advantages
+from poad.learn.regression import Regression
 from poad.learn.reliance import Reliance, rely
 from poad.learn.rows import Streams, TokenRows, lay_out
 from poad.turns import Position
@@ -98,6 +98,7 @@ def gather(
     agent: Agent,
     returns: Standardizer,
     reliance: Reliance | None = None,
+    regression: Regression | None = None,
 ) -> Experience | None:
     """Turn a rollout into experience.
 
@@ -107,6 +108,7 @@ def gather(
         agent: its policy acted the other turns, and its critic reads the positions.
         returns: the moments of all returns so far, to which this rollout's are added.
         reliance: chooses the actor's λ; None takes that of the settings.
+        regression: divides advantages of actions among their decisions; None leaves them.
 
     Returns:
         The experience, or None if no turn held a choice.
@@ -126,15 +128,16 @@ def gather(
     rows = lay_out(streams, credit)
     features = None if agent.features is None else agent.features(rows.positions)
     extra = rows.positions if features is None else ()
-    batch, decision, option = policy.decisions(turns, extra, divide=ppo.ratio != "turn")
+    decided = batch, _, _ = policy.decisions(turns, extra, divide=ppo.ratio != "turn")
     states, value = _read(agent, rows, features)  # [U, F] and [U]
-    rows, credit, chosen = rely(reliance, agent, rows, (batch, decision, option), states, value)
+    rows, credit, chosen = rely(reliance, agent, rows, decided, states, value)
     judged = rows.credit(value, credit)
     learned = pick_value_terms(rows, judged, value)
     refuse_overflow(streams, value, judged)
+    if regression is not None:
+        judged, chosen = regression.divide(rows, judged, decided, states, agent)
     floor = _floor(ppo, returns, learned, judged)
     floor = floor if credit.method.compared == "none" else None  # compared, they are on a scale
-    terms = pick_policy_terms(rows, judged, streams, stale, (decision, option), floor)
     if ppo.kl_reference:
         body = agent.model.read_frozen
         untrained = read_hidden(agent.model, body, batch.positions, ppo.micro_batch_tokens)
@@ -143,9 +146,9 @@ def gather(
         batch=batch,
         positions=rows.positions,
         features=features,
-        policy=terms,
+        policy=pick_policy_terms(rows, judged, streams, stale, decided[1:], floor),
         value=learned,
-        metrics=_measure(rows, value, judged) | accuracy(learned) | chosen,
+        metrics=measure(rows, value, judged) | accuracy(learned) | chosen,
     )
 
 
@@ -165,13 +168,6 @@ def _floor(ppo: PPOConfig, returns: Standardizer, learned: ValueTerms, judged: C
     returns.observe((came if len(learned) else judged.advantage[judged.mask])[:, None])
     scale = float((returns.spread / returns.count).sqrt())
     return max(ppo.std_floor, ppo.return_floor * scale)
-
-
-def _measure(rows: TokenRows, value: Tensor, judged: Credit) -> dict[str, float]:
-    """Measure credit, and the critic as a whole, before anything is learned from either."""
-    _, std = masked_moments(judged.advantage, judged.mask)
-    explained = explained_variance(rows.values(value, rows.read), judged.target, judged.value_mask)
-    return {"explained_variance": float(explained), "advantage_std": float(std)}
 
 
 def pick_policy_terms(

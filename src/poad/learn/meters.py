@@ -29,6 +29,7 @@ LEARNED = (
     "explained_variance",
     *(f"{what}_{place}" for what in ("explained_variance", "value_bias") for place in PLACES),
     "lam_actor",
+    "decided",
     "advantage_std",
     "grad_norm",
     "critic_grad_norm",

@@ -19,6 +19,7 @@ from poad.learn.divergence import Skips
 from poad.learn.drift import Drift, recompute
 from poad.learn.experience import Experience, gather
 from poad.learn.losses import approx_kl, by_turn, clipped_surrogate
+from poad.learn.regression import Regression
 from poad.learn.reliance import Reliance
 from poad.learn.steps import Step, backward, clip_gradients, divided, mean_of, noise_of, stepping
 from poad.learn.trust import TrustRegion
@@ -62,7 +63,7 @@ class PPO:
         self.waiting = Waiting(config.streams, agent.settings.credit)
         self.returns = Standardizer(1)
         """Moments of all returns so far, which tell how small a spread of advantages is."""
-        self.reliance = Reliance.of(agent)
+        self.reliance, self.regression = Reliance.of(agent), Regression.of(agent)
         self.updates = 0
         """Rollouts learned from, in which the critic alone warms up at first."""
         self._drift: Drift | None = None
@@ -88,7 +89,8 @@ class PPO:
             return {}
         metrics = {"passes": 0.0}
         with divided(self.policy.model, self.ranks):
-            experience = gather(streams, stale, self.agent, self.returns, self.reliance)
+            inside = self.reliance, self.regression
+            experience = gather(streams, stale, self.agent, self.returns, *inside)
             if experience is None:
                 return metrics
             self.updates += 1

@@ -38,6 +38,8 @@ def take_snapshot(
     }
     if learner.reliance is not None:
         tensors["reliance"] = dict(learner.reliance.state_dict())
+    if learner.regression is not None:
+        tensors["regression"] = learner.regression.state_dict()
     if learner.values is not None:
         tensors["critic_optimizer"] = _moments(learner.values.optimizer)
         tensors["random"]["critic"] = learner.values.generator.get_state()
@@ -81,6 +83,8 @@ def restore_snapshot(
     learner.returns.load_state_dict(dict(tensors["returns"]))
     if learner.reliance is not None and "reliance" in tensors:  # earlier runs have none
         learner.reliance.load_state_dict(dict(tensors["reliance"]))
+    if learner.regression is not None:
+        learner.regression.load_state_dict(dict(tensors["regression"]))
     learner.updates = int(state["updates"])
     agent.model.passes.tokens = int(state["pass_tokens"])
     if learner.values is not None:

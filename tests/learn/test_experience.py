@@ -55,10 +55,8 @@ def test_advantages_follow_the_chosen_lambda_and_targets_do_not(lam: float | Non
 
 @pytest.mark.parametrize("method", ["poad", "turn_ppo", "grpo", "reinforce"])
 def test_a_regression_divides_advantages_and_changes_nothing_else(method: str) -> None:
-    def learned(**credit: object) -> Experience:
-        return experienced(streams=2, method=method, group=2, **credit)
-
-    plain, divided = learned(), learned(regress=64)
+    plain = experienced(streams=2, method=method, group=2)
+    divided = experienced(streams=2, method=method, group=2, regress=64)
     assert plain.policy.advantage.shape == divided.policy.advantage.shape
     assert (plain.policy.advantage - divided.policy.advantage).abs().max() > 1e-3
     assert torch.equal(plain.value.target, divided.value.target)

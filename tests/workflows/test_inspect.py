@@ -151,6 +151,12 @@ def test_two_runs_play_the_same_seeds_and_the_page_says_whose_critic_it_is(runs:
     assert any("poad trained at real choices" in note for note in found.notes)
 
 
+def test_the_page_says_that_it_shows_what_a_regression_divided(tmp_path: Path):
+    run = run_of(tmp_path / "run", settings(KITCHEN, env_args=SHORT, credit={"regress": 8}))
+    notes = inspect_runs([Weights(run.path)], Selection(1), compare_before=False).notes
+    assert any("the page shows what it divided" in note for note in notes)
+
+
 def test_runs_in_different_worlds_are_not_compared(runs: dict[str, Run]):
     chosen = [Weights(runs["poad"].path), Weights(runs["free"].path)]
     with pytest.raises(ConfigError, match="act in different worlds"):

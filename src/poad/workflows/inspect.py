@@ -188,6 +188,12 @@ def _critic_notes(loaded: Sequence[LoadedRun]) -> Iterator[str]:
     for each, name in zip(loaded, runs, strict=True):
         credit = each.agent.settings.credit
         whose = f" of {name}" if len(set(runs)) > 1 else ""
+        if each.agent.config.credit.regress:
+            yield (
+                f"The run{whose} divided advantages among decisions by a regression "
+                "(credit.regress), which remembers turns that are not here: the page shows what it "
+                "divided."
+            )
         if not credit.method.uses_critic:
             yield (
                 f"The run{whose} was trained by {credit.method.name}, which trains no critic: the "

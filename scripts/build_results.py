@@ -38,9 +38,9 @@ which holds each study's findings, tables, figures and the numbers of every run.
 instead of this page.
 
 In the tables of the studies, *success* is the share of the panel's sampled episodes that succeed at
-the end of training. *Area* is the mean height of the learning curve. Both are interquartile means
-over seeds, with 95 % bootstrap intervals over seeds. *Never reached* is the share of runs in which
-no evaluation during training reached the world's threshold. [studies.md](studies.md) explains how
+the end of training. *Area* is the mean height of the learning curve, which shows success unless the
+table names something else. Both are interquartile means over seeds, with 95 % bootstrap intervals
+over seeds. *Never reached* is the share of runs whose curve never reached the world's threshold. [studies.md](studies.md) explains how
 studies work, and `make studies` repeats them all.
 """
 
@@ -97,7 +97,9 @@ def overview(results: Results, score: str) -> str:
     summaries = results.aggregates.summaries
     cells = {(each.method, each.world): each for each in summaries}
     seeds = sorted({each.seeds for each in summaries})
-    columns = [f"{score}, {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"]
+    curve = results.identity.curve
+    name = score if "success" in (score, curve) else f"{score} under {curve}"
+    columns = [f"{name}, {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"]
     rows = []
     for method in results.methods:
         found = [cells.get((method, world)) for world in results.worlds]

@@ -40,8 +40,8 @@ instead of this page.
 In the tables of the studies, *success* is the share of the panel's sampled episodes that succeed at
 the end of training. *Area* is the mean height of the learning curve, which shows success unless the
 table names something else. Both are interquartile means over seeds, with 95 % bootstrap intervals
-over seeds. *Never reached* is the share of runs whose curve never reached the world's threshold. [studies.md](studies.md) explains how
-studies work, and `make studies` repeats them all.
+over seeds. *Never reached* is the share of runs whose curve never reached the world's threshold.
+[studies.md](studies.md) explains how studies work, and `make studies` repeats them all.
 """
 
 

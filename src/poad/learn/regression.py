@@ -39,10 +39,12 @@ DIMENSIONS = (32, 16)
 RIDGE = 0.1
 """Directions of a state that vary less than this share of the mean are not blown up to the same
 length as the others."""
-FIRST = (0.03, 0.03, 0.03, 0.9)
+FIRST = (0.005, 0.005, 0.005, 0.985)
 """Shares of the variance, of the parts and of the rest, before anything was seen."""
 LEAST = 1e-3
 """The smallest share, from which it can grow again."""
+DOUBT = 1.0
+"""Standard errors by which the turns must speak for a part before it counts."""
 EQUAL = 1e-7
 """Advantages that differ by less than this share of their size differ by rounding."""
 ROUNDS = 4
@@ -262,8 +264,11 @@ class _Fit:
     def _toward_the_likeliest(self, advantage: Tensor) -> Tensor:
         """Make a step toward the likeliest shares, and return α = C⁻¹A under the old ones, [n].
 
-        C is the covariance of the advantages. Each share is multiplied by αᵀKα / tr(C⁻¹K), which is
-        1 where the likelihood is stationary (MacKay 1992, "Bayesian interpolation").
+        C is the covariance of the advantages. Multiplied by αᵀKα / tr(C⁻¹K), a share would go to
+        where the likelihood is stationary (MacKay 1992, "Bayesian interpolation"). Under C, αᵀKα
+        has the mean tr(C⁻¹K) and the variance 2·tr((C⁻¹K)²). Here it must exceed the mean by a
+        standard error, for which C⁻¹ is taken to be a multiple of the identity. So shares err on
+        the low side: a part that holds nothing but noise would else be followed, again and again.
         """
         covariance = torch.zeros_like(self._kernels[0])
         for share, kernel in zip(self.shares, self._kernels, strict=False):
@@ -271,8 +276,9 @@ class _Fit:
         covariance.diagonal().add_(float(self.shares[-1]))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         alpha = inverse @ advantage
+        level = DOUBT * 2**0.5 * float(inverse.diagonal().mean())
         ratios = [
-            (alpha @ kernel @ alpha) / (inverse * kernel).sum().clamp(min=1e-300)
+            (alpha @ kernel @ alpha) / ((inverse * kernel).sum() + level * kernel.norm() + 1e-300)
             for kernel in self._kernels
         ]
         ratios.append((alpha @ alpha) / inverse.trace())

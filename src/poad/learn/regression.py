@@ -70,8 +70,8 @@ class Regression:
     """Divides the advantage of each action among its decisions.
 
     Args:
-        turns: how many of the newest turns to learn from; at least those of the newest rollout, of
-            which so many are taken.
+        turns: how many of the newest turns to learn from, in whole rollouts. Of a single rollout
+            with more turns, every second or third is taken.
         rest: share of what the regression leaves unexplained that each decision gets.
         vocabulary: number V of tokens.
     """
@@ -113,8 +113,8 @@ class Regression:
 
         Returns:
             The credit with the advantages of decisions. Their spread is that of the advantages of
-            actions, so steps are as long. And a metric: the share of the variance of actions'
-            advantages that decisions explain.
+            actions, so that the entropy bonus weighs what it did. And a metric: the share of the
+            variance of actions' advantages that decisions explain.
         """
         batch, decision, option = decided
         tokens = agent.config.ppo.micro_batch_tokens

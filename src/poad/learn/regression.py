@@ -47,6 +47,8 @@ DOUBT = 1.0
 """Standard errors by which the turns must speak for a part before it counts."""
 EQUAL = 1e-7
 """Advantages that differ by less than this share of their size differ by rounding."""
+AT_A_TIME = 8192
+"""Decisions whose outer products are in memory together."""
 ROUNDS = 4
 """Steps toward the likeliest shares in each rollout; they go on from those of the last one."""
 
@@ -116,6 +118,8 @@ class Regression:
             actions, so that the entropy bonus weighs what it did. And a metric: the share of the
             variance of actions' advantages that decisions explain.
         """
+        if not judged.mask.any():  # no episode has finished, and the method waits for it
+            return judged, {}
         batch, decision, option = decided
         tokens = agent.config.ppo.micro_batch_tokens
         _, mean_code = agent.policy.outlook(batch, tokens, self.codes)
@@ -243,8 +247,10 @@ class _Fit:
         )
         # What a turn's decisions add is linear in Σ s xᵀ: [n, R] for x = 1 and [n, R·P] otherwise.
         # The sum over s ⊗ root is (Σ s) ⊗ root.
-        outer = (known.score[:, :, None] * place[:, None, :]).flatten(1)  # [s, R·P]
-        each = outer.new_zeros(n, outer.shape[1]).index_add(0, known.turn, outer)
+        each = known.score.new_zeros(n, CODES * place.shape[1])
+        for some in torch.arange(len(place)).split(AT_A_TIME):  # long texts have many decisions
+            outer = known.score[some, :, None] * place[some, None, :]  # [some, R, P]
+            each.index_add_(0, known.turn[some], outer.flatten(1))
         self._parts = [total, (total[:, :, None] * root[:, None, :]).flatten(1), each]
         same = total @ total.T
         kernels = [same, same * (root @ root.T), each @ each.T]  # [n, n]
@@ -282,7 +288,7 @@ class _Fit:
             for kernel in self._kernels
         ]
         ratios.append((alpha @ alpha) / inverse.trace())
-        self.shares = (self.shares * torch.stack(ratios)).clamp(LEAST, 10.0)
+        self.shares = (self.shares * torch.stack(ratios)).clamp(LEAST, 2.0)
         return alpha
 
     def added(self, news: Remembered) -> Tensor:

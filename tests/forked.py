@@ -55,7 +55,7 @@ class Forked:
         for file in self._files:
             file.touch()
         context: Any = multiprocessing.get_context("forkserver")
-        # What another test of this process has made importable is not, and tests are.
+        # It can import the tests, but not what another test of this process has made importable.
         tests = Path(__file__).parent
         path = [each for each in sys.path if each in PATH or Path(each).is_relative_to(tests)]
         told = (work, args, folder or Path.cwd(), path, {**os.environ, **environment}, self._files)

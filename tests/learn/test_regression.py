@@ -13,7 +13,8 @@ from torch import Tensor
 from poad.agent import resolve
 from poad.config import from_dict
 from poad.errors import ConfigError
-from poad.learn.regression import CODES, LEAST, Regression, Remembered
+from poad.learn.regression import LEAST, Regression, Remembered
+from poad.learn.reliance import CODES
 
 FIELDS, CUSTOMERS = 6, 4
 

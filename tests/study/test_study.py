@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -422,6 +423,22 @@ def test_curves_show_what_the_study_asks_for(tmp_path: Path):
     ]
     (reason,) = incomparable(found["success"], changed(found["success"], curve="return"))
     assert reason == "learning curves: success and return"
+
+
+def test_a_metric_of_the_training_is_compared_over_runs(
+    study: StudyDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for job in study.reported():
+        better = 1.0 if job.method == "poad" else 0.0
+        values = [job.seed + better * i for i in range(5)]
+        pretend(study, job, [0.0] * 5, {"world/right": values})
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(sys, "argv", ["", str(study.out), "chain", "world/right", "ntpo"])
+    importlib.import_module("training_metric").main()
+    table = capsys.readouterr().out
+    assert "| 4 seeds |" in table
+    assert "| poad | 3.500 | 4.500 | +2.000 [+2.000, +2.000] | +3.000 [+3.000, +3.000] |" in table
+    assert "| ntpo | 1.500 | 1.500 | +0.000" in table
 
 
 def test_a_curve_of_no_metric_says_what_there_is(tmp_path: Path):

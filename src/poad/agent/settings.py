@@ -94,6 +94,8 @@ def resolve(config: Config) -> Settings:
         credit.beta,
     )
     _refuse_regression(config, method, rates)
+    if rates.lam_actor == 1 and not fitted:  # nothing fades, so it need not be known what counts
+        rates = rates._replace(trace="token")
     resolved = replace(
         config,
         acting=ActingConfig(**{k: v for k, v in vars(acting).items() if k != "pass_tokens"}),

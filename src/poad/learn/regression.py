@@ -25,12 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from poad.agent import Agent, DecisionBatch
+from poad.agent import Agent, DecisionBatch, Standardizer
 from poad.credit import Credit
+from poad.learn.reliance import CODES, token_codes
 from poad.learn.rows import TokenRows
 
-CODES = 64
-"""Dimensions R of the random codes that stand for tokens."""
 PARTS = ("constant", "root", "place")
 """The parts of x, each with a variance of its own: what is right everywhere, what depends on the
 prompt, and what depends on the position."""
@@ -84,9 +83,8 @@ class Regression:
         """[4] shares of the variance of advantages: of each of `PARTS`, and of the rest."""
         self.memory: list[Remembered] = []
         """The newest rollouts, in time order."""
-        generator = torch.Generator().manual_seed(0)
-        self.codes = torch.randn(vocabulary, CODES, generator=generator) / CODES**0.5
-        """[V, R] a random vector of length about 1 for each token."""
+        self.codes = token_codes(vocabulary)
+        """[V, R] of all tokens."""
 
     @classmethod
     def of(cls, agent: Agent) -> Regression | None:
@@ -208,11 +206,10 @@ class Basis:
     """
 
     def __init__(self, states: Tensor, size: int) -> None:
-        some = states[:: -(-len(states) // 1024)].double()
-        mean, std = some.mean(0), some.std(0, correction=0)
-        std = std.clamp(min=1e-3 * std.square().mean().sqrt() + 1e-12)
-        some = (some - mean) / std
-        self.mean, self.std = mean.to(states), std.to(states)
+        some = states[:: -(-len(states) // 1024)]
+        self.standardizer = Standardizer(states.shape[1])
+        self.standardizer.observe(some)
+        some = self.standardizer(some).double()
         # The eigenvectors of the smaller of the two products lead to those of the other.
         if len(some) < some.shape[1]:
             length, vectors = torch.linalg.eigh(some @ some.T / len(some))
@@ -222,11 +219,11 @@ class Basis:
         length, vectors = length[-size:].clamp(min=0), vectors[:, -size:]
         turned = vectors * (length + RIDGE * length.mean() + 1e-12).rsqrt()
         self.scale = float((some @ turned).square().sum(1).mean().sqrt()) + 1e-9
-        self.turned = turned.to(states)
+        self.turned = turned.float()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Describe states [..., H] by [..., P], with a mean squared length of 1."""
-        return ((states - self.mean) / self.std) @ self.turned / self.scale
+        """Describe states [..., H] by [..., P] float32, with a mean squared length of 1."""
+        return self.standardizer(states) @ self.turned / self.scale
 
 
 class _Fit:

@@ -33,6 +33,12 @@ CODES = 64
 """Dimensions R of the random codes that stand for tokens."""
 
 
+def token_codes(vocabulary: int) -> Tensor:
+    """Draw a fixed random vector of length about 1 for each token, [V, R] float32."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(vocabulary, CODES, generator=generator, dtype=torch.float32) / CODES**0.5
+
+
 class Reliance(nn.Module):
     """Chooses λ inside actions for the advantages of the next rollout.
 
@@ -59,10 +65,8 @@ class Reliance(nn.Module):
         shapes = {"gradient": (count, CODES, width + 1), "along": (count,), "power": (count,)}
         for name, shape in (shapes | {"doubt": ()}).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(vocabulary, CODES, generator=generator, dtype=torch.float32)
-        self.codes = drawn / CODES**0.5
-        """[V, R] a random vector of length about 1 for each token."""
+        self.codes = token_codes(vocabulary)
+        """[V, R] of all tokens."""
 
     @classmethod
     def of(cls, agent: Agent) -> Reliance | None:

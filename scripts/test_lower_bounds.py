@@ -31,7 +31,8 @@ def lower_bounds() -> dict[str, str]:
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["datasci"]]
     wanted += [line for line in extras["dev"] if re.split(r"[\[>]", line)[0] in TOOLS]
-    return dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)
+    found = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in wanted)
+    return {bound[1]: bound[2] for bound in found if bound is not None}
 
 
 def pinned(name: str) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ph
 
 from poad.agent import load_agent, resolve
 from poad.cli.main import main
-from poad.config import Config, ModelConfig, PPOConfig, PromptConfig
+from poad.config import Config, ModelConfig, PPOConfig, PromptConfig, from_dict
 from poad.errors import HardwareError, ModelError
 from poad.learn.train import Trainer
 from poad.lm.packing import pack
@@ -314,6 +314,26 @@ def test_a_prediction_is_compared_with_the_measurement(tmp_path: Path) -> None:
     assert said["measured_seconds"] == 3.0
     assert said["measured_memory"] > 1e7
     assert plan.compare(found, [])["measured_seconds"] is None
+
+
+def test_iterations_that_were_cut_short_are_no_measure_of_one_with_all_passes() -> None:
+    rows = [
+        {"collect_seconds": 1.0, "update_seconds": passes, "passes": passes}
+        for passes in (1.0, 4.0, 1.0, 2.0, 1.0)
+    ]
+    found = predicted(Config())
+    assert plan.compare(found, rows)["measured_seconds"] == 5.0
+    assert plan.compare(found, rows[::2])["measured_seconds"] == 2.0
+
+
+@pytest.mark.parametrize("credit", [{"regress": 256}, {"lam_actor": "auto"}])
+def test_reading_the_scores_of_decisions_takes_a_pass(credit: dict[str, Any]) -> None:
+    config, scored = Config(), from_dict({"credit": credit})
+    without, found = predicted(config), predicted(scored)
+    assert found.seconds > without.seconds
+    assert found.operations - without.operations == pytest.approx(
+        predicted(from_dict({"ppo": {"kl_reference": 0.1}})).operations - without.operations
+    )
 
 
 def test_a_run_records_the_prediction_and_never_fails_because_of_it(

@@ -41,6 +41,7 @@ from poad.runs import (
 from poad.study.comparable import FORMAT, identify, incomparable
 from poad.study.directory import StudyDirectory
 from poad.study.page import write_results
+from poad.study.progress import StudyProgress
 from poad.study.records import Results, WorldIdentity, format_results, read_results
 from poad.study.run import run_study
 from poad.study.spec import (
@@ -52,6 +53,7 @@ from poad.study.spec import (
     search_jobs,
     toy_study,
 )
+from poad.study.workers import Event
 
 ROOT = Path(__file__).parents[2]
 
@@ -396,7 +398,7 @@ def test_the_numbers_are_those_of_the_runs(study: StudyDirectory):
     assert encode(read_results(study.out)) == encode(results)
 
 
-def test_curves_show_what_the_study_asks_for(tmp_path: Path):
+def test_curves_show_what_the_study_asks_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """One table of the same runs by success, by return, and by a metric of every iteration."""
     found: dict[str, Results] = {}
     for curve, threshold in (("success", 0.5), ("return", 40), ("world/right", -3)):
@@ -415,6 +417,18 @@ def test_curves_show_what_the_study_asks_for(tmp_path: Path):
         write_results(results, study.out)
         assert encode(read_results(study.out)) == encode(results)
         assert curve in (study.out / "results.md").read_text()
+        assert run_study(file, out=study.out, jobs=0) == 0
+        said = capsys.readouterr().out
+        assert ("success, IQM over seeds" in said) == (curve == "success")
+        assert (f"area under {curve}, IQM" in said) == (curve != "success")
+        area, job = results.runs[0].area, study.reported()[0]
+        finished = Event("finished", study.tasks[job.name])
+        described = StudyProgress(study, [job]).describe(finished)
+        assert "success 100%" in described
+        assert (f", {curve} {results.runs[0].learning[-1][2]:.3g}," in described) == (
+            curve != "success"
+        )
+        assert (f"{area:.2f} [" in said) == (curve != "success")
     assert [results.runs[0].area for results in found.values()] == [0.5, 50, -3.5]
     assert [results.aggregates.curves[0].points[-1][1] for results in found.values()] == [
         1,

@@ -346,10 +346,7 @@ def work(config: Config, kind: Kind, speed: float, shape: Shape, sample: Sample)
     if config.model.tuning == "full":
         step += per_reading * sample.update_positions
     ppo = config.ppo
-    # Passes around the steps: the critic's values, fresh and reference log-probabilities, and the
-    # policy after the last step.
-    compared = ppo.recompute_logprob or config.model.lora_dropout > 0
-    around = compared + (ppo.kl_reference > 0) + (ppo.kl_limit is not None)
+    around = passes_around(config)
     features, own = per_token * sample.critic_tokens, critic_adapters(config)
     passes = config.critic.adapter_epochs if own else 0
     update = step * ppo.epochs + forward * around + features
@@ -370,6 +367,18 @@ def step_seconds(config: Config, kind: Kind, speed: float, shape: Shape, sample:
     return steps * STEP * (size or 4 * shape.adapters) * INTENSITY[kind] / speed
 
 
+def passes_around(config: Config) -> int:
+    """Count an update's forward passes over the policy's decisions beside its gradient steps.
+
+    They find fresh and reference log-probabilities, the policy after the last step, and the scores
+    of decisions, from which λ is chosen and the regression inside actions learns.
+    """
+    ppo, credit = config.ppo, resolve(config).credit
+    compared = ppo.recompute_logprob or config.model.lora_dropout > 0
+    scored = config.credit.regress > 0 or credit.fitted or credit.rates.trace == "bit"
+    return compared + (ppo.kl_reference > 0) + (ppo.kl_limit is not None) + scored
+
+
 def minibatches(config: Config, sample: Sample) -> int:
     """Return the number of gradient steps in a pass over a rollout."""
     return max(1, min(config.ppo.minibatches, sample.prompts))
@@ -385,7 +394,8 @@ def _seconds(
     acting = each.acting / speed / share_acting + sample.acting_passes * each.latency + turns
     # A backward pass waits about twice as long as a forward pass.
     epochs = config.ppo.epochs + (config.critic.adapter_epochs if critic_adapters(config) else 0)
-    passes = 3 * sample.update_passes * epochs
+    # The critic's values are read in one more pass.
+    passes = sample.update_passes * (3 * epochs + passes_around(config) + 1)
     computing = (each.updating + each.repeated) / speed / share_updating
     computing += step_seconds(config, kind, speed, shape, sample)
     return acting, computing + passes * each.latency + turns, each.acting + each.updating
@@ -445,9 +455,13 @@ def compare(plan: Plan, metrics: Iterable[Mapping[str, float]]) -> dict[str, Any
     """Compare a prediction with what this process has measured in the iterations of ``metrics``.
 
     Returns bytes at the peak and median seconds per iteration, each predicted and measured. On a
-    GPU both leave out the CUDA context, which torch does not count.
+    GPU both leave out the CUDA context, which torch does not count. A prediction counts all passes
+    of an update, so iterations that ``ppo.kl_stop`` cut short are left out if others were not.
     """
-    seconds = [row["collect_seconds"] + row["update_seconds"] for row in metrics]
+    rows = list(metrics)
+    most = max((row.get("passes", 0.0) for row in rows), default=0.0)
+    whole = [row for row in rows if row.get("passes", 0.0) == most]
+    seconds = [row["collect_seconds"] + row["update_seconds"] for row in whole]
     uncounted = OVERHEAD["cuda"] if plan.kind == "cuda" else 0
     return {
         "predicted_memory": plan.memory - uncounted,

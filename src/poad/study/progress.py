@@ -13,6 +13,7 @@ from poad.display import Table, percent
 from poad.runs import read_lines
 from poad.study.aggregate import read_run
 from poad.study.directory import StudyDirectory
+from poad.study.records import SUCCESS
 from poad.study.spec import Job
 from poad.study.workers import Event, cpu_seconds_spent
 
@@ -39,8 +40,12 @@ class StudyProgress:
         done, run = len(self._in("finished")), event.task.path.name
         line = f"{done:>4}/{len(self.jobs)} {event.kind} {run}"
         if event.kind == "finished":
-            row = read_run(self.jobs[event.task.path], event.task)
-            return f"{line}: success {percent(row.success, 0)}, {row.cpu_seconds:.1f} CPU-s"
+            job = self.jobs[event.task.path]
+            row = read_run(job, event.task)
+            shown = f"success {percent(row.success, 0)}"
+            if job.curve != SUCCESS and row.learning:
+                shown += f", {job.curve} {row.learning[-1][2]:.3g}"
+            return f"{line}: {shown}, {row.cpu_seconds:.1f} CPU-s"
         again = ", trying again" if event.kind == "retried" else ""
         return f"{line}{again}:\n      " + event.why.replace("\n", "\n      ")
 

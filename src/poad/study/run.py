@@ -22,7 +22,7 @@ from poad.study.known import Known
 from poad.study.models import make_models
 from poad.study.page import write_results
 from poad.study.progress import StudyProgress
-from poad.study.records import Results, read_results
+from poad.study.records import SUCCESS, Results, read_results
 from poad.study.spec import (
     Job,
     Study,
@@ -178,15 +178,20 @@ def _run_jobs(
 
 
 def _show(console: Console, results: Results, page: Path) -> None:
-    """Print the shortest table: success by method and world."""
-    summaries = results.aggregates.summaries
-    cells = {(each.method, each.world): interval(each.success, ".2f") for each in summaries}
+    """Print the shortest table: success by method and world, or the area under another curve."""
+    summaries, curve = results.aggregates.summaries, results.identity.curve
+    shown = {
+        (each.method, each.world): each.success if curve == SUCCESS else each.area
+        for each in summaries
+    }
+    cells = {key: interval(each, ".2f") for key, each in shown.items()}
     rows = [
         [method, *(cells.get((method, world), "–") for world in results.worlds)]
         for method in results.methods
         if any(each.method == method for each in summaries)
     ]
-    columns = ("success, IQM over seeds", *results.worlds)
+    score = SUCCESS if curve == SUCCESS else f"area under {curve}"
+    columns = (f"{score}, IQM over seeds", *results.worlds)
     console.print(Table(columns, rows, align="l" * len(columns)).to_terminal())
     states = Counter(missing.state for missing in results.missing)
     missing = "".join(f", {count} {state}" for state, count in states.items())

@@ -15,7 +15,7 @@ from typing import Any
 
 from poad.config import PromptConfig
 from poad.errors import PromptError
-from poad.trie import Border, Grammar
+from poad.trie import CallForm, Grammar
 
 _CLOCK = re.compile(
     r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])(?P<format>(?:(?!\1)[^\\])*)\1\s*\)"""
@@ -23,7 +23,8 @@ _CLOCK = re.compile(
 """A template's call of the one clock it has, with a literal format."""
 _PLACEHOLDER, _SYSTEM = "open", "hush"
 """Words that no template changes."""
-_CALL = {"name": _PLACEHOLDER, "arguments": {_SYSTEM: _PLACEHOLDER}}
+_CALL_ID = "call00001"
+"""The identity of every call. A template that writes it takes nine letters and digits."""
 
 
 def written_chat(
@@ -33,6 +34,7 @@ def written_chat(
     examples: int,
     observation: str,
     tools: Grammar | None,
+    form: CallForm | None,
 ) -> str:
     """Write examples, earlier turns and the observation as a conversation that asks for an answer.
 
@@ -43,22 +45,38 @@ def written_chat(
         examples: how many of them are examples.
         observation: the newest one.
         tools: the tools that the agent may call, if it calls tools.
+        form: how the template writes calls, if it does.
     """
     messages = _messages(config.system, turns, observation)
     if tools is None:
         return _chat(tokenizer, messages, config.date)
+    for message in messages:
+        if form is not None and message["role"] == "assistant":
+            message |= _as_calls(message["content"], form)
     if re.search("""["']tool["']""", str(tokenizer.chat_template)):
         # The first observation is a request. Those that follow it are what calls returned.
         said = [message for message in messages if message["role"] == "user"]
         for message in said[examples + 1 :]:
-            message["role"] = "tool"
+            message |= {"role": "tool", "tool_call_id": _CALL_ID}
     known = [{"type": "function", "function": tool} for tool in tools.tools]
     return _chat(tokenizer, messages, config.date, known)
 
 
+def _as_calls(answer: str, form: CallForm) -> dict[str, Any]:
+    """Return what makes a message of an answer that consists of calls; nothing of another one."""
+    calls = form._replace(opening=form.opening.lstrip(), closing=form.closing.rstrip()).read(answer)
+    return _called([json.loads(call) for call in calls]) if calls else {}
+
+
+def _called(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what makes a message of calls, each with a name and arguments."""
+    listed = [{"type": "function", "id": _CALL_ID, "function": call} for call in calls]
+    return {"content": "", "tool_calls": listed}
+
+
 def _messages(
     system: str | None, turns: Sequence[tuple[str, str]], observation: str | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": system}] if system else []
     for seen, answer in turns:
         messages.append({"role": "user", "content": seen})
@@ -212,38 +230,45 @@ def answer_border(tokenizer: Any, config: PromptConfig) -> tuple[str, str]:
     return "", answered.rpartition(_PLACEHOLDER)[2]
 
 
-def call_border(tokenizer: Any, config: PromptConfig) -> Border | None:
-    """Find what the chat template writes around calls of tools, and between two of them.
+def call_form(tokenizer: Any, config: PromptConfig) -> CallForm | None:
+    """Find how the chat template writes calls of tools.
 
     Returns:
-        None if it has no place for calls, or writes them in another form than JSON with a name and
-        arguments. Calls are then written as they are.
+        None if it has no place for calls, or does not write their arguments as JSON behind their
+        names. Calls are then written as JSON.
     """
     if "tool_calls" not in str(tokenizer.chat_template):
         return None
-    call = {"type": "function", "id": "call00001", "function": _CALL}
+    arguments = {_SYSTEM: _PLACEHOLDER}
+    call = {"name": _PLACEHOLDER, "arguments": arguments}
     ask = _messages(config.system, (), _PLACEHOLDER)
+
+    def calling(count: int) -> str:
+        answer = {"role": "assistant", **_called([call] * count)}
+        return _chat(tokenizer, [*ask, answer], config.date)
+
     try:
         asked = _chat(tokenizer, ask, config.date)
         turn = (_PLACEHOLDER, _PLACEHOLDER)
         plain = _chat(tokenizer, _messages(config.system, [turn], None), config.date)
-        one, two = (
-            _chat(
-                tokenizer,
-                [*ask, {"role": "assistant", "content": "", "tool_calls": [call] * count}],
-                config.date,
-            )
-            for count in (1, 2)
-        )
+        one = calling(1)
     except PromptError:
         return None
-    written = json.dumps(_CALL)
-    opening, found, closing = one.removeprefix(asked).partition(written)
     _, _, after = plain.removeprefix(asked).partition(_PLACEHOLDER)
-    if not (found and one.startswith(asked) and closing.endswith(after)):
+    before, found, closing = one.removeprefix(asked).partition(json.dumps(arguments))
+    opening, named, middle = before.rpartition(_PLACEHOLDER)
+    if not (found and named and opening and one.startswith(asked) and closing.endswith(after)):
         return None
     closing = closing.removesuffix(after)
-    between = two.removeprefix(asked).removeprefix(opening).removeprefix(written)
-    between = between.removesuffix(after).removesuffix(closing).removesuffix(written)
+    between = f"{closing}\n{opening}"
+    written = named + middle + found
+    first, second = asked + opening + written, written + closing + after
+    try:
+        two = calling(2)
+        if two.startswith(first) and two.endswith(second):
+            between = two[len(first) : -len(second)]
+    except PromptError:  # it writes a single call. Further ones stand on lines of their own.
+        pass
     prefix = answer_border(tokenizer, config)[0]
-    return Border(opening.removeprefix(prefix), between, closing)
+    joined = opening.startswith(prefix)
+    return CallForm(opening.removeprefix(prefix), middle, between, closing, joined)

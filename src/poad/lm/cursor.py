@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from poad.errors import ConfigError, ModelError
-from poad.trie import Border, Grammar
+from poad.trie import CallForm, Grammar
 
 FEW: Final = 128
 """Up to so many admissible tokens are listed as the children of a node."""
@@ -108,18 +108,18 @@ class Cursor:
         grammar: the offer.
         reader: the tokenizer.
         prefix: a text before each of the texts.
-        border: what stands around calls of tools.
+        form: how calls of tools are written; None means as JSON.
 
     Raises:
         ValueError: the grammar cannot be read, or admits an empty text.
     """
 
     def __init__(
-        self, grammar: Grammar, reader: GrammarReader, prefix: str, border: Border | None
+        self, grammar: Grammar, reader: GrammarReader, prefix: str, form: CallForm | None
     ) -> None:
         self._grammar, self._reader = grammar, reader
         try:
-            body = grammar.rules(border, reader.literal)
+            body = grammar.rules(form, reader.literal)
             if reader.matcher(json.dumps({"grammars": [body]})).is_accepting():
                 raise ValueError("it admits an empty action.")
             before = reader.literal(prefix) if prefix else ""

@@ -15,7 +15,7 @@ from typing import Final
 
 from poad.errors import ModelError
 from poad.lm.cursor import FEW, Cursor, GrammarReader
-from poad.trie import MAX_LISTED, ROOT, Border, Grammar, TokenTree
+from poad.trie import MAX_LISTED, ROOT, CallForm, Grammar, TokenTree
 
 _MARGIN: Final = 16
 """Tokens by which the way to the end may grow between two searches for it."""
@@ -28,7 +28,7 @@ class GrammarTree(TokenTree):
         grammar: the offer.
         reader: the tokenizer.
         prefix: the text between a prompt and an action. It belongs to the action.
-        border: what a chat template writes around calls of tools; None leaves it out.
+        form: how calls of tools are written; None means as JSON.
         spare: the most choices of an action. Behind them, the way to the end is forced, so that
             every action is complete. It is also forced where an action has twice so many tokens
             more than a short one.
@@ -43,10 +43,13 @@ class GrammarTree(TokenTree):
         reader: GrammarReader,
         prefix: str,
         spare: int,
-        border: Border | None = None,
+        form: CallForm | None = None,
     ) -> None:
-        self._grammar, self._reader, self._prefix = grammar, reader, prefix.encode()
-        self._cursor = Cursor(grammar, reader, prefix, border)
+        self._grammar, self._reader, self._form = grammar, reader, form or CallForm()
+        if grammar.tools and not self._form.joined:
+            prefix = ""
+        self._prefix = prefix.encode()
+        self._cursor = Cursor(grammar, reader, prefix, form)
         self._tokens: list[int] = []
         self._parents: list[int] = []
         self._options: dict[int, tuple[int, ...]] = {}
@@ -59,7 +62,7 @@ class GrammarTree(TokenTree):
         self._made: list[int] = []  # how many choices lead to each node
         self.spare = spare
         """The most choices of an action."""
-        self._last = max(shortest, *_shortest_calls(grammar, reader, prefix, border)) + 2 * spare
+        self._last = max(shortest, *_shortest_calls(grammar, reader, prefix, form)) + 2 * spare
         self.longest = self._last + _MARGIN
         """The number of tokens of the longest action, unless one of its tokens opens a part that
         cannot be closed with `_MARGIN` more."""
@@ -120,7 +123,7 @@ class GrammarTree(TokenTree):
         """The action that ends in a leaf."""
         spelled = self._reader.tokenizer.decode_bytes(list(self.token_path(leaf)[:-1]))
         text = spelled.removeprefix(self._prefix).decode(errors="replace")
-        return "\n".join(_calls_in(text)) if self._grammar.tools else text
+        return "\n".join(self._form.read(text)) if self._grammar.tools else text
 
     def all_leaves(self) -> Sequence[int]:
         """The last node of each action.
@@ -206,19 +209,10 @@ class GrammarTree(TokenTree):
 
 
 def _shortest_calls(
-    grammar: Grammar, reader: GrammarReader, prefix: str, border: Border | None
+    grammar: Grammar, reader: GrammarReader, prefix: str, form: CallForm | None
 ) -> Iterator[int]:
     """Yield the length of a short call of each tool; 0 for other grammars."""
     yield 0
     for tool in json.loads(grammar.source) if grammar.kind == "tools" else ():
         alone = Grammar.of({"tools": [tool]})
-        yield len(Cursor(alone, reader, prefix, border).ending())
-
-
-def _calls_in(text: str) -> Iterator[str]:
-    """Yield the calls in a text, without what a chat template writes around them."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0:
-        _, end = decoder.raw_decode(text, at)
-        yield text[at:end]
-        at = text.find("{", end)
+        yield len(Cursor(alone, reader, prefix, form).ending())

@@ -19,7 +19,7 @@ from typing import Any
 
 from poad.config import PromptConfig
 from poad.errors import PromptError
-from poad.lm.chat import answer_border, call_border, opening_to_cut, written_chat
+from poad.lm.chat import answer_border, call_form, opening_to_cut, written_chat
 from poad.lm.packing import common_prefix_length
 from poad.lm.shortening import (
     Losses,
@@ -60,7 +60,7 @@ def codec_for(tokenizer: Any, config: PromptConfig) -> TextCodec:
         answer_prefix=answer_prefix,
         end_id=end_id,
         control_tokens=config.control_tokens,
-        calls=call_border(tokenizer, config) if config.format == "chat" else None,
+        calls=call_form(tokenizer, config) if config.format == "chat" else None,
     )
 
 
@@ -287,7 +287,7 @@ class Dialogue:
             observation = self._front + observation
         turns = [*self._examples, *turns]
         if self._config.format == "chat":
-            shown = (turns, len(self._examples), observation, self._tools)
+            shown = turns, len(self._examples), observation, self._tools, self._codec.calls
             text = written_chat(self._codec.tokenizer, self._config, *shown)
             text = self._kept + text.removeprefix(self._opening)
         else:

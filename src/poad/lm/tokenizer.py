@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 from poad.errors import ModelError
 from poad.lm.cursor import GrammarReader
 from poad.lm.grammar import GrammarTree
-from poad.trie import ActionTrie, Border, Form, FormTree, Grammar, TokenTree
+from poad.trie import ActionTrie, CallForm, Form, FormTree, Grammar, TokenTree
 from poad.turns import TokenIds
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -44,7 +44,7 @@ class TextCodec:
             thoughts if it has any.
         end_id: the token that closes an action; by default the tokenizer's end of text.
         control_tokens: let the names of control tokens in a world's text become control tokens.
-        calls: what stands around calls of tools.
+        calls: how calls of tools are written; None means as JSON.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, and no ``end_id`` is given.
@@ -58,7 +58,7 @@ class TextCodec:
         answer_prefix: str = " ",
         end_id: int | None = None,
         control_tokens: bool = False,
-        calls: Border | None = None,
+        calls: CallForm | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.action_prefix, self.answer_prefix, self.calls = action_prefix, answer_prefix, calls

@@ -1,13 +1,13 @@
 """Offered actions: as a world gives them, and as a token tree."""
 
-from poad.trie.offers import MAX_LISTED, Border, Form, Grammar, Offer, arguments_of
+from poad.trie.offers import MAX_LISTED, CallForm, Form, Grammar, Offer, arguments_of
 from poad.trie.trees import ROOT, ActionTrie, FormTree, TokenTree
 
 __all__ = [
     "MAX_LISTED",
     "ROOT",
     "ActionTrie",
-    "Border",
+    "CallForm",
     "Form",
     "FormTree",
     "Grammar",

@@ -106,12 +106,45 @@ class Form:
         return f"<Form of {self.size:,} actions: {self}>"
 
 
-class Border(NamedTuple):
-    """What a chat template writes around calls of tools, and between two of them."""
+class CallForm(NamedTuple):
+    """The form in which calls of tools are written: what stands around names and arguments.
 
-    opening: str = ""
-    between: str = "\n"
-    closing: str = ""
+    The default is JSON, with a line for each call. Chat templates have others, such as
+    ``<tool_call>{"name": "look", "arguments": {}}</tool_call>`` or ``[CALL]look[ARGS]{}``.
+    """
+
+    opening: str = '{"name": "'
+    middle: str = '", "arguments": '
+    between: str = '}\n{"name": "'
+    """What stands between the arguments of a call and the name of the next one."""
+    closing: str = "}"
+    joined: bool = True
+    """Whether what a prompt's format writes before any action stands before calls, too."""
+
+    def spelled(self, tool: str) -> str:
+        """Write a tool's name as it stands in a call."""
+        return json.dumps(tool, ensure_ascii=False)[1:-1] if self.opening[-1:] == '"' else tool
+
+    def read(self, text: str) -> list[str]:
+        """Return the calls in a text, in the default form; none if the text has another form."""
+        decoder, at = json.JSONDecoder(), len(self.opening)
+        calls, form = list[str](), CallForm()
+        if not text.startswith(self.opening):
+            return []
+        while (end := text.find(self.middle, at)) >= 0:
+            name, begin = text[at:end], end + len(self.middle)
+            name = name if self.opening[-1:] == '"' else json.dumps(name)[1:-1]
+            try:
+                _, end = decoder.raw_decode(text, begin)
+            except ValueError:
+                return []
+            calls.append(form.opening + name + form.middle + text[begin:end] + form.closing)
+            if text[end:] == self.closing:
+                return calls
+            if not text.startswith(self.between, end):
+                return []
+            at = end + len(self.between)
+        return []
 
 
 GrammarKind = Literal["json_schema", "regex", "lark", "tools"]
@@ -184,12 +217,12 @@ class Grammar:
         return tuple(tool["function"] for tool in json.loads(self.source))
 
     def rules(
-        self, border: Border | None = None, literal: Callable[[str], str] = json.dumps
+        self, form: CallForm | None = None, literal: Callable[[str], str] = json.dumps
     ) -> dict[str, Any]:
         """Write the grammar as llguidance takes one of several.
 
         Args:
-            border: what stands around calls of tools.
+            form: how calls of tools are written; None means as JSON.
             literal: writes a text as Lark does.
 
         Raises:
@@ -203,11 +236,16 @@ class Grammar:
             return {"lark_grammar": f"start: TEXT\nTEXT: /{regex_to_lark(self.source)}/"}
         if self.kind == "json_schema":
             return {"json_schema": _with_layout(json.loads(self.source))}
-        schema = json.dumps(_with_layout({"anyOf": [_call(tool) for tool in self.tools]}))
-        opening, between, closing = (literal(text) if text else "" for text in border or Border())
-        more = f" ({between} call){{0,{self.calls - 1}}}" if self.calls > 1 else ""
-        start = f"{opening} call{more} {closing}"
-        return {"lark_grammar": f"start: {start}\ncall: %json {schema}"}
+        form = form or CallForm()
+        more = f" ({literal(form.between)} call){{0,{self.calls - 1}}}" if self.calls > 1 else ""
+        closing = literal(form.closing) if form.closing else ""
+        rules = [f"start: {literal(form.opening)} call{more} {closing}"]
+        calls = []
+        for number, tool in enumerate(self.tools):
+            calls.append(f"{literal(form.spelled(tool['name']) + form.middle)} arguments{number}")
+            schema = json.dumps(_with_layout(arguments_of(tool)))
+            rules.append(f"arguments{number}: %json {schema}")
+        return {"lark_grammar": "\n".join([*rules, f"call: {' | '.join(calls)}"])}
 
     def __str__(self) -> str:
         """Write the grammar compactly."""
@@ -263,17 +301,6 @@ def arguments_of(tool: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of a tool's arguments, which allows none but those it names."""
     closed = {"type": "object", "properties": {}, "additionalProperties": False}
     return closed | tool["parameters"]
-
-
-def _call(tool: dict[str, Any]) -> dict[str, Any]:
-    """Describe the calls of a tool; it takes no arguments but those it names."""
-    properties = {"name": {"const": tool["name"]}, "arguments": arguments_of(tool)}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
 
 
 def _short(value: object) -> str:

@@ -498,6 +498,8 @@ gymnasium.register("Large-v0", entry_point=Undescribed)
         (("eval",), "RUN is missing."),
         (("eval", "one", "two"), "too many arguments: two."),
         (("train", "--ppo.anneal", "False"), "takes no value: write --ppo.anneal or --ppo.no-"),
+        (("train", "--ppo.anneal", "true", "--critic.root", "false"), "A switch takes no value"),
+        (("train", "--env-args.max_steps", "3"), "Write --env-args max_steps=VALUE."),
         (("export", "run"), "--to is missing."),
         (("study",), "Name a study file"),
         (("study", "--compare", "one"), "--compare needs 2 values."),

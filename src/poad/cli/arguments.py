@@ -314,7 +314,7 @@ def _sentence(error: str) -> str:
         return f"{match[1]} needs {'a value' if match[2] == '1' else f'{match[2]} values'}."
     if match := re.match(r"Unrecognized options: (.*)", text):
         hint = ""
-        if match[1].lower() in ("true", "false"):
+        if {*match[1].lower().split(", ")} <= {"true", "false"}:
             hint = " A switch takes no value: write --ppo.anneal or --ppo.no-anneal, for example."
         return f"There are too many arguments: {match[1]}.{hint}"
     return text.removeprefix("Error parsing ")
@@ -335,6 +335,9 @@ def _check_names(arguments: Sequence[str], known: Sequence[str], prog: str) -> N
             if "." in name and name.rpartition(".")[0] in {f.rpartition(".")[0] for f in known}:
                 same = [f for f in same if f.rpartition(".")[0] == name.rpartition(".")[0]]
             near = f"Did you mean {' or '.join(same)}? " if same else did_you_mean(name, known)
+            group, _, inner = argument.partition("=")[0].rpartition(".")
+            if group in known and group.endswith("-args"):
+                near = f"Write {group} {inner}=VALUE. "
             raise ConfigError(f"There is no option {name}. {near}See `{prog} --help`.")
         if not argument.startswith("-") and "=" in argument and f"--{name}" in known:
             raise ConfigError(f"{argument!r}: did you mean --{name}? See `{prog} --help`.")

@@ -51,15 +51,15 @@ def learned(recipe: str, seed: int, goal: float, tell: Any) -> tuple[float, Trai
     print(f"\n{recipe}, seed {seed}: {metrics[-1]['cpu_seconds']:.1f} CPU seconds", end=" ")
     # The sampler and the learner agreed all the way, and the critic learned too. One that knows
     # nothing explains 0 or less. How much it explains at best depends on the run, and a run on the
-    # rounding of the processor: we saw .19 and more.
+    # rounding of the processor: we saw .18 and more.
     assert max(m["logprob_drift"] for m in metrics) <= drift()
-    assert max(m["explained_variance"] for m in metrics) > 0.1
+    assert max(m["explained_variance"] for m in metrics) > 0.05
     return before, trainer
 
 
 @pytest.mark.parametrize("seed", [11, 12])
 def test_poad_learns_the_tomato_salad(seed: int, record_property: Any) -> None:
-    before, trainer = learned("tomato_salad", seed, 0.95, record_property)
+    before, trainer = learned("tomato_salad", seed, 1.0, record_property)
     assert before < 0.75
     assert success(trainer.agent, 300) >= 0.95
 

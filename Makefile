@@ -42,7 +42,7 @@ study-smoke: $(VENV)/.installed-dev ## Run the main study at toy size, from the 
 	$(BIN)/poad study studies/main.yaml --smoke
 
 # In the order of their worth, into runs/studies/; each goes on where it was.
-STUDIES := main decompose decompose_16 length ablations generalization length_free actions real order_real tools babyai textworld
+STUDIES := main decompose decompose_16 length ablations generalization length_free actions real order_real tools babyai textworld textworld_simple
 studies: $(VENV)/.installed-dev ## Repeat the shipped studies on this machine (hours; stop any time)
 	@failed=; for s in $(STUDIES); do \
 		$(BIN)/poad study studies/$$s.yaml || { test $$? -lt 128 || exit 130; failed="$$failed $$s"; }; \

@@ -26,7 +26,7 @@ SHIPPED = ROOT / "benchmarks" / "results" / "shipped.md"
 ORDER = (
     *("main", "decompose", "decompose_16", "length", "ablations"),
     *("generalization", "length_free", "actions", "real", "order_real"),
-    *("tools", "babyai", "textworld"),
+    *("tools", "babyai", "textworld", "textworld_simple"),
 )
 """The order in which `make studies` runs them."""
 HEAD = """\

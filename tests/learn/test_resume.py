@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
         "ppo": {"return_floor": 1.0, "std_floor": 1e-3},
     },
     "a regression": {"world": "Novel", "credit": {"regress": 20}, "critic": {"body": "shared"}},
+    "a rate that was lowered": {"world": "Novel", "ppo": {"kl_limit": 1e-9}},
     "twosome": {"world": "Corridor", "credit": {"method": "twosome"}},
     "reinforce": {"world": "Chain", "credit": {"method": "reinforce"}},
     "reinforce, forms": {"world": "Forms", "credit": {"method": "reinforce"}},
@@ -147,5 +148,5 @@ def test_what_a_snapshot_holds() -> None:
     parameters = sum(len(group["params"]) for group in trainer.learner.optimizer.param_groups)
     assert len(take(trainer)[0]["optimizer"]) == 3 * parameters
     assert state.keys() == {
-        *("generator", "collector", "updates", "pass_tokens", "waiting", "model")
+        *("generator", "collector", "updates", "lr_scale", "pass_tokens", "waiting", "model")
     }

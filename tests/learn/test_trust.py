@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_a_limit_that_is_not_reached_changes_nothing() -> None:
         metrics = [run.learner.update(run.rollout) for run in runs]
         assert torch.equal(*(run.weights() for run in runs))
         assert metrics[1].pop("kept") == 1
+        assert metrics[1].pop("lr_scale") == 1
         assert metrics[1].pop("kl_after") == pytest.approx(runs[1].kl(), rel=1e-6)
         assert metrics[0] == metrics[1]
         for run in runs:
@@ -126,3 +128,27 @@ def test_turns_of_older_policies_do_not_count() -> None:
             for weight in run.agent.model.parameters():
                 weight.add_(0.05 * torch.randn(weight.shape))
         run.rollout = run.collect()
+
+
+def test_an_update_that_was_shortened_lowers_the_rate_until_others_stay_near() -> None:
+    """The rate falls by what was cut, and comes back where it is not too high any more."""
+    run = Run("Novel", 0.01, ppo={"lr": 0.05, "epochs": 1, "minibatches": 1})
+    scale, lowered = 1.0, 0
+    for _ in range(8):
+        metrics = run.learner.update(run.rollout)
+        assert metrics["lr_scale"] == pytest.approx(scale)
+        (group,) = run.learner.optimizer.param_groups
+        assert group["lr"] == pytest.approx(0.05 * scale)
+        if metrics["kept"] < 1:
+            scale *= max(metrics["kept"], 1 / 8)
+            lowered += 1
+        elif metrics["kl_after"] < 0.01 / 4:
+            scale = min(1.0, 1.2 * scale)
+        run.rollout = run.collect()
+    assert lowered
+    run.learner.ppo = replace(run.learner.ppo, lr=0.0)
+    run.learner._rates, metrics = [0.0], dict[str, float]()
+    for _ in range(40):
+        metrics = run.learner.update(run.rollout)
+        run.rollout = run.collect()
+    assert metrics["lr_scale"] == 1

@@ -281,8 +281,9 @@ class PPOConfig:
     """End an update when its approximate KL divergence exceeds this (paper: 0.02). None never
     does."""
     kl_limit: Annotated[float | None, Above(0)] = 0.2
-    """Shorten an update that would end at a larger approximate KL divergence than this. Where there
-    are few prompts, one step can be too large to stop after it. None never does."""
+    """Shorten an update that would end at a larger approximate KL divergence than this, and lower
+    the rate of those that follow. Where there are few prompts, or a model is touchy, one step can
+    be too large to stop after it. None never does."""
     entropy: Annotated[float, AtLeast(0)] = 0.05
     """Weight of the entropy bonus over the admissible tokens (paper: 1e-4 to 1e-2). If it is too
     small, an agent that has found no reward stops exploring; see docs/training.md."""

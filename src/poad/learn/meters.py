@@ -41,6 +41,7 @@ LEARNED = (
     "skipped",
     "kl_after",
     "kept",
+    "lr_scale",
 )
 """The metrics of an update, in the order they are written."""
 

@@ -64,6 +64,7 @@ class PPO:
         self.returns = Standardizer(1)
         """Moments of all returns so far, which tell how small a spread of advantages is."""
         self.reliance, self.regression = Reliance.of(agent), Regression.of(agent)
+        self.lr_scale = 1.0  # what is left of the rate after updates that went too far
         self.updates = 0
         """Rollouts learned from, in which the critic alone warms up at first."""
         self._drift: Drift | None = None
@@ -105,24 +106,23 @@ class PPO:
     def _anneal(self, progress: float) -> None:
         rate = 1.0 - progress if self.ppo.anneal else 1.0
         for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = lr * rate
+            group["lr"] = lr * rate * self.lr_scale
 
     def _improve(self, experience: Experience) -> dict[str, float]:
         """Improve the policy, and a critic that shares its body, and keep it within bounds."""
         self._drift = None
         if self.ppo.recompute_logprob or self.policy.model.has_dropout:
             experience, self._drift = recompute(self.policy, experience, self.ppo)
-        limit, tokens = self.ppo.kl_limit, self.ppo.micro_batch_tokens
-        region = None
-        if limit is not None:
-            region = TrustRegion(self.policy, limit, tokens, self.ppo.ratio == "turn")
+        region = TrustRegion.of(self.policy, self.ppo)
         with stepping(self.policy.model):
             passes = [self._one_pass(experience)]
             while len(passes) < self.ppo.epochs and not self._too_far(passes[-1][-1]):
                 passes.append(self._one_pass(experience))
         metrics = mean_of([step for steps in passes for step in steps])
         if region is not None:
-            metrics["kept"], metrics["kl_after"] = region.keep(experience)
+            kept = region.keep(experience)
+            metrics |= {"kept": kept.share, "kl_after": kept.kl, "lr_scale": self.lr_scale}
+            self.lr_scale = region.scale_after(kept, self.lr_scale)
         if self._drift is not None:
             metrics["logprob_drift"], metrics["logprob_drift_mean"] = self._drift
         return metrics | {"passes": float(len(passes))}

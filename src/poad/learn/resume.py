@@ -55,6 +55,7 @@ def take_snapshot(
         "generator": generator.bit_generator.state,
         "collector": collector_state(collector),
         "updates": learner.updates,
+        "lr_scale": learner.lr_scale,
         "pass_tokens": agent.model.passes.tokens,
         "model": agent.model.identity,
         "waiting": [[turn_to_json(turn) for turn in turns] for turns in learner.waiting.turns],
@@ -86,6 +87,7 @@ def restore_snapshot(
     if learner.regression is not None:
         learner.regression.load_state_dict(dict(tensors["regression"]))
     learner.updates = int(state["updates"])
+    learner.lr_scale = float(state.get("lr_scale", 1.0))  # earlier runs have none
     agent.model.passes.tokens = int(state["pass_tokens"])
     if learner.values is not None:
         _restore(learner.values.optimizer, tensors["critic_optimizer"])

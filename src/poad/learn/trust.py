@@ -2,7 +2,7 @@
 
 Stopping early (`ppo.kl_stop`) cannot undo the step that went too far, and where a rollout holds few
 prompts a single step may be such a one. So an update that ends outside the region is shortened:
-its way back is halved until the policy is inside.
+its way back is halved until the policy is inside. The updates behind it take smaller steps.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from poad.agent import Policy
+from poad.config import PPOConfig
 from poad.learn.experience import Experience
 from poad.learn.losses import approx_kl, by_turn
 from poad.lm import own_part, renew
 
 _HALVINGS = 20
 """More do not happen unless the policy was outside before its first step; then it goes back."""
+_BACK = 1.2
+"""Factor by which a lowered learning rate grows again with each update that stays near."""
 
 
 class Kept(NamedTuple):
@@ -50,6 +53,13 @@ class TrustRegion:
             own_part(weight).to("cpu", copy=True) for weight in policy.model.parameters()
         ]
 
+    @classmethod
+    def of(cls, policy: Policy, ppo: PPOConfig) -> TrustRegion | None:
+        """Make the region that some settings ask for; None if they ask for none."""
+        if ppo.kl_limit is None:
+            return None
+        return cls(policy, ppo.kl_limit, ppo.micro_batch_tokens, ppo.ratio == "turn")
+
     @torch.no_grad()
     def keep(self, experience: Experience) -> Kept:
         """Shorten the update that was made since, unless it stayed inside.
@@ -67,6 +77,16 @@ class TrustRegion:
             renew(self._policy.model)
             kl = self._kl(experience)
         return Kept(share, kl)
+
+    def scale_after(self, kept: Kept, scale: float) -> float:
+        """Return the share of the learning rate for the next update, after one with this share.
+
+        An update that had to be shortened says that the rate is too high for this model, by about
+        as much as was cut. The rate comes back while updates end deep inside the region.
+        """
+        if kept.share < 1:
+            return scale * max(kept.share, 0.5**3)
+        return min(1.0, scale * _BACK) if kept.kl < self._limit / 4 else scale
 
     def _kl(self, experience: Experience) -> float:
         """Measure it where the current policy sampled; terms of older policies are left out."""

@@ -97,6 +97,8 @@ SINGLE = """\
 # As of newer Mistrals: no JSON but of the arguments.
 BARE = HERMES.replace('<call>\n{"name": "', "[ASK]").replace('", "arguments": ', "[/ASK]")
 BARE = BARE.replace("}\n</call>", "")
+NARROW = BARE.replace("[/ASK]", "")
+"""Nothing between a name and its arguments."""
 # No form that we know: the arguments are a text.
 QUOTED = HERMES.replace("arguments | tojson", "arguments | tojson | tojson")
 
@@ -125,6 +127,7 @@ def test_the_form_of_calls_is_found_in_the_template():
     assert form(LISTED) == CallForm(*listed, joined=False)
     assert form(SINGLE) == CallForm(name, '", "parameters": ', f"}}\n{name}", "}")
     assert form(BARE) == CallForm("[ASK]", "[/ASK]", "[ASK]", "")
+    assert form(NARROW) == CallForm("[ASK]", "", "[ASK]", "")
     assert form(QUOTED) is None
     assert call_form(chatting("marked"), chat()) is None
 
@@ -135,6 +138,7 @@ FORMS = {
     "list": LISTED,
     "single": SINGLE,
     "bare": BARE,
+    "narrow": NARROW,
     "unknown": QUOTED,
 }
 
@@ -159,7 +163,7 @@ def test_a_call_is_written_as_the_template_writes_it_and_read_as_json(zoo: Zoo, 
         before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         assert before + tokenizer.decode(tokens) == written.rstrip("\n")
         marks = {tokenizer.convert_tokens_to_ids(mark) for mark in ("[ASK]", "[/ASK]")}
-        assert bool(marks & {*tokens}) == (name in ("tokens", "list", "bare"))
+        assert bool(marks & {*tokens}) == (name in ("tokens", "list", "bare", "narrow"))
 
 
 @pytest.mark.parametrize("name", sorted(FORMS.keys() - {"unknown"}))

@@ -120,10 +120,22 @@ class GrammarTree(TokenTree):
         return self._parents[node]
 
     def text(self, leaf: int) -> str:
-        """The action that ends in a leaf."""
+        """The action that ends in a leaf.
+
+        Raises:
+            ModelError: the tokenizer changes what stands around calls of tools.
+        """
         spelled = self._reader.tokenizer.decode_bytes(list(self.token_path(leaf)[:-1]))
         text = spelled.removeprefix(self._prefix).decode(errors="replace")
-        return "\n".join(self._form.read(text)) if self._grammar.tools else text
+        if not self._grammar.tools:
+            return text
+        calls = self._form.read(text)
+        if not calls:
+            raise ModelError(
+                f"The call {text!r} cannot be read back: the tokenizer does not spell what its chat "
+                "template writes around calls. prompt.format = plain needs no template."
+            )
+        return "\n".join(calls)
 
     def all_leaves(self) -> Sequence[int]:
         """The last node of each action.

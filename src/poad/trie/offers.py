@@ -131,7 +131,7 @@ class CallForm(NamedTuple):
         calls, form = list[str](), CallForm()
         if not text.startswith(self.opening):
             return []
-        while (end := text.find(self.middle, at)) >= 0:
+        while (end := text.find(self.middle + "{", at)) >= 0:  # arguments are an object
             name, begin = text[at:end], end + len(self.middle)
             name = name if self.opening[-1:] == '"' else json.dumps(name)[1:-1]
             try:

@@ -132,8 +132,8 @@ class GrammarTree(TokenTree):
         calls = self._form.read(text)
         if not calls:
             raise ModelError(
-                f"The call {text!r} cannot be read back: the tokenizer does not spell what its chat "
-                "template writes around calls. prompt.format = plain needs no template."
+                f"The call {text!r} cannot be read back: the tokenizer does not spell what the "
+                "chat template writes around calls. prompt.format = plain needs no template."
             )
         return "\n".join(calls)
 

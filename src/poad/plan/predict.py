@@ -379,6 +379,15 @@ def passes_around(config: Config) -> int:
     return compared + (ppo.kl_reference > 0) + (ppo.kl_limit is not None) + scored
 
 
+def waits(config: Config, passes: int) -> int:
+    """Count how often an update waits for a pass, if one over the rollout takes so many.
+
+    A backward pass waits about twice as long as a forward pass. The critic's values take one more.
+    """
+    epochs = config.ppo.epochs + (config.critic.adapter_epochs if critic_adapters(config) else 0)
+    return passes * (3 * epochs + passes_around(config) + 1)
+
+
 def minibatches(config: Config, sample: Sample) -> int:
     """Return the number of gradient steps in a pass over a rollout."""
     return max(1, min(config.ppo.minibatches, sample.prompts))
@@ -392,10 +401,7 @@ def _seconds(
     share_acting, share_updating = utilization(config, kind)
     turns = TURN_SECONDS * sample.turns
     acting = each.acting / speed / share_acting + sample.acting_passes * each.latency + turns
-    # A backward pass waits about twice as long as a forward pass.
-    epochs = config.ppo.epochs + (config.critic.adapter_epochs if critic_adapters(config) else 0)
-    # The critic's values are read in one more pass.
-    passes = sample.update_passes * (3 * epochs + passes_around(config) + 1)
+    passes = waits(config, sample.update_passes)
     computing = (each.updating + each.repeated) / speed / share_updating
     computing += step_seconds(config, kind, speed, shape, sample)
     return acting, computing + passes * each.latency + turns, each.acting + each.updating

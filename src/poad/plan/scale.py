@@ -27,6 +27,7 @@ from poad.plan.predict import (
     plan_of,
     step_seconds,
     utilization,
+    waits,
     work,
 )
 from poad.plan.sample import Sample, load_codec, sample_world
@@ -147,9 +148,9 @@ def step_of(config: Config, plan: Plan, machines: Machines) -> Step:
     even = (all_of_it.acting / plan.speed / acting + update) / ranks
     parts = minibatches(config, sample)
     share = largest_share(sample.prompts / parts, ranks)
-    passes = max(parts, math.ceil(sample.update_passes * share)) * ppo.epochs
-    launching = (own.acting_passes + 3 * passes) * mine.latency
-    sent = _bytes_sent(config, plan, ranks, passes, parts * ppo.epochs)
+    passes = max(parts, math.ceil(sample.update_passes * share))
+    launching = (own.acting_passes + waits(config, passes)) * mine.latency
+    sent = _bytes_sent(config, plan, ranks, passes * ppo.epochs, parts * ppo.epochs)
     # Every process changes all weights that it has.
     steps = step_seconds(config, plan.kind, plan.speed, plan.shape, sample)
     shared = steps / ranks if is_sharded(config, ranks) else 0.0

@@ -31,8 +31,13 @@ def lower_bounds() -> dict[str, str]:
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["datasci"]]
     wanted += [line for line in extras["dev"] if re.split(r"[\[>]", line)[0] in TOOLS]
-    found = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in wanted)
-    return {bound[1]: bound[2] for bound in found if bound is not None}
+    bounds = {}
+    for line in wanted:
+        found = re.match(r"([\w-]+)>=([\d.]+)", line)
+        if found is None:
+            sys.exit(f"pyproject.toml names no lower bound in {line!r}.")
+        bounds[found[1]] = found[2]
+    return bounds
 
 
 def pinned(name: str) -> str:

@@ -53,7 +53,7 @@ def learned(recipe: str, seed: int, goal: float, tell: Any) -> tuple[float, Trai
     # nothing explains 0 or less. How much it explains at best depends on the run, and a run on the
     # rounding of the processor: we saw .18 and more.
     assert max(m["logprob_drift"] for m in metrics) <= drift()
-    assert max(m["explained_variance"] for m in metrics) > 0.05
+    assert max(m["explained_variance"] for m in metrics) > 0.1
     return before, trainer
 
 

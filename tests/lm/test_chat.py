@@ -58,7 +58,7 @@ Tools:{% for tool in tools %} {{ tool.function | tojson }}{% endfor %}<|over|>
 MARKED = HERMES.replace("<call>\n", "[ASK]").replace("\n</call>", "[/ASK]")
 """Calls between control tokens."""
 # As of Mistral: a list of calls with identities behind a control token, where an answer has a space
-# before it. Roles alternate, but for results.
+# before it. Users and assistants take turns, and results count as no turn.
 LISTED = """\
 {%- if tools -%}[INST]Tools:{{ tools | tojson }}[/INST]{%- endif -%}
 {%- set ns = namespace(count=0) -%}
@@ -94,7 +94,7 @@ SINGLE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|turn|>assistant
 {% endif -%}"""
-# As of newer Mistrals: no JSON but of the arguments.
+# As of newer Mistrals: only the arguments are JSON.
 BARE = HERMES.replace('<call>\n{"name": "', "[ASK]").replace('", "arguments": ', "[/ASK]")
 BARE = BARE.replace("}\n</call>", "")
 NARROW = BARE.replace("[/ASK]", "")

@@ -282,8 +282,8 @@ class PPOConfig:
     does."""
     kl_limit: Annotated[float | None, Above(0)] = 0.2
     """Shorten an update that would end at a larger approximate KL divergence than this, and lower
-    the rate of those that follow. Where there are few prompts, or a model is touchy, one step can
-    be too large to stop after it. None never does."""
+    the rate of those that follow. Where there are few prompts, or small steps change a model
+    much, one step can be too large to stop after it. None never does."""
     entropy: Annotated[float, AtLeast(0)] = 0.05
     """Weight of the entropy bonus over the admissible tokens (paper: 1e-4 to 1e-2). If it is too
     small, an agent that has found no reward stops exploring; see docs/training.md."""

@@ -21,6 +21,8 @@ from poad.lm import own_part, renew
 
 _HALVINGS = 20
 """More do not happen unless the policy was outside before its first step; then it goes back."""
+_LEAST = 1 / 8
+"""Factor by which an update lowers the learning rate at most, even one that was taken back."""
 _BACK = 1.2
 """Factor by which a lowered learning rate grows again with each update that stays near."""
 
@@ -85,7 +87,7 @@ class TrustRegion:
         as much as was cut. The rate comes back while updates end deep inside the region.
         """
         if kept.share < 1:
-            return scale * max(kept.share, 0.5**3)
+            return scale * max(kept.share, _LEAST)
         return min(1.0, scale * _BACK) if kept.kl < self._limit / 4 else scale
 
     def _kl(self, experience: Experience) -> float:

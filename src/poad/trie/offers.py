@@ -121,9 +121,14 @@ class CallForm(NamedTuple):
     joined: bool = True
     """Whether what a prompt's format writes before any action stands before calls, too."""
 
+    @property
+    def quoted(self) -> bool:
+        """Whether a tool's name stands in a JSON string."""
+        return self.opening.endswith('"')
+
     def spelled(self, tool: str) -> str:
         """Write a tool's name as it stands in a call."""
-        return json.dumps(tool, ensure_ascii=False)[1:-1] if self.opening[-1:] == '"' else tool
+        return _in_quotes(tool) if self.quoted else tool
 
     def read(self, text: str) -> list[str]:
         """Return the calls in a text, in the default form; none if the text has another form."""
@@ -133,7 +138,7 @@ class CallForm(NamedTuple):
             return []
         while (end := text.find(self.middle + "{", at)) >= 0:  # arguments are an object
             name, begin = text[at:end], end + len(self.middle)
-            name = name if self.opening[-1:] == '"' else json.dumps(name)[1:-1]
+            name = name if self.quoted else _in_quotes(name)
             try:
                 _, end = decoder.raw_decode(text, begin)
             except ValueError:
@@ -252,6 +257,11 @@ class Grammar:
         if self.kind == "tools":
             return f"a call of {', '.join(tool['name'] for tool in self.tools)}"
         return f"{self.kind} {self.source if len(self.source) <= 200 else self.source[:200] + ' …'}"
+
+
+def _in_quotes(text: str) -> str:
+    """Write a text as it stands between the quotes of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _plain_tools(given: object) -> list[dict[str, Any]]:
